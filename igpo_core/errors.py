@@ -1,0 +1,21 @@
+"""Errors that a user can act on: the message names the thing that is wrong and the remedy."""
+
+
+class IgpoError(Exception):
+    """Base of every error whose cause lies outside the code: input, configuration, files, services."""
+
+
+class DataError(IgpoError):
+    """A file or table that cannot be used: names the file, the row or field, and the remedy."""
+
+
+class ConfigError(IgpoError):
+    """A combination of settings that cannot work: names the settings and the remedy."""
+
+
+class CheckpointError(IgpoError):
+    """A checkpoint that is damaged, incomplete or of another architecture: names the path and the remedy."""
+
+
+class ServiceError(IgpoError):
+    """A server that cannot be started or reached: names the address and the remedy."""

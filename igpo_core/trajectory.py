@@ -1,0 +1,120 @@
+"""What a rollout leaves behind: the token ids as they were sampled, and spans captured at sampling time.
+
+Nothing here is ever re-found in text: training, scoring and tracing all read these spans (token in, token out)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a question table.
+
+    facts: synthetic worlds only, the observation that each right query returns; None for a question over a corpus.
+    """
+
+    id: str
+    source: str
+    split: str
+    text: str
+    answers: tuple[str, ...]
+    hops: int | None = None
+    supporting_titles: tuple[str, ...] = ()
+    facts: Mapping[str, str] | None = None
+    distractors: tuple[str, ...] = ()
+
+
+class RolloutStatus(StrEnum):
+    """Every way a rollout can end. Only ANSWERED has an answer; the others get the format penalty as outcome."""
+
+    ANSWERED = "answered"
+    MALFORMED = "malformed"  # the last turn is neither one search nor one answer
+    TURN_TRUNCATED = "turn_truncated"  # the last turn hit max_new_tokens without a stop token
+    TURN_LIMIT = "turn_limit"  # max_turns used up on searches
+    WINDOW_FULL = "window_full"  # the next observation or turn would not fit into max_tokens
+
+
+@dataclass(frozen=True)
+class Search:
+    """A well-formed turn that asks the search tool."""
+
+    query: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A well-formed turn that ends the trajectory."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A turn that is neither: why, in words."""
+
+    reason: str
+
+
+Action = Search | Answer | Malformed
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Tokens [start, end) were sampled by the policy; [end, observation_end) were returned by the search tool.
+
+    observation_end == end: no observation (only the last turn of a trajectory). logprobs: the log-probability of each
+    sampled token at the sampling temperature, one for each token in [start, end).
+    """
+
+    start: int
+    end: int
+    observation_end: int
+    action: Action
+    logprobs: tuple[float, ...]
+    hop: int | None = None  # which fact of the chain the search found (synthetic worlds), None: none or unknown
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= self.observation_end:
+            raise ValueError(f"turn spans must increase: {self.start}, {self.end}, {self.observation_end}")
+        if len(self.logprobs) != self.end - self.start:
+            raise ValueError(f"{len(self.logprobs)} log-probs for {self.end - self.start} sampled tokens")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout: prompt tokens [0, prompt_length), then turns back to back. `group` names its question's group."""
+
+    question: Question
+    group: str
+    token_ids: tuple[int, ...]
+    prompt_length: int
+    turns: tuple[Turn, ...]
+    status: RolloutStatus
+    observations: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError("a trajectory has at least one turn")
+        edges = [self.prompt_length, *(turn.observation_end for turn in self.turns)]
+        if [turn.start for turn in self.turns] != edges[:-1] or edges[-1] != len(self.token_ids):
+            raise ValueError("turns must follow the prompt and each other without a gap and end with the last token")
+        if any(turn.end == turn.observation_end for turn in self.turns[:-1]):
+            raise ValueError("only the last turn can lack an observation")
+        if self.turns[-1].observation_end != self.turns[-1].end:
+            raise ValueError("the last turn has no observation: it answers, fails or is cut off")
+
+    @property
+    def answer(self) -> str | None:
+        """The answer's text, or None when the trajectory has no well-formed answer."""
+        action = self.turns[-1].action
+        return action.text if self.status is RolloutStatus.ANSWERED and isinstance(action, Answer) else None
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """History lengths h_0 .. h_{T-1} at which a belief is scored: the prompt, then each turn's observation end."""
+        return (self.prompt_length, *(turn.observation_end for turn in self.turns[:-1]))
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(turn.end - turn.start for turn in self.turns)
