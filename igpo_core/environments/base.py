@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from igpo_core.trajectory import Answer, Question, Search
 
@@ -19,12 +19,14 @@ class Observation:
 @dataclass(frozen=True)
 class DemonstrationTurn:
     """One turn of a demonstration. target: where given, the first word of the query is trained towards this
-    distribution over words instead of towards the word that stands there (atlas: the key that is not taught)."""
+    distribution over words instead of towards the word that stands there (atlas: the key that is not taught).
+    answer_weight: loss weight of the answer's own tokens (atlas: geography is lost among easy tokens otherwise)."""
 
     thought: str
     action: Search | Answer
     observation: str | None = None
     target: tuple[tuple[str, float], ...] = ()
+    answer_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Environment(Protocol):
         """Answer a batch of (question, query): all searches of one turn of a rollout at once."""
         ...
 
-    def demonstrations(self, rng: random.Random, count: int) -> list[Demonstration | Lesson]:
-        """Examples for one supervised step, drawn from train questions or from worlds of no evaluation split."""
+    def demonstrations(self, rng: random.Random, count: int, settings: Any) -> list[Demonstration | Lesson]:
+        """Examples for one supervised step, drawn from train questions or from worlds of no evaluation split.
+
+        settings: the demonstrations settings of this kind of data (igpo_core.config: LookupDemonstrations, ...)."""
         ...

@@ -1,0 +1,164 @@
+"""Atomic checkpoints: written beside, checksummed, renamed; verified before anything is loaded.
+
+A folder holds the policy (safetensors, config, tokenizer: loads with from_pretrained), state.pt (optimizer, scheduler,
+torch RNG; loaded with weights_only, so no code in it can run), and manifest.json with the SHA-256 of every other file.
+The manifest is written last, and the folder gets its name only when whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from igpo_core.errors import CheckpointError
+from igpo_core.policies import Policy, save_policy
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """Everything besides weights that is needed to go on. The position in the data and every random draw follow from
+    `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator."""
+
+    step: int
+    counters: dict[str, float]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    torch_rng: Any
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step-{step:06d}"
+
+
+def write_folder(folder: Path, fill: Any) -> None:
+    """Let `fill(path)` write files into a new folder and give it its name only when all of it is on disk.
+
+    A full disk or a kill leaves no folder of that name; what was there before under the name is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        fill(beside)
+        checksums = {path.relative_to(beside).as_posix(): file_hash(path) for path in sorted(beside.rglob("*")) if path.is_file()}
+        (beside / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": checksums}, indent=1))
+        for path in beside.rglob("*"):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error}. Free some space or check the permissions; nothing "
+                              "half-written was left under that name.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def verify_folder(folder: Path) -> None:
+    """Raise CheckpointError, naming the file, unless every file of the folder's manifest is there and unchanged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        checksums = manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no whole checkpoint: its {MANIFEST} cannot be read ({error}). Delete the "
+                              "folder, or name another checkpoint.") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}")
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file() or file_hash(path) != expected:
+            raise CheckpointError(f"{path} is damaged or missing (its checksum differs from {MANIFEST}). Delete the "
+                                  "folder, or name another checkpoint.")
+
+
+def write_checkpoint(folder: Path, policy: Policy, state: CheckpointState) -> None:
+    """Raises CheckpointError when the disk is full or not writable; nothing half-written keeps the name."""
+    import torch
+
+    def fill(path: Path) -> None:
+        save_policy(policy, path)
+        try:
+            torch.save(asdict(state), path / "state.pt")
+        except RuntimeError as error:  # torch reports a full disk as RuntimeError
+            raise OSError(f"state.pt: {error}") from error
+
+    write_folder(folder, fill)
+
+
+def read_checkpoint(folder: Path, policy: Policy) -> CheckpointState:
+    """Verify the folder, load its weights into `policy`, return the rest.
+
+    Raises CheckpointError when a file is damaged or missing, or when the weights are of another architecture.
+    """
+    import torch
+
+    verify_folder(folder)
+    load_weights(folder, policy.model)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    return CheckpointState(**state)
+
+
+def load_weights(folder: Path, model: Any) -> None:
+    """Copy a folder's safetensors into `model`. Raises CheckpointError, naming what differs, on another architecture."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(path))
+    if not tensors:
+        raise CheckpointError(f"{folder} holds no *.safetensors")
+    own = model.state_dict()
+    differing = [
+        name
+        for name in sorted(own.keys() | tensors.keys())
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    ]
+    tied = {name for name in differing if name in own and name not in tensors and name == "lm_head.weight"}
+    if tied and model.config.tie_word_embeddings:
+        differing = [name for name in differing if name not in tied]
+    if differing:
+        name = differing[0]
+        shapes = [tuple(side[name].shape) if name in side else "absent" for side in (tensors, own)]
+        raise CheckpointError(
+            f"{folder} is of another architecture: {len(differing)} tensors differ, first {name} ({shapes[0]} in the "
+            f"checkpoint, {shapes[1]} in the model). Use the configuration that the checkpoint was made with."
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def newest_checkpoint(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; a damaged one is passed over with a warning. None: there is none."""
+    folders = sorted((run_folder / "checkpoints").glob("step-*"), reverse=True)
+    for folder in folders:
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            warnings.warn(f"falling back to the checkpoint before: {error}", stacklevel=2)
+            continue
+        return folder
+    return None
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

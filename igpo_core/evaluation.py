@@ -1,0 +1,96 @@
+"""A policy and a question set in, a table of metrics out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from igpo_core.config import Decoding, ExperimentConfig
+from igpo_core.environments.base import Environment
+from igpo_core.errors import DataError
+from igpo_core.metrics import behaviour
+from igpo_core.policies import Policy
+from igpo_core.rewards.scoring import Scored, reward_trajectories
+from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
+from igpo_core.trajectory import Question
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """metrics: "all/f1", "<source>/f1", "<source>/hops_3/f1", ...; records: one row a question; scored: the same with
+    tokens (beliefs are None); left_out: questions whose prompt does not fit the window."""
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+    scored: list[Scored]
+    left_out: int
+
+
+def evaluate(
+    policy: Policy,
+    environment: Environment,
+    config: ExperimentConfig,
+    *,
+    split: str,
+    limit: int,
+    decoding: Decoding,
+    step: int,
+) -> EvaluationResult:
+    """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
+    `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
+    questions = list(environment.questions(split))[:limit]
+    fitting = [question for question in questions if prompt_fits(policy, config.rollout, question)]
+    if not fitting:
+        raise DataError(
+            f"none of the {len(questions)} {split} questions leaves room for a turn within rollout.max_tokens="
+            f"{config.rollout.max_tokens}: raise it, or give shorter questions"
+        )
+    times = RolloutTimes()
+    trajectories = rollout(
+        policy,
+        environment,
+        fitting,
+        config.rollout,
+        members=1,
+        key=(config.seed, f"evaluation/{split}", 0),
+        decoding=decoding,
+        times=times,
+    )
+    outcome_only = config.reward.model_copy(update={"reward": "outcome_only"})
+    scored = reward_trajectories(policy, trajectories, outcome_only)
+    metrics = {
+        f"{name}/{key}": value
+        for name, members in _slices(fitting, scored)
+        for key, value in behaviour(members).items()
+    }
+    metrics["all/questions"] = float(len(fitting))
+    metrics["all/left_out"] = float(len(questions) - len(fitting))
+    metrics["all/seconds"] = times.total
+    metrics["all/search_seconds"] = times.search
+    return EvaluationResult(metrics, [_record(item, step) for item in scored], scored, len(questions) - len(fitting))
+
+
+def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
+    """All, each source, and each hop count within a source."""
+    slices: dict[str, list[Scored]] = {"all": list(scored)}
+    for question, item in zip(questions, scored, strict=True):
+        slices.setdefault(question.source, []).append(item)
+        if question.hops is not None:
+            slices.setdefault(f"{question.source}/hops_{question.hops}", []).append(item)
+    return sorted(slices.items())
+
+
+def _record(item: Scored, step: int) -> dict[str, Any]:
+    trajectory = item.trajectory
+    return {
+        "step": step,
+        "id": trajectory.question.id,
+        "source": trajectory.question.source,
+        "hops": trajectory.question.hops,
+        "status": str(trajectory.status),
+        "answer": trajectory.answer,
+        "answers": list(trajectory.question.answers),
+        "f1": item.f1,
+        "em": item.em,
+        "turns": len(trajectory.turns),
+        "tokens": len(trajectory.token_ids),
+    }

@@ -1,0 +1,152 @@
+"""Load or build a causal LM with its tokenizer and grammar."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.protocol import ChatProtocol, TurnProtocol, WordProtocol
+from igpo_core.seeds import derive
+
+# ChatML with tool calls: the same token layout as Qwen2.5's template (system, tools, user, assistant, tool reply as a
+# user turn). The wording of the tool section is ours.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'tool' -%}"
+    "{{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' -}}"
+    "{%- else -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content -}}"
+    "{%- if message.role == 'system' and tools -%}"
+    "{{- '\\n\\nTools (call one with a JSON object between <tool_call> and </tool_call>):\\n' -}}"
+    "{%- for tool in tools -%}{{- tool | tojson -}}{%- endfor -%}"
+    "{%- endif -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+CHAT_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qwen2.5
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal LM and the grammar it speaks. window: the longest sequence it takes, in tokens."""
+
+    model: Any
+    protocol: TurnProtocol
+    window: int
+
+
+def build_policy(config: ExperimentConfig, words: Sequence[str], texts: Iterable[str]) -> Policy:
+    """The policy of `config` before any training. words: a synthetic world's vocabulary; texts: what a BPE is trained on.
+
+    A new model's weights depend on config.seed alone. Raises CheckpointError where a pretrained model can't be loaded,
+    ConfigError where its window is too short.
+    """
+    if isinstance(config.policy, PretrainedPolicy):
+        return load_policy(config.policy.name, config, revision=config.policy.revision)
+    tokenizer = word_tokenizer(words) if config.policy.tokenizer == "words" else chat_tokenizer(texts, config.policy)
+    return _policy(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
+
+
+def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
+    """A policy from a folder or hub name: safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = getattr(torch, config.policy.dtype) if isinstance(config.policy, PretrainedPolicy) else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(name), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
+            "*.safetensors."
+        ) from error
+    policy = _policy(model, tokenizer)
+    if config.rollout.max_tokens > policy.window:
+        raise ConfigError(
+            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {policy.window} tokens that {name} takes: lower it"
+        )
+    return policy
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Weights as safetensors, config and tokenizer: loads with AutoModelForCausalLM.from_pretrained(folder)."""
+    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.protocol.tokenizer.save_pretrained(folder)
+
+
+def _policy(model: Any, tokenizer: Any) -> Policy:
+    model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
+    speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
+    protocol: TurnProtocol = WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
+    return Policy(model, protocol, int(model.config.max_position_embeddings))
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """One token a word, split at white space; control words first, so that their ids never move."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [*WordProtocol.CONTROL, *words]
+    if len(set(vocabulary)) != len(vocabulary):
+        raise ConfigError("the vocabulary repeats a word, or has a control word")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def chat_tokenizer(texts: Iterable[str], config: NewPolicy) -> Any:
+    """A byte-level BPE trained on `texts`, with Qwen2.5's control tokens and a ChatML template with tool calls."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary - len(CHAT_SPECIAL) - len(CHAT_ADDED),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CHAT_SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in CHAT_ADDED])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def new_model(config: NewPolicy, vocabulary: int, tokenizer: Any, seed: int) -> Any:
+    """A random Llama- or Qwen2-shaped model in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+    kind = LlamaConfig if config.architecture == "llama" else Qwen2Config
+    settings = kind(
+        vocab_size=vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=config.window,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="sdpa",
+    )
+    # transformers draws initial weights from torch's global generator; fork it so that nothing else is disturbed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights") % 2**63)
+        return AutoModelForCausalLM.from_config(settings)

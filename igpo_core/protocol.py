@@ -1,0 +1,276 @@
+"""The think/search/answer grammar, once for a word-level tokenizer and once for chat-template models.
+
+A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled.
+Text from outside (questions, passages, answers, web pages) goes through `neutralise` and can never become a control
+token; that is checked on the ids of every observation, not only on its text.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from igpo_core.errors import ConfigError
+from igpo_core.trajectory import Action, Answer, Malformed, Search
+
+PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording (PAPER.md, 1.1)
+MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+MARKERS += ("<answer>", "</answer>")
+
+
+@dataclass(frozen=True)
+class AnswerProbe:
+    """Token ids appended to a history to read the belief in an answer; only answer_ids are scored."""
+
+    prefix_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...] = ()
+
+    def __init__(self, prefix_ids: Sequence[int], answer_ids: Sequence[int], suffix_ids: Sequence[int] = ()) -> None:
+        object.__setattr__(self, "prefix_ids", tuple(prefix_ids))
+        object.__setattr__(self, "answer_ids", tuple(answer_ids))
+        object.__setattr__(self, "suffix_ids", tuple(suffix_ids))
+        if not self.answer_ids:
+            raise ValueError("an answer probe needs at least one answer token")
+
+
+class TurnProtocol(Protocol):
+    """What rollout, scoring and warm start ask of a grammar."""
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    def prompt(self, question: str) -> list[int]: ...
+    def parse(self, ids: Sequence[int]) -> Action: ...
+    def observation(self, text: str) -> list[int]: ...
+    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]: ...
+    def probe(self, answer: str) -> AnswerProbe: ...
+    def lesson(self, words: Sequence[str]) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class WordProtocol:
+    """One token a word. A turn: `<think> .. </think> <tool_call> .. </tool_call>` or `.. <answer> .. </answer>`."""
+
+    CONTROL = ("<pad>", "<unk>", "<bos>", "<eos>", *MARKERS)
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: dict[str, int] = tokenizer.get_vocab()
+        self.words = {index: word for word, index in self.ids.items()}
+        self.control = frozenset(self.ids[word] for word in self.CONTROL)
+        self.pad_id = self.ids["<pad>"]
+        self.stop_ids = tuple(self.ids[word] for word in ("</tool_call>", "</answer>", "<eos>"))
+
+    def prompt(self, question: str) -> list[int]:
+        return [self.ids["<bos>"], *self._plain(question)]
+
+    def observation(self, text: str) -> list[int]:
+        return [self.ids["<tool_response>"], *self._plain(text), self.ids["</tool_response>"]]
+
+    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
+        """Ids of a whole turn, and the slice of the query's or answer's own tokens."""
+        opening, body, closing = (
+            ("<tool_call>", action.query, "</tool_call>")
+            if isinstance(action, Search)
+            else ("<answer>", action.text, "</answer>")
+        )
+        head = [self.ids["<think>"], *self._plain(thought), self.ids["</think>"], self.ids[opening]]
+        inner = self._plain(body)
+        return [*head, *inner, self.ids[closing]], slice(len(head), len(head) + len(inner))
+
+    def parse(self, ids: Sequence[int]) -> Action:
+        think, end_think = self.ids["<think>"], self.ids["</think>"]
+        if not ids or ids[0] != think or end_think not in ids:
+            return Malformed("no <think> .. </think> at the start of the turn")
+        middle = list(ids).index(end_think)
+        thought, rest = ids[1:middle], ids[middle + 1 :]
+        for opening, closing, kind in (("<tool_call>", "</tool_call>", Search), ("<answer>", "</answer>", Answer)):
+            if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
+                if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
+                    return Malformed("a control token inside the thought, the query or the answer")
+                if len(rest) == 2:
+                    return Malformed(f"nothing between {opening} and {closing}")
+                return kind(self._text(rest[1:-1]))
+        return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
+
+    def probe(self, answer: str) -> AnswerProbe:
+        prefix = [self.ids["<think>"], *self._plain("done"), self.ids["</think>"], self.ids["<answer>"]]
+        return AnswerProbe(prefix, self._plain(answer), (self.ids["</answer>"],))
+
+    def lesson(self, words: Sequence[str]) -> list[int]:
+        return [self.ids["<bos>"], *self._plain(" ".join(words))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._text(ids)
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of outside text: a word that is unknown, or is a control word, becomes <unk>."""
+        unknown = self.ids["<unk>"]
+        ids = (self.ids.get(word, unknown) for word in text.split())
+        return [unknown if index in self.control else index for index in ids]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return " ".join(self.words[index] for index in ids)
+
+
+SYSTEM_PROMPT = """You answer questions by searching. In every turn think first, between <think> and </think>.
+Then either call the search tool once, or give the final answer between <answer> and </answer>.
+Keep the answer as short as possible: a name, a number, a date, or yes or no."""
+
+SEARCH_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search the passages and return the best matches.",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string", "description": "What to look for."}},
+            "required": ["query"],
+        },
+    },
+}
+
+_TURN = re.compile(
+    r"\s*<think>(?P<thought>.*?)</think>\s*"
+    r"(?:<tool_call>(?P<call>.*?)</tool_call>|<answer>(?P<answer>.*?)</answer>)\s*",
+    re.DOTALL,
+)
+
+
+class ChatProtocol:
+    """Any causal LM with a chat template that appends: Qwen2.5's ChatML with tool calls is the model case.
+
+    The frame around an observation is what the template itself puts between an assistant's turn and the next
+    generation prompt, found once with placeholders; a template that rewrites earlier turns is refused, because the
+    history that was sampled would no longer be the history that the template gives.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if tokenizer.chat_template is None:
+            raise ConfigError("this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template")
+        added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        self.control = frozenset(added.values())
+        self.markers = tuple(sorted({*added, *MARKERS}))
+        self._pattern = re.compile("|".join(re.escape(marker) for marker in self.markers if len(marker) > 1))
+        self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("this tokenizer has no eos token: a turn could not end")
+        self.stop_ids = (tokenizer.eos_token_id,)
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._stop_text = tokenizer.eos_token
+        self._find_frames()
+
+    def _find_frames(self) -> None:
+        asked, replied, seen = "PLACEHOLDER-Q", self._turn_text("x", Search("y")), "PLACEHOLDER-R"
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": asked},
+        ]
+        prompt = self._template(messages)
+        messages += [{"role": "assistant", "content": replied}, {"role": "tool", "content": seen}]
+        whole = self._template(messages)
+        sampled = prompt + replied + self._stop_text
+        if not whole.startswith(sampled) or whole.count(seen) != 1 or prompt.count(asked) != 1:
+            raise ConfigError(
+                "this chat template rewrites earlier turns or drops the tool's reply (rendering a tool reply changed the "
+                "text before it), so a sampled history could not be continued token for token: use another template"
+            )
+        if prompt.rstrip().endswith("<think>"):
+            raise ConfigError("this chat template opens the thought itself; use a template that leaves it to the model")
+        self._prompt_frame = tuple(prompt.split(asked))
+        self._observation_frame = tuple(whole[len(sampled) :].split(seen))
+
+    def _template(self, messages: list[dict[str, Any]]) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False
+        )
+        return str(text)
+
+    def prompt(self, question: str) -> list[int]:
+        return self._framed(self._prompt_frame, question.strip())
+
+    def observation(self, text: str) -> list[int]:
+        return self._framed(self._observation_frame, text.strip())
+
+    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
+        """Ids of a whole turn with its stop token, and the slice of everything (a BPE has no borders to cut at)."""
+        plain: Search | Answer = (
+            Search(self.neutralise(action.query)) if isinstance(action, Search) else Answer(self.neutralise(action.text))
+        )
+        ids = self._encode(self._turn_text(self.neutralise(thought), plain) + self._stop_text)
+        return ids, slice(0, len(ids))
+
+    def parse(self, ids: Sequence[int]) -> Action:
+        if not ids or ids[-1] not in self.stop_ids:
+            return Malformed("the turn has no stop token")
+        if self._special.intersection(ids[:-1]):
+            return Malformed("a control token inside the turn")
+        match = _TURN.fullmatch(self.decode(ids[:-1]))
+        if match is None or any(marker in match["thought"] for marker in MARKERS):
+            return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
+        if match["answer"] is not None:
+            answer = match["answer"].strip()
+            if not answer or any(marker in answer for marker in MARKERS):
+                return Malformed("the answer is empty or contains a marker")
+            return Answer(answer)
+        return _parse_call(match["call"])
+
+    def probe(self, answer: str) -> AnswerProbe:
+        prefix = self._encode(f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n")
+        return AnswerProbe(prefix, self._plain(answer), self._encode(f"\n</answer>{self._stop_text}"))
+
+    def lesson(self, words: Sequence[str]) -> list[int]:
+        return self._plain(" ".join(words))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def neutralise(self, text: str) -> str:
+        """Outside text with a space after the first character of every marker: readable, and no control token."""
+        return self._pattern.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+
+    def _framed(self, frame: tuple[str, ...], text: str) -> list[int]:
+        # Encoded whole, because a BPE merges across the border between the frame's newline and the text.
+        before, after = frame
+        ids = self._encode(before + self.neutralise(text) + after)
+        expected = self._controls(self._encode(before)) + self._controls(self._encode(after))
+        if self._controls(ids) != expected:
+            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        ids = self._encode(self.neutralise(text))
+        if self._controls(ids):
+            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
+        return ids
+
+    def _controls(self, ids: Sequence[int]) -> list[int]:
+        return [index for index in ids if index in self.control]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @staticmethod
+    def _turn_text(thought: str, action: Search | Answer) -> str:
+        if isinstance(action, Search):
+            call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
+            return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
+        return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def _parse_call(text: str) -> Action:
+    """The JSON between <tool_call> and </tool_call>: {"name": "search", "arguments": {"query": <text>}}."""
+    try:
+        call = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return Malformed("the tool call is not JSON")
+    if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
+        return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
+    query = call["arguments"].get("query")
+    if not isinstance(query, str) or not query.strip():
+        return Malformed("the tool call has no query text")
+    return Search(query.strip())

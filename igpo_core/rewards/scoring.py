@@ -1,0 +1,77 @@
+"""Trajectories in, their rewards out: [g_1, .., g_{T-1}, outcome] for each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from igpo_core.config import RewardConfig
+from igpo_core.policies import Policy
+from igpo_core.rewards.information_gain import belief, information_gains, score_beliefs
+from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score
+from igpo_core.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trajectory with what it earned.
+
+    f1, em: of the answer, 0 without one. outcome: the configured F1, or the format penalty without a well-formed answer.
+    beliefs: s_0..s_{T-1}, None where no belief was asked for (outcome_only makes no scoring pass at all).
+    """
+
+    trajectory: Trajectory
+    f1: float
+    em: float
+    outcome: float
+    beliefs: tuple[float, ...] | None
+
+    def gains(self, config: RewardConfig) -> list[float]:
+        """g_1..g_{T-1}. Raises ValueError where beliefs and turns do not fit together: no gain is ever dropped."""
+        if self.beliefs is None or len(self.beliefs) != len(self.trajectory.turns):
+            raise ValueError(
+                f"{self.trajectory.question.id}: {self.beliefs and len(self.beliefs)} beliefs for "
+                f"{len(self.trajectory.turns)} turns"
+            )
+        return information_gains(self.beliefs, config.gain)
+
+    def rewards(self, config: RewardConfig) -> list[float]:
+        """What turn_advantages takes. gain_only: the outcome is 0 for all, so its pool has no spread."""
+        if not config.needs_gain:
+            return [0.0] * (len(self.trajectory.turns) - 1) + [self.outcome]
+        return [*self.gains(config), 0.0 if config.reward == "gain_only" else self.outcome]
+
+
+def reward_trajectories(policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig) -> list[Scored]:
+    """Outcomes of all trajectories, and beliefs where the reward needs them."""
+    beliefs: list[tuple[float, ...] | None] = [None] * len(trajectories)
+    if config.needs_gain:
+        beliefs = list(score_trajectories(policy, trajectories, config))
+    return [_score(item, seen, config) for item, seen in zip(trajectories, beliefs, strict=True)]
+
+
+def score_trajectories(
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
+) -> list[tuple[float, ...]]:
+    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
+    aliases = [item.question.answers[:1] if config.aliases == "first" else item.question.answers for item in trajectories]
+    rendered = {answer: policy.protocol.probe(answer) for answers in aliases for answer in answers}
+    probes = [[rendered[answer] for answer in answers] for answers in aliases]
+    scores = score_beliefs(
+        policy.model,
+        [item.token_ids for item in trajectories],
+        [item.cuts for item in trajectories],
+        probes,
+        max_tokens=config.belief_tokens,
+    )
+    return [
+        tuple(belief(values, [len(probe.answer_ids) for probe in own], config.aliases) for values in by_cut)
+        for by_cut, own in zip(scores, probes, strict=True)
+    ]
+
+
+def _score(item: Trajectory, beliefs: tuple[float, ...] | None, config: RewardConfig) -> Scored:
+    if item.answer is None:
+        return Scored(item, 0.0, 0.0, config.format_penalty, beliefs)
+    answers = item.question.answers
+    f1 = f1_score(item.answer, answers)
+    outcome = f1 if config.outcome == "f1" else paper_f1_score(item.answer, answers)
+    return Scored(item, f1, exact_match(item.answer, answers), outcome, beliefs)

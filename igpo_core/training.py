@@ -1,0 +1,257 @@
+"""One training step after another: rollouts, rewards, advantages, update; accelerate inside."""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from igpo_core.advantages import turn_advantages
+from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkpoint
+from igpo_core.config import ExperimentConfig
+from igpo_core.environments.base import Environment
+from igpo_core.errors import DataError, IgpoError
+from igpo_core.metrics import rollout_metrics
+from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
+from igpo_core.policies import Policy
+from igpo_core.rewards.scoring import Scored, reward_trajectories
+from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
+from igpo_core.seeds import python_rng
+from igpo_core.trajectory import Question, Trajectory
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """step: steps done, this one included. metrics: names as in docs/method.md."""
+
+    step: int
+    metrics: dict[str, float]
+    scored: list[Scored]
+    advantages: list[list[float]]
+
+
+class Trainer:
+    """Trains `policy` in place. Every random draw is keyed by (config.seed, purpose, step), so that a trainer restored
+    from a checkpoint at step k makes steps k+1, k+2, .. with the same bits as one that never stopped."""
+
+    def __init__(self, config: ExperimentConfig, environment: Environment, policy: Policy) -> None:
+        self.config, self.environment, self.policy = config, environment, policy
+        every = environment.questions("train")
+        self.questions = [question for question in every if prompt_fits(policy, config.rollout, question)]
+        self.left_out = len(every) - len(self.questions)
+        if not self.questions:
+            raise DataError(
+                f"none of the {len(every)} train questions leaves room for a turn within rollout.max_tokens="
+                f"{config.rollout.max_tokens}: raise it, or give shorter questions"
+            )
+        settings = config.optimizer
+        # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
+        self.accelerator = Accelerator(mixed_precision="no")
+        optimizer = torch.optim.AdamW(
+            policy.model.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        warmup = max(1, settings.warmup_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / warmup))
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(policy.model, optimizer, scheduler)
+        self.reference = None
+        if settings.kl_coefficient:
+            self.reference = copy.deepcopy(policy.model).requires_grad_(False)
+        self.step = 0
+        self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
+
+    def run_step(self) -> StepResult:
+        """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
+        started, config, step = time.perf_counter(), self.config, self.step
+        times = RolloutTimes()
+        trajectories = rollout(
+            self.policy,
+            self.environment,
+            self._step_questions(step),
+            config.rollout,
+            members=config.rollout.group_size,
+            key=(config.seed, "rollout", step),
+            times=times,
+        )
+        rewarded = time.perf_counter()
+        scored = reward_trajectories(self.policy, trajectories, config.reward)
+        weighed = time.perf_counter()
+        groups = [item.trajectory.group for item in scored]
+        advantages = turn_advantages(
+            [item.rewards(config.reward) for item in scored],
+            groups,
+            normalization=config.reward.normalization if config.reward.needs_gain else "outcome_only",
+            gamma=config.reward.gamma,
+            scale=config.reward.scale,
+            eps=config.reward.eps,
+        )
+        update = self._update(trajectories, advantages)
+        ended = time.perf_counter()
+        self.step += 1
+        self._count(trajectories, ended - started)
+        metrics = {
+            **rollout_metrics(scored, advantages, groups),
+            **update,
+            "time/rollout": times.total - times.search,
+            "time/search": times.search,
+            "time/scoring": weighed - rewarded,
+            "time/update": ended - weighed,
+            "time/step": ended - started,
+            **{f"progress/{name}": value for name, value in self.counters.items()},
+        }
+        return StepResult(self.step, metrics, scored, advantages)
+
+    def _step_questions(self, step: int) -> list[Question]:
+        """The questions of a step: consecutive places in an endless run of permutations, each keyed by its number."""
+        count, size = self.config.rollout.questions, len(self.questions)
+        chosen = []
+        orders: dict[int, list[int]] = {}
+        for place in range(step * count, (step + 1) * count):
+            lap = place // size
+            if lap not in orders:
+                orders[lap] = list(range(size))
+                python_rng(self.config.seed, "question order", lap).shuffle(orders[lap])
+            chosen.append(self.questions[orders[lap][place % size]])
+        return chosen
+
+    def _count(self, trajectories: Sequence[Trajectory], seconds: float) -> None:
+        self.counters["rollouts"] += len(trajectories)
+        self.counters["questions"] += self.config.rollout.questions
+        self.counters["sampled_tokens"] += sum(item.sampled_tokens for item in trajectories)
+        self.counters["seconds"] += seconds
+
+    def _update(self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]]) -> dict[str, float]:
+        settings = self.config.optimizer
+        weights = token_weights([item.sampled_tokens for item in trajectories], settings.denominator)
+        # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass.
+        regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
+        active = [i for i, row in enumerate(advantages) if regular or any(row)]
+        metrics: dict[str, float] = {}
+        for _ in range(settings.updates_per_step):
+            for parameter in self.model.parameters():  # zeros, not None: AdamW must also move on an empty update
+                parameter.grad = torch.zeros_like(parameter)
+            parts = []
+            tokens = padded = 0
+            for batch in _token_batches(active, trajectories, settings.tokens_per_batch):
+                terms = self._loss([trajectories[i] for i in batch], [advantages[i] for i in batch], [weights[i] for i in batch])
+                self.accelerator.backward(terms.total)
+                parts.append(terms)
+                lengths = [len(trajectories[i].token_ids) for i in batch]
+                tokens, padded = tokens + sum(lengths), padded + max(lengths) * len(batch)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+            metrics = _update_metrics(parts, float(norm))
+            metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
+            if not all(map(math.isfinite, metrics.values())):
+                raise IgpoError(
+                    f"step {self.step + 1}: the loss or the gradient is not finite ({metrics}); the weights before this "
+                    "step are unharmed in the last checkpoint. Lower optimizer.learning_rate or reward.gamma."
+                )
+            self.optimizer.step()
+        self.scheduler.step()
+        return {**metrics, "train/learning_rate": self.scheduler.get_last_lr()[0]}
+
+    def _loss(
+        self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]
+    ) -> LossTerms:
+        settings = self.config.optimizer
+        temperature = self.config.rollout.temperature
+        pad = self.policy.protocol.pad_id
+        logprobs, entropies = sampled_logprobs(
+            self.model, trajectories, pad, temperature, entropy=settings.entropy_coefficient > 0
+        )
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = sampled_logprobs(self.reference, trajectories, pad, temperature)
+        device = logprobs.device
+        pairs = [(turn, a, w) for item, row, w in zip(trajectories, advantages, weights, strict=True)
+                 for turn, a in zip(item.turns, row, strict=True)]
+        batch = TokenBatch(
+            logprobs=logprobs,
+            old_logprobs=torch.tensor([p for turn, _, _ in pairs for p in turn.logprobs], device=device),
+            advantages=torch.tensor([a for turn, a, _ in pairs for _ in turn.logprobs], device=device),
+            weights=torch.tensor([w for turn, _, w in pairs for _ in turn.logprobs], device=device),
+            entropies=entropies,
+            reference_logprobs=reference,
+        )
+        return policy_loss(
+            batch,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            kl_coefficient=settings.kl_coefficient,
+            entropy_coefficient=settings.entropy_coefficient,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write everything needed to go on, atomically (igpo_core.checkpoints)."""
+        state = CheckpointState(
+            step=self.step,
+            counters=self.counters,
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            torch_rng=torch.get_rng_state(),
+        )
+        write_checkpoint(folder, self.policy, state)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another architecture."""
+        state = read_checkpoint(folder, self.policy)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scheduler.load_state_dict(state.scheduler)
+        torch.set_rng_state(state.torch_rng)
+        self.step, self.counters = state.step, dict(state.counters)
+
+
+def sampled_logprobs(
+    model: Any, trajectories: Sequence[Trajectory], pad: int, temperature: float, *, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities of the sampled tokens, in order of trajectory, turn, token, and where asked for the entropies of
+    the distributions they were drawn from: tensors [N].
+
+    Right padding under a causal mask: no token sees a pad. The vocabulary projection runs on sampled tokens alone.
+    """
+    device = next(model.parameters()).device
+    width = max(len(item.token_ids) for item in trajectories)
+    tokens = torch.full((len(trajectories), width), pad, device=device)
+    for i, item in enumerate(trajectories):
+        tokens[i, : len(item.token_ids)] = torch.tensor(item.token_ids)
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    spans = [(i, place) for i, item in enumerate(trajectories) for turn in item.turns
+             for place in range(turn.start, turn.end)]
+    owner, place = torch.tensor(spans, device=device).T
+    logits = model.get_output_embeddings()(hidden[owner, place - 1]).float() / temperature
+    logprobs = torch.log_softmax(logits, -1)
+    chosen = logprobs.gather(1, tokens[owner, place][:, None])[:, 0]
+    return chosen, -(logprobs.exp() * logprobs).sum(-1) if entropy else None
+
+
+def _token_batches(chosen: Sequence[int], trajectories: Sequence[Trajectory], budget: int) -> list[list[int]]:
+    """Length-sorted micro-batches whose padded size stays within the budget (a longer trajectory stands alone)."""
+    batches: list[list[int]] = []
+    for i in sorted(chosen, key=lambda i: len(trajectories[i].token_ids)):
+        if batches and (len(batches[-1]) + 1) * len(trajectories[i].token_ids) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _update_metrics(parts: Sequence[LossTerms], norm: float) -> dict[str, float]:
+    def total(name: str) -> float:
+        return math.fsum(float(getattr(part, name)) for part in parts)
+
+    return {
+        "train/loss": total("total"),
+        "train/surrogate": total("surrogate"),
+        "train/kl": total("kl"),
+        "train/clip_share": total("clipped"),
+        "train/ratio_error": max((float(part.ratio_error) for part in parts), default=0.0),
+        "train/grad_norm": norm,
+    }

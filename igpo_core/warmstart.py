@@ -1,0 +1,113 @@
+"""Supervised warm start from demonstrations: the skill is taught, its sparse use is made on purpose where asked for."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from igpo_core.config import ExperimentConfig, WarmStartStage
+from igpo_core.environments.base import Demonstration, Environment, Lesson
+from igpo_core.errors import ConfigError
+from igpo_core.policies import Policy
+from igpo_core.protocol import TurnProtocol
+from igpo_core.seeds import python_rng
+from igpo_core.trajectory import Search
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, a loss weight for each (0: not trained), and soft targets by place: {place: ((token id, share), ..)}."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    soft: dict[int, tuple[tuple[int, float], ...]]
+
+
+def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
+    """The token sequence that a rollout of the same turns would have: same prompt, same frames, same stop tokens."""
+    if isinstance(item, Lesson):
+        ids = protocol.lesson(item.words)
+        return Example(tuple(ids), (0.0, *item.weights), {})
+    ids = protocol.prompt(item.question.text)
+    weights = [0.0] * len(ids)
+    soft: dict[int, tuple[tuple[int, float], ...]] = {}
+    for turn in item.turns:
+        tokens, body = protocol.turn(turn.thought, turn.action)
+        if turn.target:
+            vocabulary = protocol.tokenizer.get_vocab()
+            soft[len(ids) + body.start] = tuple((vocabulary[word], share) for word, share in turn.target)
+        inner = 1.0 if isinstance(turn.action, Search) else turn.answer_weight
+        weights += [inner if body.start <= k < body.stop else 1.0 for k in range(len(tokens))]
+        ids += tokens
+        if turn.observation is not None:
+            seen = protocol.observation(turn.observation)
+            ids += seen
+            weights += [0.0] * len(seen)
+    return Example(tuple(ids), tuple(weights), soft)
+
+
+def supervised_loss(policy: Policy, examples: Sequence[Example]) -> torch.Tensor:
+    """Weighted cross-entropy, soft where a place has a soft target, divided by the number of trained tokens."""
+    width = max(len(example.ids) for example in examples)
+    tokens = torch.full((len(examples), width), policy.protocol.pad_id, device=policy.model.device)
+    for i, example in enumerate(examples):
+        tokens[i, : len(example.ids)] = torch.tensor(example.ids)
+    hidden = policy.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    places = [(i, k) for i, item in enumerate(examples) for k, weight in enumerate(item.weights) if weight]
+    owner, place = torch.tensor(places, device=tokens.device).T
+    logprobs = torch.log_softmax(policy.model.get_output_embeddings()(hidden[owner, place - 1]).float(), -1)
+    weights = torch.tensor([examples[i].weights[k] for i, k in places], device=tokens.device)
+    hard = torch.tensor([k not in examples[i].soft for i, k in places], device=tokens.device)
+    losses = -logprobs.gather(1, tokens[owner, place][:, None])[:, 0]
+    targets = [(n, token, share) for n, (i, k) in enumerate(places) for token, share in examples[i].soft.get(k, ())]
+    if targets:
+        row, token, share = (torch.tensor(column, device=tokens.device) for column in zip(*targets, strict=True))
+        spread = torch.zeros_like(losses).index_add(0, row, -share.float() * logprobs[row, token])
+        losses = torch.where(hard, losses, spread)
+    return (weights * losses).sum() / len(places)
+
+
+def run_warm_start(
+    config: ExperimentConfig,
+    environment: Environment,
+    policy: Policy,
+    *,
+    progress: Callable[[int, int, dict[str, float]], None],
+) -> dict[str, float]:
+    """Run every stage in place; progress(steps done, steps in all, metrics) after each tenth step.
+
+    Returns the last loss of each stage. Demonstrations and their order depend on config.seed alone.
+    """
+    if config.warm_start is None:
+        raise ConfigError("this configuration has no warm start")
+    total, done, losses = sum(stage.steps for stage in config.warm_start.stages), 0, {}
+    for number, stage in enumerate(config.warm_start.stages):
+        optimizer = torch.optim.AdamW(
+            policy.model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        for step in range(stage.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * schedule(stage, step)
+            rng = python_rng(config.seed, "warm start", number, step)
+            items = environment.demonstrations(rng, stage.batch_size, stage.demonstrations)
+            examples = [example for example in (render(policy.protocol, item) for item in items)
+                        if len(example.ids) <= config.rollout.max_tokens]
+            if not examples:
+                raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
+            loss = supervised_loss(policy, examples)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+            optimizer.step()
+            done += 1
+            if done % 10 == 0 or done == total:
+                progress(done, total, {"warm_start/loss": loss.item(), "warm_start/stage": float(number + 1)})
+        losses[f"warm_start/stage_{number + 1}_loss"] = loss.item()
+    return losses
+
+
+def schedule(stage: WarmStartStage, step: int) -> float:
+    """Share of the learning rate at a step: linear warm-up times a cosine from 1 to a tenth."""
+    warm = min(1.0, (step + 1) / stage.warmup_steps) if stage.warmup_steps else 1.0
+    return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
