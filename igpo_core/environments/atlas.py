@@ -1,8 +1,8 @@
 """World `atlas`: a fixed geography, fresh people for every question, and results that narrow the answer hop by hop.
 
-"question : where is the r3 of the r2 of the r1 of F5 ?"; the search "@k of F5" (@k is the tool's key word for r1) returns
-"@k of F5 is F9 in K3 .". K3 is a country of the answer's continent; the last hop but one names the answer's country, the
-last one the city: "@j of F12 is C9 in K7 .", answer "C9 K7". Which key means which relation is fixed and never taught.
+"question : where is the r3 of the r2 of the r1 of F5 ?"; the search "@k of F5" (@k: the tool's key word for r1) returns
+"@k of F5 is F9 in K3 .". K3 is a country of the answer's continent; the last result but one names the answer's country,
+the last one its city: "@j of F12 is C9 in K7 .", answer "C9 K7". Which key means which relation is fixed, never taught.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What both synthetic worlds share: the split of a text, bounded drawing, the search tool over a question's own facts."""
+"""What both synthetic worlds share: the split of a text, bounded drawing, the search over a question's own facts."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
