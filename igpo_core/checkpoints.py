@@ -48,7 +48,9 @@ def write_folder(folder: Path, fill: Any) -> None:
     try:
         beside.mkdir()
         fill(beside)
-        checksums = {path.relative_to(beside).as_posix(): file_hash(path) for path in sorted(beside.rglob("*")) if path.is_file()}
+        checksums = {
+            path.relative_to(beside).as_posix(): file_hash(path) for path in sorted(beside.rglob("*")) if path.is_file()
+        }
         (beside / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": checksums}, indent=1))
         for path in beside.rglob("*"):
             _sync(path)
@@ -57,8 +59,10 @@ def write_folder(folder: Path, fill: Any) -> None:
         beside.rename(folder)
         _sync(folder.parent)
     except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error}. Free some space or check the permissions; nothing "
-                              "half-written was left under that name.") from error
+        raise CheckpointError(
+            f"cannot write {folder}: {error}. Free some space or check the permissions; nothing "
+            "half-written was left under that name."
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -69,15 +73,19 @@ def verify_folder(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
         checksums = manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is no whole checkpoint: its {MANIFEST} cannot be read ({error}). Delete the "
-                              "folder, or name another checkpoint.") from error
+        raise CheckpointError(
+            f"{folder} is no whole checkpoint: its {MANIFEST} cannot be read ({error}). Delete the "
+            "folder, or name another checkpoint."
+        ) from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}")
     for name, expected in checksums.items():
         path = folder / name
         if not path.is_file() or file_hash(path) != expected:
-            raise CheckpointError(f"{path} is damaged or missing (its checksum differs from {MANIFEST}). Delete the "
-                                  "folder, or name another checkpoint.")
+            raise CheckpointError(
+                f"{path} is damaged or missing (its checksum differs from {MANIFEST}). Delete the "
+                "folder, or name another checkpoint."
+            )
 
 
 def write_checkpoint(folder: Path, policy: Policy, state: CheckpointState) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.protocol import ChatProtocol, TurnProtocol, WordProtocol
 from igpo_core.seeds import derive
@@ -40,16 +41,19 @@ class Policy:
     window: int
 
 
-def build_policy(config: ExperimentConfig, words: Sequence[str], texts: Iterable[str]) -> Policy:
-    """The policy of `config` before any training. words: a synthetic world's vocabulary; texts: what a BPE is trained on.
+def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
+    """The policy of `config` before any training; a new tokenizer covers the environment's words or learns its texts.
 
     A new model's weights depend on config.seed alone. Raises CheckpointError where a pretrained model can't be loaded,
     ConfigError where its window is too short.
     """
     if isinstance(config.policy, PretrainedPolicy):
         return load_policy(config.policy.name, config, revision=config.policy.revision)
-    tokenizer = word_tokenizer(words) if config.policy.tokenizer == "words" else chat_tokenizer(texts, config.policy)
-    return _policy(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
+    if config.policy.tokenizer == "words":
+        tokenizer = word_tokenizer(environment.vocabulary())
+    else:
+        tokenizer = chat_tokenizer(environment.texts(), config.policy)
+    return speak(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
 
 
 def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
@@ -68,7 +72,7 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
             f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
             "*.safetensors."
         ) from error
-    policy = _policy(model, tokenizer)
+    policy = speak(model, tokenizer)
     if config.rollout.max_tokens > policy.window:
         raise ConfigError(
             f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {policy.window} tokens that {name} takes: lower it"
@@ -82,7 +86,8 @@ def save_policy(policy: Policy, folder: Path) -> None:
     policy.protocol.tokenizer.save_pretrained(folder)
 
 
-def _policy(model: Any, tokenizer: Any) -> Policy:
+def speak(model: Any, tokenizer: Any) -> Policy:
+    """A model with the grammar that its tokenizer speaks."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
     speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
     protocol: TurnProtocol = WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)

@@ -151,7 +151,9 @@ class ChatProtocol:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         if tokenizer.chat_template is None:
-            raise ConfigError("this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template")
+            raise ConfigError(
+                "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
+            )
         added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
         self.control = frozenset(added.values())
         self.markers = tuple(sorted({*added, *MARKERS}))
@@ -199,7 +201,9 @@ class ChatProtocol:
     def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
         """Ids of a whole turn with its stop token, and the slice of everything (a BPE has no borders to cut at)."""
         plain: Search | Answer = (
-            Search(self.neutralise(action.query)) if isinstance(action, Search) else Answer(self.neutralise(action.text))
+            Search(self.neutralise(action.query))
+            if isinstance(action, Search)
+            else Answer(self.neutralise(action.text))
         )
         ids = self._encode(self._turn_text(self.neutralise(thought), plain) + self._stop_text)
         return ids, slice(0, len(ids))

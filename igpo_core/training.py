@@ -17,6 +17,7 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError, IgpoError
 from igpo_core.metrics import rollout_metrics
+from igpo_core.batching import token_batches
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
 from igpo_core.policies import Policy
 from igpo_core.rewards.scoring import Scored, reward_trajectories
@@ -132,6 +133,7 @@ class Trainer:
         weights = token_weights([item.sampled_tokens for item in trajectories], settings.denominator)
         # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass.
         regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
+        sizes = [len(item.token_ids) for item in trajectories]
         active = [i for i, row in enumerate(advantages) if regular or any(row)]
         metrics: dict[str, float] = {}
         for _ in range(settings.updates_per_step):
@@ -139,11 +141,13 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter)
             parts = []
             tokens = padded = 0
-            for batch in _token_batches(active, trajectories, settings.tokens_per_batch):
-                terms = self._loss([trajectories[i] for i in batch], [advantages[i] for i in batch], [weights[i] for i in batch])
+            for batch in token_batches(active, sizes, settings.tokens_per_batch):
+                terms = self._loss(
+                    [trajectories[i] for i in batch], [advantages[i] for i in batch], [weights[i] for i in batch]
+                )
                 self.accelerator.backward(terms.total)
                 parts.append(terms)
-                lengths = [len(trajectories[i].token_ids) for i in batch]
+                lengths = [sizes[i] for i in batch]
                 tokens, padded = tokens + sum(lengths), padded + max(lengths) * len(batch)
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             metrics = _update_metrics(parts, float(norm))
@@ -171,8 +175,11 @@ class Trainer:
             with torch.no_grad():
                 reference, _ = sampled_logprobs(self.reference, trajectories, pad, temperature)
         device = logprobs.device
-        pairs = [(turn, a, w) for item, row, w in zip(trajectories, advantages, weights, strict=True)
-                 for turn, a in zip(item.turns, row, strict=True)]
+        pairs = [
+            (turn, a, w)
+            for item, row, w in zip(trajectories, advantages, weights, strict=True)
+            for turn, a in zip(item.turns, row, strict=True)
+        ]
         batch = TokenBatch(
             logprobs=logprobs,
             old_logprobs=torch.tensor([p for turn, _, _ in pairs for p in turn.logprobs], device=device),
@@ -223,8 +230,12 @@ def sampled_logprobs(
     for i, item in enumerate(trajectories):
         tokens[i, : len(item.token_ids)] = torch.tensor(item.token_ids)
     hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-    spans = [(i, place) for i, item in enumerate(trajectories) for turn in item.turns
-             for place in range(turn.start, turn.end)]
+    spans = [
+        (i, place)
+        for i, item in enumerate(trajectories)
+        for turn in item.turns
+        for place in range(turn.start, turn.end)
+    ]
     owner, place = torch.tensor(spans, device=device).T
     logits = model.get_output_embeddings()(hidden[owner, place - 1]).float() / temperature
     logprobs = torch.log_softmax(logits, -1)
@@ -232,26 +243,15 @@ def sampled_logprobs(
     return chosen, -(logprobs.exp() * logprobs).sum(-1) if entropy else None
 
 
-def _token_batches(chosen: Sequence[int], trajectories: Sequence[Trajectory], budget: int) -> list[list[int]]:
-    """Length-sorted micro-batches whose padded size stays within the budget (a longer trajectory stands alone)."""
-    batches: list[list[int]] = []
-    for i in sorted(chosen, key=lambda i: len(trajectories[i].token_ids)):
-        if batches and (len(batches[-1]) + 1) * len(trajectories[i].token_ids) <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def _update_metrics(parts: Sequence[LossTerms], norm: float) -> dict[str, float]:
     def total(name: str) -> float:
-        return math.fsum(float(getattr(part, name)) for part in parts)
+        return math.fsum(getattr(part, name).item() for part in parts)
 
     return {
         "train/loss": total("total"),
         "train/surrogate": total("surrogate"),
         "train/kl": total("kl"),
         "train/clip_share": total("clipped"),
-        "train/ratio_error": max((float(part.ratio_error) for part in parts), default=0.0),
+        "train/ratio_error": max((part.ratio_error.item() for part in parts), default=0.0),
         "train/grad_norm": norm,
     }

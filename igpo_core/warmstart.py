@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from igpo_core.batching import token_batches
 from igpo_core.config import ExperimentConfig, WarmStartStage
 from igpo_core.environments.base import Demonstration, Environment, Lesson
 from igpo_core.errors import ConfigError
@@ -28,6 +29,8 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     """The token sequence that a rollout of the same turns would have: same prompt, same frames, same stop tokens."""
     if isinstance(item, Lesson):
         ids = protocol.lesson(item.words)
+        if len(ids) != len(item.weights) + 1:
+            raise ConfigError("lessons need a tokenizer with one token a word: use tokenizer=words")
         return Example(tuple(ids), (0.0, *item.weights), {})
     ids = protocol.prompt(item.question.text)
     weights = [0.0] * len(ids)
@@ -47,8 +50,19 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     return Example(tuple(ids), tuple(weights), soft)
 
 
+def _backward(policy: Policy, examples: Sequence[Example], budget: int) -> float:
+    """Gradients of the mean loss over all trained tokens, batch by batch; returns that loss."""
+    trained = sum(map(bool, (weight for example in examples for weight in example.weights)))
+    total = 0.0
+    for batch in token_batches(range(len(examples)), [len(example.ids) for example in examples], budget):
+        loss = supervised_loss(policy, [examples[i] for i in batch]) / trained
+        torch.autograd.backward(loss)
+        total += loss.item()
+    return total
+
+
 def supervised_loss(policy: Policy, examples: Sequence[Example]) -> torch.Tensor:
-    """Weighted cross-entropy, soft where a place has a soft target, divided by the number of trained tokens."""
+    """Weighted cross-entropy, soft where a place has a soft target, summed over the trained tokens."""
     width = max(len(example.ids) for example in examples)
     tokens = torch.full((len(examples), width), policy.protocol.pad_id, device=policy.model.device)
     for i, example in enumerate(examples):
@@ -65,7 +79,7 @@ def supervised_loss(policy: Policy, examples: Sequence[Example]) -> torch.Tensor
         row, token, share = (torch.tensor(column, device=tokens.device) for column in zip(*targets, strict=True))
         spread = torch.zeros_like(losses).index_add(0, row, -share.float() * logprobs[row, token])
         losses = torch.where(hard, losses, spread)
-    return (weights * losses).sum() / len(places)
+    return (weights * losses).sum()
 
 
 def run_warm_start(
@@ -91,19 +105,21 @@ def run_warm_start(
                 group["lr"] = stage.learning_rate * schedule(stage, step)
             rng = python_rng(config.seed, "warm start", number, step)
             items = environment.demonstrations(rng, stage.batch_size, stage.demonstrations)
-            examples = [example for example in (render(policy.protocol, item) for item in items)
-                        if len(example.ids) <= config.rollout.max_tokens]
+            examples = [
+                example
+                for example in (render(policy.protocol, item) for item in items)
+                if len(example.ids) <= config.rollout.max_tokens
+            ]
             if not examples:
                 raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
-            loss = supervised_loss(policy, examples)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = _backward(policy, examples, config.optimizer.tokens_per_batch)
             torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
             optimizer.step()
             done += 1
             if done % 10 == 0 or done == total:
-                progress(done, total, {"warm_start/loss": loss.item(), "warm_start/stage": float(number + 1)})
-        losses[f"warm_start/stage_{number + 1}_loss"] = loss.item()
+                progress(done, total, {"warm_start/loss": loss, "warm_start/stage": float(number + 1)})
+        losses[f"warm_start/stage_{number + 1}_loss"] = loss
     return losses
 
 

@@ -183,6 +183,10 @@ class AtlasEnvironment(SyntheticEnvironment):
         self._keys = key_words(config)
         self._max_turns = max_turns
 
+    def vocabulary(self) -> list[str]:
+        """Every plain word of this world (see the function of that name)."""
+        return vocabulary(self._config)
+
     def demonstrations(
         self, rng: random.Random, count: int, settings: AtlasDemonstrations
     ) -> list[Demonstration | Lesson]:

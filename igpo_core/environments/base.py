@@ -1,7 +1,7 @@
 """What training and evaluation ask of an environment, and the demonstrations that a warm start learns from."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,4 +60,12 @@ class Environment(Protocol):
         """Examples for one supervised step, drawn from train questions or from worlds of no evaluation split.
 
         settings: the demonstrations settings of this kind of data (igpo_core.config: LookupDemonstrations, ...)."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """Every plain word of the world, for a one-token-a-word tokenizer; empty for an environment over files."""
+        ...
+
+    def texts(self) -> Iterable[str]:
+        """Texts that a new subword tokenizer is trained on; empty for a synthetic world."""
         ...

@@ -120,6 +120,10 @@ class LookupEnvironment(SyntheticEnvironment):
         self._config = config
         self._max_turns = max_turns
 
+    def vocabulary(self) -> list[str]:
+        """Every plain word of this world (see the function of that name)."""
+        return vocabulary(self._config)
+
     def demonstrations(
         self, rng: random.Random, count: int, settings: LookupDemonstrations
     ) -> list[Demonstration | Lesson]:

@@ -6,7 +6,7 @@ and no state: the observation is a pure function of (question, query).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from igpo_core.config import AtlasWorld, LookupWorld
@@ -143,3 +143,7 @@ class SyntheticEnvironment:
     def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
         """One observation a request, in order."""
         return [observe(question, query, self._seed, self._distractors) for question, query in requests]
+
+    def texts(self) -> Iterable[str]:
+        """None: a world's vocabulary is closed, no subword tokenizer is trained on it."""
+        return ()

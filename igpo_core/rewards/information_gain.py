@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from igpo_core.batching import token_batches
 from igpo_core.protocol import AnswerProbe
 
 __all__ = ["AnswerProbe", "answer_log_likelihoods", "belief", "information_gains", "score_beliefs"]
@@ -56,9 +57,8 @@ def score_beliefs(
     if not len(sequences) == len(cuts) == len(probes):
         raise ValueError(f"{len(sequences)} sequences, {len(cuts)} lists of cuts and {len(probes)} of probes")
     rows = [_pack(i, *item) for i, item in enumerate(zip(sequences, cuts, probes, strict=True))]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     values: list[list[float]] = [[] for _ in rows]
-    for batch in _batches(order, [len(row.tokens) for row in rows], max_tokens):
+    for batch in token_batches(range(len(rows)), [len(row.tokens) for row in rows], max_tokens):
         for i, result in zip(batch, _forward(model, [rows[i] for i in batch]), strict=True):
             values[i] = result
     scores = []
@@ -123,17 +123,6 @@ def _pack(i: int, sequence: Sequence[int], cuts: Sequence[int], probes: Sequence
     return _Packed(tokens, positions, cut, answer, limit, at, target, lengths, len(cuts))
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
-    """Consecutive items of `order` (increasing lengths) whose padded size stays within max_tokens."""
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (max_tokens is None or (len(batches[-1]) + 1) * lengths[i] <= max_tokens):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
     """Log-probabilities of the scored tokens of each row."""
     device, width = model.device, max(len(row.tokens) for row in rows)
@@ -141,9 +130,7 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         return [[] for _ in rows]
 
     def table(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor(
-            [getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows], device=device
-        )
+        return torch.tensor([getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows], device=device)
 
     cut, answer, limit = table("cut", _PAD), table("answer", _PAD), table("limit", 0)
     place = torch.arange(width, device=device)

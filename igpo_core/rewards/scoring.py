@@ -52,7 +52,9 @@ def score_trajectories(
     policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
 ) -> list[tuple[float, ...]]:
     """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
-    aliases = [item.question.answers[:1] if config.aliases == "first" else item.question.answers for item in trajectories]
+    aliases = [
+        item.question.answers[:1] if config.aliases == "first" else item.question.answers for item in trajectories
+    ]
     rendered = {answer: policy.protocol.probe(answer) for answers in aliases for answer in answers}
     probes = [[rendered[answer] for answer in answers] for answers in aliases]
     scores = score_beliefs(
