@@ -1,0 +1,313 @@
+"""One step of training: what has a gradient, what costs a pass, and that a resumed run is the same run."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.errors import CheckpointError, IgpoError
+from igpo_core.policies import Policy, load_policy, new_model, speak
+from igpo_core.rewards.scoring import reward_trajectories
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.training import Trainer, sampled_logprobs
+from igpo_core.trajectory import Trajectory
+
+
+def fresh_copy(setup: Any) -> Policy:
+    """A fresh copy of the taught policy."""
+    _, _, policy = setup
+    return Policy(copy.deepcopy(policy.model), policy.protocol, policy.window)
+
+
+def configure(setup: Any, **parts: dict) -> ExperimentConfig:
+    config: ExperimentConfig = setup[0]
+    return ExperimentConfig.model_validate(
+        {
+            **config.model_dump(),
+            **{k: {**config.model_dump()[k], **v} for k, v in parts.items()},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trajectories(taught: Any) -> list[Trajectory]:
+    config, environment, _ = taught
+    drawn = rollout(
+        fresh_copy(taught),
+        environment,
+        environment.questions("train")[:4],
+        config.rollout,
+        members=6,
+        key=(0, "t", 0),
+    )
+    assert (
+        sum(len(item.turns) > 1 for item in drawn) >= 6
+        and len({item.status for item in drawn}) >= 2
+    )
+    return drawn
+
+
+def test_outcome_only_makes_no_scoring_pass(
+    taught: Any, trajectories: list[Trajectory]
+) -> None:
+    policy = fresh_copy(taught)
+    passes: list[int] = []
+    policy.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    scored = reward_trajectories(
+        policy, trajectories, RewardConfig(reward="outcome_only")
+    )
+    assert passes == [] and all(item.beliefs is None for item in scored)
+    reward_trajectories(policy, trajectories, RewardConfig(reward="outcome_and_gain"))
+    assert len(passes) >= 1  # the hook does count
+
+
+def test_outcome_only_ignores_the_gain_in_a_whole_step(taught: Any) -> None:
+    """Two steps differ by the reward alone: same rollouts, and only outcome_only's advantages are equal over turns."""
+    results = {}
+    for reward in ("outcome_only", "gain_only"):
+        trainer = Trainer(
+            configure(taught, reward={"reward": reward}), taught[1], fresh_copy(taught)
+        )
+        results[reward] = trainer.run_step()
+    one, other = (results[name].scored for name in ("outcome_only", "gain_only"))
+    assert [a.trajectory.token_ids for a in one] == [
+        b.trajectory.token_ids for b in other
+    ]
+    assert all(len(set(row)) == 1 for row in results["outcome_only"].advantages)
+    assert any(len(set(row)) > 1 for row in results["gain_only"].advantages)
+
+
+def test_gradients_reach_only_places_that_predict_a_sampled_token(
+    taught: Any, trajectories: list[Trajectory]
+) -> None:
+    policy = fresh_copy(taught)
+    outputs: list[torch.Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        output.last_hidden_state.retain_grad()
+        outputs.append(output.last_hidden_state)
+
+    policy.model.get_decoder().register_forward_hook(keep)
+    logprobs, _ = sampled_logprobs(
+        policy.model, trajectories, policy.protocol.pad_id, 1.0
+    )
+    logprobs.sum().backward()
+    assert outputs[0].grad is not None
+    touched = {(int(i), int(k)) for i, k in outputs[0].grad.abs().sum(-1).nonzero()}
+    expected = {
+        (i, k - 1)
+        for i, item in enumerate(trajectories)
+        for turn in item.turns
+        for k in range(turn.start, turn.end)
+    }
+    assert touched == expected
+    observed = {
+        (i, k - 1) for i, item in enumerate(trajectories) for turn in item.turns
+        for k in range(turn.end, turn.observation_end)
+    }  # fmt: skip
+    assert observed and not touched & observed
+
+
+def test_the_ratio_is_one_before_the_first_update(taught: Any) -> None:
+    result = Trainer(taught[0], taught[1], fresh_copy(taught)).run_step()
+    assert result.metrics["train/ratio_error"] < 1e-5
+    assert result.metrics["train/clip_share"] == 0.0
+    assert result.metrics["train/grad_norm"] > 0
+
+
+def test_the_update_equals_the_loss_written_out(
+    taught: Any, trajectories: list[Trajectory]
+) -> None:
+    """Micro-batches, skipped trajectories and weights against -1/N sum_i 1/|o_i| sum_t A log pi, on all at once."""
+    advantages = [
+        [0.5 * k - 1.0 for k, _ in enumerate(item.turns)] for item in trajectories
+    ]
+    advantages[0] = [0.0] * len(
+        advantages[0]
+    )  # a trajectory without any advantage costs no pass but counts in N
+    policy = fresh_copy(taught)
+    logprobs, _ = sampled_logprobs(policy.model, trajectories, 0, 1.0)
+    factors = [
+        a / (len(trajectories) * item.sampled_tokens)
+        for item, row in zip(trajectories, advantages, strict=True)
+        for turn, a in zip(item.turns, row, strict=True)
+        for _ in turn.logprobs
+    ]
+    (-(torch.tensor(factors) * logprobs).sum()).backward()
+    expected = [p.grad.clone() for p in policy.model.parameters()]
+    for budget in (1, 150, 100_000):
+        config = configure(
+            taught, optimizer={"tokens_per_batch": budget, "max_grad_norm": 1e9}
+        )
+        fresh = fresh_copy(taught)
+        trainer = Trainer(config, taught[1], fresh)
+        trainer._update(trajectories, advantages)
+        for parameter, reference in zip(
+            fresh.model.parameters(), expected, strict=True
+        ):
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, reference, atol=1e-6)
+
+
+def test_kl_is_to_the_start_of_the_run(taught: Any) -> None:
+    config = configure(taught, optimizer={"kl_coefficient": 0.1, "learning_rate": 1e-2})
+    trainer = Trainer(config, taught[1], fresh_copy(taught))
+    assert trainer.run_step().metrics["train/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert trainer.run_step().metrics["train/kl"] > 1e-5
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+
+
+def test_a_resumed_run_is_the_same_run_to_the_bit(taught: Any, tmp_path: Path) -> None:
+    config, environment, _ = taught
+    undisturbed = fresh_copy(taught)
+    trainer = Trainer(config, environment, undisturbed)
+    metrics = [trainer.run_step().metrics for _ in range(4)]
+    halted = Trainer(config, environment, fresh_copy(taught))
+    for _ in range(2):
+        halted.run_step()
+    halted.save(tmp_path / "step-000002")
+    torch.rand(7)  # whatever else drew random numbers in between
+    resumed_policy = fresh_copy(taught)
+    resumed = Trainer(config, environment, resumed_policy)
+    resumed.restore(tmp_path / "step-000002")
+    assert resumed.step == 2
+    again = [resumed.run_step().metrics for _ in range(2)]
+    timeless = [
+        {k: v for k, v in row.items() if "time/" not in k and "seconds" not in k}
+        for row in metrics[2:]
+    ]
+    assert [
+        {k: v for k, v in row.items() if k in timeless[0]} for row in again
+    ] == timeless
+    for name, tensor in weights_of(undisturbed).items():
+        assert torch.equal(tensor, resumed_policy.model.state_dict()[name]), name
+
+
+def test_questions_come_in_permutations(taught: Any) -> None:
+    trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
+    places = [
+        question.id for step in range(40) for question in trainer._step_questions(step)
+    ]
+    assert sorted(places[:40]) == sorted(
+        question.id for question in taught[1].questions("train")
+    )
+    assert sorted(places[40:80]) == sorted(places[:40]) and places[40:80] != places[:40]
+
+
+def test_a_broken_model_stops_with_the_step(taught: Any) -> None:
+    policy = fresh_copy(taught)
+    trainer = Trainer(
+        configure(taught, reward={"reward": "outcome_only"}), taught[1], policy
+    )
+    drawn = trainer.run_step().scored
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(
+        IgpoError, match=r"step 2: the loss or the gradient is not finite"
+    ):
+        trainer._update(
+            [item.trajectory for item in drawn],
+            [[1.0] * len(item.trajectory.turns) for item in drawn],
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.fixture
+def checkpoint(taught: Any, tmp_path: Path) -> Path:
+    trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
+    trainer.run_step()
+    trainer.save(tmp_path / "checkpoints" / "step-000001")
+    return tmp_path / "checkpoints" / "step-000001"
+
+
+def restore(
+    setup: Any, folder: Path, config: ExperimentConfig | None = None
+) -> Trainer:
+    trainer = Trainer(config or setup[0], setup[1], fresh_copy(setup))
+    trainer.restore(folder)
+    return trainer
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "config.json"])
+def test_a_damaged_file_is_named(
+    taught: Any, checkpoint: Path, damage: str, name: str
+) -> None:
+    path = checkpoint / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        kept = {
+            "truncate": content[: len(content) // 2],
+            "flip": content,
+            "empty": b"",
+        }[damage]
+        path.write_bytes(bytes(kept))
+    with pytest.raises(CheckpointError, match=name):
+        restore(taught, checkpoint)
+
+
+def test_a_folder_without_its_manifest_is_no_checkpoint(
+    taught: Any, checkpoint: Path
+) -> None:
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        restore(taught, checkpoint)
+
+
+def test_another_architecture_is_refused(taught: Any, checkpoint: Path) -> None:
+    config, environment, policy = taught
+    shape = config.policy.model_copy(update={"width": 64})
+    tokenizer = policy.protocol.tokenizer
+    other = speak(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer)
+    trainer = Trainer(config, environment, other)
+    with pytest.raises(
+        CheckpointError, match=r"another architecture.*\(\d+, 32\) in the checkpoint"
+    ):
+        trainer.restore(checkpoint)
+
+
+def test_a_failing_write_leaves_nothing_under_the_name(
+    taught: Any, tmp_path: Path
+) -> None:
+    from igpo_core.checkpoints import newest_checkpoint, write_folder
+
+    def fill(path: Path) -> None:
+        (path / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        write_folder(tmp_path / "checkpoints" / "step-000003", fill)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_newest_whole_checkpoint_is_found(taught: Any, checkpoint: Path) -> None:
+    from igpo_core.checkpoints import newest_checkpoint
+
+    damaged = checkpoint.parent / "step-000002"
+    shutil.copytree(checkpoint, damaged)
+    (damaged / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"falling back.*state.pt"):
+        assert newest_checkpoint(checkpoint.parent.parent) == checkpoint
+
+
+def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path) -> None:
+    config, _, policy = taught
+    loaded = load_policy(checkpoint, config)
+    assert loaded.protocol.prompt("boss of F1 ?") == policy.protocol.prompt(
+        "boss of F1 ?"
+    )
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_policy(checkpoint / "nowhere", config)
