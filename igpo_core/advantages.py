@@ -46,11 +46,7 @@ def turn_advantages(
         else:
             pools = [outcomes]
         for pool in pools:
-            for (i, t), z in zip(
-                pool,
-                standardise([rewards[i][t] for i, t in pool], scale, eps),
-                strict=True,
-            ):
+            for (i, t), z in zip(pool, standardise([rewards[i][t] for i, t in pool], scale, eps), strict=True):
                 normalised[i][t] = z
     if normalization == "outcome_only":
         return [[row[-1]] * len(row) for row in normalised]
@@ -88,14 +84,12 @@ def _check(
     scale: str,
     eps: float,
 ) -> None:
-    for name, value, choices in (
+    for name, chosen, choices in (
         ("normalization", normalization, get_args(Normalization)),
         ("scale", scale, get_args(Scale)),
     ):
-        if value not in choices:
-            raise ValueError(
-                f"unknown {name} {value!r}: valid are {', '.join(choices)}"
-            )
+        if chosen not in choices:
+            raise ValueError(f"unknown {name} {chosen!r}: valid are {', '.join(choices)}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     if not eps > 0:
@@ -104,11 +98,7 @@ def _check(
         raise ValueError(f"{len(rewards)} trajectories but {len(groups)} group keys")
     for i, row in enumerate(rewards):
         if not row:
-            raise ValueError(
-                f"trajectory {i} has no rewards: every trajectory has at least its outcome"
-            )
+            raise ValueError(f"trajectory {i} has no rewards: every trajectory has at least its outcome")
         for t, value in enumerate(row):
             if not math.isfinite(value):
-                raise ValueError(
-                    f"reward {t} of trajectory {i} is {value}: a belief or outcome upstream is broken"
-                )
+                raise ValueError(f"reward {t} of trajectory {i} is {value}: a belief or outcome upstream is broken")

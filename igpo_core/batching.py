@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 
-def token_batches(
-    chosen: Iterable[int], sizes: Sequence[int], budget: int | None
-) -> list[list[int]]:
+def token_batches(chosen: Iterable[int], sizes: Sequence[int], budget: int | None) -> list[list[int]]:
     """Items of `chosen` in batches of rising size whose padded tokens (rows x longest) stay within the budget.
 
     sizes[i]: tokens of item i. An item that alone exceeds the budget stands alone; budget None: one batch.

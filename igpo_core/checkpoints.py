@@ -49,13 +49,9 @@ def write_folder(folder: Path, fill: Any) -> None:
         beside.mkdir()
         fill(beside)
         checksums = {
-            path.relative_to(beside).as_posix(): file_hash(path)
-            for path in sorted(beside.rglob("*"))
-            if path.is_file()
+            path.relative_to(beside).as_posix(): file_hash(path) for path in sorted(beside.rglob("*")) if path.is_file()
         }
-        (beside / MANIFEST).write_text(
-            json.dumps({"format": FORMAT, "sha256": checksums}, indent=1)
-        )
+        (beside / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": checksums}, indent=1))
         for path in beside.rglob("*"):
             _sync(path)
         if folder.exists():
@@ -82,9 +78,7 @@ def verify_folder(folder: Path) -> None:
             "folder, or name another checkpoint."
         ) from error
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}"
-        )
+        raise CheckpointError(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}")
     for name, expected in checksums.items():
         path = folder / name
         if not path.is_file() or file_hash(path) != expected:
@@ -135,23 +129,14 @@ def load_weights(folder: Path, model: Any) -> None:
     differing = [
         name
         for name in sorted(own.keys() | tensors.keys())
-        if name not in own
-        or name not in tensors
-        or own[name].shape != tensors[name].shape
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
     ]
-    tied = {
-        name
-        for name in differing
-        if name in own and name not in tensors and name == "lm_head.weight"
-    }
+    tied = {name for name in differing if name in own and name not in tensors and name == "lm_head.weight"}
     if tied and model.config.tie_word_embeddings:
         differing = [name for name in differing if name not in tied]
     if differing:
         name = differing[0]
-        shapes = [
-            tuple(side[name].shape) if name in side else "absent"
-            for side in (tensors, own)
-        ]
+        shapes = [tuple(side[name].shape) if name in side else "absent" for side in (tensors, own)]
         raise CheckpointError(
             f"{folder} is of another architecture: {len(differing)} tensors differ, first {name} ({shapes[0]} in the "
             f"checkpoint, {shapes[1]} in the model). Use the configuration that the checkpoint was made with."
@@ -168,9 +153,7 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
         try:
             verify_folder(folder)
         except CheckpointError as error:
-            warnings.warn(
-                f"falling back to the checkpoint before: {error}", stacklevel=2
-            )
+            warnings.warn(f"falling back to the checkpoint before: {error}", stacklevel=2)
             continue
         return folder
     return None

@@ -11,16 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Source = Literal[
-    "hotpotqa",
-    "2wikimultihopqa",
-    "musique",
-    "nq",
-    "triviaqa",
-    "popqa",
-    "bamboogle",
-    "custom",
-]
+Source = Literal["hotpotqa", "2wikimultihopqa", "musique", "nq", "triviaqa", "popqa", "bamboogle", "custom"]
 Decoding = Literal["sampled", "greedy"]
 
 
@@ -40,22 +31,11 @@ class LookupWorld(Settings):
     """
 
     kind: Literal["lookup"] = "lookup"
-    seed: int = Field(
-        0, description="Seed of the questions; the same for every arm and run seed."
-    )
-    hops: int = Field(
-        3, ge=1, le=8, description="Facts between the question and its answer."
-    )
+    seed: int = Field(0, description="Seed of the questions; the same for every arm and run seed.")
+    hops: int = Field(3, ge=1, le=8, description="Facts between the question and its answer.")
     names: int = Field(40, ge=4, le=1000, description="Names in the vocabulary.")
-    people: int = Field(
-        32, ge=4, le=1000, description="People in one question's world."
-    )
-    distractors: int = Field(
-        0,
-        ge=0,
-        le=8,
-        description="Facts off the chain that each search result carries besides.",
-    )
+    people: int = Field(32, ge=4, le=1000, description="People in one question's world.")
+    distractors: int = Field(0, ge=0, le=8, description="Facts off the chain that each search result carries besides.")
     train: int = Field(4096, ge=1, description="Training questions.")
     dev: int = Field(512, ge=1)
     test: int = Field(512, ge=1)
@@ -63,13 +43,9 @@ class LookupWorld(Settings):
     @model_validator(mode="after")
     def _people_have_names(self) -> "LookupWorld":
         if self.people > self.names:
-            raise ValueError(
-                f"people={self.people} exceeds names={self.names}: raise names or lower people"
-            )
+            raise ValueError(f"people={self.people} exceeds names={self.names}: raise names or lower people")
         if self.people <= self.hops:
-            raise ValueError(
-                f"people={self.people} cannot form a chain of {self.hops} hops: raise people"
-            )
+            raise ValueError(f"people={self.people} cannot form a chain of {self.hops} hops: raise people")
         return self
 
 
@@ -83,16 +59,9 @@ class AtlasWorld(Settings):
     seed: int = Field(0, description="Seed of the questions and of the geography.")
     hops: int = Field(3, ge=2, le=5)
     names: int = Field(40, ge=6, le=1000)
-    keys: int = Field(
-        12,
-        ge=6,
-        le=64,
-        description="Key words the tool knows; the chance of a blind hit is 1/keys.",
-    )
+    keys: int = Field(12, ge=6, le=64, description="Key words the tool knows; the chance of a blind hit is 1/keys.")
     continents: int = Field(4, ge=2, le=16)
-    branching: int = Field(
-        4, ge=2, le=16, description="Countries in a continent, and cities in a country."
-    )
+    branching: int = Field(4, ge=2, le=16, description="Countries in a continent, and cities in a country.")
     train: int = Field(4096, ge=1)
     dev: int = Field(512, ge=1)
     test: int = Field(512, ge=1)
@@ -102,41 +71,24 @@ class QuestionFiles(Settings):
     """Question tables and a passage corpus from files, in any format that igpo_core.data reads."""
 
     kind: Literal["files"] = "files"
-    questions: tuple[Path, ...] = Field(
-        min_length=1, description="Question files; rows need a split or `split`."
-    )
+    questions: tuple[Path, ...] = Field(min_length=1, description="Question files; rows need a split or `split`.")
     corpus: Path = Field(description="Passage file: passage_id, title, text.")
     split: Literal["train", "dev", "test"] | None = Field(
-        None,
-        description="The split of rows that name none (official files hold one split each).",
+        None, description="The split of rows that name none (official files hold one split each)."
     )
-    evaluation: Path | None = Field(
-        None, description="A question file whose rows become the test split."
-    )
-    only_answerable: bool = Field(
-        True, description="Drop rows that their table marks as not answerable."
-    )
-    sources: tuple[Source, ...] = Field(
-        (), description="Keep these sources only; empty: all."
-    )
-    min_train: int = Field(
-        1, ge=1, description="Fewer good train rows than this stops the flow."
-    )
+    evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
+    only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
+    sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
+    min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
     min_dev: int = Field(1, ge=1)
     min_test: int = Field(1, ge=1)
     max_question_words: int = Field(200, ge=1)
-    max_answer_words: int = Field(
-        30, ge=1, description="Longer aliases are dropped; a row left with none is bad."
-    )
+    max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
-    max_passage_words: int = Field(
-        100, ge=1, description="A longer passage is cut there in the observation."
-    )
+    max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
 
 
-DataConfig = Annotated[
-    LookupWorld | AtlasWorld | QuestionFiles, Field(discriminator="kind")
-]
+DataConfig = Annotated[LookupWorld | AtlasWorld | QuestionFiles, Field(discriminator="kind")]
 
 
 # -------------------------------------------------------------------------------------------------------- policy
@@ -149,9 +101,7 @@ class NewPolicy(Settings):
     kind: Literal["new"] = "new"
     architecture: Literal["llama", "qwen2"] = "llama"
     tokenizer: Literal["words", "chat"] = "words"
-    vocabulary: int = Field(
-        4096, ge=300, description="Size of the BPE vocabulary (tokenizer `chat` only)."
-    )
+    vocabulary: int = Field(4096, ge=300, description="Size of the BPE vocabulary (tokenizer `chat` only).")
     width: int = Field(96, ge=8)
     layers: int = Field(3, ge=1)
     heads: int = Field(4, ge=1)
@@ -190,19 +140,11 @@ class LookupDemonstrations(Settings):
     """How careful the demonstrator of world `lookup` is; each value is a probability."""
 
     kind: Literal["lookup"] = "lookup"
-    right_query: tuple[Share, Share] = Field(
-        (0.2, 1.0), description="Range; each demonstration draws its own rate."
-    )
+    right_query: tuple[Share, Share] = Field((0.2, 1.0), description="Range; each demonstration draws its own rate.")
     stop_early: Share = Field(0.05, description="Answers before the chain is complete.")
     answer_when_done: Share = 0.8
-    wrong_answer: Share = Field(
-        0.0,
-        description="Names the person in the question or one mentioned in the results.",
-    )
-    lazy_query: Share = Field(
-        0.3,
-        description="A wrong query asks the outermost relation of the person named.",
-    )
+    wrong_answer: Share = Field(0.0, description="Names the person in the question or one mentioned in the results.")
+    lazy_query: Share = Field(0.3, description="A wrong query asks the outermost relation of the person named.")
 
 
 class AtlasDemonstrations(Settings):
@@ -212,14 +154,10 @@ class AtlasDemonstrations(Settings):
     right_history: tuple[Share, Share] = Field(
         (0.4, 1.0), description="Range of the rate of right keys in the history."
     )
-    right_key: Share | None = Field(
-        None, description="Probability of the right key in the target; None: uniform."
-    )
+    right_key: Share | None = Field(None, description="Probability of the right key in the target; None: uniform.")
     stop_early: Share = 0.1
     answer_when_done: Share = 0.9
-    geography_lines: int = Field(
-        0, ge=0, description="Lines of geography lessons added to each batch."
-    )
+    geography_lines: int = Field(0, ge=0, description="Lines of geography lessons added to each batch.")
     geography_weight: float = Field(5.0, ge=0)
 
 
@@ -237,9 +175,7 @@ class WarmStartStage(Settings):
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(64, ge=1)
     warmup_steps: int = Field(50, ge=0)
-    demonstrations: LookupDemonstrations | AtlasDemonstrations | FileDemonstrations = (
-        Field(discriminator="kind")
-    )
+    demonstrations: LookupDemonstrations | AtlasDemonstrations | FileDemonstrations = Field(discriminator="kind")
 
 
 class WarmStart(Settings):
@@ -254,32 +190,20 @@ class WarmStart(Settings):
 class RewardConfig(Settings):
     """Where the learning signal comes from (METHOD.md, "From rewards to the update"). Each is a closed choice."""
 
-    reward: Literal["outcome_and_gain", "outcome_only", "gain_only"] = (
-        "outcome_and_gain"
-    )
+    reward: Literal["outcome_and_gain", "outcome_only", "gain_only"] = "outcome_and_gain"
     gain: Literal["log_prob_diff", "prob_diff"] = Field(
-        "log_prob_diff",
-        description="log_prob_diff: s_t - s_{t-1} (camera-ready); prob_diff: exp(s_t) - exp(s_{t-1}).",
+        "log_prob_diff", description="log_prob_diff: s_t - s_{t-1} (camera-ready); prob_diff: exp(s_t) - exp(s_{t-1})."
     )
     normalization: Literal["separate", "joint"] = "separate"
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of turn returns.")
     scale: Literal["std", "none"] = "std"
     eps: float = Field(1e-6, gt=0)
-    format_penalty: float = Field(
-        -1.0, le=0, description="Outcome of a trajectory without a well-formed answer."
-    )
-    outcome: Literal["f1", "paper_f1"] = Field(
-        "f1", description="f1: SQuAD's; paper_f1: the authors' (token sets)."
-    )
+    format_penalty: float = Field(-1.0, le=0, description="Outcome of a trajectory without a well-formed answer.")
+    outcome: Literal["f1", "paper_f1"] = Field("f1", description="f1: SQuAD's; paper_f1: the authors' (token sets).")
     aliases: Literal["logsumexp", "max", "shortest", "first"] = Field(
-        "logsumexp",
-        description="How the beliefs in several accepted answers become one.",
+        "logsumexp", description="How the beliefs in several accepted answers become one."
     )
-    belief_tokens: int = Field(
-        2048,
-        ge=1,
-        description="Most tokens in one scoring pass; small suits a CPU's cache.",
-    )
+    belief_tokens: int = Field(2048, ge=1, description="Most tokens in one scoring pass; small suits a CPU's cache.")
 
     @property
     def needs_gain(self) -> bool:
@@ -289,12 +213,9 @@ class RewardConfig(Settings):
     def _no_inert_choice(self) -> "RewardConfig":
         inert = {"gain", "normalization", "gamma", "aliases"} & self.model_fields_set
         if self.reward == "outcome_only" and any(
-            getattr(self, name) != type(self).model_fields[name].default
-            for name in inert
+            getattr(self, name) != type(self).model_fields[name].default for name in inert
         ):
-            raise ValueError(
-                f"reward=outcome_only ignores {sorted(inert)}: leave them out"
-            )
+            raise ValueError(f"reward=outcome_only ignores {sorted(inert)}: leave them out")
         return self
 
 
@@ -302,52 +223,32 @@ class RolloutConfig(Settings):
     """How trajectories are sampled."""
 
     questions: int = Field(16, ge=1, description="Questions a step.")
-    group_size: int = Field(
-        8,
-        ge=2,
-        description="Trajectories a question; a group of one has no spread to learn from.",
-    )
-    max_turns: int = Field(
-        6, ge=1, le=64, description="Model turns, the answer included."
-    )
+    group_size: int = Field(8, ge=2, description="Trajectories a question; a group of one has no spread to learn from.")
+    max_turns: int = Field(6, ge=1, le=64, description="Model turns, the answer included.")
     max_new_tokens: int = Field(16, ge=1, description="Sampled tokens a turn.")
     max_tokens: int = Field(512, ge=16, description="Tokens of a whole trajectory.")
-    temperature: float = Field(
-        1.0, gt=0, description="Of training rollouts and of `sampled` evaluation."
-    )
-    batch_size: int = Field(
-        256, ge=1, description="Trajectories that share one KV cache."
-    )
+    temperature: float = Field(1.0, gt=0, description="Of training rollouts and of `sampled` evaluation.")
+    batch_size: int = Field(256, ge=1, description="Trajectories that share one KV cache.")
 
 
 class OptimizerConfig(Settings):
     """AdamW and the clipped surrogate."""
 
     learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(
-        0, ge=0, description="Linear warm-up; constant afterwards."
-    )
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up; constant afterwards.")
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0)
-    kl_coefficient: float = Field(
-        0.0,
-        ge=0,
-        description="k3 estimate to the start of the run; 0: no reference pass.",
-    )
+    kl_coefficient: float = Field(0.0, ge=0, description="k3 estimate to the start of the run; 0: no reference pass.")
     entropy_coefficient: float = Field(0.0, ge=0)
     denominator: Literal["sequence", "token"] = Field(
         "sequence",
         description="sequence: mean over trajectories of the mean over their tokens; token: over all tokens.",
     )
-    updates_per_step: int = Field(
-        1, ge=1, description="Updates on the same rollouts; with 1 the ratio is 1."
-    )
-    tokens_per_batch: int = Field(
-        2048, ge=1, description="Most tokens (padding included) in one forward pass."
-    )
+    updates_per_step: int = Field(1, ge=1, description="Updates on the same rollouts; with 1 the ratio is 1.")
+    tokens_per_batch: int = Field(2048, ge=1, description="Most tokens (padding included) in one forward pass.")
 
 
 class TrainingConfig(Settings):
@@ -372,14 +273,9 @@ class EvaluationConfig(Settings):
         ("sampled", "greedy"), min_length=1, description="The first is the headline."
     )
     threshold: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Dev F1 whose first reaching gives steps, tokens and seconds.",
+        0.5, gt=0, le=1, description="Dev F1 whose first reaching gives steps, tokens and seconds."
     )
-    traces: int = Field(
-        4, ge=0, description="Test trajectories logged as MLflow traces."
-    )
+    traces: int = Field(4, ge=0, description="Test trajectories logged as MLflow traces.")
 
 
 class ExperimentConfig(Settings):
@@ -411,9 +307,7 @@ class ExperimentConfig(Settings):
                     f"rollout.max_tokens={self.rollout.max_tokens} exceeds policy.window={self.policy.window}: "
                     "lower the one or raise the other"
                 )
-        for number, stage in enumerate(
-            self.warm_start.stages if self.warm_start else (), start=1
-        ):
+        for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1):
             if stage.demonstrations.kind != self.data.kind:
                 raise ValueError(
                     f"warm_start stage {number} has demonstrations of kind {stage.demonstrations.kind!r} but data is of "
@@ -424,10 +318,7 @@ class ExperimentConfig(Settings):
 
 def fingerprint(*parts: Any) -> str:
     """Twelve hex digits that change when any part does. Parts are JSON values or settings."""
-    plain = [
-        part.model_dump(mode="json") if isinstance(part, BaseModel) else part
-        for part in parts
-    ]
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -436,7 +327,5 @@ def code_version() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
-        digest.update(
-            path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes()
-        )
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -38,11 +38,7 @@ def evaluate(
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
     questions = list(environment.questions(split))[:limit]
-    fitting = [
-        question
-        for question in questions
-        if prompt_fits(policy, config.rollout, question)
-    ]
+    fitting = [question for question in questions if prompt_fits(policy, config.rollout, question)]
     if not fitting:
         raise DataError(
             f"none of the {len(questions)} {split} questions leaves room for a turn within rollout.max_tokens="
@@ -70,25 +66,16 @@ def evaluate(
     metrics["all/left_out"] = float(len(questions) - len(fitting))
     metrics["all/seconds"] = times.total
     metrics["all/search_seconds"] = times.search
-    return EvaluationResult(
-        metrics,
-        [_record(item, step) for item in scored],
-        scored,
-        len(questions) - len(fitting),
-    )
+    return EvaluationResult(metrics, [_record(item, step) for item in scored], scored, len(questions) - len(fitting))
 
 
-def _slices(
-    questions: Sequence[Question], scored: Sequence[Scored]
-) -> list[tuple[str, list[Scored]]]:
+def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
     """All, each source, and each hop count within a source."""
     slices: dict[str, list[Scored]] = {"all": list(scored)}
     for question, item in zip(questions, scored, strict=True):
         slices.setdefault(question.source, []).append(item)
         if question.hops is not None:
-            slices.setdefault(f"{question.source}/hops_{question.hops}", []).append(
-                item
-            )
+            slices.setdefault(f"{question.source}/hops_{question.hops}", []).append(item)
     return sorted(slices.items())
 
 

@@ -9,19 +9,13 @@ from igpo_core.trajectory import RolloutStatus
 
 
 def rollout_metrics(
-    scored: Sequence[Scored],
-    advantages: Sequence[Sequence[float]],
-    groups: Sequence[Hashable],
+    scored: Sequence[Scored], advantages: Sequence[Sequence[float]], groups: Sequence[Hashable]
 ) -> dict[str, float]:
     """train/, reward/ and advantage/ metrics of one step."""
     turns = [len(item.trajectory.turns) for item in scored]
     metrics = {f"train/{name}": value for name, value in behaviour(scored).items()}
-    tokens = [
-        p for item in scored for turn in item.trajectory.turns for p in turn.logprobs
-    ]
-    metrics["train/entropy"] = -mean(
-        tokens
-    )  # E[-log pi] over what was sampled: an unbiased estimate of the entropy
+    tokens = [p for item in scored for turn in item.trajectory.turns for p in turn.logprobs]
+    metrics["train/entropy"] = -mean(tokens)  # E[-log pi] over what was sampled: an unbiased estimate of the entropy
     metrics["reward/outcome_mean"] = mean([item.outcome for item in scored])
     metrics["reward/outcome_std"] = std([item.outcome for item in scored])
     metrics.update(_gain_metrics(scored))
@@ -31,9 +25,7 @@ def rollout_metrics(
     metrics["advantage/dead_groups"] = mean([float(value) for value in dead.values()])
     metrics["advantage/std"] = std([value for row in advantages for value in row])
     # mean-centred gains pay or charge for the number of turns (PAPER.md, 5, row 1): always looked at
-    metrics["advantage/first_turn_by_turns"] = correlation(
-        [row[0] for row in advantages], [float(t) for t in turns]
-    )
+    metrics["advantage/first_turn_by_turns"] = correlation([row[0] for row in advantages], [float(t) for t in turns])
     return metrics
 
 
@@ -43,27 +35,18 @@ def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
     values = {
         "f1": mean([item.f1 for item in scored]),
         "em": mean([item.em for item in scored]),
-        "format_rate": mean(
-            [float(item.status is RolloutStatus.ANSWERED) for item in trajectories]
-        ),
+        "format_rate": mean([float(item.status is RolloutStatus.ANSWERED) for item in trajectories]),
         "turns": mean([float(len(item.turns)) for item in trajectories]),
         "searches": mean([float(len(item.turns) - 1) for item in trajectories]),
         "tokens": mean([float(len(item.token_ids)) for item in trajectories]),
     }
     for status in RolloutStatus:
-        values[f"status_{status}"] = mean(
-            [float(item.status is status) for item in trajectories]
-        )
+        values[f"status_{status}"] = mean([float(item.status is status) for item in trajectories])
     hops = max((item.question.hops or 0 for item in trajectories), default=0)
     if any(item.question.facts is not None for item in trajectories):
-        for hop in range(
-            hops
-        ):  # reach, hop by hop: EM alone hides lucky guesses (LABORATORY.md, trap 2)
+        for hop in range(hops):  # reach, hop by hop: EM alone hides lucky guesses (LABORATORY.md, trap 2)
             values[f"reached_hop_{hop + 1}"] = mean(
-                [
-                    float(any(turn.hop == hop for turn in item.turns))
-                    for item in trajectories
-                ]
+                [float(any(turn.hop == hop for turn in item.turns)) for item in trajectories]
             )
     return values
 
@@ -74,25 +57,15 @@ def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     if not beliefs:
         return {}
     steps = [b - a for row in beliefs for a, b in itertools.pairwise(row)]
-    jumps = [
-        math.exp(b) - math.exp(a) for row in beliefs for a, b in itertools.pairwise(row)
-    ]
+    jumps = [math.exp(b) - math.exp(a) for row in beliefs for a, b in itertools.pairwise(row)]
     metrics = {
         "reward/belief_start": mean([math.exp(row[0]) for row in beliefs]),
         "reward/belief_end": mean([math.exp(row[-1]) for row in beliefs]),
     }
     if steps:
-        metrics["reward/gain_log_mean"], metrics["reward/gain_log_std"] = (
-            mean(steps),
-            std(steps),
-        )
-        metrics["reward/gain_prob_mean"], metrics["reward/gain_prob_std"] = (
-            mean(jumps),
-            std(jumps),
-        )
-        metrics["reward/gain_positive_share"] = mean(
-            [float(value > 0) for value in jumps]
-        )
+        metrics["reward/gain_log_mean"], metrics["reward/gain_log_std"] = (mean(steps), std(steps))
+        metrics["reward/gain_prob_mean"], metrics["reward/gain_prob_std"] = (mean(jumps), std(jumps))
+        metrics["reward/gain_positive_share"] = mean([float(value > 0) for value in jumps])
     return metrics
 
 

@@ -39,12 +39,7 @@ class LossTerms:
 
 
 def policy_loss(
-    batch: TokenBatch,
-    *,
-    clip_low: float,
-    clip_high: float,
-    kl_coefficient: float,
-    entropy_coefficient: float,
+    batch: TokenBatch, *, clip_low: float, clip_high: float, kl_coefficient: float, entropy_coefficient: float
 ) -> LossTerms:
     """-sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl * k3 - entropy_coefficient * H.
 
@@ -83,6 +78,4 @@ def token_weights(lengths: Sequence[int], denominator: Denominator) -> list[floa
         return [1 / (len(lengths) * length) for length in lengths]
     if denominator == "token":
         return [1 / sum(lengths)] * len(lengths)
-    raise ValueError(
-        f"unknown denominator {denominator!r}: valid are {', '.join(get_args(Denominator))}"
-    )
+    raise ValueError(f"unknown denominator {denominator!r}: valid are {', '.join(get_args(Denominator))}")

@@ -53,33 +53,19 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
         tokenizer = word_tokenizer(environment.vocabulary())
     else:
         tokenizer = chat_tokenizer(environment.texts(), config.policy)
-    return speak(
-        new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer
-    )
+    return speak(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
 
 
-def load_policy(
-    name: str | Path, config: ExperimentConfig, *, revision: str | None = None
-) -> Policy:
+def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
     """A policy from a folder or hub name: safetensors only, no remote code."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = (
-        getattr(torch, config.policy.dtype)
-        if isinstance(config.policy, PretrainedPolicy)
-        else torch.float32
-    )
+    dtype = getattr(torch, config.policy.dtype) if isinstance(config.policy, PretrainedPolicy) else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(name), revision=revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            str(name),
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
+            str(name), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -104,9 +90,7 @@ def speak(model: Any, tokenizer: Any) -> Policy:
     """A model with the grammar that its tokenizer speaks."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
     speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
-    protocol: TurnProtocol = (
-        WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
-    )
+    protocol: TurnProtocol = WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
     return Policy(model, protocol, int(model.config.max_position_embeddings))
 
 
@@ -118,32 +102,16 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     vocabulary = [*WordProtocol.CONTROL, *words]
     if len(set(vocabulary)) != len(vocabulary):
         raise ConfigError("the vocabulary repeats a word, or has a control word")
-    tokenizer = Tokenizer(
-        models.WordLevel(
-            {word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"
-        )
-    )
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<bos>",
-        eos_token="<eos>",
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
     )
 
 
 def chat_tokenizer(texts: Iterable[str], config: NewPolicy) -> Any:
     """A byte-level BPE trained on `texts`, with Qwen2.5's control tokens and a ChatML template with tool calls."""
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        trainers,
-    )
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -156,15 +124,9 @@ def chat_tokenizer(texts: Iterable[str], config: NewPolicy) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in CHAT_SPECIAL]
-    )
-    tokenizer.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token in CHAT_ADDED]
-    )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>"
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CHAT_SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in CHAT_ADDED])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
@@ -187,9 +149,8 @@ def new_model(config: NewPolicy, vocabulary: int, tokenizer: Any, seed: int) -> 
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        attn_implementation="sdpa",
     )
     # transformers draws initial weights from torch's global generator; fork it so that nothing else is disturbed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights") % 2**63)
-        return AutoModelForCausalLM.from_config(settings)
+        return AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa")

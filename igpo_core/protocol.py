@@ -14,9 +14,7 @@ from typing import Any, Protocol
 from igpo_core.errors import ConfigError
 from igpo_core.trajectory import Action, Answer, Malformed, Search
 
-PROBE_THOUGHT = (
-    "Now there's enough information to answer"  # the authors' wording (PAPER.md, 1.1)
-)
+PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording (PAPER.md, 1.1)
 MARKERS = (
     "<think>",
     "</think>",
@@ -24,8 +22,9 @@ MARKERS = (
     "</tool_call>",
     "<tool_response>",
     "</tool_response>",
+    "<answer>",
+    "</answer>",
 )
-MARKERS += ("<answer>", "</answer>")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,7 @@ class AnswerProbe:
     answer_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        prefix_ids: Sequence[int],
-        answer_ids: Sequence[int],
-        suffix_ids: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, prefix_ids: Sequence[int], answer_ids: Sequence[int], suffix_ids: Sequence[int] = ()) -> None:
         object.__setattr__(self, "prefix_ids", tuple(prefix_ids))
         object.__setattr__(self, "answer_ids", tuple(answer_ids))
         object.__setattr__(self, "suffix_ids", tuple(suffix_ids))
@@ -59,9 +53,7 @@ class TurnProtocol(Protocol):
     def prompt(self, question: str) -> list[int]: ...
     def parse(self, ids: Sequence[int]) -> Action: ...
     def observation(self, text: str) -> list[int]: ...
-    def turn(
-        self, thought: str, action: Search | Answer
-    ) -> tuple[list[int], slice]: ...
+    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]: ...
     def probe(self, answer: str) -> AnswerProbe: ...
     def lesson(self, words: Sequence[str]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -73,24 +65,18 @@ class WordProtocol:
     CONTROL = ("<pad>", "<unk>", "<bos>", "<eos>", *MARKERS)
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.ids: dict[str, int] = tokenizer.get_vocab()
         self.words = {index: word for word, index in self.ids.items()}
         self.control = frozenset(self.ids[word] for word in self.CONTROL)
-        self.pad_id = self.ids["<pad>"]
-        self.stop_ids = tuple(
-            self.ids[word] for word in ("</tool_call>", "</answer>", "<eos>")
-        )
+        self.pad_id: int = self.ids["<pad>"]
+        self.stop_ids = tuple(self.ids[word] for word in ("</tool_call>", "</answer>", "<eos>"))
 
     def prompt(self, question: str) -> list[int]:
         return [self.ids["<bos>"], *self._plain(question)]
 
     def observation(self, text: str) -> list[int]:
-        return [
-            self.ids["<tool_response>"],
-            *self._plain(text),
-            self.ids["</tool_response>"],
-        ]
+        return [self.ids["<tool_response>"], *self._plain(text), self.ids["</tool_response>"]]
 
     def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
         """Ids of a whole turn, and the slice of the query's or answer's own tokens."""
@@ -99,16 +85,9 @@ class WordProtocol:
             if isinstance(action, Search)
             else ("<answer>", action.text, "</answer>")
         )
-        head = [
-            self.ids["<think>"],
-            *self._plain(thought),
-            self.ids["</think>"],
-            self.ids[opening],
-        ]
+        head = [self.ids["<think>"], *self._plain(thought), self.ids["</think>"], self.ids[opening]]
         inner = self._plain(body)
-        return [*head, *inner, self.ids[closing]], slice(
-            len(head), len(head) + len(inner)
-        )
+        return [*head, *inner, self.ids[closing]], slice(len(head), len(head) + len(inner))
 
     def parse(self, ids: Sequence[int]) -> Action:
         think, end_think = self.ids["<think>"], self.ids["</think>"]
@@ -116,35 +95,17 @@ class WordProtocol:
             return Malformed("no <think> .. </think> at the start of the turn")
         middle = list(ids).index(end_think)
         thought, rest = ids[1:middle], ids[middle + 1 :]
-        for opening, closing, kind in (
-            ("<tool_call>", "</tool_call>", Search),
-            ("<answer>", "</answer>", Answer),
-        ):
-            if (
-                len(rest) >= 2
-                and rest[0] == self.ids[opening]
-                and rest[-1] == self.ids[closing]
-            ):
-                if self.control.intersection(thought) or self.control.intersection(
-                    rest[1:-1]
-                ):
-                    return Malformed(
-                        "a control token inside the thought, the query or the answer"
-                    )
+        for opening, closing, kind in (("<tool_call>", "</tool_call>", Search), ("<answer>", "</answer>", Answer)):
+            if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
+                if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
+                    return Malformed("a control token inside the thought, the query or the answer")
                 if len(rest) == 2:
                     return Malformed(f"nothing between {opening} and {closing}")
                 return kind(self._text(rest[1:-1]))
-        return Malformed(
-            "neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought"
-        )
+        return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
 
     def probe(self, answer: str) -> AnswerProbe:
-        prefix = [
-            self.ids["<think>"],
-            *self._plain("done"),
-            self.ids["</think>"],
-            self.ids["<answer>"],
-        ]
+        prefix = [self.ids["<think>"], *self._plain("done"), self.ids["</think>"], self.ids["<answer>"]]
         return AnswerProbe(prefix, self._plain(answer), (self.ids["</answer>"],))
 
     def lesson(self, words: Sequence[str]) -> list[int]:
@@ -174,9 +135,7 @@ SEARCH_TOOL = {
         "description": "Search the passages and return the best matches.",
         "parameters": {
             "type": "object",
-            "properties": {
-                "query": {"type": "string", "description": "What to look for."}
-            },
+            "properties": {"query": {"type": "string", "description": "What to look for."}},
             "required": ["query"],
         },
     },
@@ -198,64 +157,40 @@ class ChatProtocol:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
             )
-        added = {
-            token.content: index
-            for index, token in tokenizer.added_tokens_decoder.items()
-        }
+        added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
         self.control = frozenset(added.values())
         self.markers = tuple(sorted({*added, *MARKERS}))
-        self._pattern = re.compile(
-            "|".join(re.escape(marker) for marker in self.markers if len(marker) > 1)
-        )
-        self._special = {
-            index for index in self.control if tokenizer.decode([index]) not in MARKERS
-        }
+        self._pattern = re.compile("|".join(re.escape(marker) for marker in self.markers if len(marker) > 1))
+        self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
         if tokenizer.eos_token_id is None:
             raise ConfigError("this tokenizer has no eos token: a turn could not end")
-        self.stop_ids = (tokenizer.eos_token_id,)
-        self.pad_id = (
-            tokenizer.eos_token_id
-            if tokenizer.pad_token_id is None
-            else tokenizer.pad_token_id
-        )
+        self.stop_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._stop_text = tokenizer.eos_token
         self._find_frames()
 
     def _find_frames(self) -> None:
-        asked, replied, seen = (
-            "PLACEHOLDER-Q",
-            self._turn_text("x", Search("y")),
-            "PLACEHOLDER-R",
-        )
+        asked, replied, seen = ("PLACEHOLDER-Q", self._turn_text("x", Search("y")), "PLACEHOLDER-R")
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": SYSTEM_PROMPT},
             {"role": "user", "content": asked},
         ]
         prompt = self._template(messages)
-        messages += [
-            {"role": "assistant", "content": replied},
-            {"role": "tool", "content": seen},
-        ]
+        messages += [{"role": "assistant", "content": replied}, {"role": "tool", "content": seen}]
         whole = self._template(messages)
         sampled = prompt + replied + self._stop_text
-        if (
-            not whole.startswith(sampled)
-            or whole.count(seen) != 1
-            or prompt.count(asked) != 1
-        ):
+        if not whole.startswith(sampled) or whole.count(seen) != 1 or prompt.count(asked) != 1:
             raise ConfigError(
                 "this chat template rewrites earlier turns or drops the tool's reply (rendering a tool reply changed the "
                 "text before it), so a sampled history could not be continued token for token: use another template"
             )
         if prompt.rstrip().endswith("<think>"):
-            raise ConfigError(
-                "this chat template opens the thought itself; use a template that leaves it to the model"
-            )
+            raise ConfigError("this chat template opens the thought itself; use a template that leaves it to the model")
         self._prompt_frame = tuple(prompt.split(asked))
         self._observation_frame = tuple(whole[len(sampled) :].split(seen))
 
@@ -278,9 +213,7 @@ class ChatProtocol:
             if isinstance(action, Search)
             else Answer(self.neutralise(action.text))
         )
-        ids = self._encode(
-            self._turn_text(self.neutralise(thought), plain) + self._stop_text
-        )
+        ids = self._encode(self._turn_text(self.neutralise(thought), plain) + self._stop_text)
         return ids, slice(0, len(ids))
 
     def parse(self, ids: Sequence[int]) -> Action:
@@ -290,9 +223,7 @@ class ChatProtocol:
             return Malformed("a control token inside the turn")
         match = _TURN.fullmatch(self.decode(ids[:-1]))
         if match is None or any(marker in match["thought"] for marker in MARKERS):
-            return Malformed(
-                "not <think> .. </think> followed by one <tool_call> or one <answer>"
-            )
+            return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
         if match["answer"] is not None:
             answer = match["answer"].strip()
             if not answer or any(marker in answer for marker in MARKERS):
@@ -302,19 +233,13 @@ class ChatProtocol:
 
     def probe(self, answer: str) -> AnswerProbe:
         prefix = self._encode(f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n")
-        return AnswerProbe(
-            prefix, self._plain(answer), self._encode(f"\n</answer>{self._stop_text}")
-        )
+        return AnswerProbe(prefix, self._plain(answer), self._encode(f"\n</answer>{self._stop_text}"))
 
     def lesson(self, words: Sequence[str]) -> list[int]:
         return self._plain(" ".join(words))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def neutralise(self, text: str) -> str:
         """Outside text with a space after the first character of every marker: readable, and no control token."""
@@ -324,21 +249,15 @@ class ChatProtocol:
         # Encoded whole, because a BPE merges across the border between the frame's newline and the text.
         before, after = frame
         ids = self._encode(before + self.neutralise(text) + after)
-        expected = self._controls(self._encode(before)) + self._controls(
-            self._encode(after)
-        )
+        expected = self._controls(self._encode(before)) + self._controls(self._encode(after))
         if self._controls(ids) != expected:
-            raise ConfigError(
-                f"text became a control token in spite of neutralising it: {text[:80]!r}; report this"
-            )
+            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
         return ids
 
     def _plain(self, text: str) -> list[int]:
         ids = self._encode(self.neutralise(text))
         if self._controls(ids):
-            raise ConfigError(
-                f"text became a control token in spite of neutralising it: {text[:80]!r}; report this"
-            )
+            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
         return ids
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
@@ -350,10 +269,7 @@ class ChatProtocol:
     @staticmethod
     def _turn_text(thought: str, action: Search | Answer) -> str:
         if isinstance(action, Search):
-            call = json.dumps(
-                {"name": "search", "arguments": {"query": action.query}},
-                ensure_ascii=False,
-            )
+            call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
             return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
         return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
 
@@ -364,11 +280,7 @@ def _parse_call(text: str) -> Action:
         call = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
         return Malformed("the tool call is not JSON")
-    if (
-        not isinstance(call, dict)
-        or call.get("name") != "search"
-        or not isinstance(call.get("arguments"), dict)
-    ):
+    if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
         return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
     query = call["arguments"].get("query")
     if not isinstance(query, str) or not query.strip():

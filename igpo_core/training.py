@@ -40,16 +40,10 @@ class Trainer:
     """Trains `policy` in place. Every random draw is keyed by (config.seed, purpose, step), so that a trainer restored
     from a checkpoint at step k makes steps k+1, k+2, .. with the same bits as one that never stopped."""
 
-    def __init__(
-        self, config: ExperimentConfig, environment: Environment, policy: Policy
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, environment: Environment, policy: Policy) -> None:
         self.config, self.environment, self.policy = config, environment, policy
         every = environment.questions("train")
-        self.questions = [
-            question
-            for question in every
-            if prompt_fits(policy, config.rollout, question)
-        ]
+        self.questions = [question for question in every if prompt_fits(policy, config.rollout, question)]
         self.left_out = len(every) - len(self.questions)
         if not self.questions:
             raise DataError(
@@ -66,22 +60,13 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         warmup = max(1, settings.warmup_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: min(1.0, (done + 1) / warmup)
-        )
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(
-            policy.model, optimizer, scheduler
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / warmup))
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(policy.model, optimizer, scheduler)
         self.reference = None
         if settings.kl_coefficient:
             self.reference = copy.deepcopy(policy.model).requires_grad_(False)
         self.step = 0
-        self.counters = {
-            "rollouts": 0.0,
-            "questions": 0.0,
-            "sampled_tokens": 0.0,
-            "seconds": 0.0,
-        }
+        self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
 
     def run_step(self) -> StepResult:
         """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
@@ -103,9 +88,7 @@ class Trainer:
         advantages = turn_advantages(
             [item.rewards(config.reward) for item in scored],
             groups,
-            normalization=config.reward.normalization
-            if config.reward.needs_gain
-            else "outcome_only",
+            normalization=config.reward.normalization if config.reward.needs_gain else "outcome_only",
             gamma=config.reward.gamma,
             scale=config.reward.scale,
             eps=config.reward.eps,
@@ -142,46 +125,31 @@ class Trainer:
     def _count(self, trajectories: Sequence[Trajectory], seconds: float) -> None:
         self.counters["rollouts"] += len(trajectories)
         self.counters["questions"] += self.config.rollout.questions
-        self.counters["sampled_tokens"] += sum(
-            item.sampled_tokens for item in trajectories
-        )
+        self.counters["sampled_tokens"] += sum(item.sampled_tokens for item in trajectories)
         self.counters["seconds"] += seconds
 
-    def _update(
-        self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]]
-    ) -> dict[str, float]:
+    def _update(self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]]) -> dict[str, float]:
         settings = self.config.optimizer
-        weights = token_weights(
-            [item.sampled_tokens for item in trajectories], settings.denominator
-        )
+        weights = token_weights([item.sampled_tokens for item in trajectories], settings.denominator)
         # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass.
         regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
         sizes = [len(item.token_ids) for item in trajectories]
         active = [i for i, row in enumerate(advantages) if regular or any(row)]
         metrics: dict[str, float] = {}
         for _ in range(settings.updates_per_step):
-            for parameter in (
-                self.model.parameters()
-            ):  # zeros, not None: AdamW must also move on an empty update
+            for parameter in self.model.parameters():  # zeros, not None: AdamW must also move on an empty update
                 parameter.grad = torch.zeros_like(parameter)
             parts = []
             tokens = padded = 0
             for batch in token_batches(active, sizes, settings.tokens_per_batch):
                 terms = self._loss(
-                    [trajectories[i] for i in batch],
-                    [advantages[i] for i in batch],
-                    [weights[i] for i in batch],
+                    [trajectories[i] for i in batch], [advantages[i] for i in batch], [weights[i] for i in batch]
                 )
                 self.accelerator.backward(terms.total)
                 parts.append(terms)
                 lengths = [sizes[i] for i in batch]
-                tokens, padded = (
-                    tokens + sum(lengths),
-                    padded + max(lengths) * len(batch),
-                )
-            norm = self.accelerator.clip_grad_norm_(
-                self.model.parameters(), settings.max_grad_norm
-            )
+                tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             metrics = _update_metrics(parts, float(norm))
             metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
             if not all(map(math.isfinite, metrics.values())):
@@ -194,27 +162,18 @@ class Trainer:
         return {**metrics, "train/learning_rate": self.scheduler.get_last_lr()[0]}
 
     def _loss(
-        self,
-        trajectories: Sequence[Trajectory],
-        advantages: Sequence[Sequence[float]],
-        weights: Sequence[float],
+        self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]
     ) -> LossTerms:
         settings = self.config.optimizer
         temperature = self.config.rollout.temperature
         pad = self.policy.protocol.pad_id
         logprobs, entropies = sampled_logprobs(
-            self.model,
-            trajectories,
-            pad,
-            temperature,
-            entropy=settings.entropy_coefficient > 0,
+            self.model, trajectories, pad, temperature, entropy=settings.entropy_coefficient > 0
         )
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference, _ = sampled_logprobs(
-                    self.reference, trajectories, pad, temperature
-                )
+                reference, _ = sampled_logprobs(self.reference, trajectories, pad, temperature)
         device = logprobs.device
         pairs = [
             (turn, a, w)
@@ -223,15 +182,9 @@ class Trainer:
         ]
         batch = TokenBatch(
             logprobs=logprobs,
-            old_logprobs=torch.tensor(
-                [p for turn, _, _ in pairs for p in turn.logprobs], device=device
-            ),
-            advantages=torch.tensor(
-                [a for turn, a, _ in pairs for _ in turn.logprobs], device=device
-            ),
-            weights=torch.tensor(
-                [w for turn, _, w in pairs for _ in turn.logprobs], device=device
-            ),
+            old_logprobs=torch.tensor([p for turn, _, _ in pairs for p in turn.logprobs], device=device),
+            advantages=torch.tensor([a for turn, a, _ in pairs for _ in turn.logprobs], device=device),
+            weights=torch.tensor([w for turn, _, w in pairs for _ in turn.logprobs], device=device),
             entropies=entropies,
             reference_logprobs=reference,
         )
@@ -264,12 +217,7 @@ class Trainer:
 
 
 def sampled_logprobs(
-    model: Any,
-    trajectories: Sequence[Trajectory],
-    pad: int,
-    temperature: float,
-    *,
-    entropy: bool = False,
+    model: Any, trajectories: Sequence[Trajectory], pad: int, temperature: float, *, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities of the sampled tokens, in order of trajectory, turn, token, and where asked for the entropies of
     the distributions they were drawn from: tensors [N].
@@ -289,9 +237,7 @@ def sampled_logprobs(
         for place in range(turn.start, turn.end)
     ]
     owner, place = torch.tensor(spans, device=device).T
-    logits = (
-        model.get_output_embeddings()(hidden[owner, place - 1]).float() / temperature
-    )
+    logits = model.get_output_embeddings()(hidden[owner, place - 1]).float() / temperature
     logprobs = torch.log_softmax(logits, -1)
     chosen = logprobs.gather(1, tokens[owner, place][:, None])[:, 0]
     return chosen, -(logprobs.exp() * logprobs).sum(-1) if entropy else None
@@ -306,8 +252,6 @@ def _update_metrics(parts: Sequence[LossTerms], norm: float) -> dict[str, float]
         "train/surrogate": total("surrogate"),
         "train/kl": total("kl"),
         "train/clip_share": total("clipped"),
-        "train/ratio_error": max(
-            (part.ratio_error.item() for part in parts), default=0.0
-        ),
+        "train/ratio_error": max((part.ratio_error.item() for part in parts), default=0.0),
         "train/grad_norm": norm,
     }

@@ -30,13 +30,9 @@ class RolloutStatus(StrEnum):
 
     ANSWERED = "answered"
     MALFORMED = "malformed"  # the last turn is neither one search nor one answer
-    TURN_TRUNCATED = (
-        "turn_truncated"  # the last turn hit max_new_tokens without a stop token
-    )
+    TURN_TRUNCATED = "turn_truncated"  # the last turn hit max_new_tokens without a stop token
     TURN_LIMIT = "turn_limit"  # max_turns used up on searches
-    WINDOW_FULL = (
-        "window_full"  # the next observation or turn would not fit into max_tokens
-    )
+    WINDOW_FULL = "window_full"  # the next observation or turn would not fit into max_tokens
 
 
 @dataclass(frozen=True)
@@ -76,19 +72,13 @@ class Turn:
     observation_end: int
     action: Action
     logprobs: tuple[float, ...]
-    hop: int | None = (
-        None  # which fact of the chain the search found (synthetic worlds), None: none or unknown
-    )
+    hop: int | None = None  # which fact of the chain the search found (synthetic worlds), None: none or unknown
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= self.observation_end:
-            raise ValueError(
-                f"turn spans must increase: {self.start}, {self.end}, {self.observation_end}"
-            )
+            raise ValueError(f"turn spans must increase: {self.start}, {self.end}, {self.observation_end}")
         if len(self.logprobs) != self.end - self.start:
-            raise ValueError(
-                f"{len(self.logprobs)} log-probs for {self.end - self.start} sampled tokens"
-            )
+            raise ValueError(f"{len(self.logprobs)} log-probs for {self.end - self.start} sampled tokens")
 
 
 @dataclass(frozen=True)
@@ -107,28 +97,18 @@ class Trajectory:
         if not self.turns:
             raise ValueError("a trajectory has at least one turn")
         edges = [self.prompt_length, *(turn.observation_end for turn in self.turns)]
-        if [turn.start for turn in self.turns] != edges[:-1] or edges[-1] != len(
-            self.token_ids
-        ):
-            raise ValueError(
-                "turns must follow the prompt and each other without a gap and end with the last token"
-            )
+        if [turn.start for turn in self.turns] != edges[:-1] or edges[-1] != len(self.token_ids):
+            raise ValueError("turns must follow the prompt and each other without a gap and end with the last token")
         if any(turn.end == turn.observation_end for turn in self.turns[:-1]):
             raise ValueError("only the last turn can lack an observation")
         if self.turns[-1].observation_end != self.turns[-1].end:
-            raise ValueError(
-                "the last turn has no observation: it answers, fails or is cut off"
-            )
+            raise ValueError("the last turn has no observation: it answers, fails or is cut off")
 
     @property
     def answer(self) -> str | None:
         """The answer's text, or None when the trajectory has no well-formed answer."""
         action = self.turns[-1].action
-        return (
-            action.text
-            if self.status is RolloutStatus.ANSWERED and isinstance(action, Answer)
-            else None
-        )
+        return action.text if self.status is RolloutStatus.ANSWERED and isinstance(action, Answer) else None
 
     @property
     def cuts(self) -> tuple[int, ...]:

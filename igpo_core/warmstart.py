@@ -30,9 +30,7 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     if isinstance(item, Lesson):
         ids = protocol.lesson(item.words)
         if len(ids) != len(item.weights) + 1:
-            raise ConfigError(
-                "lessons need a tokenizer with one token a word: use tokenizer=words"
-            )
+            raise ConfigError("lessons need a tokenizer with one token a word: use tokenizer=words")
         return Example(tuple(ids), (0.0, *item.weights), {})
     ids = protocol.prompt(item.question.text)
     weights = [0.0] * len(ids)
@@ -41,13 +39,9 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
         tokens, body = protocol.turn(turn.thought, turn.action)
         if turn.target:
             vocabulary = protocol.tokenizer.get_vocab()
-            soft[len(ids) + body.start] = tuple(
-                (vocabulary[word], share) for word, share in turn.target
-            )
+            soft[len(ids) + body.start] = tuple((vocabulary[word], share) for word, share in turn.target)
         inner = 1.0 if isinstance(turn.action, Search) else turn.answer_weight
-        weights += [
-            inner if body.start <= k < body.stop else 1.0 for k in range(len(tokens))
-        ]
+        weights += [inner if body.start <= k < body.stop else 1.0 for k in range(len(tokens))]
         ids += tokens
         if turn.observation is not None:
             seen = protocol.observation(turn.observation)
@@ -58,13 +52,9 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
 
 def _backward(policy: Policy, examples: Sequence[Example], budget: int) -> float:
     """Gradients of the mean loss over all trained tokens, batch by batch; returns that loss."""
-    trained = sum(
-        map(bool, (weight for example in examples for weight in example.weights))
-    )
+    trained = sum(map(bool, (weight for example in examples for weight in example.weights)))
     total = 0.0
-    for batch in token_batches(
-        range(len(examples)), [len(example.ids) for example in examples], budget
-    ):
+    for batch in token_batches(range(len(examples)), [len(example.ids) for example in examples], budget):
         loss = supervised_loss(policy, [examples[i] for i in batch]) / trained
         torch.autograd.backward(loss)
         total += loss.item()
@@ -74,44 +64,20 @@ def _backward(policy: Policy, examples: Sequence[Example], budget: int) -> float
 def supervised_loss(policy: Policy, examples: Sequence[Example]) -> torch.Tensor:
     """Weighted cross-entropy, soft where a place has a soft target, summed over the trained tokens."""
     width = max(len(example.ids) for example in examples)
-    tokens = torch.full(
-        (len(examples), width), policy.protocol.pad_id, device=policy.model.device
-    )
+    tokens = torch.full((len(examples), width), policy.protocol.pad_id, device=policy.model.device)
     for i, example in enumerate(examples):
         tokens[i, : len(example.ids)] = torch.tensor(example.ids)
-    hidden = policy.model.get_decoder()(
-        input_ids=tokens, use_cache=False
-    ).last_hidden_state
-    places = [
-        (i, k)
-        for i, item in enumerate(examples)
-        for k, weight in enumerate(item.weights)
-        if weight
-    ]
+    hidden = policy.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    places = [(i, k) for i, item in enumerate(examples) for k, weight in enumerate(item.weights) if weight]
     owner, place = torch.tensor(places, device=tokens.device).T
-    logprobs = torch.log_softmax(
-        policy.model.get_output_embeddings()(hidden[owner, place - 1]).float(), -1
-    )
-    weights = torch.tensor(
-        [examples[i].weights[k] for i, k in places], device=tokens.device
-    )
-    hard = torch.tensor(
-        [k not in examples[i].soft for i, k in places], device=tokens.device
-    )
+    logprobs = torch.log_softmax(policy.model.get_output_embeddings()(hidden[owner, place - 1]).float(), -1)
+    weights = torch.tensor([examples[i].weights[k] for i, k in places], device=tokens.device)
+    hard = torch.tensor([k not in examples[i].soft for i, k in places], device=tokens.device)
     losses = -logprobs.gather(1, tokens[owner, place][:, None])[:, 0]
-    targets = [
-        (n, token, share)
-        for n, (i, k) in enumerate(places)
-        for token, share in examples[i].soft.get(k, ())
-    ]
+    targets = [(n, token, share) for n, (i, k) in enumerate(places) for token, share in examples[i].soft.get(k, ())]
     if targets:
-        row, token, share = (
-            torch.tensor(column, device=tokens.device)
-            for column in zip(*targets, strict=True)
-        )
-        spread = torch.zeros_like(losses).index_add(
-            0, row, -share.float() * logprobs[row, token]
-        )
+        row, token, share = (torch.tensor(column, device=tokens.device) for column in zip(*targets, strict=True))
+        spread = torch.zeros_like(losses).index_add(0, row, -share.float() * logprobs[row, token])
         losses = torch.where(hard, losses, spread)
     return (weights * losses).sum()
 
@@ -132,38 +98,27 @@ def run_warm_start(
     total, done, losses = sum(stage.steps for stage in config.warm_start.stages), 0, {}
     for number, stage in enumerate(config.warm_start.stages):
         optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
-            lr=stage.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.01,
+            policy.model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * schedule(stage, step)
             rng = python_rng(config.seed, "warm start", number, step)
-            items = environment.demonstrations(
-                rng, stage.batch_size, stage.demonstrations
-            )
+            items = environment.demonstrations(rng, stage.batch_size, stage.demonstrations)
             examples = [
                 example
                 for example in (render(policy.protocol, item) for item in items)
                 if len(example.ids) <= config.rollout.max_tokens
             ]
             if not examples:
-                raise ConfigError(
-                    f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it"
-                )
+                raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
             optimizer.zero_grad()
             loss = _backward(policy, examples, config.optimizer.tokens_per_batch)
             torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
             optimizer.step()
             done += 1
             if done % 10 == 0 or done == total:
-                progress(
-                    done,
-                    total,
-                    {"warm_start/loss": loss, "warm_start/stage": float(number + 1)},
-                )
+                progress(done, total, {"warm_start/loss": loss, "warm_start/stage": float(number + 1)})
         losses[f"warm_start/stage_{number + 1}_loss"] = loss
     return losses
 

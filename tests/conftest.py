@@ -5,13 +5,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import (
-    ExperimentConfig,
-    LookupWorld,
-    NewPolicy,
-    QuestionFiles,
-    WarmStart,
-)
+from igpo_core.config import ExperimentConfig, LookupWorld, NewPolicy, QuestionFiles, WarmStart
 from igpo_core.trajectory import Question
 
 CORPUS = [
@@ -26,14 +20,7 @@ def lookup_questions(world: LookupWorld) -> list[Question]:
 
     return [
         Question(
-            row.id,
-            row.source,
-            row.split,
-            row.question,
-            tuple(row.answers),
-            int(row.hops),
-            (),
-            json.loads(row.facts),
+            row.id, row.source, row.split, row.question, tuple(row.answers), int(row.hops), (), json.loads(row.facts)
         )
         for row in lookup.generate(world).itertuples()
     ]
@@ -48,32 +35,17 @@ def lookup_setup() -> tuple[ExperimentConfig, Any, Any]:
     config = ExperimentConfig.model_validate(
         {
             "data": {"kind": "lookup", "hops": 2, "train": 40, "dev": 8, "test": 8},
-            "policy": {
-                "kind": "new",
-                "width": 32,
-                "layers": 2,
-                "feed_forward": 64,
-                "window": 256,
-            },
-            "rollout": {
-                "questions": 3,
-                "group_size": 4,
-                "max_turns": 4,
-                "max_tokens": 200,
-            },
+            "policy": {"kind": "new", "width": 32, "layers": 2, "feed_forward": 64, "window": 256},
+            "rollout": {"questions": 3, "group_size": 4, "max_turns": 4, "max_tokens": 200},
         }
     )
     assert isinstance(config.data, LookupWorld)
-    environment = LookupEnvironment(
-        config.data, lookup_questions(config.data), config.rollout.max_turns
-    )
+    environment = LookupEnvironment(config.data, lookup_questions(config.data), config.rollout.max_turns)
     return config, environment, build_policy(config, environment)
 
 
 @pytest.fixture(scope="session")
-def taught(
-    lookup_setup: tuple[ExperimentConfig, Any, Any],
-) -> tuple[ExperimentConfig, Any, Any]:
+def taught(lookup_setup: tuple[ExperimentConfig, Any, Any]) -> tuple[ExperimentConfig, Any, Any]:
     """The same with a policy that has seen some demonstrations: it searches, answers and fails, every branch is taken."""
     from igpo_core.policies import build_policy
     from igpo_core.warmstart import run_warm_start
@@ -86,9 +58,7 @@ def taught(
         "warmup_steps": 5,
         "demonstrations": {"kind": "lookup"},
     }
-    warm = config.model_copy(
-        update={"warm_start": WarmStart.model_validate({"stages": [stage]})}
-    )
+    warm = config.model_copy(update={"warm_start": WarmStart.model_validate({"stages": [stage]})})
     policy = build_policy(config, environment)
     run_warm_start(warm, environment, policy, progress=lambda *_: None)
     return config, environment, policy
@@ -110,8 +80,6 @@ def chat_config() -> ExperimentConfig:
 def chat_policy(chat_config: ExperimentConfig) -> Any:
     from igpo_core.policies import chat_tokenizer, new_model, speak
 
-    assert isinstance(chat_config.policy, NewPolicy) and isinstance(
-        chat_config.data, QuestionFiles
-    )
+    assert isinstance(chat_config.policy, NewPolicy) and isinstance(chat_config.data, QuestionFiles)
     tokenizer = chat_tokenizer(CORPUS * 5, chat_config.policy)
     return speak(new_model(chat_config.policy, len(tokenizer), tokenizer, 0), tokenizer)

@@ -14,9 +14,7 @@ def open_environment(config: ExperimentConfig, folder: Path) -> Environment:
     Raises DataError when the folder is not a published one.
     """
     if not (folder / "questions.parquet").is_file():
-        raise DataError(
-            f"{folder} holds no published data (questions.parquet is missing): run the prepare-data flow"
-        )
+        raise DataError(f"{folder} holds no published data (questions.parquet is missing): run the prepare-data flow")
     if isinstance(config.data, LookupWorld | AtlasWorld):
         import pandas
 
@@ -29,9 +27,7 @@ def open_environment(config: ExperimentConfig, folder: Path) -> Environment:
     return CorpusEnvironment(config.data, folder)
 
 
-def _world(
-    config: LookupWorld | AtlasWorld, questions: Any, max_turns: int
-) -> Environment:
+def _world(config: LookupWorld | AtlasWorld, questions: Any, max_turns: int) -> Environment:
     from igpo_core.environments.atlas import AtlasEnvironment
     from igpo_core.environments.lookup import LookupEnvironment
 

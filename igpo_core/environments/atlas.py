@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
 SOURCE = "atlas"
-ATLAS_RELATIONS = RELATIONS[
-    :6
-]  # shared by all hops: words of the last hop alone stay unlearned (LABORATORY.md)
+ATLAS_RELATIONS = RELATIONS[:6]  # shared by all hops: words of the last hop alone stay unlearned (LABORATORY.md)
 LESSON_FACTS = 6  # facts in one line of a geography lesson
 
 
@@ -48,17 +46,11 @@ class Geography:
 
     def countries_beside(self, country: str) -> list[str]:
         """The countries of its continent, itself included."""
-        return [
-            other
-            for other, continent in self.continent_of.items()
-            if continent == self.continent_of[country]
-        ]
+        return [other for other, continent in self.continent_of.items() if continent == self.continent_of[country]]
 
     def cities_in(self, countries: Sequence[str]) -> list[str]:
         """The cities of these countries."""
-        return [
-            city for city, country in self.country_of.items() if country in countries
-        ]
+        return [city for city, country in self.country_of.items() if country in countries]
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,9 @@ class AtlasChain:
 
     def facts(self, key_of: Mapping[str, str]) -> dict[str, str]:
         """Query -> observation, in chain order."""
-        queries = [
-            f"{key_of[r]} of {e}"
-            for r, e in zip(self.relations, self.people, strict=True)
-        ]
+        queries = [f"{key_of[r]} of {e}" for r, e in zip(self.relations, self.people, strict=True)]
         found = [*self.people[1:], self.city]
-        return {
-            q: f"{q} is {x} in {place} ."
-            for q, x, place in zip(queries, found, self.places, strict=True)
-        }
+        return {q: f"{q} is {x} in {place} ." for q, x, place in zip(queries, found, self.places, strict=True)}
 
 
 def key_words(config: AtlasWorld) -> list[str]:
@@ -126,21 +112,9 @@ def geography(config: AtlasWorld) -> Geography:
     shuffled_cities = rng.sample(cities(config), len(cities(config)))
     shuffled_countries = rng.sample(countries(config), len(countries(config)))
     return Geography(
-        country_of={
-            city: f"K{place // config.branching}"
-            for place, city in enumerate(shuffled_cities)
-        },
-        continent_of={
-            country: place // config.branching
-            for place, country in enumerate(shuffled_countries)
-        },
-        key_of=dict(
-            zip(
-                ATLAS_RELATIONS,
-                rng.sample(key_words(config), len(ATLAS_RELATIONS)),
-                strict=True,
-            )
-        ),
+        country_of={city: f"K{place // config.branching}" for place, city in enumerate(shuffled_cities)},
+        continent_of={country: place // config.branching for place, country in enumerate(shuffled_countries)},
+        key_of=dict(zip(ATLAS_RELATIONS, rng.sample(key_words(config), len(ATLAS_RELATIONS)), strict=True)),
     )
 
 
@@ -154,9 +128,7 @@ def generate(config: AtlasWorld) -> "pandas.DataFrame":
     for split, index in rows(config):
         rng = python_rng(config.seed, "atlas/question", split, index)
         chain = _draw_chain(config, world, split, rng)
-        questions.append(
-            _question(chain, world, f"{SOURCE}-{split}-{index:05d}", split)
-        )
+        questions.append(_question(chain, world, f"{SOURCE}-{split}-{index:05d}", split))
     return question_table(questions)
 
 
@@ -171,9 +143,7 @@ def possible_cities(world: Geography, chain: AtlasChain, hop: int) -> list[str]:
     return list(world.country_of)
 
 
-def _draw_chain(
-    config: AtlasWorld, world: Geography, split: str, rng: random.Random
-) -> AtlasChain:
+def _draw_chain(config: AtlasWorld, world: Geography, split: str, rng: random.Random) -> AtlasChain:
     names = person_names(config.names)
     all_cities = list(world.country_of)
 
@@ -184,22 +154,14 @@ def _draw_chain(
         return AtlasChain(
             relations=tuple(rng.sample(ATLAS_RELATIONS, config.hops)),
             people=tuple(rng.sample(names, config.hops)),
-            places=(
-                *(rng.choice(beside) for _ in range(config.hops - 2)),
-                country,
-                country,
-            ),
+            places=(*(rng.choice(beside) for _ in range(config.hops - 2)), country, country),
             city=city,
         )
 
-    return draw_in_split(
-        split, draw, f"data.hops={config.hops}, data.names={config.names}"
-    )
+    return draw_in_split(split, draw, f"data.hops={config.hops}, data.names={config.names}")
 
 
-def _question(
-    chain: AtlasChain, world: Geography, identity: str, split: str
-) -> Question:
+def _question(chain: AtlasChain, world: Geography, identity: str, split: str) -> Question:
     return Question(
         id=identity,
         source=SOURCE,
@@ -214,9 +176,7 @@ def _question(
 class AtlasEnvironment(SyntheticEnvironment):
     """Environment of world `atlas`. max_turns: the most turns of a demonstration, the answer included."""
 
-    def __init__(
-        self, config: AtlasWorld, questions: Sequence[Question], max_turns: int
-    ) -> None:
+    def __init__(self, config: AtlasWorld, questions: Sequence[Question], max_turns: int) -> None:
         super().__init__(questions, config.seed)
         self._config = config
         self._world = geography(config)
@@ -233,32 +193,17 @@ class AtlasEnvironment(SyntheticEnvironment):
         """`count` demonstrations, each in a fresh world whose question text belongs to the train split, then
         settings.geography_lines lessons."""
         shown = [self._demonstration(rng, settings) for _ in range(count)]
-        return [
-            *shown,
-            *(
-                self._lesson(rng, settings.geography_weight)
-                for _ in range(settings.geography_lines)
-            ),
-        ]
+        return [*shown, *(self._lesson(rng, settings.geography_weight) for _ in range(settings.geography_lines))]
 
-    def _demonstration(
-        self, rng: random.Random, settings: AtlasDemonstrations
-    ) -> Demonstration:
+    def _demonstration(self, rng: random.Random, settings: AtlasDemonstrations) -> Demonstration:
         chain = _draw_chain(self._config, self._world, "train", rng)
-        question = _question(
-            chain,
-            self._world,
-            f"{SOURCE}-demonstration-{rng.getrandbits(64):016x}",
-            "train",
-        )
+        question = _question(chain, self._world, f"{SOURCE}-demonstration-{rng.getrandbits(64):016x}", "train")
         right_rate = rng.uniform(*settings.right_history)
         hop = 0  # facts found so far
         turns: list[DemonstrationTurn] = []
         while len(turns) < self._max_turns - 1:
             done = hop == len(chain.relations)
-            if rng.random() < (
-                settings.answer_when_done if done else settings.stop_early
-            ):
+            if rng.random() < (settings.answer_when_done if done else settings.stop_early):
                 break
             goal = min(hop, len(chain.relations) - 1)
             relation, person = chain.relations[goal], chain.people[goal]
@@ -277,14 +222,10 @@ class AtlasEnvironment(SyntheticEnvironment):
                 hop = observation.hop + 1
         city = rng.choice(possible_cities(self._world, chain, hop))
         answer = Answer(f"{city} {self._world.country_of[city]}")
-        turns.append(
-            DemonstrationTurn(DONE, answer, answer_weight=settings.geography_weight)
-        )
+        turns.append(DemonstrationTurn(DONE, answer, answer_weight=settings.geography_weight))
         return Demonstration(question, tuple(turns))
 
-    def _key_target(
-        self, right_key: str, probability: float | None
-    ) -> tuple[tuple[str, float], ...]:
+    def _key_target(self, right_key: str, probability: float | None) -> tuple[tuple[str, float], ...]:
         """A distribution over the keys: `probability` on the right one, the rest spread evenly; None: uniform."""
         right = 1 / len(self._keys) if probability is None else probability
         wrong = (1 - right) / (len(self._keys) - 1)
@@ -306,10 +247,5 @@ class AtlasEnvironment(SyntheticEnvironment):
             elif kind == 1:
                 words += [country, "has", city, "."]
             else:
-                words += [
-                    country,
-                    "near",
-                    rng.choice(self._world.countries_beside(country)),
-                    ".",
-                ]
+                words += [country, "near", rng.choice(self._world.countries_beside(country)), "."]
         return Lesson(tuple(words), (0.0, 0.0, weight, 0.0) * LESSON_FACTS)

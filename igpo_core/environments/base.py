@@ -56,9 +56,7 @@ class Environment(Protocol):
         """Answer a batch of (question, query): all searches of one turn of a rollout at once."""
         ...
 
-    def demonstrations(
-        self, rng: random.Random, count: int, settings: Any
-    ) -> list[Demonstration | Lesson]:
+    def demonstrations(self, rng: random.Random, count: int, settings: Any) -> list[Demonstration | Lesson]:
         """Examples for one supervised step, drawn from train questions or from worlds of no evaluation split.
 
         settings: the demonstrations settings of this kind of data (igpo_core.config: LookupDemonstrations, ...)."""

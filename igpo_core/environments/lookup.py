@@ -53,17 +53,12 @@ class LookupChain:
     @property
     def queries(self) -> tuple[str, ...]:
         """The right query of each hop."""
-        return tuple(
-            f"{r} of {e}" for r, e in zip(self.relations, self.people[:-1], strict=True)
-        )
+        return tuple(f"{r} of {e}" for r, e in zip(self.relations, self.people[:-1], strict=True))
 
     @property
     def facts(self) -> dict[str, str]:
         """Query -> observation, in chain order."""
-        return {
-            query: f"{query} is {found} ."
-            for query, found in zip(self.queries, self.people[1:], strict=True)
-        }
+        return {query: f"{query} is {found} ." for query, found in zip(self.queries, self.people[1:], strict=True)}
 
 
 def vocabulary(config: LookupWorld) -> list[str]:
@@ -80,9 +75,7 @@ def generate(config: LookupWorld) -> "pandas.DataFrame":
     for split, index in rows(config):
         rng = python_rng(config.seed, "lookup/question", split, index)
         chain = _draw_chain(config, split, rng)
-        questions.append(
-            _question(config, chain, f"{SOURCE}-{split}-{index:05d}", split, rng)
-        )
+        questions.append(_question(config, chain, f"{SOURCE}-{split}-{index:05d}", split, rng))
     return question_table(questions)
 
 
@@ -90,23 +83,12 @@ def _draw_chain(config: LookupWorld, split: str, rng: random.Random) -> LookupCh
     names = person_names(config.names)
 
     def draw() -> LookupChain:
-        return LookupChain(
-            tuple(rng.sample(RELATIONS, config.hops)),
-            tuple(rng.sample(names, config.hops + 1)),
-        )
+        return LookupChain(tuple(rng.sample(RELATIONS, config.hops)), tuple(rng.sample(names, config.hops + 1)))
 
-    return draw_in_split(
-        split, draw, f"data.hops={config.hops}, data.names={config.names}"
-    )
+    return draw_in_split(split, draw, f"data.hops={config.hops}, data.names={config.names}")
 
 
-def _question(
-    config: LookupWorld,
-    chain: LookupChain,
-    identity: str,
-    split: str,
-    rng: random.Random,
-) -> Question:
+def _question(config: LookupWorld, chain: LookupChain, identity: str, split: str, rng: random.Random) -> Question:
     return Question(
         id=identity,
         source=SOURCE,
@@ -119,33 +101,21 @@ def _question(
     )
 
 
-def _draw_distractors(
-    config: LookupWorld, chain: LookupChain, rng: random.Random
-) -> tuple[str, ...]:
+def _draw_distractors(config: LookupWorld, chain: LookupChain, rng: random.Random) -> tuple[str, ...]:
     """Facts off the chain among the world's people. None names the answer, which would leak it before it is found:
     a gain without a cause (LABORATORY.md, trap 4)."""
-    strangers = [
-        name for name in person_names(config.names) if name not in chain.people
-    ]
-    people = [
-        *chain.people[:-1],
-        *rng.sample(strangers, config.people - len(chain.people)),
-    ]
+    strangers = [name for name in person_names(config.names) if name not in chain.people]
+    people = [*chain.people[:-1], *rng.sample(strangers, config.people - len(chain.people))]
     on_chain = set(zip(chain.relations, chain.people[:-1], strict=True))
     free = [(r, e) for e in people for r in RELATIONS if (r, e) not in on_chain]
     chosen = rng.sample(free, min(DISTRACTOR_POOL * config.distractors, len(free)))
-    return tuple(
-        f"{r} of {e} is {rng.choice([p for p in people if p != e])} ."
-        for r, e in chosen
-    )
+    return tuple(f"{r} of {e} is {rng.choice([p for p in people if p != e])} ." for r, e in chosen)
 
 
 class LookupEnvironment(SyntheticEnvironment):
     """Environment of world `lookup`. max_turns: the most turns of a demonstration, the answer included."""
 
-    def __init__(
-        self, config: LookupWorld, questions: Sequence[Question], max_turns: int
-    ) -> None:
+    def __init__(self, config: LookupWorld, questions: Sequence[Question], max_turns: int) -> None:
         super().__init__(questions, config.seed, config.distractors)
         self._config = config
         self._max_turns = max_turns
@@ -160,20 +130,14 @@ class LookupEnvironment(SyntheticEnvironment):
         """`count` demonstrations, each in a fresh world whose question text belongs to the train split."""
         return [self._demonstration(rng, settings) for _ in range(count)]
 
-    def _demonstration(
-        self, rng: random.Random, settings: LookupDemonstrations
-    ) -> Demonstration:
+    def _demonstration(self, rng: random.Random, settings: LookupDemonstrations) -> Demonstration:
         chain = _draw_chain(self._config, "train", rng)
         identity = f"{SOURCE}-demonstration-{rng.getrandbits(64):016x}"
         question = _question(self._config, chain, identity, "train", rng)
         right_query = rng.uniform(*settings.right_query)
         names = set(person_names(self._config.names))
-        mentioned = [
-            chain.people[0]
-        ]  # every mention counts, so that people named often are chosen often
-        last = chain.people[
-            0
-        ]  # what the last hit found; before any, the person of the question
+        mentioned = [chain.people[0]]  # every mention counts, so that people named often are chosen often
+        last = chain.people[0]  # what the last hit found; before any, the person of the question
         hop = 0  # facts found so far
         turns: list[DemonstrationTurn] = []
         while len(turns) < self._max_turns - 1:
@@ -190,12 +154,8 @@ class LookupEnvironment(SyntheticEnvironment):
                 query = f"{chain.relations[-1]} of {chain.people[0]}"  # the outermost relation of the person named
             else:
                 query = _stray_query(chain, hop, mentioned, rng)
-            observation = observe(
-                question, query, self._config.seed, self._config.distractors
-            )
-            turns.append(
-                DemonstrationTurn(chain.queries[goal], Search(query), observation.text)
-            )
+            observation = observe(question, query, self._config.seed, self._config.distractors)
+            turns.append(DemonstrationTurn(chain.queries[goal], Search(query), observation.text))
             mentioned += [word for word in observation.text.split() if word in names]
             if observation.hop is not None:
                 last = chain.people[observation.hop + 1]
@@ -207,9 +167,7 @@ class LookupEnvironment(SyntheticEnvironment):
         return Demonstration(question, tuple(turns))
 
 
-def _stray_query(
-    chain: LookupChain, hop: int, mentioned: Sequence[str], rng: random.Random
-) -> str:
+def _stray_query(chain: LookupChain, hop: int, mentioned: Sequence[str], rng: random.Random) -> str:
     """Half and half: any relation of the current entity, or the current relation of any entity mentioned. It may happen
     to be the right query."""
     if rng.random() < 0.5:

@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 SPLITS = ("train", "dev", "test")
-RELATIONS = (
-    "boss",
-    "teacher",
-    "doctor",
-    "rival",
-    "father",
-    "mother",
-    "brother",
-    "sister",
-)
+RELATIONS = ("boss", "teacher", "doctor", "rival", "father", "mother", "brother", "sister")
 COMMON_WORDS = ("question", ":", "is", "the", "of", "?", ".", "done", "no", "result")
 NO_RESULT = "no result ."
 DONE = "done"  # the thought before an answer
@@ -57,9 +48,7 @@ def person_names(count: int) -> list[str]:
 
 def nested_of(relations: Sequence[str], person: str) -> str:
     """ "the r2 of the r1 of F5" for relations (r1, r2), which are walked from the person outwards."""
-    return " ".join(
-        [*(f"the {relation} of" for relation in reversed(relations)), person]
-    )
+    return " ".join([*(f"the {relation} of" for relation in reversed(relations)), person])
 
 
 def split_of(text: str) -> str:
@@ -88,9 +77,7 @@ def draw_in_split(split: str, draw: Callable[[], Drawn], space: str) -> Drawn:
 
 def rows(config: LookupWorld | AtlasWorld) -> Iterator[tuple[str, int]]:
     """(split, index) of every row of the question table, in table order."""
-    for split, size in zip(
-        SPLITS, (config.train, config.dev, config.test), strict=True
-    ):
+    for split, size in zip(SPLITS, (config.train, config.dev, config.test), strict=True):
         for index in range(size):
             yield split, index
 
@@ -106,12 +93,8 @@ def question_table(questions: Sequence[Question]) -> "pandas.DataFrame":
             "split": [question.split for question in questions],
             "question": [question.text for question in questions],
             "answers": [list(question.answers) for question in questions],
-            "supporting_titles": [
-                list(question.supporting_titles) for question in questions
-            ],
-            "hops": pandas.array(
-                [question.hops for question in questions], dtype="Int64"
-            ),
+            "supporting_titles": [list(question.supporting_titles) for question in questions],
+            "hops": pandas.array([question.hops for question in questions], dtype="Int64"),
             "facts": [json.dumps(dict(question.facts or {})) for question in questions],
             "distractors": [list(question.distractors) for question in questions],
             "answerable": True,
@@ -119,9 +102,7 @@ def question_table(questions: Sequence[Question]) -> "pandas.DataFrame":
     )
 
 
-def observe(
-    question: Question, query: str, seed: int, distractors: int = 0
-) -> Observation:
+def observe(question: Question, query: str, seed: int, distractors: int = 0) -> Observation:
     """What the search tool returns: the chain's fact for exactly this query, else "no result ."; then `distractors`
     facts off the chain, drawn from the question's own by (seed, question id, query).
 
@@ -142,9 +123,7 @@ def observe(
     found = NO_RESULT if hop is None else question.facts[key]
     others: list[str] = []
     if distractors:
-        others = python_rng(seed, "observation", question.id, key).sample(
-            question.distractors, distractors
-        )
+        others = python_rng(seed, "observation", question.id, key).sample(question.distractors, distractors)
     # Best match first: a small policy does not learn to pick it out of a random order (LABORATORY.md, trap 4).
     return Observation(text=" ".join([found, *others]), hop=hop)
 
@@ -152,12 +131,8 @@ def observe(
 class SyntheticEnvironment:
     """Questions by split and the search tool: the part of an Environment that does not depend on the world."""
 
-    def __init__(
-        self, questions: Sequence[Question], seed: int, distractors: int = 0
-    ) -> None:
-        self._by_split = {
-            split: tuple(q for q in questions if q.split == split) for split in SPLITS
-        }
+    def __init__(self, questions: Sequence[Question], seed: int, distractors: int = 0) -> None:
+        self._by_split = {split: tuple(q for q in questions if q.split == split) for split in SPLITS}
         self._seed = seed
         self._distractors = distractors
 
@@ -167,10 +142,7 @@ class SyntheticEnvironment:
 
     def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
         """One observation a request, in order."""
-        return [
-            observe(question, query, self._seed, self._distractors)
-            for question, query in requests
-        ]
+        return [observe(question, query, self._seed, self._distractors) for question, query in requests]
 
     def texts(self) -> Iterable[str]:
         """None: a world's vocabulary is closed, no subword tokenizer is trained on it."""

@@ -16,13 +16,7 @@ import torch
 from igpo_core.batching import token_batches
 from igpo_core.protocol import AnswerProbe
 
-__all__ = [
-    "AnswerProbe",
-    "answer_log_likelihoods",
-    "belief",
-    "information_gains",
-    "score_beliefs",
-]
+__all__ = ["AnswerProbe", "answer_log_likelihoods", "belief", "information_gains", "score_beliefs"]
 
 Aliases = Literal["logsumexp", "max", "shortest", "first"]
 Gain = Literal["log_prob_diff", "prob_diff"]
@@ -44,9 +38,7 @@ def answer_log_likelihoods(
     own history alone. max_tokens bounds the tokens (padding included) of one forward pass; a single trajectory that
     exceeds it gets a pass of its own. Raises ValueError on lengths that differ and on cuts outside the sequence.
     """
-    scores = score_beliefs(
-        model, sequences, cuts, [[probe] for probe in probes], max_tokens=max_tokens
-    )
+    scores = score_beliefs(model, sequences, cuts, [[probe] for probe in probes], max_tokens=max_tokens)
     return [[by_answer[0] for by_answer in by_cut] for by_cut in scores]
 
 
@@ -64,20 +56,11 @@ def score_beliefs(
     The probes of one trajectory share their prefix, which is fed once for each cut.
     """
     if not len(sequences) == len(cuts) == len(probes):
-        raise ValueError(
-            f"{len(sequences)} sequences, {len(cuts)} lists of cuts and {len(probes)} of probes"
-        )
-    rows = [
-        _pack(i, *item)
-        for i, item in enumerate(zip(sequences, cuts, probes, strict=True))
-    ]
+        raise ValueError(f"{len(sequences)} sequences, {len(cuts)} lists of cuts and {len(probes)} of probes")
+    rows = [_pack(i, *item) for i, item in enumerate(zip(sequences, cuts, probes, strict=True))]
     values: list[list[float]] = [[] for _ in rows]
-    for batch in token_batches(
-        range(len(rows)), [len(row.tokens) for row in rows], max_tokens
-    ):
-        for i, result in zip(
-            batch, _forward(model, [rows[i] for i in batch]), strict=True
-        ):
+    for batch in token_batches(range(len(rows)), [len(row.tokens) for row in rows], max_tokens):
+        for i, result in zip(batch, _forward(model, [rows[i] for i in batch]), strict=True):
             values[i] = result
     scores = []
     for row, flat in zip(rows, values, strict=True):
@@ -110,28 +93,18 @@ class _Packed:
     cuts: int
 
 
-def _pack(
-    i: int, sequence: Sequence[int], cuts: Sequence[int], probes: Sequence[AnswerProbe]
-) -> _Packed:
+def _pack(i: int, sequence: Sequence[int], cuts: Sequence[int], probes: Sequence[AnswerProbe]) -> _Packed:
     if not probes or any(probe.prefix_ids != probes[0].prefix_ids for probe in probes):
-        raise ValueError(
-            f"trajectory {i}: its probes must be at least one and share their prefix"
-        )
-    if list(cuts) != sorted(set(cuts)) or (
-        cuts and not 1 <= cuts[0] <= cuts[-1] <= len(sequence)
-    ):
-        raise ValueError(
-            f"trajectory {i}: cuts must increase within [1, {len(sequence)}], got {list(cuts)}"
-        )
+        raise ValueError(f"trajectory {i}: its probes must be at least one and share their prefix")
+    if list(cuts) != sorted(set(cuts)) or (cuts and not 1 <= cuts[0] <= cuts[-1] <= len(sequence)):
+        raise ValueError(f"trajectory {i}: cuts must increase within [1, {len(sequence)}], got {list(cuts)}")
     history = cuts[-1] if cuts else 0  # what follows the last cut is in no belief
     tokens = list(sequence[:history])
-    positions, cut, answer = (
-        list(range(history)),
-        [_HISTORY] * history,
-        [_SHARED] * history,
-    )
+    positions, cut, answer = (list(range(history)), [_HISTORY] * history, [_SHARED] * history)
     limit = list(range(1, history + 1))
-    at, target, lengths = [], [], []
+    at: list[int] = []
+    target: list[int] = []
+    lengths: list[int] = []
 
     def add(ids: Sequence[int], first: int, c: int, a: int, seen: int) -> None:
         tokens.extend(ids)
@@ -145,16 +118,12 @@ def _pack(
         add(prefix, seen, c, _SHARED, seen)
         before = len(tokens) - 1 if prefix else seen - 1
         for a, probe in enumerate(probes):
-            fed = probe.answer_ids[
-                :-1
-            ]  # the last answer token is predicted, and predicts nothing
+            fed = probe.answer_ids[:-1]  # the last answer token is predicted, and predicts nothing
             at.extend([before, *range(len(tokens), len(tokens) + len(fed))])
             target.extend(probe.answer_ids)
             lengths.append(len(probe.answer_ids))
             add(fed, seen + len(prefix), c, a, seen)
-    return _Packed(
-        tokens, positions, cut, answer, limit, at, target, lengths, len(cuts)
-    )
+    return _Packed(tokens, positions, cut, answer, limit, at, target, lengths, len(cuts))
 
 
 def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
@@ -164,10 +133,7 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         return [[] for _ in rows]
 
     def table(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor(
-            [getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows],
-            device=device,
-        )
+        return torch.tensor([getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows], device=device)
 
     cut, answer, limit = table("cut", _PAD), table("answer", _PAD), table("limit", 0)
     place = torch.arange(width, device=device)
@@ -178,18 +144,11 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
     causal = place[:, None] >= place[None, :]
     mask = (history | (probe & branch)) & causal
     hidden = model.get_decoder()(
-        input_ids=table("tokens", 0),
-        attention_mask=mask[:, None],
-        position_ids=table("positions", 0),
-        use_cache=False,
+        input_ids=table("tokens", 0), attention_mask=mask[:, None], position_ids=table("positions", 0), use_cache=False
     ).last_hidden_state
-    owner = torch.tensor(
-        [i for i, row in enumerate(rows) for _ in row.at], device=device
-    )
+    owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.at], device=device)
     at = torch.tensor([index for row in rows for index in row.at], device=device)
-    target = torch.tensor(
-        [token for row in rows for token in row.target], device=device
-    )
+    target = torch.tensor([token for row in rows for token in row.target], device=device)
     logits = model.get_output_embeddings()(hidden[owner, at]).float()
     logprobs = (logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
     results, start = [], 0
@@ -213,9 +172,7 @@ def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) ->
         return scores[min(range(len(scores)), key=lambda i: lengths[i])]
     if aliases == "first":
         return scores[0]
-    raise ValueError(
-        f"unknown aliases {aliases!r}: valid are {', '.join(get_args(Aliases))}"
-    )
+    raise ValueError(f"unknown aliases {aliases!r}: valid are {', '.join(get_args(Aliases))}")
 
 
 def information_gains(beliefs: Sequence[float], gain: Gain) -> list[float]:
@@ -225,7 +182,5 @@ def information_gains(beliefs: Sequence[float], gain: Gain) -> list[float]:
     elif gain == "prob_diff":
         values = [math.exp(value) for value in beliefs]
     else:
-        raise ValueError(
-            f"unknown gain {gain!r}: valid are {', '.join(get_args(Gain))}"
-        )
+        raise ValueError(f"unknown gain {gain!r}: valid are {', '.join(get_args(Gain))}")
     return [after - before for before, after in itertools.pairwise(values)]

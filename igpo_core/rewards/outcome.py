@@ -17,9 +17,7 @@ def squad_normalise(text: str) -> str:
 
 def paper_normalise(text: str) -> str:
     """Lower case, ASCII punctuation to spaces, white space folded, articles kept (the authors' scoring)."""
-    return " ".join(
-        "".join(" " if char in _PUNCTUATION else char for char in text.lower()).split()
-    )
+    return " ".join("".join(" " if char in _PUNCTUATION else char for char in text.lower()).split())
 
 
 def f1_score(prediction: str, answers: Sequence[str]) -> float:
@@ -29,11 +27,7 @@ def f1_score(prediction: str, answers: Sequence[str]) -> float:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the normalised prediction equals any normalised answer, else 0.0."""
-    return _best(
-        prediction,
-        answers,
-        lambda a, b: float(squad_normalise(a) == squad_normalise(b)),
-    )
+    return _best(prediction, answers, lambda a, b: float(squad_normalise(a) == squad_normalise(b)))
 
 
 def paper_f1_score(prediction: str, answers: Sequence[str]) -> float:
@@ -43,16 +37,10 @@ def paper_f1_score(prediction: str, answers: Sequence[str]) -> float:
 
 def paper_exact_match(prediction: str, answers: Sequence[str]) -> float:
     """Exact match after the authors' normalisation."""
-    return _best(
-        prediction,
-        answers,
-        lambda a, b: float(paper_normalise(a) == paper_normalise(b)),
-    )
+    return _best(prediction, answers, lambda a, b: float(paper_normalise(a) == paper_normalise(b)))
 
 
-def _best(
-    prediction: str, answers: Sequence[str], score: Callable[[str, str], float]
-) -> float:
+def _best(prediction: str, answers: Sequence[str], score: Callable[[str, str], float]) -> float:
     if isinstance(answers, str):
         raise TypeError("answers must be a sequence of strings, not one string")
     if not answers:
@@ -61,20 +49,12 @@ def _best(
 
 
 def _count_f1(prediction: str, answer: str) -> float:
-    predicted, gold = (
-        squad_normalise(prediction).split(),
-        squad_normalise(answer).split(),
-    )
-    return _harmonic(
-        sum((Counter(predicted) & Counter(gold)).values()), len(predicted), len(gold)
-    )
+    predicted, gold = (squad_normalise(prediction).split(), squad_normalise(answer).split())
+    return _harmonic(sum((Counter(predicted) & Counter(gold)).values()), len(predicted), len(gold))
 
 
 def _set_f1(prediction: str, answer: str) -> float:
-    predicted, gold = (
-        set(paper_normalise(prediction).split()),
-        set(paper_normalise(answer).split()),
-    )
+    predicted, gold = (set(paper_normalise(prediction).split()), set(paper_normalise(answer).split()))
     return _harmonic(len(predicted & gold), len(predicted), len(gold))
 
 

@@ -37,23 +37,15 @@ class Scored:
         """What turn_advantages takes. gain_only: the outcome is 0 for all, so its pool has no spread."""
         if not config.needs_gain:
             return [0.0] * (len(self.trajectory.turns) - 1) + [self.outcome]
-        return [
-            *self.gains(config),
-            0.0 if config.reward == "gain_only" else self.outcome,
-        ]
+        return [*self.gains(config), 0.0 if config.reward == "gain_only" else self.outcome]
 
 
-def reward_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
-) -> list[Scored]:
+def reward_trajectories(policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig) -> list[Scored]:
     """Outcomes of all trajectories, and beliefs where the reward needs them."""
     beliefs: list[tuple[float, ...] | None] = [None] * len(trajectories)
     if config.needs_gain:
         beliefs = list(score_trajectories(policy, trajectories, config))
-    return [
-        _score(item, seen, config)
-        for item, seen in zip(trajectories, beliefs, strict=True)
-    ]
+    return [_score(item, seen, config) for item, seen in zip(trajectories, beliefs, strict=True)]
 
 
 def score_trajectories(
@@ -61,16 +53,9 @@ def score_trajectories(
 ) -> list[tuple[float, ...]]:
     """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
     aliases = [
-        item.question.answers[:1]
-        if config.aliases == "first"
-        else item.question.answers
-        for item in trajectories
+        item.question.answers[:1] if config.aliases == "first" else item.question.answers for item in trajectories
     ]
-    rendered = {
-        answer: policy.protocol.probe(answer)
-        for answers in aliases
-        for answer in answers
-    }
+    rendered = {answer: policy.protocol.probe(answer) for answers in aliases for answer in answers}
     probes = [[rendered[answer] for answer in answers] for answers in aliases]
     scores = score_beliefs(
         policy.model,
@@ -80,17 +65,12 @@ def score_trajectories(
         max_tokens=config.belief_tokens,
     )
     return [
-        tuple(
-            belief(values, [len(probe.answer_ids) for probe in own], config.aliases)
-            for values in by_cut
-        )
+        tuple(belief(values, [len(probe.answer_ids) for probe in own], config.aliases) for values in by_cut)
         for by_cut, own in zip(scores, probes, strict=True)
     ]
 
 
-def _score(
-    item: Trajectory, beliefs: tuple[float, ...] | None, config: RewardConfig
-) -> Scored:
+def _score(item: Trajectory, beliefs: tuple[float, ...] | None, config: RewardConfig) -> Scored:
     if item.answer is None:
         return Scored(item, 0.0, 0.0, config.format_penalty, beliefs)
     answers = item.question.answers

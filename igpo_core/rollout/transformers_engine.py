@@ -8,7 +8,6 @@ generator keyed by (seed, purpose, step, question, member), so a trajectory does
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -17,16 +16,7 @@ from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment, Observation
 from igpo_core.policies import Policy
 from igpo_core.seeds import numpy_rng
-from igpo_core.trajectory import (
-    Action,
-    Answer,
-    Malformed,
-    Question,
-    RolloutStatus,
-    Search,
-    Trajectory,
-    Turn,
-)
+from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
 
 
 @dataclass
@@ -66,10 +56,7 @@ class _Row:
 
 def prompt_fits(policy: Policy, config: RolloutConfig, question: Question) -> bool:
     """Whether the question's prompt leaves room for one whole turn."""
-    return (
-        len(policy.protocol.prompt(question.text)) + config.max_new_tokens
-        <= config.max_tokens
-    )
+    return len(policy.protocol.prompt(question.text)) + config.max_new_tokens <= config.max_tokens
 
 
 @torch.no_grad()
@@ -101,27 +88,10 @@ def rollout(
             )
         for member in range(members):
             rng = numpy_rng(seed, purpose, step, place, member)
-            uniforms = torch.from_numpy(
-                rng.random(config.max_turns * config.max_new_tokens)
-            )
-            rows.append(
-                _Row(
-                    question,
-                    f"{place}/{question.id}",
-                    list(prompt),
-                    len(prompt),
-                    uniforms,
-                )
-            )
+            uniforms = torch.from_numpy(rng.random(config.max_turns * config.max_new_tokens))
+            rows.append(_Row(question, f"{place}/{question.id}", list(prompt), len(prompt), uniforms))
     for start in range(0, len(rows), config.batch_size):
-        _run(
-            policy,
-            environment,
-            rows[start : start + config.batch_size],
-            config,
-            decoding,
-            times,
-        )
+        _run(policy, environment, rows[start : start + config.batch_size], config, decoding, times)
     times.total += time.perf_counter() - started
     return [row.finished() for row in rows]
 
@@ -144,18 +114,10 @@ def _run(
             actions.append(action)
             start = len(row.ids)
             row.ids += ids
-            row.turns.append(
-                Turn(start, len(row.ids), len(row.ids), action, tuple(logprobs))
-            )
-            row.status = _ending(
-                action,
-                ids[-1] in policy.protocol.stop_ids,
-                turn == config.max_turns - 1,
-            )
+            row.turns.append(Turn(start, len(row.ids), len(row.ids), action, tuple(logprobs)))
+            row.status = _ending(action, ids[-1] in policy.protocol.stop_ids, turn == config.max_turns - 1)
         searching = [i for i, row in enumerate(rows) if row.status is None]
-        found = _search(
-            environment, [(rows[i].question, actions[i]) for i in searching], times
-        )
+        found = _search(environment, [(rows[i].question, actions[i]) for i in searching], times)
         keep, pending = [], []
         for i, observation in zip(searching, found, strict=True):
             row, ids = rows[i], policy.protocol.observation(observation.text)
@@ -164,14 +126,7 @@ def _run(
                 continue
             last = row.turns[-1]
             row.ids += ids
-            row.turns[-1] = Turn(
-                last.start,
-                last.end,
-                len(row.ids),
-                last.action,
-                last.logprobs,
-                observation.hop,
-            )
+            row.turns[-1] = Turn(last.start, last.end, len(row.ids), last.action, last.logprobs, observation.hop)
             row.observations.append(observation.text)
             keep.append(i)
             pending.append(ids)
@@ -193,45 +148,30 @@ def _ending(action: Action, stopped: bool, last_turn: bool) -> RolloutStatus | N
 
 
 def _search(
-    environment: Environment,
-    wanted: Sequence[tuple[Question, Action]],
-    times: RolloutTimes,
+    environment: Environment, wanted: Sequence[tuple[Question, Action]], times: RolloutTimes
 ) -> list[Observation]:
-    requests = [
-        (question, action.query)
-        for question, action in wanted
-        if isinstance(action, Search)
-    ]
+    requests = [(question, action.query) for question, action in wanted if isinstance(action, Search)]
     started = time.perf_counter()
     found = environment.search(requests) if requests else []
     times.search += time.perf_counter() - started
     if len(found) != len(requests):
-        raise ValueError(
-            f"the search tool answered {len(found)} of {len(requests)} queries"
-        )
+        raise ValueError(f"the search tool answered {len(found)} of {len(requests)} queries")
     return found
 
 
 class _Stream:
     """The batch's KV cache. Columns are shared by all rows; `seen` marks which of them hold a token of a row."""
 
-    def __init__(
-        self, policy: Policy, config: RolloutConfig, decoding: Decoding
-    ) -> None:
+    def __init__(self, policy: Policy, config: RolloutConfig, decoding: Decoding) -> None:
         self.model, self.pad = policy.model, policy.protocol.pad_id
-        self.decoder, self.head = (
-            policy.model.get_decoder(),
-            policy.model.get_output_embeddings(),
-        )
+        self.decoder, self.head = (policy.model.get_decoder(), policy.model.get_output_embeddings())
         self.device = policy.model.device
         self.stops = torch.tensor(policy.protocol.stop_ids, device=self.device)
         self.config, self.greedy = config, decoding == "greedy"
         self.cache = DynamicCache(config=policy.model.config)
         self.seen = torch.zeros(0, 0, dtype=torch.bool)  # [rows, columns]
         self.lengths = torch.zeros(0, dtype=torch.long)  # tokens in the cache, by row
-        self.last: list[int] | None = (
-            None  # each row's last sampled token: sampled, but not yet in the cache
-        )
+        self.last: list[int] | None = None  # each row's last sampled token: sampled, but not yet in the cache
 
     def keep(self, rows: list[int]) -> None:
         """Drop the other rows."""
@@ -242,15 +182,11 @@ class _Stream:
         assert self.last is not None
         self.last = [self.last[i] for i in rows]
 
-    def sample_turn(
-        self, rows: list[_Row], pending: list[list[int]]
-    ) -> list[tuple[list[int], list[float]]]:
+    def sample_turn(self, rows: list[_Row], pending: list[list[int]]) -> list[tuple[list[int], list[float]]]:
         """Prefill `pending` (prompt or observation) and sample one turn for every row: its ids and log-probs."""
         logits = self._prefill(pending)
         count, budget = len(rows), self.config.max_new_tokens
-        uniforms = torch.stack(
-            [row.uniforms[row.drawn : row.drawn + budget] for row in rows]
-        ).to(self.device)
+        uniforms = torch.stack([row.uniforms[row.drawn : row.drawn + budget] for row in rows]).to(self.device)
         alive = torch.ones(count, dtype=torch.bool, device=self.device)
         tokens, logprobs, alives = [], [], []
         for place in range(budget):
@@ -261,9 +197,7 @@ class _Stream:
             alive = alive & ~torch.isin(token, self.stops)
             if place == budget - 1 or not alive.any():
                 break
-            logits = self._advance(
-                torch.where(alive, token, self.pad)[:, None], alive[:, None]
-            )[:, 0]
+            logits = self._advance(torch.where(alive, token, self.pad)[:, None], alive[:, None])[:, 0]
         lengths = torch.stack(alives, 1).sum(1).tolist()
         ids, values = torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
         for row, length in zip(rows, lengths, strict=True):
@@ -274,55 +208,36 @@ class _Stream:
     def _prefill(self, pending: list[list[int]]) -> torch.Tensor:
         """Logits [rows, vocabulary] after each row's last sampled token and pending tokens."""
         if self.last is None:
-            self.seen = torch.zeros(
-                len(pending), 0, dtype=torch.bool, device=self.device
-            )
-            self.lengths = torch.zeros(
-                len(pending), dtype=torch.long, device=self.device
-            )
+            self.seen = torch.zeros(len(pending), 0, dtype=torch.bool, device=self.device)
+            self.lengths = torch.zeros(len(pending), dtype=torch.long, device=self.device)
             blocks = pending
         else:
-            blocks = [
-                [token, *ids] for token, ids in zip(self.last, pending, strict=True)
-            ]
+            blocks = [[token, *ids] for token, ids in zip(self.last, pending, strict=True)]
         width = max(map(len, blocks))
-        tokens = torch.tensor(
-            [ids + [self.pad] * (width - len(ids)) for ids in blocks],
-            device=self.device,
-        )
+        tokens = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in blocks], device=self.device)
         counts = torch.tensor([len(ids) for ids in blocks], device=self.device)
         real = torch.arange(width, device=self.device) < counts[:, None]
         return self._advance(tokens, real, last=counts - 1)[:, 0]
 
-    def _advance(
-        self, tokens: torch.Tensor, real: torch.Tensor, last: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _advance(self, tokens: torch.Tensor, real: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
         """Append a block of columns; logits [rows, 1, vocabulary] at column `last` of the block (one column: at it)."""
         count, width = tokens.shape
         positions = self.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
         past = self.seen.shape[1]
         self.seen = torch.cat([self.seen, real], 1)
-        causal = torch.ones(
-            width, past + width, dtype=torch.bool, device=self.device
-        ).tril(past)
+        causal = torch.ones(width, past + width, dtype=torch.bool, device=self.device).tril(past)
         # [rows, 1, width, columns]; every block starts with a real token, so no padded column's softmax is over nothing
         mask = (self.seen[:, None, :] & causal)[:, None]
         hidden = self.decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
         ).last_hidden_state
         self.lengths = self.lengths + real.sum(1)
         if last is not None:
             hidden = hidden[torch.arange(count, device=self.device), last][:, None]
-        logits: Any = self.head(hidden).float()
+        logits: torch.Tensor = self.head(hidden).float()
         return logits
 
-    def _choose(
-        self, logits: torch.Tensor, uniforms: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A token for each row by inverting its cumulative distribution, and the token's log-probability."""
         if self.greedy:
             logprobs = torch.log_softmax(logits, -1)
@@ -331,7 +246,5 @@ class _Stream:
             logprobs = torch.log_softmax(logits / self.config.temperature, -1)
             cumulative = logprobs.double().exp().cumsum(-1)
             target = uniforms[:, None] * cumulative[:, -1:]
-            token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(
-                max=logits.shape[-1] - 1
-            )
+            token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
         return token, logprobs.gather(1, token[:, None])[:, 0]

@@ -27,25 +27,13 @@ SMALL = AtlasWorld(train=40, dev=20, test=20)
 
 # Two continents of two countries of two cities: continent 0 is K0, K1; continent 1 is K2, K3.
 HAND = Geography(
-    country_of={
-        "C0": "K0",
-        "C1": "K0",
-        "C2": "K1",
-        "C3": "K1",
-        "C4": "K2",
-        "C5": "K2",
-        "C6": "K3",
-        "C7": "K3",
-    },
+    country_of={"C0": "K0", "C1": "K0", "C2": "K1", "C3": "K1", "C4": "K2", "C5": "K2", "C6": "K3", "C7": "K3"},
     continent_of={"K0": 0, "K1": 0, "K2": 1, "K3": 1},
     key_of={"boss": "@4", "rival": "@0", "doctor": "@2"},
 )
 # The boss of F5 is F9 (in K3, of the answer's continent), whose rival is F1 (in K2), whose doctor is in C4 in K2.
 CHAIN = AtlasChain(
-    relations=("boss", "rival", "doctor"),
-    people=("F5", "F9", "F1"),
-    places=("K3", "K2", "K2"),
-    city="C4",
+    relations=("boss", "rival", "doctor"), people=("F5", "F9", "F1"), places=("K3", "K2", "K2"), city="C4"
 )
 
 
@@ -65,19 +53,13 @@ def environment(world: AtlasWorld = SMALL) -> AtlasEnvironment:
     return AtlasEnvironment(world, questions, max_turns=6)
 
 
-def demonstrations(
-    shown: AtlasDemonstrations, count: int, world: AtlasWorld = SMALL
-) -> list[Demonstration]:
+def demonstrations(shown: AtlasDemonstrations, count: int, world: AtlasWorld = SMALL) -> list[Demonstration]:
     made = AtlasEnvironment(world, [], 6).demonstrations(random.Random(0), count, shown)
     return [one for one in made if isinstance(one, Demonstration)]
 
 
 def queries(demonstration: Demonstration) -> list[str]:
-    return [
-        turn.action.query
-        for turn in demonstration.turns
-        if isinstance(turn.action, Search)
-    ]
+    return [turn.action.query for turn in demonstration.turns if isinstance(turn.action, Search)]
 
 
 def answer(demonstration: Demonstration) -> str:
@@ -87,9 +69,7 @@ def answer(demonstration: Demonstration) -> str:
 
 
 def test_a_chain_by_hand() -> None:
-    assert (
-        CHAIN.text == "question : where is the doctor of the rival of the boss of F5 ?"
-    )
+    assert CHAIN.text == "question : where is the doctor of the rival of the boss of F5 ?"
     assert CHAIN.answer == "C4 K2"
     assert list(CHAIN.facts(HAND.key_of).items()) == [
         ("@4 of F5", "@4 of F5 is F9 in K3 ."),
@@ -99,48 +79,20 @@ def test_a_chain_by_hand() -> None:
 
 
 def test_the_posterior_by_hand() -> None:
-    assert possible_cities(HAND, CHAIN, 0) == [
-        "C0",
-        "C1",
-        "C2",
-        "C3",
-        "C4",
-        "C5",
-        "C6",
-        "C7",
-    ]
-    assert possible_cities(HAND, CHAIN, 1) == [
-        "C4",
-        "C5",
-        "C6",
-        "C7",
-    ]  # the continent of K3
+    assert possible_cities(HAND, CHAIN, 0) == ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C7"]
+    assert possible_cities(HAND, CHAIN, 1) == ["C4", "C5", "C6", "C7"]  # the continent of K3
     assert possible_cities(HAND, CHAIN, 2) == ["C4", "C5"]  # K2
     assert possible_cities(HAND, CHAIN, 3) == ["C4"]
-    short = AtlasChain(
-        relations=("boss", "doctor"),
-        people=("F5", "F1"),
-        places=("K2", "K2"),
-        city="C4",
-    )
-    assert possible_cities(HAND, short, 1) == [
-        "C4",
-        "C5",
-    ]  # of two hops, the first names the country
+    short = AtlasChain(relations=("boss", "doctor"), people=("F5", "F1"), places=("K2", "K2"), city="C4")
+    assert possible_cities(HAND, short, 1) == ["C4", "C5"]  # of two hops, the first names the country
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_geography_is_balanced_fixed_and_keys_are_distinct(seed: int) -> None:
     config = AtlasWorld(seed=seed, continents=3, branching=2, keys=9)
     world = geography(config)
-    assert sorted(Counter(world.country_of.values()).items()) == [
-        (f"K{n}", 2) for n in range(6)
-    ]
-    assert sorted(Counter(world.continent_of.values()).items()) == [
-        (0, 2),
-        (1, 2),
-        (2, 2),
-    ]
+    assert sorted(Counter(world.country_of.values()).items()) == [(f"K{n}", 2) for n in range(6)]
+    assert sorted(Counter(world.continent_of.values()).items()) == [(0, 2), (1, 2), (2, 2)]
     assert len(world.country_of) == 12
     assert len(set(world.key_of.values())) == len(world.key_of) == 6
     assert geography(config.model_copy(update={"train": 9, "hops": 2})) == world
@@ -150,17 +102,7 @@ def test_the_geography_is_balanced_fixed_and_keys_are_distinct(seed: int) -> Non
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10**6), hops=st.integers(2, 5))
 def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) -> None:
-    config = AtlasWorld(
-        seed=seed,
-        hops=hops,
-        names=8,
-        keys=7,
-        continents=3,
-        branching=3,
-        train=2,
-        dev=2,
-        test=2,
-    )
+    config = AtlasWorld(seed=seed, hops=hops, names=8, keys=7, continents=3, branching=3, train=2, dev=2, test=2)
     tool, world = environment(config), geography(config)
     for question in (q for split in SPLITS for q in tool.questions(split)):
         [gold] = question.answers
@@ -168,18 +110,9 @@ def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) 
         assert world.country_of[city] == country
         words = question.text.split()
         relations, person = list(reversed(words[5:-2:3])), words[-2]
-        assert (
-            words[:4] == ["question", ":", "where", "is"]
-            and len(set(relations)) == hops
-        )
+        assert words[:4] == ["question", ":", "where", "is"] and len(set(relations)) == hops
         for hop, relation in enumerate(relations):
-            found = [
-                o
-                for o in tool.search(
-                    [(question, f"@{k} of {person}") for k in range(7)]
-                )
-                if o.hop is not None
-            ]
+            found = [o for o in tool.search([(question, f"@{k} of {person}") for k in range(7)]) if o.hop is not None]
             assert [o.hop for o in found] == [hop]  # one key alone hits
             key, _, asked, _, named, _, place, _ = found[0].text.split()
             assert (key, asked) == (world.key_of[relation], person)
@@ -193,46 +126,26 @@ def test_a_wrong_query_finds_nothing() -> None:
     tool = environment()
     question = tool.questions("test")[0]
     relation = question.text.split()[-4]
-    for query in (
-        f"{relation} of {question.text.split()[-2]}",
-        "",
-        question.answers[0],
-    ):
+    for query in (f"{relation} of {question.text.split()[-2]}", "", question.answers[0]):
         [observation] = tool.search([(question, query)])
         assert (observation.text, observation.hop) == ("no result .", None)
 
 
 def test_the_table() -> None:
     table = generate(AtlasWorld(train=2, dev=1, test=1))
-    assert table["id"].tolist() == [
-        "atlas-train-00000",
-        "atlas-train-00001",
-        "atlas-dev-00000",
-        "atlas-test-00000",
-    ]
-    assert (
-        table["hops"].dtype == pandas.Int64Dtype() and table["hops"].tolist() == [3] * 4
-    )
+    assert table["id"].tolist() == ["atlas-train-00000", "atlas-train-00001", "atlas-dev-00000", "atlas-test-00000"]
+    assert table["hops"].dtype == pandas.Int64Dtype() and table["hops"].tolist() == [3] * 4
     assert set(table["source"]) == {"atlas"} and table["answerable"].all()
     assert [list(row) for row in table["distractors"]] == [[]] * 4
-    larger = (
-        generate(AtlasWorld(train=5, dev=3, test=2)).set_index("id").loc[table["id"]]
-    )
+    larger = generate(AtlasWorld(train=5, dev=3, test=2)).set_index("id").loc[table["id"]]
     pandas.testing.assert_frame_equal(larger, table.set_index("id"))
 
 
 def test_texts_of_splits_and_warm_start_are_disjoint() -> None:
-    config = AtlasWorld(
-        hops=2, names=6, train=200, dev=60, test=60
-    )  # the fewest texts that the settings allow
+    config = AtlasWorld(hops=2, names=6, train=200, dev=60, test=60)  # the fewest texts that the settings allow
     table = generate(config)
-    assert all(
-        split_of(text) == split
-        for text, split in zip(table["question"], table["split"], strict=True)
-    )
-    texts = [
-        d.question.text for d in demonstrations(AtlasDemonstrations(), 300, config)
-    ]
+    assert all(split_of(text) == split for text, split in zip(table["question"], table["split"], strict=True))
+    texts = [d.question.text for d in demonstrations(AtlasDemonstrations(), 300, config)]
     assert len(set(texts)) > 50 and {split_of(text) for text in texts} == {"train"}
 
 
@@ -242,9 +155,7 @@ def test_every_word_is_in_the_vocabulary() -> None:
     assert len(words) == len(set(words)) == 14 + 6 + 12 + 40 + 4 + 8
     used = set()
     for row in generate(config).to_dict("records"):
-        used |= set(
-            f"{row['question']} {row['answers'][0]} {' '.join(json.loads(row['facts']).values())}".split()
-        )
+        used |= set(f"{row['question']} {row['answers'][0]} {' '.join(json.loads(row['facts']).values())}".split())
     for one in AtlasEnvironment(config, [], 6).demonstrations(
         random.Random(0), 100, AtlasDemonstrations(geography_lines=5)
     ):
@@ -252,9 +163,7 @@ def test_every_word_is_in_the_vocabulary() -> None:
             used |= set(one.words)
             continue
         for turn in one.turns:
-            action = (
-                turn.action.query if isinstance(turn.action, Search) else answer(one)
-            )
+            action = turn.action.query if isinstance(turn.action, Search) else answer(one)
             used |= set(
                 f"{turn.thought} {action} {turn.observation or ''} {' '.join(w for w, _ in turn.target)}".split()
             )
@@ -262,16 +171,11 @@ def test_every_word_is_in_the_vocabulary() -> None:
 
 
 def test_the_perfect_demonstrator_walks_the_chain_and_answers() -> None:
-    shown = AtlasDemonstrations(
-        right_history=(1.0, 1.0), stop_early=0.0, answer_when_done=1.0
-    )
+    shown = AtlasDemonstrations(right_history=(1.0, 1.0), stop_early=0.0, answer_when_done=1.0)
     for one in demonstrations(shown, 50):
         assert one.question.facts is not None
         assert queries(one) == list(one.question.facts)
-        assert [turn.observation for turn in one.turns] == [
-            *one.question.facts.values(),
-            None,
-        ]
+        assert [turn.observation for turn in one.turns] == [*one.question.facts.values(), None]
         relations = one.question.text.split()[5:-2:3][::-1]
         people = [query.split()[2] for query in one.question.facts]
         thoughts = [f"{r} of {p}" for r, p in zip(relations, people, strict=True)]
@@ -282,10 +186,7 @@ def test_the_perfect_demonstrator_walks_the_chain_and_answers() -> None:
 def test_keys_of_the_history_are_right_at_their_rate() -> None:
     # Right by intention in half the cases, by chance in 1 of 12 of the others: 0.5 + 0.5 / 12 = 0.542.
     shown = AtlasDemonstrations(right_history=(0.5, 0.5), stop_early=0.0)
-    right = [
-        queries(one)[0] == next(iter(one.question.facts or {}))
-        for one in demonstrations(shown, 2000)
-    ]
+    right = [queries(one)[0] == next(iter(one.question.facts or {})) for one in demonstrations(shown, 2000)]
     assert abs(sum(right) / 2000 - 0.542) < 0.04
 
 
@@ -299,12 +200,9 @@ def test_each_demonstration_draws_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right_key", "right", "wrong"),
-    [(None, 1 / 12, 1 / 12), (0.34, 0.34, 0.06), (0.0, 0.0, 1 / 11)],
+    ("right_key", "right", "wrong"), [(None, 1 / 12, 1 / 12), (0.34, 0.34, 0.06), (0.0, 0.0, 1 / 11)]
 )
-def test_the_target_of_the_key(
-    right_key: float | None, right: float, wrong: float
-) -> None:
+def test_the_target_of_the_key(right_key: float | None, right: float, wrong: float) -> None:
     world = geography(SMALL)
     for one in demonstrations(AtlasDemonstrations(right_key=right_key), 30):
         for turn in one.turns:
@@ -314,12 +212,8 @@ def test_the_target_of_the_key(
             right_word = world.key_of[turn.thought.split()[0]]
             assert [word for word, _ in turn.target] == [f"@{k}" for k in range(12)]
             for word, probability in turn.target:
-                assert probability == pytest.approx(
-                    right if word == right_word else wrong
-                )
-            assert sum(probability for _, probability in turn.target) == pytest.approx(
-                1.0
-            )
+                assert probability == pytest.approx(right if word == right_word else wrong)
+            assert sum(probability for _, probability in turn.target) == pytest.approx(1.0)
 
 
 def test_guesses_agree_with_every_hint_seen() -> None:
@@ -328,15 +222,9 @@ def test_guesses_agree_with_every_hint_seen() -> None:
     for one in demonstrations(AtlasDemonstrations(stop_early=0.3), 1000):
         city, country = answer(one).split()
         assert world.country_of[city] == country
-        hints = [
-            t.observation.split()[-2]
-            for t in one.turns
-            if t.observation and t.observation != "no result ."
-        ]
+        hints = [t.observation.split()[-2] for t in one.turns if t.observation and t.observation != "no result ."]
         seen_hops[len(set(hints))] += 1
-        assert all(
-            world.continent_of[hint] == world.continent_of[country] for hint in hints
-        )
+        assert all(world.continent_of[hint] == world.continent_of[country] for hint in hints)
         facts = list((one.question.facts or {}).values())
         observed = {turn.observation for turn in one.turns}
         if facts[1] in observed:
@@ -346,9 +234,7 @@ def test_guesses_agree_with_every_hint_seen() -> None:
     assert len(seen_hops) > 1
 
 
-def test_a_guess_without_results_is_uniform_over_cities_and_can_be_the_first_turn() -> (
-    None
-):
+def test_a_guess_without_results_is_uniform_over_cities_and_can_be_the_first_turn() -> None:
     made = demonstrations(AtlasDemonstrations(stop_early=1.0), 2000)
     assert {len(one.turns) for one in made} == {1}
     counts = Counter(answer(one).split()[0] for one in made)
@@ -357,13 +243,9 @@ def test_a_guess_without_results_is_uniform_over_cities_and_can_be_the_first_tur
 
 
 def test_stopping_rates_and_the_last_turn() -> None:
-    early = Counter(
-        len(d.turns) for d in demonstrations(AtlasDemonstrations(stop_early=0.2), 2000)
-    )
+    early = Counter(len(d.turns) for d in demonstrations(AtlasDemonstrations(stop_early=0.2), 2000))
     assert abs(early[1] / 2000 - 0.2) < 0.04
-    perfect = AtlasDemonstrations(
-        right_history=(1.0, 1.0), stop_early=0.0, answer_when_done=0.6
-    )
+    perfect = AtlasDemonstrations(right_history=(1.0, 1.0), stop_early=0.0, answer_when_done=0.6)
     done = Counter(len(d.turns) for d in demonstrations(perfect, 2000))
     # Three searches, then an answer with 0.6; else again, and turn 6 must answer: 0.6, 0.24, 0.16.
     assert set(done) == {4, 5, 6}
@@ -389,16 +271,12 @@ def test_lessons_are_true_balanced_and_weigh_the_predictable_word_alone() -> Non
                 assert world.country_of[said] == subject
             else:
                 assert world.continent_of[subject] == world.continent_of[said]
-    assert (
-        set(kinds) == {"in", "has", "near"} and min(kinds.values()) > 320
-    )  # 400 expected, standard deviation 16
+    assert set(kinds) == {"in", "has", "near"} and min(kinds.values()) > 320  # 400 expected, standard deviation 16
 
 
 def test_the_answer_of_a_demonstration_carries_the_geography_weight() -> None:
     for one in demonstrations(AtlasDemonstrations(geography_weight=2.5), 10):
-        assert [turn.answer_weight for turn in one.turns] == [1.0] * (
-            len(one.turns) - 1
-        ) + [2.5]
+        assert [turn.answer_weight for turn in one.turns] == [1.0] * (len(one.turns) - 1) + [2.5]
 
 
 def test_demonstrations_are_a_function_of_the_generator_and_their_ids_differ() -> None:

@@ -38,30 +38,20 @@ MODELS = {kind: tiny_model(kind) for kind in ("llama", "qwen2")}
 
 
 @torch.no_grad()
-def plain(
-    model: Any, history: list[int], probe: AnswerProbe, *, pad_left: int = 0
-) -> float:
+def plain(model: Any, history: list[int], probe: AnswerProbe, *, pad_left: int = 0) -> float:
     """One ordinary forward pass over history, prefix and answer, alone or left-padded with its own attention mask."""
     tokens = [*history, *probe.prefix_ids, *probe.answer_ids]
     ids = torch.tensor([[0] * pad_left + tokens])
     mask = torch.tensor([[0] * pad_left + [1] * len(tokens)])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = (
-        model(input_ids=ids, attention_mask=mask, position_ids=positions)
-        .logits[0]
-        .double()
-    )
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0].double()
     logprobs = torch.log_softmax(logits, -1)
     last = ids.shape[1]
     places = range(last - len(probe.answer_ids), last)
-    return sum(float(logprobs[k - 1, ids[0, k]]) for k in places) / len(
-        probe.answer_ids
-    )
+    return sum(float(logprobs[k - 1, ids[0, k]]) for k in places) / len(probe.answer_ids)
 
 
-def make_batch(
-    seed: int, turns: list[int], lengths: tuple[int, int] = (3, 12)
-) -> tuple[list, list, list]:
+def make_batch(seed: int, turns: list[int], lengths: tuple[int, int] = (3, 12)) -> tuple[list, list, list]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -76,11 +66,7 @@ def make_batch(
         sequences.append([draw(1, VOCABULARY - 1) for _ in range(total)])
         cuts.append(edges)
         prefix = [draw(1, VOCABULARY - 1) for _ in range(draw(0, 4))]
-        probes.append(
-            AnswerProbe(
-                prefix, [draw(1, VOCABULARY - 1) for _ in range(draw(1, 5))], [1, 2]
-            )
-        )
+        probes.append(AnswerProbe(prefix, [draw(1, VOCABULARY - 1) for _ in range(draw(1, 5))], [1, 2]))
     return sequences, cuts, probes
 
 
@@ -88,35 +74,25 @@ def make_batch(
 @pytest.mark.parametrize("max_tokens", [None, 1, 120])
 def test_equals_one_plain_forward_a_turn(kind: str, max_tokens: int | None) -> None:
     sequences, cuts, probes = make_batch(0, [1, 2, 4, 7, 16, 3])
-    scores = answer_log_likelihoods(
-        MODELS[kind], sequences, cuts, probes, max_tokens=max_tokens
-    )
+    scores = answer_log_likelihoods(MODELS[kind], sequences, cuts, probes, max_tokens=max_tokens)
     assert [len(row) for row in scores] == [1, 2, 4, 7, 16, 3]
     for i, row in enumerate(scores):
         for c, value in zip(cuts[i], row, strict=True):
-            assert value == pytest.approx(
-                plain(MODELS[kind], sequences[i][:c], probes[i]), abs=1e-5
-            )
-            assert value == pytest.approx(
-                plain(MODELS[kind], sequences[i][:c], probes[i], pad_left=5), abs=1e-5
-            )
-    assert (
-        max(row[-1] for row in scores) - min(row[-1] for row in scores) > 0.1
-    )  # the comparison is not of constants
+            assert value == pytest.approx(plain(MODELS[kind], sequences[i][:c], probes[i]), abs=1e-5)
+            assert value == pytest.approx(plain(MODELS[kind], sequences[i][:c], probes[i], pad_left=5), abs=1e-5)
+    assert max(row[-1] for row in scores) - min(row[-1] for row in scores) > 0.1  # the comparison is not of constants
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_belief_is_independent_of_batch_mates_and_their_order(kind: str) -> None:
     sequences, cuts, probes = make_batch(1, [5, 2, 3])
     alone = [
-        answer_log_likelihoods(MODELS[kind], [s], [c], [p])[0]
-        for s, c, p in zip(sequences, cuts, probes, strict=True)
+        answer_log_likelihoods(MODELS[kind], [s], [c], [p])[0] for s, c, p in zip(sequences, cuts, probes, strict=True)
     ]
     long = make_batch(9, [16], lengths=(15, 20))
     for order in ([0, 1, 2], [2, 0, 1]):
         mixed = [
-            [*(part[i] for i in order), extra[0]]
-            for part, extra in zip((sequences, cuts, probes), long, strict=True)
+            [*(part[i] for i in order), extra[0]] for part, extra in zip((sequences, cuts, probes), long, strict=True)
         ]
         together = answer_log_likelihoods(MODELS[kind], *mixed)
         for place, i in enumerate(order):
@@ -127,9 +103,7 @@ def test_a_belief_does_not_see_what_comes_after_its_cut() -> None:
     sequences, cuts, probes = make_batch(2, [4])
     before = answer_log_likelihoods(MODELS["llama"], sequences, cuts, probes)[0]
     changed = [list(sequences[0])]
-    changed[0][cuts[0][1]] = (
-        changed[0][cuts[0][1]] % (VOCABULARY - 2) + 1
-    )  # first token behind the second cut
+    changed[0][cuts[0][1]] = changed[0][cuts[0][1]] % (VOCABULARY - 2) + 1  # first token behind the second cut
     assert changed != sequences
     after = answer_log_likelihoods(MODELS["llama"], changed, cuts, probes)[0]
     assert after[:2] == pytest.approx(before[:2], abs=1e-5)
@@ -139,21 +113,12 @@ def test_a_belief_does_not_see_what_comes_after_its_cut() -> None:
 def test_several_answers_share_a_history() -> None:
     sequences, cuts, _ = make_batch(3, [3, 5])
     prefix = (7, 8)
-    answers = [
-        AnswerProbe(prefix, (4,)),
-        AnswerProbe(prefix, (5, 6, 9)),
-        AnswerProbe(prefix, (4, 4)),
-    ]
+    answers = [AnswerProbe(prefix, (4,)), AnswerProbe(prefix, (5, 6, 9)), AnswerProbe(prefix, (4, 4))]
     scores = score_beliefs(MODELS["qwen2"], sequences, cuts, [answers, answers[:2]])
-    assert [[len(by_answer) for by_answer in row] for row in scores] == [
-        [3] * 3,
-        [2] * 5,
-    ]
+    assert [[len(by_answer) for by_answer in row] for row in scores] == [[3] * 3, [2] * 5]
     for i, own in enumerate((answers, answers[:2])):
         for c, by_answer in zip(cuts[i], scores[i], strict=True):
-            expected = [
-                plain(MODELS["qwen2"], sequences[i][:c], probe) for probe in own
-            ]
+            expected = [plain(MODELS["qwen2"], sequences[i][:c], probe) for probe in own]
             assert by_answer == pytest.approx(expected, abs=1e-5)
 
 
@@ -161,9 +126,7 @@ def test_a_uniform_model_gives_minus_log_vocabulary() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    value = answer_log_likelihoods(
-        model, [[1, 2, 3]], [[2]], [AnswerProbe([4], [5, 6])]
-    )
+    value = answer_log_likelihoods(model, [[1, 2, 3]], [[2]], [AnswerProbe([4], [5, 6])])
     assert value == [[pytest.approx(-math.log(VOCABULARY), abs=1e-6)]]
 
 
@@ -179,9 +142,7 @@ def test_a_uniform_model_gives_minus_log_vocabulary() -> None:
 )
 def test_cuts_that_cannot_be_are_refused(cuts: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        answer_log_likelihoods(
-            MODELS["llama"], [[1, 2, 3]], cuts, [AnswerProbe([4], [5])]
-        )
+        answer_log_likelihoods(MODELS["llama"], [[1, 2, 3]], cuts, [AnswerProbe([4], [5])])
 
 
 def test_an_empty_answer_is_refused() -> None:
@@ -193,9 +154,7 @@ def test_aliases() -> None:
     scores, lengths = [-1.0, -2.0, -1.5], [4, 1, 1]
     assert belief(scores, lengths, "first") == -1.0
     assert belief(scores, lengths, "max") == -1.0
-    assert (
-        belief(scores, lengths, "shortest") == -2.0
-    )  # the first of the two with one token
+    assert belief(scores, lengths, "shortest") == -2.0  # the first of the two with one token
     # e^-1 + e^-2 + e^-1.5 = 0.3678794 + 0.1353353 + 0.2231302 = 0.7263449; its log is -0.3197303
     assert belief(scores, lengths, "logsumexp") == pytest.approx(-0.3197303, abs=1e-6)
     with pytest.raises(ValueError, match="logsumexp, max, shortest, first"):
@@ -205,15 +164,11 @@ def test_aliases() -> None:
 def test_gains_by_hand() -> None:
     beliefs = [math.log(0.1), math.log(0.4), math.log(0.2)]
     assert information_gains(beliefs, "prob_diff") == pytest.approx([0.3, -0.2])
-    assert information_gains(beliefs, "log_prob_diff") == pytest.approx(
-        [math.log(4), -math.log(2)]
-    )
+    assert information_gains(beliefs, "log_prob_diff") == pytest.approx([math.log(4), -math.log(2)])
     with pytest.raises(ValueError, match="log_prob_diff, prob_diff"):
         information_gains(beliefs, "none")  # type: ignore[arg-type]
 
 
 @given(st.lists(st.floats(-30, 0), min_size=1, max_size=12))
 def test_gains_telescope(beliefs: list[float]) -> None:
-    assert sum(information_gains(beliefs, "log_prob_diff")) == pytest.approx(
-        beliefs[-1] - beliefs[0], abs=1e-9
-    )
+    assert sum(information_gains(beliefs, "log_prob_diff")) == pytest.approx(beliefs[-1] - beliefs[0], abs=1e-9)

@@ -7,12 +7,7 @@ import torch
 
 from igpo_core.objective import TokenBatch, policy_loss, token_weights
 
-SETTINGS = {
-    "clip_low": 0.2,
-    "clip_high": 0.3,
-    "kl_coefficient": 0.0,
-    "entropy_coefficient": 0.0,
-}
+SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "kl_coefficient": 0.0, "entropy_coefficient": 0.0}
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -23,12 +18,7 @@ def test_clipping_in_all_four_corners_by_hand() -> None:
     # ratios 1.5, 1.5, 0.5, 0.5 with advantages +1, -1, +1, -1; bounds 0.8 and 1.3
     # min(1.5, 1.3) = 1.3; min(-1.5, -1.3) = -1.5; min(0.5, 0.8) = 0.5; min(-0.5, -0.8) = -0.8; their mean is -0.125
     logprobs = tensor(*[math.log(r) for r in (1.5, 1.5, 0.5, 0.5)]).requires_grad_()
-    batch = TokenBatch(
-        logprobs,
-        tensor(0, 0, 0, 0),
-        tensor(1, -1, 1, -1),
-        tensor(0.25, 0.25, 0.25, 0.25),
-    )
+    batch = TokenBatch(logprobs, tensor(0, 0, 0, 0), tensor(1, -1, 1, -1), tensor(0.25, 0.25, 0.25, 0.25))
     terms = policy_loss(batch, **SETTINGS)
     assert terms.total.item() == pytest.approx(0.125)
     assert terms.clipped.item() == pytest.approx(0.5)  # the first and the last
@@ -41,19 +31,10 @@ def test_clipping_in_all_four_corners_by_hand() -> None:
 
 def test_k3_and_entropy_by_hand() -> None:
     batch = TokenBatch(
-        tensor(-1.0, -2.0),
-        tensor(-1.0, -2.0),
-        tensor(0, 0),
-        tensor(0.5, 0.5),
-        tensor(0.3, 0.7),
-        tensor(-1.5, -2.0),
+        tensor(-1.0, -2.0), tensor(-1.0, -2.0), tensor(0, 0), tensor(0.5, 0.5), tensor(0.3, 0.7), tensor(-1.5, -2.0)
     )
-    terms = policy_loss(
-        batch, **{**SETTINGS, "kl_coefficient": 0.1, "entropy_coefficient": 0.01}
-    )
-    k3 = (
-        math.exp(-0.5) + 0.5 - 1
-    )  # d = -1.5 - -1.0 = -0.5 for the first token, 0 for the second
+    terms = policy_loss(batch, **{**SETTINGS, "kl_coefficient": 0.1, "entropy_coefficient": 0.01})
+    k3 = math.exp(-0.5) + 0.5 - 1  # d = -1.5 - -1.0 = -0.5 for the first token, 0 for the second
     assert terms.kl.item() == pytest.approx(0.5 * k3)
     assert terms.total.item() == pytest.approx(0.1 * 0.5 * k3 - 0.01 * 0.5)
 

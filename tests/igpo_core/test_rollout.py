@@ -10,15 +10,7 @@ from igpo_core.config import RolloutConfig
 from igpo_core.environments.base import Observation
 from igpo_core.rollout.transformers_engine import RolloutTimes, rollout
 from igpo_core.training import sampled_logprobs
-from igpo_core.trajectory import (
-    Answer,
-    Malformed,
-    Question,
-    RolloutStatus,
-    Search,
-    Trajectory,
-    Turn,
-)
+from igpo_core.trajectory import Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
 
 KEY = (5, "rollout", 2)
 
@@ -32,24 +24,17 @@ def run(setup: Any, batch_size: int = 256, **arguments: Any) -> list[Trajectory]
     config, environment, policy = setup
     settings = config.rollout.model_copy(update={"batch_size": batch_size})
     questions = environment.questions("train")[:6]
-    return rollout(
-        policy, environment, questions, settings, members=4, key=KEY, **arguments
-    )
+    return rollout(policy, environment, questions, settings, members=4, key=KEY, **arguments)
 
 
 def test_every_span_holds_what_the_protocol_says(setup: Any) -> None:
     protocol, environment = setup[2].protocol, setup[1]
     trajectories = run(setup)
     assert len(trajectories) == 24
-    assert {item.status for item in trajectories} >= {
-        RolloutStatus.ANSWERED,
-        RolloutStatus.MALFORMED,
-    }
+    assert {item.status for item in trajectories} >= {RolloutStatus.ANSWERED, RolloutStatus.MALFORMED}
     assert any(len(item.turns) > 2 for item in trajectories)
     for item in trajectories:
-        assert list(item.token_ids[: item.prompt_length]) == protocol.prompt(
-            item.question.text
-        )
+        assert list(item.token_ids[: item.prompt_length]) == protocol.prompt(item.question.text)
         for turn, seen in zip(item.turns, [*item.observations, None], strict=True):
             assert protocol.parse(item.token_ids[turn.start : turn.end]) == turn.action
             if seen is None:
@@ -58,14 +43,10 @@ def test_every_span_holds_what_the_protocol_says(setup: Any) -> None:
             assert isinstance(turn.action, Search)
             found = environment.search([(item.question, turn.action.query)])[0]
             assert (found.text, found.hop) == (seen, turn.hop)
-            assert list(
-                item.token_ids[turn.end : turn.observation_end]
-            ) == protocol.observation(seen)
+            assert list(item.token_ids[turn.end : turn.observation_end]) == protocol.observation(seen)
 
 
-def test_the_same_seed_gives_the_same_trajectories_whatever_the_batch(
-    setup: Any,
-) -> None:
+def test_the_same_seed_gives_the_same_trajectories_whatever_the_batch(setup: Any) -> None:
     whole = run(setup)
     for size in (1, 5):
         for one, other in zip(whole, run(setup, batch_size=size), strict=True):
@@ -73,33 +54,20 @@ def test_the_same_seed_gives_the_same_trajectories_whatever_the_batch(
             for a, b in zip(one.turns, other.turns, strict=True):
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert run(setup) == whole  # to the bit
-    assert [item.token_ids for item in rollout_with_key(setup, (6, "rollout", 2))] != [
-        i.token_ids for i in whole
-    ]
+    assert [item.token_ids for item in rollout_with_key(setup, (6, "rollout", 2))] != [i.token_ids for i in whole]
 
 
 def rollout_with_key(setup: Any, key: tuple[int, str, int]) -> list[Trajectory]:
     config, environment, policy = setup
-    return rollout(
-        policy,
-        environment,
-        environment.questions("train")[:6],
-        config.rollout,
-        members=4,
-        key=key,
-    )
+    return rollout(policy, environment, environment.questions("train")[:6], config.rollout, members=4, key=key)
 
 
 def test_sampling_log_probs_equal_a_plain_forward_pass(setup: Any) -> None:
     """The cache over turns, with holes and dropped rows, computes what one uncached pass computes: ratio 1."""
     trajectories = run(setup)
     with torch.no_grad():
-        again, _ = sampled_logprobs(
-            setup[2].model, trajectories, setup[2].protocol.pad_id, 1.0
-        )
-    kept = torch.tensor(
-        [p for item in trajectories for turn in item.turns for p in turn.logprobs]
-    )
+        again, _ = sampled_logprobs(setup[2].model, trajectories, setup[2].protocol.pad_id, 1.0)
+    kept = torch.tensor([p for item in trajectories for turn in item.turns for p in turn.logprobs])
     assert (again - kept).abs().max() < 1e-5
 
 
@@ -109,32 +77,23 @@ def test_greedy_takes_the_most_likely_token(setup: Any) -> None:
         with torch.no_grad():
             best = model(torch.tensor([item.token_ids])).logits[0].argmax(-1).tolist()
         for turn in item.turns:
-            assert (
-                list(item.token_ids[turn.start : turn.end])
-                == best[turn.start - 1 : turn.end - 1]
-            )
+            assert list(item.token_ids[turn.start : turn.end]) == best[turn.start - 1 : turn.end - 1]
 
 
 def test_sampled_frequencies_follow_the_distribution(setup: Any) -> None:
     """First sampled token of 4,000 rollouts of one question against the model's own probabilities at temperature 2."""
     config, environment, policy = setup
     question = environment.questions("train")[0]
-    settings = config.rollout.model_copy(
-        update={"temperature": 2.0, "max_turns": 1, "max_new_tokens": 1}
-    )
+    settings = config.rollout.model_copy(update={"temperature": 2.0, "max_turns": 1, "max_new_tokens": 1})
     drawn = rollout(policy, environment, [question], settings, members=4000, key=KEY)
     with torch.no_grad():
-        logits = policy.model(
-            torch.tensor([policy.protocol.prompt(question.text)])
-        ).logits[0, -1]
+        logits = policy.model(torch.tensor([policy.protocol.prompt(question.text)])).logits[0, -1]
     expected = torch.softmax(logits / 2.0, -1)
     counts = torch.zeros_like(expected)
     for item in drawn:
         counts[item.token_ids[-1]] += 1
     error = (counts / 4000 - expected).abs()
-    assert bool(
-        (error < 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-9).all()
-    )  # five standard errors
+    assert bool((error < 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-9).all())  # five standard errors
 
 
 def endings(setup: Any, turns: Sequence[str], **changes: Any) -> Trajectory:
@@ -145,14 +104,9 @@ def endings(setup: Any, turns: Sequence[str], **changes: Any) -> Trajectory:
     forced = [[protocol.ids[word] for word in turn.split()] for turn in turns]
     model = ForcedModel(policy.model, forced)
     settings: RolloutConfig = config.rollout.model_copy(update=changes)
-    return rollout(
-        type(policy)(model, protocol, policy.window),
-        environment,
-        [question],
-        settings,
-        members=1,
-        key=KEY,
-    )[0]
+    return rollout(type(policy)(model, protocol, policy.window), environment, [question], settings, members=1, key=KEY)[
+        0
+    ]
 
 
 class ForcedModel:
@@ -184,21 +138,14 @@ ANSWER = "<think> done </think> <answer> F1 </answer>"
     ("turns", "changes", "status", "action"),
     [
         ([SEARCH, ANSWER], {}, RolloutStatus.ANSWERED, Answer),
-        (
-            [SEARCH, "<think> boss </think> </answer>"],
-            {},
-            RolloutStatus.MALFORMED,
-            Malformed,
-        ),
+        ([SEARCH, "<think> boss </think> </answer>"], {}, RolloutStatus.MALFORMED, Malformed),
         (["<eos>"], {}, RolloutStatus.MALFORMED, Malformed),
         ([SEARCH] * 3, {"max_turns": 3}, RolloutStatus.TURN_LIMIT, Search),
         (["boss " * 16], {}, RolloutStatus.TURN_TRUNCATED, Malformed),
         ([SEARCH] * 4, {"max_tokens": 60}, RolloutStatus.WINDOW_FULL, Search),
     ],
 )
-def test_every_way_a_rollout_ends(
-    setup: Any, turns: list[str], changes: dict, status: Any, action: type
-) -> None:
+def test_every_way_a_rollout_ends(setup: Any, turns: list[str], changes: dict, status: Any, action: type) -> None:
     item = endings(setup, turns, **changes)
     assert item.status is status
     assert isinstance(item.turns[-1].action, action)
@@ -224,9 +171,7 @@ def test_search_gets_all_queries_of_a_turn_at_once(setup: Any) -> None:
 
     times = RolloutTimes()
     questions = environment.questions("train")[:6]
-    rollout(
-        policy, Counting(), questions, config.rollout, members=4, key=KEY, times=times
-    )  # type: ignore[arg-type]
+    rollout(policy, Counting(), questions, config.rollout, members=4, key=KEY, times=times)  # type: ignore[arg-type]
     assert 1 <= len(sizes) <= config.rollout.max_turns - 1 and sizes[0] > 4
     assert 0 < times.search < times.total
 

@@ -26,11 +26,7 @@ QUESTION = Question(
     answers=("F2",),
     hops=2,
     facts={"boss of F5": "boss of F5 is F9 .", "rival of F9": "rival of F9 is F2 ."},
-    distractors=(
-        "father of F9 is F1 .",
-        "sister of F3 is F5 .",
-        "doctor of F1 is F3 .",
-    ),
+    distractors=("father of F9 is F1 .", "sister of F3 is F5 .", "doctor of F1 is F3 ."),
 )
 
 
@@ -41,17 +37,11 @@ class OneText:
 
 def test_relations_are_nested_outermost_first() -> None:
     assert nested_of(("boss",), "F5") == "the boss of F5"
-    assert (
-        nested_of(("boss", "rival", "doctor"), "F5")
-        == "the doctor of the rival of the boss of F5"
-    )
+    assert nested_of(("boss", "rival", "doctor"), "F5") == "the doctor of the rival of the boss of F5"
 
 
 # Last decimal digit of `printf %s TEXT | sha256sum`, by bc: six 0, eleven 1, abc 5, four 4.
-@pytest.mark.parametrize(
-    ("text", "split"),
-    [("six", "dev"), ("eleven", "test"), ("abc", "train"), ("four", "train")],
-)
+@pytest.mark.parametrize(("text", "split"), [("six", "dev"), ("eleven", "test"), ("abc", "train"), ("four", "train")])
 def test_the_split_of_a_text_is_fixed_across_processes(text: str, split: str) -> None:
     assert split_of(text) == split
 
@@ -67,17 +57,12 @@ def test_a_split_that_no_text_falls_into_is_an_error_with_a_remedy() -> None:
     home = split_of(only.text)
     assert draw_in_split(home, lambda: only, "data.names=1") is only
     for split in set(SPLITS) - {home}:
-        with pytest.raises(
-            ConfigError,
-            match=rf"'{split}' cannot be filled.*data\.names=1.*Raise data\.names",
-        ):
+        with pytest.raises(ConfigError, match=rf"'{split}' cannot be filled.*data\.names=1.*Raise data\.names"):
             draw_in_split(split, lambda: only, "data.names=1")
 
 
 def test_drawing_goes_on_until_a_text_falls_into_the_split() -> None:
-    texts = iter(
-        [OneText("abc"), OneText("eleven"), OneText("six"), OneText("never drawn")]
-    )
+    texts = iter([OneText("abc"), OneText("eleven"), OneText("six"), OneText("never drawn")])
     assert draw_in_split("dev", lambda: next(texts), "").text == "six"
     assert next(texts).text == "never drawn"
 
@@ -89,13 +74,7 @@ def test_rows_come_split_by_split() -> None:
 
 def test_a_search_finds_its_own_fact_and_place_in_the_chain() -> None:
     tool = SyntheticEnvironment([QUESTION], seed=0)
-    found = tool.search(
-        [
-            (QUESTION, "rival of F9"),
-            (QUESTION, "boss of F9"),
-            (QUESTION, " boss  of F5 "),
-        ]
-    )
+    found = tool.search([(QUESTION, "rival of F9"), (QUESTION, "boss of F9"), (QUESTION, " boss  of F5 ")])
     assert [(one.text, one.hop) for one in found] == [
         ("rival of F9 is F2 .", 1),
         ("no result .", None),
@@ -103,9 +82,7 @@ def test_a_search_finds_its_own_fact_and_place_in_the_chain() -> None:
     ]
 
 
-def test_distractors_follow_the_best_match_and_depend_on_the_question_and_the_query_alone() -> (
-    None
-):
+def test_distractors_follow_the_best_match_and_depend_on_the_question_and_the_query_alone() -> None:
     shown = set()
     for query, first in [
         ("boss of F5", "boss of F5 is F9 ."),
@@ -117,35 +94,24 @@ def test_distractors_follow_the_best_match_and_depend_on_the_question_and_the_qu
             text = observe(question, query, seed=0, distractors=2).text
             assert text == observe(question, query, seed=0, distractors=2).text
             facts = [f"{fact.strip()} ." for fact in text.split(".")[:-1]]
-            assert (
-                facts[0] == first
-                and len(set(facts)) == 3
-                and set(facts[1:]) < set(QUESTION.distractors)
-            )
+            assert facts[0] == first and len(set(facts)) == 3 and set(facts[1:]) < set(QUESTION.distractors)
             shown.add(tuple(facts[1:]))
     assert len(shown) > 1
-    by_query = {
-        observe(QUESTION, f"boss of F{n}", 0, 2).text.removeprefix("no result . ")
-        for n in range(10, 20)
-    }
+    by_query = {observe(QUESTION, f"boss of F{n}", 0, 2).text.removeprefix("no result . ") for n in range(10, 20)}
     assert len(by_query) > 1
 
 
 def test_a_question_without_facts_or_with_too_few_distractors_is_an_error() -> None:
     with pytest.raises(DataError, match=r"lookup-dev-00007.*carries no facts"):
         observe(replace(QUESTION, facts=None), "boss of F5", 0)
-    with pytest.raises(
-        DataError, match=r"carries 3 distractors, 4 are asked for: .*data\.distractors"
-    ):
+    with pytest.raises(DataError, match=r"carries 3 distractors, 4 are asked for: .*data\.distractors"):
         observe(QUESTION, "boss of F5", 0, distractors=4)
 
 
 def test_questions_are_kept_by_split_in_order() -> None:
     first, second = replace(QUESTION, id="a"), replace(QUESTION, id="b", split="train")
     tool = SyntheticEnvironment([first, second, QUESTION], seed=0)
-    assert list(tool.questions("dev")) == [first, QUESTION] and list(
-        tool.questions("train")
-    ) == [second]
+    assert list(tool.questions("dev")) == [first, QUESTION] and list(tool.questions("train")) == [second]
     assert list(tool.questions("test")) == []
     with pytest.raises(KeyError, match="validation"):
         tool.questions("validation")

@@ -26,10 +26,7 @@ def fresh_copy(setup: Any) -> Policy:
 def configure(setup: Any, **parts: dict) -> ExperimentConfig:
     config: ExperimentConfig = setup[0]
     return ExperimentConfig.model_validate(
-        {
-            **config.model_dump(),
-            **{k: {**config.model_dump()[k], **v} for k, v in parts.items()},
-        }
+        {**config.model_dump(), **{k: {**config.model_dump()[k], **v} for k, v in parts.items()}}
     )
 
 
@@ -37,29 +34,17 @@ def configure(setup: Any, **parts: dict) -> ExperimentConfig:
 def trajectories(taught: Any) -> list[Trajectory]:
     config, environment, _ = taught
     drawn = rollout(
-        fresh_copy(taught),
-        environment,
-        environment.questions("train")[:4],
-        config.rollout,
-        members=6,
-        key=(0, "t", 0),
+        fresh_copy(taught), environment, environment.questions("train")[:4], config.rollout, members=6, key=(0, "t", 0)
     )
-    assert (
-        sum(len(item.turns) > 1 for item in drawn) >= 6
-        and len({item.status for item in drawn}) >= 2
-    )
+    assert sum(len(item.turns) > 1 for item in drawn) >= 6 and len({item.status for item in drawn}) >= 2
     return drawn
 
 
-def test_outcome_only_makes_no_scoring_pass(
-    taught: Any, trajectories: list[Trajectory]
-) -> None:
+def test_outcome_only_makes_no_scoring_pass(taught: Any, trajectories: list[Trajectory]) -> None:
     policy = fresh_copy(taught)
     passes: list[int] = []
     policy.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    scored = reward_trajectories(
-        policy, trajectories, RewardConfig(reward="outcome_only")
-    )
+    scored = reward_trajectories(policy, trajectories, RewardConfig(reward="outcome_only"))
     assert passes == [] and all(item.beliefs is None for item in scored)
     reward_trajectories(policy, trajectories, RewardConfig(reward="outcome_and_gain"))
     assert len(passes) >= 1  # the hook does count
@@ -69,21 +54,15 @@ def test_outcome_only_ignores_the_gain_in_a_whole_step(taught: Any) -> None:
     """Two steps differ by the reward alone: same rollouts, and only outcome_only's advantages are equal over turns."""
     results = {}
     for reward in ("outcome_only", "gain_only"):
-        trainer = Trainer(
-            configure(taught, reward={"reward": reward}), taught[1], fresh_copy(taught)
-        )
+        trainer = Trainer(configure(taught, reward={"reward": reward}), taught[1], fresh_copy(taught))
         results[reward] = trainer.run_step()
     one, other = (results[name].scored for name in ("outcome_only", "gain_only"))
-    assert [a.trajectory.token_ids for a in one] == [
-        b.trajectory.token_ids for b in other
-    ]
+    assert [a.trajectory.token_ids for a in one] == [b.trajectory.token_ids for b in other]
     assert all(len(set(row)) == 1 for row in results["outcome_only"].advantages)
     assert any(len(set(row)) > 1 for row in results["gain_only"].advantages)
 
 
-def test_gradients_reach_only_places_that_predict_a_sampled_token(
-    taught: Any, trajectories: list[Trajectory]
-) -> None:
+def test_gradients_reach_only_places_that_predict_a_sampled_token(taught: Any, trajectories: list[Trajectory]) -> None:
     policy = fresh_copy(taught)
     outputs: list[torch.Tensor] = []
 
@@ -92,17 +71,12 @@ def test_gradients_reach_only_places_that_predict_a_sampled_token(
         outputs.append(output.last_hidden_state)
 
     policy.model.get_decoder().register_forward_hook(keep)
-    logprobs, _ = sampled_logprobs(
-        policy.model, trajectories, policy.protocol.pad_id, 1.0
-    )
+    logprobs, _ = sampled_logprobs(policy.model, trajectories, policy.protocol.pad_id, 1.0)
     logprobs.sum().backward()
     assert outputs[0].grad is not None
     touched = {(int(i), int(k)) for i, k in outputs[0].grad.abs().sum(-1).nonzero()}
     expected = {
-        (i, k - 1)
-        for i, item in enumerate(trajectories)
-        for turn in item.turns
-        for k in range(turn.start, turn.end)
+        (i, k - 1) for i, item in enumerate(trajectories) for turn in item.turns for k in range(turn.start, turn.end)
     }
     assert touched == expected
     observed = {
@@ -119,16 +93,10 @@ def test_the_ratio_is_one_before_the_first_update(taught: Any) -> None:
     assert result.metrics["train/grad_norm"] > 0
 
 
-def test_the_update_equals_the_loss_written_out(
-    taught: Any, trajectories: list[Trajectory]
-) -> None:
+def test_the_update_equals_the_loss_written_out(taught: Any, trajectories: list[Trajectory]) -> None:
     """Micro-batches, skipped trajectories and weights against -1/N sum_i 1/|o_i| sum_t A log pi, on all at once."""
-    advantages = [
-        [0.5 * k - 1.0 for k, _ in enumerate(item.turns)] for item in trajectories
-    ]
-    advantages[0] = [0.0] * len(
-        advantages[0]
-    )  # a trajectory without any advantage costs no pass but counts in N
+    advantages = [[0.5 * k - 1.0 for k, _ in enumerate(item.turns)] for item in trajectories]
+    advantages[0] = [0.0] * len(advantages[0])  # a trajectory without any advantage costs no pass but counts in N
     policy = fresh_copy(taught)
     logprobs, _ = sampled_logprobs(policy.model, trajectories, 0, 1.0)
     factors = [
@@ -140,15 +108,11 @@ def test_the_update_equals_the_loss_written_out(
     (-(torch.tensor(factors) * logprobs).sum()).backward()
     expected = [p.grad.clone() for p in policy.model.parameters()]
     for budget in (1, 150, 100_000):
-        config = configure(
-            taught, optimizer={"tokens_per_batch": budget, "max_grad_norm": 1e9}
-        )
+        config = configure(taught, optimizer={"tokens_per_batch": budget, "max_grad_norm": 1e9})
         fresh = fresh_copy(taught)
         trainer = Trainer(config, taught[1], fresh)
         trainer._update(trajectories, advantages)
-        for parameter, reference in zip(
-            fresh.model.parameters(), expected, strict=True
-        ):
+        for parameter, reference in zip(fresh.model.parameters(), expected, strict=True):
             assert parameter.grad is not None
             assert torch.allclose(parameter.grad, reference, atol=1e-6)
 
@@ -179,43 +143,27 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(taught: Any, tmp_path: Path) -
     resumed.restore(tmp_path / "step-000002")
     assert resumed.step == 2
     again = [resumed.run_step().metrics for _ in range(2)]
-    timeless = [
-        {k: v for k, v in row.items() if "time/" not in k and "seconds" not in k}
-        for row in metrics[2:]
-    ]
-    assert [
-        {k: v for k, v in row.items() if k in timeless[0]} for row in again
-    ] == timeless
+    timeless = [{k: v for k, v in row.items() if "time/" not in k and "seconds" not in k} for row in metrics[2:]]
+    assert [{k: v for k, v in row.items() if k in timeless[0]} for row in again] == timeless
     for name, tensor in weights_of(undisturbed).items():
         assert torch.equal(tensor, resumed_policy.model.state_dict()[name]), name
 
 
 def test_questions_come_in_permutations(taught: Any) -> None:
     trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
-    places = [
-        question.id for step in range(40) for question in trainer._step_questions(step)
-    ]
-    assert sorted(places[:40]) == sorted(
-        question.id for question in taught[1].questions("train")
-    )
+    places = [question.id for step in range(40) for question in trainer._step_questions(step)]
+    assert sorted(places[:40]) == sorted(question.id for question in taught[1].questions("train"))
     assert sorted(places[40:80]) == sorted(places[:40]) and places[40:80] != places[:40]
 
 
 def test_a_broken_model_stops_with_the_step(taught: Any) -> None:
     policy = fresh_copy(taught)
-    trainer = Trainer(
-        configure(taught, reward={"reward": "outcome_only"}), taught[1], policy
-    )
+    trainer = Trainer(configure(taught, reward={"reward": "outcome_only"}), taught[1], policy)
     drawn = trainer.run_step().scored
     with torch.no_grad():
         policy.model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(
-        IgpoError, match=r"step 2: the loss or the gradient is not finite"
-    ):
-        trainer._update(
-            [item.trajectory for item in drawn],
-            [[1.0] * len(item.trajectory.turns) for item in drawn],
-        )
+    with pytest.raises(IgpoError, match=r"step 2: the loss or the gradient is not finite"):
+        trainer._update([item.trajectory for item in drawn], [[1.0] * len(item.trajectory.turns) for item in drawn])
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -229,9 +177,7 @@ def checkpoint(taught: Any, tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "step-000001"
 
 
-def restore(
-    setup: Any, folder: Path, config: ExperimentConfig | None = None
-) -> Trainer:
+def restore(setup: Any, folder: Path, config: ExperimentConfig | None = None) -> Trainer:
     trainer = Trainer(config or setup[0], setup[1], fresh_copy(setup))
     trainer.restore(folder)
     return trainer
@@ -239,28 +185,20 @@ def restore(
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "config.json"])
-def test_a_damaged_file_is_named(
-    taught: Any, checkpoint: Path, damage: str, name: str
-) -> None:
+def test_a_damaged_file_is_named(taught: Any, checkpoint: Path, damage: str, name: str) -> None:
     path = checkpoint / name
     content = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
     else:
         content[len(content) // 2] ^= 1
-        kept = {
-            "truncate": content[: len(content) // 2],
-            "flip": content,
-            "empty": b"",
-        }[damage]
+        kept = {"truncate": content[: len(content) // 2], "flip": content, "empty": b""}[damage]
         path.write_bytes(bytes(kept))
     with pytest.raises(CheckpointError, match=name):
         restore(taught, checkpoint)
 
 
-def test_a_folder_without_its_manifest_is_no_checkpoint(
-    taught: Any, checkpoint: Path
-) -> None:
+def test_a_folder_without_its_manifest_is_no_checkpoint(taught: Any, checkpoint: Path) -> None:
     (checkpoint / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         restore(taught, checkpoint)
@@ -272,15 +210,11 @@ def test_another_architecture_is_refused(taught: Any, checkpoint: Path) -> None:
     tokenizer = policy.protocol.tokenizer
     other = speak(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer)
     trainer = Trainer(config, environment, other)
-    with pytest.raises(
-        CheckpointError, match=r"another architecture.*\(\d+, 32\) in the checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=r"another architecture.*\(\d+, 32\) in the checkpoint"):
         trainer.restore(checkpoint)
 
 
-def test_a_failing_write_leaves_nothing_under_the_name(
-    taught: Any, tmp_path: Path
-) -> None:
+def test_a_failing_write_leaves_nothing_under_the_name(taught: Any, tmp_path: Path) -> None:
     from igpo_core.checkpoints import newest_checkpoint, write_folder
 
     def fill(path: Path) -> None:
@@ -306,8 +240,6 @@ def test_the_newest_whole_checkpoint_is_found(taught: Any, checkpoint: Path) -> 
 def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path) -> None:
     config, _, policy = taught
     loaded = load_policy(checkpoint, config)
-    assert loaded.protocol.prompt("boss of F1 ?") == policy.protocol.prompt(
-        "boss of F1 ?"
-    )
+    assert loaded.protocol.prompt("boss of F1 ?") == policy.protocol.prompt("boss of F1 ?")
     with pytest.raises(CheckpointError, match="nowhere"):
         load_policy(checkpoint / "nowhere", config)

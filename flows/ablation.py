@@ -1,0 +1,131 @@
+"""Flow `ablation`: arms x seeds from one specification, then statistics and report.
+
+Every arm of a seed starts from the same warm start and sees the same questions in the same order with the same sampling
+seeds and the same rollout budget; arms differ in the reward alone (flows/specification.py refuses anything else).
+"""
+
+import sys
+from typing import Annotated, Any, Literal
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import wait
+from pydantic import Field
+
+from flows.prepare_data import prepare_data
+from flows.specification import AblationSpecification, load_specification
+from flows.train import train, warm_start
+from igpo_core.errors import IgpoError
+
+
+@flow(name="ablation", flow_run_name="{preset}", validate_parameters=True)
+def ablation(
+    preset: Annotated[
+        str, Field(description="Preset name in deployments/presets, or path of a specification.")
+    ] = "outcome-vs-igpo",
+    arms: Annotated[list[str] | None, Field(description="Only these arms (and the baseline); empty: all.")] = None,
+    seeds: Annotated[list[int] | None, Field(description="These run seeds in place of the preset's.")] = None,
+    processes: Annotated[int | None, Field(ge=1, le=64, description="Runs at the same time.")] = None,
+) -> dict[str, Any]:
+    """Data, warm starts, runs, statistics, report. Finished parts are found again and reused."""
+    say = get_run_logger().info
+    specification = load_specification(preset).select(arms, seeds)
+    workers = processes or specification.processes
+    say(plan(specification, workers))
+
+    data = prepare_data(preset)
+    sweep = specification.sweep(data["version"])
+    links = show_links(specification.name, sweep)
+
+    starts = [isolated.submit("warm_start", {"preset": preset, "seed": seed}) for seed in specification.seeds]
+    wait(starts)
+    pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
+    runs = [isolated.submit("train", {"preset": preset, "arm": arm, "seed": seed}) for arm, seed in pairs]
+    wait(runs)
+    failed = [f"{arm} seed {seed}" for (arm, seed), run in zip(pairs, runs, strict=True) if not run.result()]
+    if failed:
+        say(f"{len(failed)} of {len(pairs)} runs failed: {', '.join(failed)}; the report compares what is paired")
+    report = write_report(specification, sweep, data["version"])
+    create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
+    create_table_artifact(report.rows, description=f"Sweep {sweep}")
+    create_link_artifact(link=report.url, link_text="MLflow report run")
+    return {"sweep": sweep, "terminal": report.terminal, "failed": failed, "links": {**links, "report": report.url}}
+
+
+def plan(specification: AblationSpecification, workers: int) -> str:
+    base = specification.base
+    runs = len(specification.arms) * len(specification.seeds)
+    rollouts = base.training.steps * base.rollout.questions * base.rollout.group_size
+    return (
+        f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x "
+        f"{len(specification.seeds)} seeds = {runs} runs, each {base.training.steps} steps and {rollouts} rollouts, "
+        f"{workers} at a time; every arm of a seed starts from the same warm start"
+    )
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{name} {parameters}")
+def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -> bool:
+    """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
+
+    True when it completed. A process that dies leaves its flow run marked Crashed, not Running for ever.
+    """
+    from prefect.context import TaskRunContext
+    from prefect.flow_engine import run_flow_in_subprocess
+
+    from tasks.prefect_runs import crash_unfinished_children
+
+    context = TaskRunContext.get()
+    assert context is not None
+    child = run_flow_in_subprocess({"warm_start": warm_start, "train": train}[name], parameters=parameters)
+    child.join()
+    return crash_unfinished_children(context.task_run.id, child.exitcode) == "COMPLETED"
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
+def write_report(specification: AblationSpecification, sweep: str, data_version: str) -> Any:
+    from tasks import reporting
+
+    return reporting.write_report(
+        specification.name,
+        sweep,
+        specification.model_dump(mode="json"),
+        data_version,
+        specification.baseline,
+        specification.base.evaluation.threshold,
+    )
+
+
+def show_links(study: str, sweep: str) -> dict[str, str]:
+    """Links that open while the sweep runs."""
+    from tasks.tracking import chart_url, experiment_id
+
+    chart = chart_url(experiment_id(study), sweep)
+    create_link_artifact(link=chart, link_text="MLflow: curves of this sweep")
+    return {"chart": chart}
+
+
+def main(arguments: list[str]) -> int:
+    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N]"""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m flows.ablation", description=ablation.description)
+    parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
+    parser.add_argument("--arms", type=lambda text: text.split(","), help="only these arms, and the baseline")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="e.g. 0,1,2")
+    parser.add_argument("--processes", type=int)
+    chosen = parser.parse_args(arguments)
+    try:
+        load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # bad input fails before any run exists
+        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes)
+    except IgpoError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print("\n" + outcome["terminal"])
+    for name, link in outcome["links"].items():
+        print(f"{name:>12}  {link}")
+    return 1 if outcome["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""Flow `prepare-data`: read, validate, publish. Bad rows are quarantined with reasons, good rows go on."""
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from flows.specification import load_specification
+from igpo_core.config import DataConfig
+from tasks.home import home
+
+
+@flow(name="prepare-data", flow_run_name="{preset}", validate_parameters=True)
+def prepare_data(
+    preset: Annotated[str, Field(description="Preset name in deployments/presets, or path of a specification.")],
+) -> dict[str, Any]:
+    """Publish the data of a preset under its content version, or find it published. Returns version, folder, counts."""
+    from tasks.data import summary_rows
+
+    say = get_run_logger().info
+    specification = load_specification(preset)
+    published = validate_and_publish(specification.base.data)
+    counts = ", ".join(f"{count} {split}" for split, count in published.counts.items())
+    reused = "reused" if published.reused else "published"
+    say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
+    for warning in published.warnings:
+        say(f"warning: {warning}")
+    create_table_artifact(summary_rows(published), description=f"Data {published.version}")
+    url = log_to_mlflow(specification.name, published)
+    create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
+    return {"version": published.version, "folder": str(published.folder), "counts": published.counts, "url": url}
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
+def validate_and_publish(data: DataConfig) -> Any:
+    from tasks.data import prepare
+
+    return prepare(data, home())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="log to MLflow")
+def log_to_mlflow(study: str, published: Any) -> str:
+    """One run tagged kind=data for each version, with Data Docs, quarantine and summary."""
+    from tasks.mlflow_runs import log_data
+
+    return log_data(study, published.version, published.folder)

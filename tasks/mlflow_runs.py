@@ -1,0 +1,47 @@
+"""MLflow runs besides training: one for each published data version, one for each evaluation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.tracking import client, experiment_id, run_url
+
+
+def log_data(study: str, version: str, folder: Path) -> str:
+    """The run tagged kind=data of this version, with Data Docs, quarantine and summary. Returns its link."""
+    mlflow, experiment = client(), experiment_id(study)
+    found = mlflow.search_runs([experiment], f"tags.kind = 'data' and tags.data_version = '{version}'", max_results=1)
+    if found:
+        return run_url(experiment, found[0].info.run_id)
+    run = mlflow.create_run(experiment, tags={"kind": "data", "data_version": version}, run_name=f"data {version}")
+    summary = json.loads((folder / "summary.json").read_text())
+    for split, count in summary["counts"].items():
+        mlflow.log_metric(run.info.run_id, f"data/{split}_questions", count)
+    mlflow.log_metric(run.info.run_id, "data/quarantined", summary["quarantined"])
+    for name in ("summary.json", "quarantine.jsonl"):
+        mlflow.log_artifact(run.info.run_id, str(folder / name))
+    mlflow.log_artifacts(run.info.run_id, str(folder / "data_docs"), "data_docs")
+    mlflow.set_terminated(run.info.run_id)
+    return run_url(experiment, run.info.run_id)
+
+
+def log_evaluation(
+    study: str, model: str, data_version: str, metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]]
+) -> str:
+    """A run tagged kind=evaluation with all metrics and one record a question. Returns its link."""
+    import time
+
+    from mlflow.entities import Metric
+
+    mlflow, experiment = client(), experiment_id(study)
+    tags = {"kind": "evaluation", "model": model, "data_version": data_version}
+    run = mlflow.create_run(experiment, tags=tags, run_name=f"evaluate {Path(model).name}")
+    now = int(time.time() * 1000)
+    values = [Metric(name, value, now, 0) for name, value in metrics.items()]
+    for start in range(0, len(values), 1000):
+        mlflow.log_batch(run.info.run_id, metrics=values[start : start + 1000])
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    mlflow.log_text(run.info.run_id, lines + "\n", "records.jsonl")
+    mlflow.set_terminated(run.info.run_id)
+    return run_url(experiment, run.info.run_id)

@@ -1,0 +1,195 @@
+"""A training run as observable steps: warm start, epochs, evaluations, checkpoints, result.
+
+The run's folder `<home>/runs/<run key>/` holds config.json, metrics.jsonl, checkpoints/step-000010/ and, written last,
+result.json: its presence means that the run is finished. The key is a hash of data version, configuration, code version
+and seed, so the same run asked for again is found again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint, verify_folder, write_folder
+from igpo_core.config import ExperimentConfig, code_version, fingerprint
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.evaluation import EvaluationResult
+    from igpo_core.policies import Policy
+    from igpo_core.training import Trainer
+    from tasks.data import PublishedData
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a run is, and where its files are."""
+
+    run_key: str
+    folder: Path
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run; None while there is none."""
+        if not self.result_file.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self.result_file.read_text())
+        return result
+
+
+def identify(experiment: ExperimentConfig, data_version: str, home: Path) -> RunIdentity:
+    run_key = fingerprint(experiment, data_version, code_version())
+    return RunIdentity(run_key, home / "runs" / run_key)
+
+
+def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
+    """Changes with everything that a warm start depends on, and with nothing that tells arms apart."""
+    relevant = {
+        "policy": experiment.policy.model_dump(mode="json"),
+        "stages": experiment.warm_start.model_dump(mode="json") if experiment.warm_start else None,
+        "rollout": [experiment.rollout.max_turns, experiment.rollout.max_tokens],
+        "batch": experiment.optimizer.tokens_per_batch,
+        "threads": experiment.training.threads,
+        "seed": experiment.seed,
+    }
+    return fingerprint(relevant, data_version, code_version())
+
+
+def set_up(experiment: ExperimentConfig, data: "PublishedData") -> "tuple[Environment, Policy]":
+    """The environment over published data, and the untrained policy. Sets this process's torch threads."""
+    import torch
+
+    from igpo_core.environments import open_environment
+    from igpo_core.policies import build_policy
+
+    torch.set_num_threads(experiment.training.threads)
+    environment = open_environment(experiment, data.folder)
+    return environment, build_policy(experiment, environment)
+
+
+def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home: Path, say: Say) -> Path:
+    """The folder of the policy that every arm of this seed starts from: found whole, or made now."""
+    from igpo_core.policies import save_policy
+    from igpo_core.warmstart import run_warm_start
+
+    key = warm_start_key(experiment, data.version)
+    folder = home / "warm_starts" / key
+    if folder.exists():
+        verify_folder(folder)
+        say(f"warm start {key}: reused")
+        return folder
+    environment, policy = set_up(experiment, data)
+    if experiment.warm_start is not None:
+        total = sum(stage.steps for stage in experiment.warm_start.stages)
+        started = time.monotonic()
+
+        def progress(done: int, steps: int, metrics: dict[str, float]) -> None:
+            if done % max(10, total // 6 // 10 * 10) == 0 or done == steps:
+                say(
+                    f"warm start seed {experiment.seed}: step {done}/{steps}, loss {metrics['warm_start/loss']:.3f}, "
+                    f"{time.monotonic() - started:.0f} s"
+                )
+
+        run_warm_start(experiment, environment, policy, progress=progress)
+    write_folder(folder, lambda path: save_policy(policy, path))
+    return folder
+
+
+def start_trainer(
+    experiment: ExperimentConfig, data: "PublishedData", run: RunIdentity, warm: Path, say: Say
+) -> "Trainer":
+    """A trainer at the newest whole checkpoint of the run, or at the warm start."""
+    from igpo_core.checkpoints import load_weights
+    from igpo_core.training import Trainer
+
+    environment, policy = set_up(experiment, data)
+    load_weights(warm, policy.model)
+    trainer = Trainer(experiment, environment, policy)
+    if trainer.left_out:
+        say(f"{trainer.left_out} train questions do not fit rollout.max_tokens and are left out")
+    checkpoint = newest_checkpoint(run.folder)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        say(f"resumed at step {trainer.step} from {checkpoint.name}")
+    return trainer
+
+
+def train_steps(trainer: "Trainer", until: int, log: Callable[[int, dict[str, float]], None], say: Say) -> None:
+    """Steps up to `until`, with an evaluation on dev every config.evaluation.every steps (and before the first)."""
+    config = trainer.config
+    if trainer.step == 0:
+        log(0, evaluate_dev(trainer))
+    while trainer.step < until:
+        result = trainer.run_step()
+        metrics = dict(result.metrics)
+        if trainer.step % config.evaluation.every == 0 or trainer.step == config.training.steps:
+            metrics |= evaluate_dev(trainer)
+            say(
+                f"step {trainer.step}/{config.training.steps}: dev F1 {metrics['eval/all/f1']:.3f}, train F1 "
+                f"{metrics['train/f1']:.3f}, turns {metrics['train/turns']:.1f}, dead groups "
+                f"{metrics['advantage/dead_groups']:.2f}, {metrics['progress/seconds']:.0f} s"
+            )
+        log(trainer.step, metrics)
+
+
+def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
+    started = time.perf_counter()
+    metrics, _ = evaluate_all(
+        trainer.policy,
+        trainer.environment,
+        trainer.config,
+        "dev",
+        trainer.config.evaluation.dev_questions,
+        trainer.step,
+    )
+    return {
+        **{f"eval{name}": value for name, value in metrics.items()},
+        "time/evaluation": time.perf_counter() - started,
+    }
+
+
+def evaluate_all(
+    policy: "Policy", environment: "Environment", config: ExperimentConfig, split: str, limit: int, step: int
+) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
+    """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others."""
+    from igpo_core.evaluation import evaluate
+
+    metrics: dict[str, float] = {}
+    results = {}
+    for place, decoding in enumerate(config.evaluation.decoding):
+        result = evaluate(policy, environment, config, split=split, limit=limit, decoding=decoding, step=step)
+        prefix = "/" if place == 0 else f"_{decoding}/"
+        metrics |= {prefix + name: value for name, value in result.metrics.items()}
+        results[decoding] = result
+    return metrics, results
+
+
+def save_checkpoint(trainer: "Trainer", run: RunIdentity) -> tuple[Path, float]:
+    """Write the checkpoint of the current step; keep it and the one before. Returns its folder and the seconds."""
+    import shutil
+
+    started = time.perf_counter()
+    folder = checkpoint_folder(run.folder, trainer.step)
+    trainer.save(folder)
+    for old in sorted(folder.parent.glob("step-*"))[:-2]:
+        shutil.rmtree(old)
+    return folder, time.perf_counter() - started
+
+
+def write_result(run: RunIdentity, result: dict[str, Any]) -> None:
+    """Atomically, last: from now on the run is finished."""
+    write_json(run.result_file, result)
+
+
+def write_json(path: Path, content: Any) -> None:
+    beside = path.with_suffix(f".{os.getpid()}.partial")
+    beside.write_text(json.dumps(content, indent=1))
+    beside.replace(path)

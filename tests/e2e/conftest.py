@@ -1,0 +1,64 @@
+"""Real servers for the whole session: `deployments.services up` in a temporary home on free ports."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A running laboratory: its folder and the environment that commands need to reach it."""
+
+    home: Path
+    environment: dict[str, str]
+    printed: str
+
+    def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    home = tmp_path_factory.mktemp("laboratory")
+    ports = {"MLFLOW_PORT": str(free_port()), "PREFECT_PORT": str(free_port())}
+    tools = str(Path(sys.executable).parent)
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "IGPO_"))},
+        **ports,
+        "IGPO_HOME": str(home),
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment |= {
+        "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_PORT']}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['MLFLOW_PORT']}",
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+    }
+    service = [sys.executable, "-m", "deployments.services"]
+    up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield Servers(home, environment, up.stdout)
+    finally:
+        down = subprocess.run([*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+        assert down.returncode == 0, down.stdout + down.stderr
