@@ -1,0 +1,80 @@
+# make help lists the targets. Everything is local: servers bind 127.0.0.1, files go to IGPO_HOME.
+
+PYTHON       ?= python3
+PRESET       ?= outcome-vs-igpo
+ARGS         ?=
+TORCH_INDEX  ?=
+MLFLOW_PORT  ?= 5000
+PREFECT_PORT ?= 4200
+IGPO_HOME    ?= $(CURDIR)/.igpo
+
+export MLFLOW_PORT PREFECT_PORT IGPO_HOME
+export PREFECT_HOME := $(IGPO_HOME)/prefect
+export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
+export MLFLOW_TRACKING_URI := http://127.0.0.1:$(MLFLOW_PORT)
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+.PHONY: help environment ablation test lint format up down status bench
+
+help:
+	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
+	@echo "make test      set up, ruff, mypy and every test     make lint     ruff and mypy alone     make format   ruff format"
+	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
+	@echo "make status    what runs                     make down     ends what up and ablation started"
+	@echo "make bench     run the benchmarks"
+	@echo
+	@echo "Presets: $(sort $(basename $(notdir $(wildcard deployments/presets/*.yaml))))"
+	@echo "Variables: PYTHON (3.11 or newer), MLFLOW_PORT, PREFECT_PORT, IGPO_HOME, and TORCH_INDEX: PyTorch's CPU-only"
+	@echo "wheels spare gigabytes of CUDA on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+
+environment:
+	@if [ -f $(STAMP) ] && [ $(STAMP) -nt pyproject.toml ] && [ $(STAMP) -nt constraints.txt ]; then \
+		echo "Environment: $(VENV) is complete and reused"; \
+	else \
+		$(MAKE) --no-print-directory $(STAMP); \
+	fi
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is missing or older than Python 3.11. Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Environment: installing into $(VENV) (about 2 minutes, 2 GiB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
+	@touch $(STAMP)
+	@echo "Environment: ready"
+
+ablation: environment
+	@$(BIN)/python -m deployments.services servers
+	@$(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: environment
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: environment
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+up: environment
+	@$(BIN)/python -m deployments.services up
+
+down:
+	@$(BIN)/python -m deployments.services down
+
+status:
+	@$(BIN)/python -m deployments.services status
+
+bench: environment
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

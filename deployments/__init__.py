@@ -1,0 +1,1 @@
+"""Where, when and with which parameters the flows run."""
