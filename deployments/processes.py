@@ -1,0 +1,165 @@
+"""Long-lived processes of one folder: started in a session of their own, recognised later, ended whole.
+
+A process is known again by a random mark in its environment, not by its number alone: a number that the system has
+given to another program since is never taken for ours. Children inherit the mark, so that ending a service ends every
+process it started, wherever those went.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from igpo_core.errors import ServiceError
+
+MARK = "IGPO_SERVICE_MARK"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A process that was started: its number, its mark and the port it was told to listen on (0: none)."""
+
+    pid: int
+    mark: str
+    port: int
+
+
+class StateFile:
+    """services.json: what was started, by name. Rewritten whole, by rename."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Record]:
+        if not self.path.is_file():
+            return {}
+        try:
+            return {name: Record(**entry) for name, entry in json.loads(self.path.read_text()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ServiceError(
+                f"{self.path} cannot be read ({error}). Delete it, and end by hand what "
+                "`ps -ef | grep -e mlflow -e prefect` still shows."
+            ) from error
+
+    def set(self, name: str, record: Record | None) -> None:
+        records = self.read()
+        records.pop(name, None)
+        if record is not None:
+            records[name] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".partial")
+        beside.write_text(json.dumps({key: asdict(value) for key, value in records.items()}, indent=1))
+        beside.rename(self.path)
+
+
+def start(
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path, port: int = 0
+) -> Record:
+    """Start `python -m arguments...` so that it outlives this terminal; its output is appended to `log`."""
+    mark = uuid.uuid4().hex
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=folder,
+            env={**environment, MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Record(process.pid, mark, port)
+
+
+def is_alive(record: Record) -> bool:
+    """Whether the process that was started still runs, and not another one under its number."""
+    return psutil.pid_exists(record.pid) and _mark(psutil.Process(record.pid)) == record.mark
+
+
+def members(record: Record) -> list[psutil.Process]:
+    """The process and everything it started that still runs: all that bear its mark, except this very process."""
+    return [
+        process for process in psutil.process_iter() if process.pid != os.getpid() and _mark(process) == record.mark
+    ]
+
+
+def end(record: Record, *, patience: float = 30) -> int:
+    """Ask all members to end, end by force those that do not within `patience` seconds; returns how many there were."""
+    processes = members(record)
+    for process in processes:
+        _signal(process.terminate)
+    _, stubborn = psutil.wait_procs(processes, timeout=patience)
+    for process in [*stubborn, *members(record)]:  # and what they started meanwhile
+        _signal(process.kill)
+    psutil.wait_procs(stubborn, timeout=10)
+    return len(processes)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return  # it ended by itself: what was asked for
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get(MARK)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return None  # gone, or another user's: not ours in either case
+
+
+def require_free_port(port: int, variable: str) -> None:
+    """Raise ServiceError, naming who holds it where that can be seen, unless 127.0.0.1:port can be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ServiceError(
+                f"port {port} of 127.0.0.1 cannot be used ({error}){_holder(port)}. End that program, or choose "
+                f"another port: make {variable}={port + 1} ..."
+            ) from error
+
+
+def _holder(port: int) -> str:
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
+            return f": process {connection.pid} ({psutil.Process(connection.pid).name()}) listens there"
+    return ""
+
+
+def wait_for(
+    ready: Callable[[], bool],
+    *,
+    what: str,
+    log: Path,
+    alive: Callable[[], bool],
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    """Wait until ready(), with a line now and then. Raises ServiceError with the end of the log when that fails."""
+    started = time.monotonic()
+    told = started
+    while not ready():
+        waited = time.monotonic() - started
+        if not alive():
+            raise ServiceError(f"{what} ended while it was starting. The end of {log}:\n{tail(log)}")
+        if waited > seconds:
+            raise ServiceError(f"{what} does not answer after {waited:.0f} s. The end of {log}:\n{tail(log)}")
+        if time.monotonic() - told >= 5:
+            told = time.monotonic()
+            say(f"  waiting for {what} ({waited:.0f} s)")
+        time.sleep(0.25)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else "(no log)"

@@ -1,0 +1,349 @@
+"""What the laboratory needs on this machine: MLflow, the Prefect server, the deployments of prefect.yaml, a worker.
+
+    python -m deployments.services up         all of it; what runs already is kept
+    python -m deployments.services servers    MLflow and the Prefect server alone
+    python -m deployments.services status     what runs, and where
+    python -m deployments.services down       end what up and servers started, and nothing else
+
+Databases, artifacts, logs and services.json (what was started) lie in IGPO_HOME, .igpo by default. The servers listen
+on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
+"""
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from deployments import processes
+from deployments.processes import Record, StateFile
+from igpo_core.errors import IgpoError, ServiceError
+from tasks.home import PROJECT, home
+
+POOL = "igpo"
+WORKER = "igpo-local"
+START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on busy ones
+DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the services of one folder are."""
+
+    home: Path
+    mlflow_port: int
+    prefect_port: int
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        ports = {}
+        for variable, default in DEFAULT_PORTS.items():
+            text = os.environ.get(variable) or str(default)
+            if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+                raise ServiceError(f"{variable}={text} is no port: give a number between 1024 and 65535")
+            ports[variable] = int(text)
+        if ports["MLFLOW_PORT"] == ports["PREFECT_PORT"]:
+            raise ServiceError(
+                f"MLFLOW_PORT and PREFECT_PORT are both {ports['MLFLOW_PORT']}: give two different ports"
+            )
+        return cls(home(), ports["MLFLOW_PORT"], ports["PREFECT_PORT"])
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def state(self) -> StateFile:
+        return StateFile(self.home / "services.json")
+
+    def log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+    def environment(self) -> dict[str, str]:
+        """What a service, a worker's flow runs included, finds in its environment."""
+        return {
+            **os.environ,
+            "IGPO_HOME": str(self.home),
+            "MLFLOW_PORT": str(self.mlflow_port),
+            "PREFECT_PORT": str(self.prefect_port),
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "PREFECT_API_URL": f"{self.prefect_url}/api",
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # unused here, and seven processes of 240 MB
+            "GX_ANALYTICS_ENABLED": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+# ------------------------------------------------------------------------------------------------------- servers
+
+
+@dataclass(frozen=True)
+class Server:
+    """What tells one server from the other. preparation: a command that runs to its end before a new start."""
+
+    name: str
+    title: str
+    arguments: tuple[str, ...]
+    port: int
+    variable: str
+    health: str
+    preparation: tuple[str, ...] = ()
+
+
+def mlflow_server(place: Place) -> Server:
+    folder = place.home / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    listen = ("--host", "127.0.0.1", "--port", str(place.mlflow_port), "--workers", "1")
+    stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
+    return Server(
+        name="mlflow",
+        title="MLflow",
+        arguments=("mlflow", "server", *listen, *stores),
+        port=place.mlflow_port,
+        variable="MLFLOW_PORT",
+        health=f"{place.mlflow_url}/health",
+        # several processes that first touch a new database at once crash one another
+        preparation=("mlflow", "db", "upgrade", database),
+    )
+
+
+def prefect_server(place: Place) -> Server:
+    return Server(
+        name="prefect",
+        title="Prefect",
+        arguments=("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(place.prefect_port)),
+        port=place.prefect_port,
+        variable="PREFECT_PORT",
+        health=f"{place.prefect_url}/api/health",
+    )
+
+
+def start_servers(place: Place) -> None:
+    """Keep our own running servers, start the others, wait until all answer. What fails to start is ended."""
+    wanted = (prefect_server(place), mlflow_server(place))
+    for server in wanted:
+        require_startable(place, server)
+    for server in wanted:
+        if own(place, server.name):
+            say(f"{server.title}: runs on port {server.port}, reused")
+            continue
+        say(f"{server.title}: starting on port {server.port}")
+        if server.preparation:
+            run_once(place, f"{server.name}-preparation", list(server.preparation))
+        record = processes.start(
+            server.arguments,
+            folder=PROJECT,
+            environment=place.environment(),
+            log=place.log(server.name),
+            port=server.port,
+        )
+        place.state.set(server.name, record)
+    for server in wanted:
+        record = place.state.read()[server.name]
+        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, server.health))
+
+
+def require_startable(place: Place, server: Server) -> None:
+    """Raise ServiceError when ours runs on another port, or when the port belongs to another program."""
+    record = own(place, server.name)
+    if record is None:
+        processes.require_free_port(server.port, server.variable)
+    elif record.port != server.port:
+        raise ServiceError(
+            f"{server.title} of {place.home} runs on port {record.port}, not on {server.port}: run `make down` first, "
+            f"or set {server.variable}={record.port}"
+        )
+
+
+def own(place: Place, name: str) -> Record | None:
+    """The service of that name that was started here and still runs."""
+    record = place.state.read().get(name)
+    return record if record and processes.is_alive(record) else None
+
+
+def wait_until_ready(place: Place, name: str, title: str, record: Record, *, ready: Callable[[], bool]) -> None:
+    try:
+        processes.wait_for(
+            ready,
+            what=title,
+            log=place.log(name),
+            alive=lambda: processes.is_alive(record),
+            seconds=START_SECONDS,
+            say=say,
+        )
+    except ServiceError:
+        processes.end(record)
+        place.state.set(name, None)
+        raise
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def run_once(place: Place, name: str, arguments: list[str]) -> None:
+    """Run `python -m arguments...` to its end. Raises ServiceError with the end of its log."""
+    log = place.log(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=PROJECT,
+            env=place.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        raise ServiceError(
+            f"`{' '.join(arguments[:3])}` ended with exit status {done.returncode}. The end of {log}:\n"
+            f"{processes.tail(log)}"
+        )
+
+
+# -------------------------------------------------------------------------------------- pool, deployments, worker
+
+
+def create_pool(place: Place) -> None:
+    """The work pool, once: its settings are the user's from then on."""
+    found = httpx.get(f"{place.prefect_url}/api/work_pools/{POOL}", timeout=30, trust_env=False)
+    if found.status_code == httpx.codes.NOT_FOUND:
+        run_once(place, "work-pool", ["prefect", "work-pool", "create", POOL, "--type", "process"])
+    say(f"Work pool {POOL}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
+
+
+def deploy(place: Place) -> None:
+    say("Deployments: registering those of prefect.yaml")
+    run_once(place, "deploy", ["prefect", "--no-prompt", "deploy", "--all"])
+
+
+def start_worker(place: Place) -> None:
+    if own(place, "worker"):
+        say("Worker: runs, reused")
+        return
+    say("Worker: starting")
+    since = time.time()
+    record = processes.start(
+        ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER, "--limit", "2"),
+        folder=PROJECT,
+        environment=place.environment(),
+        log=place.log("worker"),
+    )
+    place.state.set("worker", record)
+    wait_until_ready(place, "worker", "the worker", record, ready=lambda: worker_heard_of(place, since))
+
+
+def worker_heard_of(place: Place, since: float) -> bool:
+    """Whether the server has had a heartbeat of our worker since then."""
+    reply = httpx.post(
+        f"{place.prefect_url}/api/work_pools/{POOL}/workers/filter", json={}, timeout=30, trust_env=False
+    ).raise_for_status()
+    return any(
+        worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since
+        for worker in reply.json()
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+def up(place: Place) -> None:
+    start_servers(place)
+    create_pool(place)
+    deploy(place)
+    start_worker(place)
+    say("")
+    say(f"MLflow      {place.mlflow_url}")
+    say(f"Prefect     {place.prefect_url}")
+    say(f"Logs        {place.home / 'logs'}")
+    say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
+    ports = {"MLFLOW_PORT": place.mlflow_port, "PREFECT_PORT": place.prefect_port}
+    if ports != DEFAULT_PORTS:
+        say("Other ports than the default: give these to a shell that calls prefect or the flows")
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "IGPO_HOME"):
+            say(f"  export {name}={place.environment()[name]}")
+
+
+def down(place: Place) -> None:
+    """End the worker first, for its runs report to the servers."""
+    records = place.state.read()
+    for name in ("worker", "prefect", "mlflow"):
+        record = records.get(name)
+        if record is None:
+            continue
+        count = processes.end(record)
+        place.state.set(name, None)
+        say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")
+    if not records:
+        say(f"Nothing of {place.home} runs")
+
+
+def status(place: Place) -> None:
+    records = place.state.read()
+    for name in ("mlflow", "prefect", "worker"):
+        record = records.get(name)
+        running = record is not None and processes.is_alive(record)
+        where = f" on http://127.0.0.1:{record.port}" if record and record.port else ""
+        say(f"{name:8} {f'runs{where} (process {record.pid})' if record and running else 'does not run'}")
+
+
+COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down}
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two calls at once would start two of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "services.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Waiting for another call of the services to finish")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments.services", description="Local MLflow, Prefect server, deployments and worker."
+    )
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    command = parser.parse_args(arguments).command
+    try:
+        place = Place.from_environment()
+        with one_at_a_time(place.home):
+            COMMANDS[command](place)
+    except IgpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
