@@ -1,0 +1,271 @@
+"""From a file to rows: the container (parquet, JSON array, JSON Lines, CSV) is found from the content."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from igpo_core.errors import DataError
+
+ALIAS_SEPARATOR = "|"
+
+# A field longer than the csv module's 131,072 characters is a long passage, not a fault.
+_CSV_FIELD_LIMIT = 2**24
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """rows[i] stood at places[i] ("line 3", "row 3"). A row that is no object is kept as it is.
+
+    columns: the names that occur in any row.
+    """
+
+    path: Path
+    rows: tuple[Any, ...]
+    places: tuple[str, ...]
+
+    @property
+    def columns(self) -> set[str]:
+        return {name for row in self.rows if isinstance(row, dict) for name in row}
+
+    def require(self, names: Iterable[str], what: str) -> None:
+        """Raise DataError when a column is in no row at all."""
+        missing = sorted(set(names) - self.columns)
+        if missing:
+            raise DataError(
+                f"{self.path}: {what} needs the columns {missing}, which are missing; it has {sorted(self.columns)}"
+            )
+
+    def refuse_unknown(self, known: Iterable[str], what: str) -> None:
+        """Raise DataError when a column is not among the known ones."""
+        unknown = sorted(self.columns - set(known))
+        if unknown:
+            raise DataError(
+                f"{self.path}: unknown columns {unknown}; {what} has {sorted(known)}. Rename or remove them"
+            )
+
+
+def read_table(path: str | Path) -> RawTable:
+    """All rows of a file. Raises DataError: no such file, no rows, none of the containers, malformed (with the line)."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    if content[:4] == b"PAR1":
+        rows, places = _parquet(path)
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: neither parquet nor UTF-8 text (byte {error.start}): convert it to UTF-8"
+            ) from error
+        first = text.lstrip()[:1]
+        read = {"[": _json_array, "{": _json_lines}.get(first, _csv)
+        rows, places = read(path, text)
+    if not rows:
+        raise DataError(f"{path}: holds no rows: give a table with at least one")
+    table = RawTable(path, tuple(rows), tuple(places))
+    if not table.columns:
+        raise DataError(f"{path}: none of its {len(rows)} rows is an object with named fields")
+    return table
+
+
+def _parquet(path: Path) -> tuple[list[Any], list[str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged parquet ({error}): fetch it again") from error
+    return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
+
+
+def _json_array(path: Path, text: str) -> tuple[list[Any], list[str]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} line {error.lineno}: malformed JSON array ({error.msg}): repair the line or fetch the file again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: malformed JSON array ({error})") from error
+    return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
+
+
+def _json_lines(path: Path, text: str) -> tuple[list[Any], list[str]]:
+    rows, places = [], []
+    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path} line {number}: malformed JSON ({error}). JSON Lines hold one object a line; a file "
+                "with objects over several lines must be one JSON array"
+            ) from error
+        places.append(f"line {number}")
+    return rows, places
+
+
+def _csv(path: Path, text: str) -> tuple[list[Any], list[str]]:
+    """Values are text, untouched: "NA" and "None" are answers. A record of another width than the header is kept as a
+    list, which is a bad row; an empty value is a missing one."""
+    rows: list[Any] = []
+    places = []
+    before = csv.field_size_limit(_CSV_FIELD_LIMIT)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        names = [name.strip() for name in header]
+        if len(set(names)) < len(names) or not all(names):
+            raise DataError(
+                f"{path}: not parquet, JSON or JSON Lines, and as CSV its first line has empty or repeated column "
+                f"names: {str(header)[:200]}"
+            )
+        for record in reader:
+            if record:
+                same = len(record) == len(names)
+                rows.append(
+                    {name: value or None for name, value in zip(names, record, strict=True)} if same else record
+                )
+                places.append(f"line {reader.line_num}")
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: malformed CSV ({error}): repair the line") from error
+    finally:
+        csv.field_size_limit(before)
+    return rows, places
+
+
+@dataclass
+class Row:
+    """Typed access to one row's fields. name: its file and place.
+
+    What is wrong is noted, and reading goes on with an empty value, so that the row can be shown in the quarantine.
+    """
+
+    values: dict[str, Any]
+    name: str
+    defects: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, raw: RawTable, index: int) -> "Row":
+        value, name = raw.rows[index], f"{raw.path.name} {raw.places[index]}"
+        if isinstance(value, dict):
+            return cls(value, name)
+        row = cls({}, name)
+        row.bad("row", f"holds {_excerpt(value)}, not an object with named fields")
+        return row
+
+    @property
+    def readable(self) -> bool:
+        """False for a row that is no object: its fields are not missing one by one."""
+        return not (self.defects and self.defects[0].startswith("row: "))
+
+    @property
+    def defect(self) -> str | None:
+        """Every fault of the row with its place, or None."""
+        return f"{'; '.join(self.defects)} [{self.name}]" if self.defects else None
+
+    def bad(self, field_name: str, reason: str) -> None:
+        self.defects.append(f"{field_name}: {reason}")
+
+    def get(self, name: str, *, required: bool) -> Any:
+        value = self.values.get(name)
+        if value is None and required and self.readable:
+            self.bad(name, "is missing")
+        return value
+
+    def text(self, name: str, *, required: bool = True) -> str | None:
+        """Stripped text; None when missing. A required one that is missing is a defect, and ""."""
+        value = self.get(name, required=required)
+        if value is None:
+            return "" if required else None
+        return self.checked(name, value)
+
+    def checked(self, name: str, value: Any) -> str:
+        """The stripped text of a value, or "" and a defect when it is no text that a file can hold."""
+        if not isinstance(value, str):
+            self.bad(name, f"is {_excerpt(value)}, not text")
+            return ""
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            self.bad(name, "holds half of a character (an unpaired surrogate)")
+            return ""
+        return value.strip()
+
+    def identifier(self, name: str) -> str:
+        """Text or a whole number, as text. Missing: a defect, and the row's place stands for it."""
+        value = self.get(name, required=True)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        text = "" if value is None else self.checked(name, value)
+        if value is not None and not text and not self.defects:
+            self.bad(name, "is empty")
+        return text or self.name
+
+    def texts(self, name: str, *, required: bool = False) -> list[str]:
+        """A list of texts, repeats left out. Given as a list; or as text, which is a JSON list when it begins with "["
+        and otherwise has its items separated by "|"."""
+        value = self.get(name, required=required)
+        if value is None:
+            return []
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                self.bad(name, f"begins with [ but is no JSON list: {_excerpt(value)}")
+                return []
+        elif isinstance(value, str):
+            value = value.split(ALIAS_SEPARATOR)
+        if not isinstance(value, list):
+            self.bad(name, f"is {_excerpt(value)}, not a list of texts")
+            return []
+        before = len(self.defects)
+        found = [self.checked(f"{name}[{place}]", item) for place, item in enumerate(value)]
+        return list(dict.fromkeys(found)) if len(self.defects) == before else []
+
+    def count(self, name: str, most: int) -> int | None:
+        """A whole number from 1 to `most`, given as a number or as text; None when missing."""
+        value = self.get(name, required=False)
+        if isinstance(value, str) and len(value) < 10 and value.strip().isdecimal():
+            value = int(value)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(1, most + 1):
+            self.bad(name, f"is {_excerpt(value)}, not a whole number from 1 to {most}")
+            return None
+        return int(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, required=False)
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.strip().lower(), value)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.bad(name, f"is {_excerpt(value)}, not true or false")
+            return default
+        return value
+
+
+def _excerpt(value: Any) -> str:
+    """A value's type and beginning, for a message."""
+    shown = ascii(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The same names, with #2, #3, ... after repeats."""
+    seen: dict[str, int] = {}
+    made = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        made.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return made

@@ -1,0 +1,51 @@
+"""Folders that are whole or absent: filled beside, synced, then given their name in one rename."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill(path)` write into a new folder, and give it the name `folder` only when all of it is on disk.
+
+    A failure, a full disk or a kill leaves nothing under that name. A folder that has the name already is replaced.
+    Raises what `fill` raises, and OSError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had this number
+    try:
+        beside.mkdir()
+        fill(beside)
+        for path in [beside, *beside.rglob("*")]:
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file below a folder, in order of path."""
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
