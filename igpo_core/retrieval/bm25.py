@@ -1,0 +1,131 @@
+"""BM25 over title and text, with bm25s: English stop words, Snowball stemmer, Lucene's formula (k1 1.5, b 0.75).
+
+An index folder holds bm25s's arrays and the passages as an Arrow file. Both are memory-mapped, so that many processes
+share one copy.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bm25s
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import Stemmer
+
+from igpo_core.errors import DataError
+from igpo_core.folders import fill_folder
+from igpo_core.retrieval import Passage
+
+if TYPE_CHECKING:
+    import pandas
+
+PASSAGES = "passages.arrow"
+
+# What decides an index besides its corpus: part of a published data version.
+SETTINGS = {
+    "library": f"bm25s {bm25s.__version__}",
+    "method": "lucene",
+    "k1": 1.5,
+    "b": 0.75,
+    "stop_words": "english",
+    "stemmer": "english",
+}
+
+
+class BM25:
+    """An index that was built with `build` and is opened with `open`."""
+
+    def __init__(self, index: Any, passages: pyarrow.Table) -> None:
+        self._index = index
+        self._passages = passages
+
+    @classmethod
+    def build(cls, corpus: "pandas.DataFrame", folder: Path) -> None:
+        """Index the passages of a frame (passage_id, title, text) into a new folder, whole or absent.
+
+        Raises DataError when no passage has a word to index.
+        """
+        words = _words([f"{title} {text}" for title, text in zip(corpus["title"], corpus["text"], strict=True)])
+        # bm25s numbers the words in the order of a set, another one in each process: sorted, the files are reproducible.
+        vocabulary = {word: number for number, word in enumerate(sorted({word for line in words for word in line}))}
+        if not vocabulary:
+            raise DataError("the corpus has no word to index besides stop words: give passages with text")
+        tokens = bm25s.tokenization.Tokenized(
+            ids=[[vocabulary[word] for word in line] for line in words], vocab=vocabulary
+        )
+        index = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"], backend="numpy")
+        index.index(tokens, create_empty_token=False, show_progress=False)
+        passages = pyarrow.table(
+            {name: pyarrow.array(corpus[name], pyarrow.large_string()) for name in ("passage_id", "title", "text")}
+        )
+
+        def write(path: Path) -> None:
+            index.save(path, show_progress=False)
+            with pyarrow.ipc.new_file(path / PASSAGES, passages.schema) as file:
+                file.write_table(passages)
+
+        fill_folder(folder, write)
+
+    @classmethod
+    def open(cls, folder: Path) -> "BM25":
+        """Memory-map an index folder. Raises DataError when the folder is none, or damaged."""
+        try:
+            index = bm25s.BM25.load(folder, mmap=True)
+            passages = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / PASSAGES))).read_all()
+        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+            raise DataError(f"{folder} is no whole BM25 index ({error}): publish the data again") from error
+        if passages.num_rows != index.scores["num_docs"]:
+            raise DataError(
+                f"{folder}: the index counts {index.scores['num_docs']} passages, {PASSAGES} has {passages.num_rows}: "
+                "publish the data again"
+            )
+        return cls(index, passages)
+
+    def __len__(self) -> int:
+        """Passages in the corpus."""
+        count: int = self._passages.num_rows
+        return count
+
+    def passage(self, row: int) -> Passage:
+        """The passage of a row of the corpus table."""
+        return Passage(*(self._passages.column(name)[row].as_py() for name in ("passage_id", "title", "text")))
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """At most k passages a query, best score first, equal scores in table order.
+
+        Only passages that share a word with the query: one that is empty or has stop words alone finds nothing.
+        Raises ValueError for k < 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: ask for at least one passage")
+        distinct = list(dict.fromkeys(queries))  # the trajectories of a group often ask the same
+        found = {
+            query: [self.passage(row) for row in self._best(words, k)]
+            for query, words in zip(distinct, _words(distinct), strict=True)
+        }
+        return [list(found[query]) for query in queries]
+
+    def _best(self, words: list[str], k: int) -> list[int]:
+        """Rows of the best passages. bm25s's own top-k leaves the order of equal scores to the partition."""
+        numbers = self._index.get_tokens_ids(words)
+        if not numbers:
+            return []
+        scores = self._index.get_scores_from_ids(numbers)
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0
+        rows = np.flatnonzero((scores >= least) & (scores > 0))
+        best: list[int] = rows[np.lexsort((rows, -scores[rows]))][:k].tolist()
+        return best
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    """Lower-case stems of words of two letters or more, stop words left out, in order."""
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts),
+        stopwords=SETTINGS["stop_words"],
+        stemmer=Stemmer.Stemmer(SETTINGS["stemmer"]),
+        return_ids=False,
+        show_progress=False,
+    )
+    return words
