@@ -5,18 +5,26 @@ seeds and the same rollout budget; arms differ in the reward alone (flows/specif
 """
 
 import sys
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, task
+from prefect import Flow, flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
 from flows.train import train, warm_start
 from igpo_core.errors import IgpoError
+from tasks.home import home
+from tasks.prefect_runs import crash_unfinished_children, flow_run_url
+from tasks.training import identify
+
+if TYPE_CHECKING:
+    from tasks.reporting import Report
 
 
 @flow(name="ablation", flow_run_name="{preset}", validate_parameters=True)
@@ -38,11 +46,18 @@ def ablation(
     sweep = specification.sweep(data["version"])
     links = show_links(specification.name, sweep)
 
-    starts = [isolated.submit("warm_start", {"preset": preset, "seed": seed}) for seed in specification.seeds]
-    wait(starts)
     pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
-    runs = [isolated.submit("train", {"preset": preset, "arm": arm, "seed": seed}) for arm, seed in pairs]
-    wait(runs)
+    with ThreadPoolTaskRunner(max_workers=workers) as runner:  # a thread a child process, no more than `workers`
+
+        def start(name: str, **parameters: Any) -> PrefectFuture[bool]:
+            future: PrefectFuture[bool] = runner.submit(
+                isolated, {"name": name, "parameters": {"preset": preset, **parameters}}
+            )
+            return future
+
+        wait([start("warm_start", seed=seed) for seed in specification.seeds])
+        runs = [start("train", arm=arm, seed=seed) for arm, seed in pairs]
+        wait(runs)
     failed = [f"{arm} seed {seed}" for (arm, seed), run in zip(pairs, runs, strict=True) if not run.result()]
     if failed:
         say(f"{len(failed)} of {len(pairs)} runs failed: {', '.join(failed)}; the report compares what is paired")
@@ -50,7 +65,17 @@ def ablation(
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
     create_link_artifact(link=report.url, link_text="MLflow report run")
-    return {"sweep": sweep, "terminal": report.terminal, "failed": failed, "links": {**links, "report": report.url}}
+    return {
+        "sweep": sweep,
+        "terminal": report.terminal,
+        "failed": failed,
+        "links": {
+            **links,
+            "comparison": report.compare,
+            "report": report.url,
+            "prefect": flow_run_url(str(flow_run.id)),
+        },
+    }
 
 
 def plan(specification: AblationSpecification, workers: int) -> str:
@@ -73,27 +98,25 @@ def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -
     from prefect.context import TaskRunContext
     from prefect.flow_engine import run_flow_in_subprocess
 
-    from tasks.prefect_runs import crash_unfinished_children
-
     context = TaskRunContext.get()
     assert context is not None
-    child = run_flow_in_subprocess({"warm_start": warm_start, "train": train}[name], parameters=parameters)
+    children: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
+    child = run_flow_in_subprocess(children[name], parameters=parameters)
     child.join()
     return crash_unfinished_children(context.task_run.id, child.exitcode) == "COMPLETED"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
-def write_report(specification: AblationSpecification, sweep: str, data_version: str) -> Any:
+def write_report(specification: AblationSpecification, sweep: str, data_version: str) -> "Report":
+    """Statistics and figures from MLflow's runs, into the sweep's report run."""
     from tasks import reporting
 
-    return reporting.write_report(
-        specification.name,
-        sweep,
-        specification.model_dump(mode="json"),
-        data_version,
-        specification.baseline,
-        specification.base.evaluation.threshold,
-    )
+    run_keys = {
+        (arm, seed): identify(specification.experiment(arm, seed), data_version, home()).run_key
+        for arm in specification.arms
+        for seed in specification.seeds
+    }
+    return reporting.write_report(sweep, specification.model_dump(mode="json"), data_version, run_keys)
 
 
 def show_links(study: str, sweep: str) -> dict[str, str]:

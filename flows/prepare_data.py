@@ -1,6 +1,6 @@
 """Flow `prepare-data`: read, validate, publish. Bad rows are quarantined with reasons, good rows go on."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -10,6 +10,9 @@ from pydantic import Field
 from flows.specification import load_specification
 from igpo_core.config import DataConfig
 from tasks.home import home
+
+if TYPE_CHECKING:
+    from tasks.data import PublishedData
 
 
 @flow(name="prepare-data", flow_run_name="{preset}", validate_parameters=True)
@@ -34,7 +37,7 @@ def prepare_data(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
-def validate_and_publish(data: DataConfig) -> Any:
+def validate_and_publish(data: DataConfig) -> "PublishedData":
     from tasks.data import prepare
 
     return prepare(data, home())

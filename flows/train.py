@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.specification import AblationSpecification, load_specification
+from igpo_core.checkpoints import checkpoint_folder
 from tasks import training
 from tasks.home import home
 
@@ -30,6 +31,7 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm with one seed, or find it finished. Returns its result."""
     from tasks.data import prepare
+
     from tasks.tracking import Tracker
 
     say = get_run_logger().info
@@ -85,7 +87,6 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
     """The one evaluation on test, a sample of its trajectories as traces, the last checkpoint as a logged model."""
     from tasks.traces import log_traces
     from tasks.tracking import log_model_checkpoint
-
     from tasks.trajectories import trace_records
 
     config = trainer.config
@@ -98,7 +99,7 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
     scored = results[config.evaluation.decoding[0]].scored[: config.evaluation.traces]
     log_traces(tracker.run_id, tracker.experiment_id, trace_records(trainer.policy, scored, config, arm))
     headline = {name: metrics[name] for name in ("test/all/f1", "test/all/em")}
-    checkpoint = training.checkpoint_folder(run.folder, trainer.step)
+    checkpoint = checkpoint_folder(run.folder, trainer.step)
     log_model_checkpoint(tracker.run_id, checkpoint, trainer.step, headline)
     return {
         "run_key": run.run_key,

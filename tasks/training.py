@@ -163,7 +163,7 @@ def evaluate_all(
     from igpo_core.evaluation import evaluate
 
     metrics: dict[str, float] = {}
-    results = {}
+    results: dict[str, EvaluationResult] = {}
     for place, decoding in enumerate(config.evaluation.decoding):
         result = evaluate(policy, environment, config, split=split, limit=limit, decoding=decoding, step=step)
         prefix = "/" if place == 0 else f"_{decoding}/"
