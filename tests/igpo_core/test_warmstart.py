@@ -1,0 +1,128 @@
+"""Rendering of demonstrations and the supervised loss, by hand; what an evaluation may depend on."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from igpo_core.config import LookupDemonstrations, WarmStart, WarmStartStage
+from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
+from igpo_core.errors import ConfigError
+from igpo_core.evaluation import evaluate
+from igpo_core.metrics import correlation, rollout_metrics
+from igpo_core.policies import build_policy
+from igpo_core.rewards.scoring import Scored
+from igpo_core.trajectory import Answer, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.warmstart import render, run_warm_start, schedule, supervised_loss
+
+QUESTION = Question("q", "lookup", "train", "who is F1 ?", ("F2",), hops=1, facts={"boss of F1": "boss of F1 is F2 ."})
+
+
+def demonstration(**last: Any) -> Demonstration:
+    search = DemonstrationTurn(
+        "boss of F1", Search("boss of F1"), "boss of F1 is F2 .", (("boss", 0.25), ("rival", 0.75))
+    )
+    return Demonstration(QUESTION, (search, DemonstrationTurn("done", Answer("F2"), **last)))
+
+
+def test_a_demonstration_has_the_tokens_of_a_rollout(lookup_setup: Any) -> None:
+    protocol = lookup_setup[2].protocol
+    example = render(protocol, demonstration(answer_weight=5.0))
+    text = "<bos> who is F1 ? <think> boss of F1 </think> <tool_call> boss of F1 </tool_call> <tool_response> boss of F1 is F2 "
+    text += ". </tool_response> <think> done </think> <answer> F2 </answer>"
+    assert protocol.decode(example.ids) == text
+    # 5 prompt tokens; 10 sampled; 8 observed; then <think> done </think> <answer>, the answer's own token, </answer>
+    assert example.weights == (0.0,) * 5 + (1.0,) * 10 + (0.0,) * 8 + (1.0,) * 4 + (5.0, 1.0)
+    assert example.soft == {11: ((protocol.ids["boss"], 0.25), (protocol.ids["rival"], 0.75))}
+
+
+def test_a_lesson_is_plain_words(lookup_setup: Any) -> None:
+    protocol = lookup_setup[2].protocol
+    example = render(protocol, Lesson(("boss", "of", "F1"), (0.0, 0.0, 2.0)))
+    assert protocol.decode(example.ids) == "<bos> boss of F1" and example.weights == (0.0, 0.0, 0.0, 2.0)
+
+
+def test_a_lesson_needs_one_token_a_word(chat_policy: Any) -> None:
+    with pytest.raises(ConfigError, match="tokenizer=words"):
+        render(chat_policy.protocol, Lesson(("extraordinary", "geography"), (0.0, 1.0)))
+
+
+def test_the_loss_written_out(lookup_setup: Any) -> None:
+    policy = lookup_setup[2]
+    examples = [
+        render(policy.protocol, demonstration(answer_weight=5.0)),
+        render(policy.protocol, Lesson(("boss",), (2.0,))),
+    ]
+    with torch.no_grad():
+        loss = supervised_loss(policy, examples)
+        expected = 0.0
+        for example in examples:
+            logprobs = torch.log_softmax(policy.model(torch.tensor([example.ids])).logits[0], -1)
+            for place, weight in enumerate(example.weights):
+                target = example.soft.get(place, ((example.ids[place], 1.0),)) if weight else ()
+                expected -= weight * sum(share * float(logprobs[place - 1, token]) for token, share in target)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_schedule() -> None:
+    stage = WarmStartStage(steps=100, learning_rate=1.0, warmup_steps=10, demonstrations=LookupDemonstrations())
+    assert schedule(stage, 0) == pytest.approx(0.1)  # a tenth of the warm-up, cosine still at 1
+    assert schedule(stage, 50) == pytest.approx(0.55)  # half-way between 1 and 0.1
+    assert schedule(stage, 99) < 0.11
+
+
+def test_a_warm_start_depends_on_the_seed_alone(lookup_setup: Any) -> None:
+    config, environment, _ = lookup_setup
+    stage = WarmStartStage(steps=3, learning_rate=1e-2, batch_size=4, demonstrations=LookupDemonstrations())
+
+    def weights(seed: int, budget: int = 2048) -> torch.Tensor:
+        optimizer = config.optimizer.model_copy(update={"tokens_per_batch": budget})
+        own = config.model_copy(update={"seed": seed, "warm_start": WarmStart(stages=(stage,)), "optimizer": optimizer})
+        policy = build_policy(own, environment)
+        random.random(), torch.rand(3)  # whatever else draws numbers
+        run_warm_start(own, environment, policy, progress=lambda *_: None)
+        return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+    first = weights(0)
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
+    assert torch.allclose(first, weights(0, budget=64), atol=1e-4)  # batches change the sum's order alone
+
+
+def test_an_evaluation_repeats_itself_and_slices(taught: Any) -> None:
+    config, environment, policy = taught
+    first = evaluate(policy, environment, config, split="dev", limit=8, decoding="sampled", step=1)
+    assert first.metrics == pytest.approx(
+        evaluate(policy, environment, config, split="dev", limit=8, decoding="sampled", step=9).metrics
+        | {name: first.metrics[name] for name in ("all/seconds", "all/search_seconds")}
+    )
+    assert first.metrics["lookup/hops_2/f1"] == first.metrics["lookup/f1"] == first.metrics["all/f1"]
+    assert first.metrics["all/questions"] == 8 and len(first.records) == 8
+    assert all(item.beliefs is None for item in first.scored)
+    mean = sum(record["f1"] for record in first.records) / 8
+    assert first.metrics["all/f1"] == pytest.approx(mean)
+
+
+def scored(group: str, outcomes: tuple[float, ...], turns: int) -> Scored:
+    spans = [Turn(2 + 2 * t, 3 + 2 * t, 4 + 2 * t, Search("x"), (-0.5,)) for t in range(turns - 1)]
+    start = 2 + 2 * (turns - 1)
+    spans.append(Turn(start, start + 1, start + 1, Answer("F2"), (-1.5,)))
+    trajectory = Trajectory(
+        QUESTION, group, tuple(range(start + 1)), 2, tuple(spans), RolloutStatus.ANSWERED, ("o",) * (turns - 1)
+    )
+    return Scored(trajectory, outcomes[0], outcomes[0], outcomes[0], None)
+
+
+def test_step_metrics_by_hand() -> None:
+    items = [scored("a", (1.0,), 2), scored("a", (0.0,), 1), scored("b", (0.0,), 1), scored("b", (0.0,), 3)]
+    advantages = [[1.0, 1.0], [-1.0], [0.0], [0.0, 0.0, 0.0]]
+    metrics = rollout_metrics(items, advantages, ["a", "a", "b", "b"])
+    assert metrics["train/f1"] == 0.25 and metrics["train/turns"] == 1.75 and metrics["train/searches"] == 0.75
+    assert metrics["advantage/dead_groups"] == 0.5  # group b
+    # first-turn advantages 1, -1, 0, 0 against turns 2, 1, 1, 3: means 0 and 1.75;
+    # covariance (0.25 + 0.75) / 4 = 0.25; stds sqrt(0.5) and sqrt((0.0625 + 0.5625 * 2 + 1.5625) / 4) = sqrt(0.6875)
+    assert metrics["advantage/first_turn_by_turns"] == pytest.approx(0.25 / (0.5 * 0.6875) ** 0.5)
+    assert metrics["train/entropy"] == pytest.approx((1.5 * 4 + 0.5 * 3) / 7)
+    assert not any(name.startswith("reward/gain") for name in metrics)
+    assert correlation([1.0, 1.0], [0.0, 1.0]) == 0.0
