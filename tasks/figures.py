@@ -4,76 +4,149 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.statistics import Paired, curve_band
+from tasks.statistics import Interval, Paired, curve_band, paired
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tasks.reporting import SweepData
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# Okabe and Ito, "Color Universal Design", 2008; told apart by colour-blind readers. Their yellow is too pale for a line.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PANELS = (
+    ("f1", "eval/all/f1", "F1 on dev questions", (-0.02, 1.02)),
+    ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
+    ("turns", "train/turns", "Turns in a training rollout", None),
+)
 
 
-def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str, path: Path) -> None:
+def write_figures(data: "SweepData", baseline: str, folder: Path) -> None:
+    """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
+    overview(data, baseline, folder / "overview.png")
+    colours = arm_colours(data.arms, baseline)
+    for name, metric, title, limits in PANELS:
+        figure, axes = _canvas(1, 1, (7.0, 4.2))
+        curves(axes[0][0], data, metric, title, limits, colours)
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    figure, axes = _canvas(1, 1, (7.0, 3.2))
+    forest(axes[0][0], paired(data.scores(), baseline), baseline, colours)
+    figure.savefig(folder / "difference.png", dpi=130)
+
+
+def overview(data: "SweepData", baseline: str, path: Path) -> None:
     """Four panels: dev F1, paired differences, dead groups, turns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colours = dict(zip(data.arms, COLOURS, strict=False))
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.2), layout="constrained")
-    curves(axes[0][0], data, "eval/all/f1", "F1 on dev questions", colours)
-    forest(axes[0][1], pairs, baseline, colours)
-    curves(axes[1][0], data, "advantage/dead_groups", "share of groups without any signal", colours)
-    curves(axes[1][1], data, "train/turns", "turns in a training rollout", colours)
-    seeds = len({run.seed for run in data.runs})
-    figure.suptitle(f"{data.sweep}: mean over {seeds} seeds, 95% interval, thin lines are seeds", fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure, axes = _canvas(2, 2, (12.0, 7.6))
+    colours = arm_colours(data.arms, baseline)
+    for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), PANELS, strict=True):
+        curves(axis, data, metric, title, limits, colours)
+    forest(axes[0][1], paired(data.scores(), baseline), baseline, colours)
+    seeds = len({run.seed for run in data.finished()})
+    figure.suptitle(
+        f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds, thin: one seed",
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
+    figure.savefig(path, dpi=130)
 
 
-def curves(axis: Any, data: "SweepData", metric: str, title: str, colours: Mapping[str, str]) -> None:
-    """Mean and interval by step for each arm, with the arm's name at the end of its line."""
+def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:
+    """Black for the baseline; the others in order, round again where there are more arms than colours."""
+    others = [arm for arm in arms if arm != baseline]
+    return {baseline: COLOURS[0], **{arm: COLOURS[1 + i % (len(COLOURS) - 1)] for i, arm in enumerate(others)}}
+
+
+def _canvas(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def curves(
+    axis: Any,
+    data: "SweepData",
+    metric: str,
+    title: str,
+    limits: tuple[float, float] | None,
+    colours: Mapping[str, str],
+) -> None:
+    """Mean and interval by step for each arm, a thin line a seed, the arm's name at the end of its line."""
     ends = []
     for arm in data.arms:
-        rows = [run.history[metric] for run in data.runs if run.arm == arm and run.history.get(metric)]
-        if not rows:
-            continue
-        band = curve_band(rows)
+        rows = [run.histories[metric] for run in data.finished(arm) if run.histories.get(metric)]
         for row in rows:
-            axis.plot(list(row), list(row.values()), color=colours[arm], alpha=0.25, linewidth=0.7)
-        axis.plot(band.steps, band.mean, color=colours[arm], linewidth=2)
-        axis.fill_between(band.steps, band.low, band.high, color=colours[arm], alpha=0.12, linewidth=0)
-        ends.append((band.mean[-1], band.steps[-1], arm))
+            axis.plot(sorted(row), [row[step] for step in sorted(row)], color=colours[arm], alpha=0.3, linewidth=0.7)
+        band = curve_band(rows)
+        if not band:
+            continue
+        steps, means = [point.step for point in band], [point.mean for point in band]
+        edges = [point.interval or Interval(point.mean, point.mean) for point in band]
+        lows, highs = [edge.low for edge in edges], [edge.high for edge in edges]
+        axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12, linewidth=0)
+        axis.plot(steps, means, color=colours[arm], linewidth=2.2, solid_capstyle="round")
+        ends.append((means[-1], steps[-1], arm))
+    if limits is not None:
+        axis.set_ylim(*limits)
     low, high = axis.get_ylim()
-    for height, (_, step, arm) in zip(spread([end[0] for end in ends], (high - low) * 0.07), sorted(ends), strict=True):
-        axis.annotate(arm, (step, height), xytext=(5, 0), textcoords="offset points", color=colours[arm], va="center")
-    axis.set_xlabel("step")
+    ends.sort()
+    for height, (_, step, arm) in zip(spread([end[0] for end in ends], low, high), ends, strict=True):
+        axis.annotate(
+            arm,
+            (step, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colours[arm],
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    if not ends:
+        axis.text(0.5, 0.5, f"no run has {metric}", transform=axis.transAxes, ha="center", color="#666666")
+    axis.set_xlabel("training step")
     axis.set_title(title, loc="left", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0)
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights in rising order, moved up where they stand closer than `gap`, so that labels do not overlap."""
+def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Rising heights moved apart to a readable distance, then back below the top, so that no two labels overlap."""
+    gap = (high - low) * 0.065
     placed: list[float] = []
-    for height in sorted(heights):
+    for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = high
+    for place in range(len(placed) - 1, -1, -1):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - gap
     return placed
 
 
 def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str]) -> None:
-    """Paired difference to the baseline with its interval, one row an arm."""
-    for row, (arm, pair) in enumerate(reversed(pairs.items())):
-        if not pair.seeds:
-            continue
-        if pair.interval is not None:
-            axis.plot([pair.interval.low, pair.interval.high], [row, row], color=colours[arm], linewidth=2)
-        axis.plot(pair.mean, row, "o", color=colours[arm])
-        axis.annotate(
-            f"{arm}: {pair.mean:+.3f}", (pair.mean, row), xytext=(0, 8), textcoords="offset points", ha="center"
-        )
+    """Paired difference to the baseline with its interval, one row an arm; the first arm on top."""
+    shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
     axis.axvline(0, color="#999999", linewidth=1)
+    for row, (arm, pair) in enumerate(reversed(shown)):
+        span = pair.interval
+        if span is not None:
+            axis.plot([span.low, span.high], [row, row], color=colours[arm], linewidth=2.5, solid_capstyle="butt")
+        axis.plot(pair.mean, row, "o", color=colours[arm], markersize=7)
+        bounds = f" [{span.low:+.3f}, {span.high:+.3f}]" if span else ""
+        axis.text(
+            0.0,
+            row + 0.2,
+            f"{arm}   {pair.mean:+.3f}{bounds}   {pair.verdict} (n={pair.n})",
+            transform=axis.get_yaxis_transform(),
+            color=colours[arm],
+            fontsize=9,
+            va="bottom",
+        )
     axis.set_yticks([])
-    axis.set_ylim(-0.6, max(len(pairs) - 0.4, 0.6))
-    axis.set_title(f"test F1 minus {baseline}, same seeds", loc="left", fontsize=10)
+    axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
+    axis.set_xlabel(f"test F1 minus that of {baseline}, same seeds, 95% interval")
+    axis.set_title("Paired difference on test questions", loc="left", fontsize=10)
     axis.spines[["top", "right", "left"]].set_visible(False)

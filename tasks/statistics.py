@@ -1,8 +1,12 @@
 """Statistics of a paired comparison over seeds. Pure functions.
 
-The interval is the expanded percentile bootstrap of the mean of paired differences (Hesterberg, "What Teachers Should Know
-About the Bootstrap", The American Statistician 69(4), 2015): the plain percentile interval is too narrow for few seeds; its
-percentiles alpha/2 are replaced by Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n - 1}).
+The interval is the expanded percentile bootstrap of a mean (Hesterberg, "What Teachers Should Know About the Bootstrap",
+The American Statistician 69(4), 2015): the plain percentile interval is too narrow for few values, so its tails alpha/2
+are replaced by Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n - 1}).
+
+What it cannot do: no bootstrap of n values reaches beyond their range, and the range of n values from a symmetric law
+holds the centre with probability 1 - 2^(1-n) only: 0.50, 0.75, 0.875, 0.938 for n = 2 .. 5. With fewer than MIN_SEEDS
+paired seeds the interval is shown but carries no verdict.
 """
 
 import math
@@ -10,32 +14,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-ENUMERATED = 50_000  # all resamples are enumerated up to this many
+ENUMERATED = 50_000  # all n^n resamples are enumerated up to this many
 RESAMPLES = 20_000
+MIN_SEEDS = 5
 
 Verdict = Literal["better", "worse", "no difference shown", "too few seeds"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """low <= high, in the unit of the score."""
+    """low <= high, in the unit of the values."""
 
     low: float
     high: float
 
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class Paired:
-    """An arm against the baseline, over the seeds that both have."""
+    """An arm against the baseline, over the n seeds that both have. mean is None when they share none."""
 
-    arm: str
-    seeds: tuple[int, ...]
-    missing: tuple[int, ...]
-    mean: float
+    n: int
+    mean: float | None
     interval: Interval | None
+    missing_seeds: tuple[int, ...]
     verdict: Verdict
 
 
@@ -52,90 +53,110 @@ def resample_means(values: Sequence[float]) -> list[float]:
     return means
 
 
-def interval(values: Sequence[float], level: float = 0.95, *, expanded: bool = True) -> Interval | None:
-    """Bootstrap interval of the mean; None for fewer than two values. expanded=False: the plain percentile interval."""
+def expanded_tail(n: int, level: float) -> float:
+    """Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n - 1}) with alpha = 1 - level."""
     from statistics import NormalDist
 
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantile of Student's t; scipy.stats costs a second of import
 
-    n = len(values)
-    if n < 2:
+    return NormalDist().cdf(math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, (1 - level) / 2)))
+
+
+def interval(differences: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Expanded percentile bootstrap interval of the mean; None for fewer than two values."""
+    if len(differences) < 2:
         return None
-    tail = (1 - level) / 2
-    if expanded:
-        tail = NormalDist().cdf(math.sqrt(n / (n - 1)) * float(t.ppf(tail, n - 1)))
-    means = resample_means(values)
-    rank = max(0, math.floor(tail * len(means) + 1e-9))
-    return Interval(means[rank], means[len(means) - 1 - rank])
+    return percentiles(resample_means(differences), expanded_tail(len(differences), level))
 
 
-def paired(scores: Mapping[str, Mapping[int, float]], baseline: str, level: float = 0.95) -> dict[str, Paired]:
-    """Every other arm against the baseline, seed by seed. scores[arm][seed].
+def percentiles(ordered: Sequence[float], tail: float) -> Interval:
+    """The values that leave the share `tail` of `ordered` below and above, rounded outwards."""
+    rank = math.floor(tail * len(ordered) + 1e-9)
+    return Interval(ordered[rank], ordered[len(ordered) - 1 - rank])
 
-    The interval has the level asked for. The verdict uses Bonferroni's: with k arms compared, the interval of level
-    1 - (1 - level) / k must exclude zero. Seeds that one side lacks are left out and listed.
+
+def paired(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Paired]:
+    """Every other arm against the baseline, seed by seed: scores[arm][seed].
+
+    `interval` is the 95% one. The verdict is stricter: with k arms compared, the interval of level 1 - 0.05 / k must
+    exclude zero (Bonferroni), so that all verdicts of a table hold together. missing_seeds: seeds that some arm of the
+    sweep has and this arm or the baseline lacks.
     """
     others = [arm for arm in scores if arm != baseline]
+    reference = scores.get(baseline, {})
     every = sorted({seed for by_seed in scores.values() for seed in by_seed})
     results = {}
     for arm in others:
-        seeds = [seed for seed in every if seed in scores[arm] and seed in scores.get(baseline, {})]
-        differences = [scores[arm][seed] - scores[baseline][seed] for seed in seeds]
-        strict = interval(differences, 1 - (1 - level) / len(others))
-        if strict is None:
-            verdict: Verdict = "too few seeds"
-        elif strict.excludes_zero():
-            verdict = "better" if strict.low > 0 else "worse"
-        else:
-            verdict = "no difference shown"
+        seeds = [seed for seed in every if seed in scores[arm] and seed in reference]
+        differences = [scores[arm][seed] - reference[seed] for seed in seeds]
         results[arm] = Paired(
-            arm=arm,
-            seeds=tuple(seeds),
-            missing=tuple(seed for seed in every if seed not in seeds),
-            mean=math.fsum(differences) / len(differences) if differences else math.nan,
-            interval=interval(differences, level),
-            verdict=verdict,
+            n=len(seeds),
+            mean=math.fsum(differences) / len(seeds) if seeds else None,
+            interval=interval(differences),
+            missing_seeds=tuple(seed for seed in every if seed not in seeds),
+            verdict=_verdict(differences, 1 - 0.05 / len(others)),
         )
     return results
 
 
-def first_at(curve: Mapping[int, float], threshold: float) -> int | None:
-    """The first step whose value is at or above the threshold; None: not within the run (censored)."""
-    return next((step for step in sorted(curve) if curve[step] >= threshold), None)
+def _verdict(differences: Sequence[float], level: float) -> Verdict:
+    strict = interval(differences, level)
+    if strict is None or len(differences) < MIN_SEEDS:
+        return "too few seeds"
+    if strict.low > 0:
+        return "better"
+    return "worse" if strict.high < 0 else "no difference shown"
+
+
+def time_to_threshold(curve: Mapping[float, float], threshold: float) -> float | None:
+    """The first place of the curve with a value at or above the threshold; None: not within the curve (censored)."""
+    return next((place for place in sorted(curve) if curve[place] >= threshold), None)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Seeds that reached a threshold, and the median cost; the median is None when half of them or more did not."""
+    """reached of `of` runs got there. median: over all of them; None when it lies beyond what was run: then it is more
+    than `beyond`, the median with each censored run counted at its end."""
 
     reached: int
-    runs: int
+    of: int
     median: float | None
+    beyond: float
+
+    def __str__(self) -> str:
+        return f">{_short(self.beyond)}" if self.median is None else _short(self.median)
 
 
-def summarise_reached(costs: Sequence[float | None]) -> Reached:
-    """costs: one a run, None for a censored run, which counts as later than any other; nothing is imputed."""
+def summarise_times(times: Sequence[float | None], ends: Sequence[float]) -> Reached:
+    """times: one a run, None where the threshold was never reached, which counts as infinite; ends: where each run ended."""
     import statistics
 
-    ordered = sorted(math.inf if cost is None else cost for cost in costs)
-    median = statistics.median(ordered) if ordered else math.inf
-    return Reached(sum(cost is not None for cost in costs), len(costs), None if math.isinf(median) else median)
+    if not times:
+        return Reached(0, 0, None, 0.0)
+    median = statistics.median([math.inf if time is None else time for time in times])
+    beyond = statistics.median([end if time is None else time for time, end in zip(times, ends, strict=True)])
+    return Reached(sum(t is not None for t in times), len(times), None if math.isinf(median) else median, beyond)
+
+
+def _short(value: float) -> str:
+    """Three digits: 12, 3.4k, 1.2M."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.0f}{unit}" if value >= 100 * size else f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
 
 
 @dataclass(frozen=True)
-class Band:
-    """Mean and interval over seeds at each step that every curve has."""
+class BandPoint:
+    """Mean over seeds at one step, with its interval (None for a single curve)."""
 
-    steps: tuple[int, ...]
-    mean: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    step: float
+    mean: float
+    interval: Interval | None
 
 
-def curve_band(curves: Sequence[Mapping[int, float]], level: float = 0.95) -> Band:
-    """With one curve the band has no width."""
-    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    columns = [[curve[step] for curve in curves] for step in steps]
-    means = [math.fsum(column) / len(column) for column in columns]
-    bounds = [interval(column, level) or Interval(column[0], column[0]) for column in columns]
-    return Band(tuple(steps), tuple(means), tuple(b.low for b in bounds), tuple(b.high for b in bounds))
+def curve_band(curves: Sequence[Mapping[float, float]]) -> list[BandPoint]:
+    """Mean and 95% interval at each step that every curve has, so that all points average the same seeds."""
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    columns = [(step, [curve[step] for curve in curves]) for step in shared]
+    return [BandPoint(step, math.fsum(column) / len(column), interval(column)) for step, column in columns]

@@ -1,31 +1,34 @@
-"""Metrics to MLflow: first a line in a file beside the checkpoint, then batches with fixed timestamps.
+"""Metrics to MLflow: first a line in a file beside the checkpoints, then batches with fixed timestamps.
 
-The file is the truth. A value goes to MLflow with the timestamp of its line, and MLflow keeps equal (key, timestamp, step,
-value) once, so sending twice is harmless; `metrics.sent` remembers how many lines were sent.
+The file is the truth. A value goes to MLflow with the timestamp of its line, and MLflow keeps an equal (key, timestamp,
+step, value) once, so sending a line twice is harmless; `metrics.sent` remembers how many lines of which run were sent.
 """
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from igpo_core.errors import IgpoError, ServiceError
+from igpo_core.errors import ConfigError, ServiceError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-BATCH = 1000  # MLflow's limit for one log_batch call
+METRICS_A_CALL = 1000  # MLflow's limits for one log_batch call
+PARAMS_A_CALL = 100
 OWED_VALUES = 500
 OWED_SECONDS = 5.0
+UPLOADED_BYTES = 50 * 2**20
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the embedded server's address."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or '5000'}"
 
 
 def client() -> "MlflowClient":
@@ -34,45 +37,70 @@ def client() -> "MlflowClient":
     return MlflowClient(tracking_uri())
 
 
+def tag_filter(**tags: str) -> str:
+    """MLflow's filter for runs that carry all these tags. Raises ConfigError on a value that cannot be quoted."""
+    for name, value in tags.items():
+        if "'" in value or '"' in value:
+            raise ConfigError(f"{name} {value!r} contains a quotation mark, which MLflow cannot search for: rename it")
+    return " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+
+
 def experiment_id(name: str) -> str:
-    """The experiment of a study, made when missing. Raises ServiceError when MLflow does not answer."""
+    """The experiment of this name, made when missing. Raises ServiceError when MLflow does not answer or serve it."""
     from mlflow.exceptions import MlflowException
 
     mlflow = client()
     try:
         found = mlflow.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(mlflow.create_experiment(name))
+        if found is None:
+            try:
+                return str(mlflow.create_experiment(name))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = mlflow.get_experiment_by_name(name)  # another process was first
     except MlflowException as error:
-        found = None if "RESOURCE_ALREADY_EXISTS" not in str(error) else mlflow.get_experiment_by_name(name)
-        if found is None:  # not another process that was first
-            raise ServiceError(
-                f"MLflow at {tracking_uri()} does not serve: {error}. Start it with `make up`."
-            ) from error
-        return str(found.experiment_id)
+        raise ServiceError(f"MLflow at {tracking_uri()} does not serve: {error}. Start it with `make up`.") from error
+    if found is None or found.lifecycle_stage != "active":
+        raise ServiceError(f"MLflow experiment {name!r} was deleted: restore it in MLflow, or use another name")
+    return str(found.experiment_id)
 
 
-def run_url(experiment: str, run: str) -> str:
-    return f"{tracking_uri()}/#/experiments/{experiment}/runs/{run}"
+# --------------------------------------------------------------------------------------------------------- links
 
 
-def chart_url(experiment: str, sweep: str) -> str:
+def run_url(experiment_id: str, run_id: str) -> str:
+    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def chart_url(experiment_id: str, sweep: str) -> str:
     """The chart view of a sweep's runs: curves by step."""
-    search = quote(f"tags.sweep = '{sweep}' and tags.kind = 'train'", safe="")
-    return f"{tracking_uri()}/#/experiments/{experiment}/runs?searchFilter={search}&compareRunsMode=CHART"
+    search = quote(f'tags.sweep = "{sweep}"', safe="")
+    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs?searchFilter={search}&compareRunsMode=CHART"
 
 
-def compare_url(experiment: str, runs: list[str]) -> str:
+def compare_url(experiment_id: str, run_ids: Sequence[str]) -> str:
     """The comparison page: parallel coordinates and a table, side by side."""
-    ids, experiments = quote(json.dumps(runs), safe=""), quote(json.dumps([experiment]), safe="")
-    return f"{tracking_uri()}/#/compare-runs?runs={ids}&experiments={experiments}"
+    runs, experiments = (
+        quote(json.dumps(ids, separators=(",", ":")), safe="") for ids in ([*run_ids], [experiment_id])
+    )
+    return f"{tracking_uri()}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def traces_url(experiment_id: str, run_id: str | None = None) -> str:
+    """The traces of an experiment, or of one run of it."""
+    return f"{run_url(experiment_id, run_id) if run_id else f'{tracking_uri()}/#/experiments/{experiment_id}'}/traces"
+
+
+# --------------------------------------------------------------------------------------------------- one run's log
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted params; lists as JSON."""
+    """Nested settings as dotted params ("warm_start.stages.0.steps"); a list of plain values is one JSON value."""
     flat: dict[str, str] = {}
     for name, value in settings.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
@@ -83,13 +111,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 class Tracker:
     """One run. `log` is cheap: a line in a file, and a batch to the server when enough is owed."""
 
-    def __init__(self, folder: Path, experiment: str, run_id: str) -> None:
-        self.folder, self.experiment_id, self.run_id = folder, experiment, run_id
-        self.lines = read_lines(folder / "metrics.jsonl")
-        self.seen = {(name, line["step"]) for line in self.lines for name in line["metrics"]}
-        sent = folder / "metrics.sent"
-        self.sent = int(sent.read_text()) if sent.is_file() else 0
-        self.flushed = time.monotonic()
+    def __init__(self, folder: Path, experiment_id: str, run_id: str) -> None:
+        self.folder, self.experiment_id, self.run_id = folder, experiment_id, run_id
+        lines = read_lines(folder / "metrics.jsonl")
+        self._seen = {(name, line["step"]) for line in lines for name in line["metrics"]}
+        self._sent = sent_lines(folder, run_id)
+        if self._sent > len(lines):
+            raise ServiceError(
+                f"{folder / 'metrics.sent'} counts {self._sent} lines but metrics.jsonl has {len(lines)}: "
+                "it was changed by hand; delete metrics.sent, and every line is sent again"
+            )
+        self._owed = lines[self._sent :]
+        self._flushed = time.monotonic()
 
     @classmethod
     def open(
@@ -101,22 +134,26 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> "Tracker":
-        """The run of this key in the experiment: found again, or made with its tags and params."""
+        """The run of this key in the experiment, set RUNNING: found again, or made with its tags and params.
+
+        A run that was found but whose metrics file is gone starts over: the old run is tagged kind=superseded and keeps
+        its curves, and a new run is made, for two different curves in one run could not be told apart.
+        """
         from mlflow.entities import Param
 
         folder.mkdir(parents=True, exist_ok=True)
         mlflow, experiment_key = client(), experiment_id(experiment)
-        found = mlflow.search_runs([experiment_key], f"tags.run_key = '{run_key}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
-            mlflow.update_run(run_id, status="RUNNING")
-        else:
-            run = mlflow.create_run(experiment_key, tags={**tags, "run_key": run_key}, run_name=run_name)
-            run_id = run.info.run_id
-            entries = [Param(name, value[:6000]) for name, value in flatten(params).items()]
-            for start in range(0, len(entries), 100):
-                mlflow.log_batch(run_id, params=entries[start : start + 100])
-        return cls(folder, experiment_key, run_id)
+        for run in mlflow.search_runs([experiment_key], tag_filter(run_key=run_key), max_results=1):
+            if (folder / "metrics.jsonl").is_file() or not run.data.metrics:
+                mlflow.update_run(run.info.run_id, status="RUNNING")
+                return cls(folder, experiment_key, run.info.run_id)
+            mlflow.set_tag(run.info.run_id, "kind", "superseded")
+            mlflow.set_tag(run.info.run_id, "run_key", f"{run_key}-superseded")
+        made = mlflow.create_run(experiment_key, tags={**tags, "run_key": run_key}, run_name=run_name)
+        entries = [Param(name, value) for name, value in flatten(params).items()]
+        for start in range(0, len(entries), PARAMS_A_CALL):
+            mlflow.log_batch(made.info.run_id, params=entries[start : start + PARAMS_A_CALL])
+        return cls(folder, experiment_key, made.info.run_id)
 
     @property
     def url(self) -> str:
@@ -125,38 +162,47 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write down what was not written for this step before (a resumed run computes some steps again).
 
-        Raises IgpoError on an infinite value, which MLflow would turn into another number. NaN is kept.
+        Raises ValueError on an infinite value, which MLflow would turn into another number. NaN is kept.
         """
         for name, value in metrics.items():
             if math.isinf(value):
-                raise IgpoError(f"metric {name} at step {step} is infinite; something upstream is broken")
-        fresh = {name: value for name, value in metrics.items() if (name, step) not in self.seen}
+                raise ValueError(f"metric {name} at step {step} is {value}: look for a division by zero or an overflow")
+        fresh = {name: float(value) for name, value in metrics.items() if (name, step) not in self._seen}
         if not fresh:
             return
         line = {"step": step, "timestamp_ms": int(time.time() * 1000), "metrics": fresh}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self.lines.append(line)
-        self.seen |= {(name, step) for name in fresh}
-        owed = sum(len(item["metrics"]) for item in self.lines[self.sent :])
-        if owed >= OWED_VALUES or time.monotonic() - self.flushed > OWED_SECONDS:
+        self._seen |= {(name, step) for name in fresh}
+        self._owed.append(line)
+        if sum(len(item["metrics"]) for item in self._owed) >= OWED_VALUES or (
+            time.monotonic() - self._flushed > OWED_SECONDS
+        ):
             self.flush()
 
     def flush(self) -> None:
-        """Send every line that is owed."""
+        """Send every line that is owed. Raises ServiceError when MLflow does not take them; they stay owed."""
         from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
 
         values = [
             Metric(name, value, line["timestamp_ms"], line["step"])
-            for line in self.lines[self.sent :]
+            for line in self._owed
             for name, value in line["metrics"].items()
         ]
         mlflow = client()
-        for start in range(0, len(values), BATCH):
-            mlflow.log_batch(self.run_id, metrics=values[start : start + BATCH])
-        self.sent, self.flushed = len(self.lines), time.monotonic()
+        try:
+            for start in range(0, len(values), METRICS_A_CALL):
+                mlflow.log_batch(self.run_id, metrics=values[start : start + METRICS_A_CALL])
+        except MlflowException as error:
+            raise ServiceError(
+                f"MLflow at {tracking_uri()} did not take the metrics of run {self.run_id}: {error}. They are kept in "
+                f"{self.folder / 'metrics.jsonl'}; start it with `make up` and run again"
+            ) from error
+        self._sent += len(self._owed)
+        self._owed, self._flushed = [], time.monotonic()
         beside = self.folder / "metrics.sent.partial"
-        beside.write_text(str(self.sent))
+        beside.write_text(f"{self.run_id} {self._sent}\n")
         beside.replace(self.folder / "metrics.sent")
 
     def finish(self, status: str) -> None:
@@ -172,33 +218,51 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        path.write_bytes(whole)
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def log_model_checkpoint(run_id: str, folder: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """The checkpoint as a logged model: its path and manifest hash, its metrics, its files while they are small."""
+def sent_lines(folder: Path, run_id: str) -> int:
+    """How many lines of metrics.jsonl this run has; 0 for a run that is new to the file (another server, say)."""
+    path = folder / "metrics.sent"
+    if not path.is_file():
+        return 0
+    owner, count = path.read_text().split()
+    return int(count) if owner == run_id else 0
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+
+
+def log_model_checkpoint(run_id: str, folder: Path, step: int, metrics: Mapping[str, float]) -> str:
+    """The checkpoint as a logged model of the run: path and manifest hash as params and tag, its metrics, and the policy
+    files as run artifacts while they are small. Logging the same checkpoint again finds the model. Returns its id."""
     import mlflow
     from mlflow.entities import Metric
 
-    from igpo_core.checkpoints import MANIFEST, file_hash
+    from igpo_core.checkpoints import MANIFEST
 
+    mlflow.set_tracking_uri(tracking_uri())
     api = client()
-    run = api.get_run(run_id)
-    model = api.create_logged_model(
-        run.info.experiment_id,
+    experiment = api.get_run(run_id).info.experiment_id
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    for model in api.search_logged_models([experiment], tag_filter(manifest_sha256=digest)):
+        if model.source_run_id == run_id:
+            return str(model.model_id)
+    policy = [path for path in sorted(folder.iterdir()) if path.name != "state.pt"]
+    if sum(path.stat().st_size for path in policy) < UPLOADED_BYTES:
+        for path in policy:
+            api.log_artifact(run_id, str(path), f"checkpoints/{folder.name}")
+    made = mlflow.create_external_model(
         name=f"checkpoint-{step}",
         source_run_id=run_id,
-        tags={"manifest_sha256": file_hash(folder / MANIFEST)},
-        params={"path": str(folder), "step": str(step)},
-        model_type="causal-lm",
+        tags={"manifest_sha256": digest},
+        params={"path": str(folder), "step": str(step), "manifest_sha256": digest},
+        model_type="policy",
+        experiment_id=experiment,
     )
     now = int(time.time() * 1000)
-    api.log_batch(
-        run_id, metrics=[Metric(name, value, now, step, model_id=model.model_id) for name, value in metrics.items()]
-    )
-    if sum(path.stat().st_size for path in folder.iterdir()) < 50 * 2**20:
-        policy = [path for path in folder.iterdir() if path.name != "state.pt"]
-        for path in policy:
-            api.log_artifact(run_id, str(path), "policy")
-    api.finalize_logged_model(model.model_id, mlflow.entities.LoggedModelStatus.READY)
+    values = [Metric(name, value, now, step, model_id=made.model_id) for name, value in metrics.items()]
+    api.log_batch(run_id, metrics=values)
+    return str(made.model_id)

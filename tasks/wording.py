@@ -1,0 +1,152 @@
+"""The report in words and tables: what was shown, and what was not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.statistics import MIN_SEEDS
+
+if TYPE_CHECKING:
+    from tasks.reporting import ArmSummary
+
+
+@dataclass(frozen=True)
+class Words:
+    """warnings: loud lines, first; shown: what the numbers say; limits: what they do not."""
+
+    warnings: tuple[str, ...]
+    shown: tuple[str, ...]
+    limits: tuple[str, ...]
+
+    def plain(self, width: int = 118) -> str:
+        """For a terminal."""
+        import textwrap
+
+        lines = [textwrap.fill(text, width) for text in (*self.warnings, *self.shown)]
+        lines += ["Not shown:", *(textwrap.fill(f"- {text}", width, subsequent_indent="  ") for text in self.limits)]
+        return "\n".join(lines)
+
+
+def table_rows(summaries: Sequence[ArmSummary], threshold: float) -> list[dict[str, str]]:
+    """The table as text cells: one source for terminal, markdown, CSV and Prefect."""
+    return [
+        {
+            "arm": row.arm,
+            "seeds": str(row.seeds),
+            "F1": _number(row.f1),
+            "EM": _number(row.em),
+            "greedy F1": _number(row.greedy_f1),
+            "difference in F1 [95%]": difference(row),
+            "verdict": row.verdict,
+            "dead groups": _number(row.dead_groups, 2),
+            "turns": _number(row.turns, 1),
+            f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
+            "steps": str(row.steps_to_threshold),
+            "tokens": str(row.tokens_to_threshold),
+            "seconds": str(row.seconds_to_threshold),
+            "s/run": _number(row.seconds, 0),
+        }
+        for row in summaries
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def difference(row: ArmSummary) -> str:
+    if row.difference is None:
+        return "-"
+    bounds = "" if row.low is None or row.high is None else f" [{row.low:+.3f}, {row.high:+.3f}]"
+    return f"{row.difference:+.3f}{bounds}"
+
+
+def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
+    """Two blocks of aligned columns, at most 120 wide: the scores, then behaviour and speed."""
+    names = list(cells[0])
+    cut = names.index("verdict") + 1
+    blocks = []
+    for columns in (names[:cut], [names[0], *names[cut:]]):
+        texts = [columns, *([_shorten(row[name]) for name in columns] for row in cells)]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        texts.insert(1, ["-" * width for width in widths])
+        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks)
+
+
+def _shorten(text: str, width: int = 36) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def markdown(sweep: str, cells: Sequence[Mapping[str, str]], words: Words, compare: str) -> str:
+    """The whole report."""
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    warnings = "".join(f"> **{text}**\n\n" for text in words.warnings)
+    limits = "\n".join(f"- {text}" for text in words.limits)
+    return (
+        f"# {sweep}\n\n{warnings}{table}\n\n## What was shown\n\n{chr(10).join(f'- {text}' for text in words.shown)}\n\n"
+        f"## What was not shown\n\n{limits}\n\n[Compare the runs in MLflow]({compare})\n"
+    )
+
+
+def sentences(
+    summaries: Sequence["ArmSummary"],
+    specification: Mapping[str, Any],
+    baseline: str,
+    threshold: float,
+    warnings: Sequence[str],
+) -> Words:
+    """Plain words for a reader who does not want to believe it."""
+    base = specification["base"]
+    steps = base["training"]["epochs"] * base["training"]["steps_per_epoch"]
+    size = f"{steps} steps of {base['rollout']['questions']} questions x {base['rollout']['group_size']} rollouts"
+    shown = [
+        f"Every run trained for {size}, and was tested once, at the end, on up to "
+        f"{base['evaluation']['test_questions']} held-out questions. Columns are means over seeds.",
+        *(_compared(row, baseline) for row in summaries if row.arm != baseline),
+        f"Until dev F1 {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
+        + "; ".join(_speed(row) for row in summaries)
+        + ".",
+    ]
+    return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, baseline)))
+
+
+def _compared(row: "ArmSummary", baseline: str) -> str:
+    if row.difference is None:
+        return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
+    start = f"{row.arm} against {baseline}: {difference(row)} F1 over {row.pairs} paired seeds"
+    if row.verdict == "too few seeds":
+        return f"{start}: too few seeds for a verdict ({MIN_SEEDS} are needed), whatever the numbers look like."
+    if row.verdict == "no difference shown":
+        return f"{start}: no difference was shown. That is not evidence that there is none."
+    return f"{start}: {row.verdict} at this budget."
+
+
+def _speed(row: "ArmSummary") -> str:
+    steps, tokens, seconds = row.steps_to_threshold, row.tokens_to_threshold, row.seconds_to_threshold
+    return (
+        f"{row.arm} {steps} steps, {tokens} sampled tokens, {seconds} s ({steps.reached} of {steps.of} runs got there)"
+    )
+
+
+def _limits(summaries: Sequence["ArmSummary"], base: Mapping[str, Any], baseline: str) -> list[str]:
+    compared = max(1, len(summaries) - 1)
+    pairs = min((row.pairs for row in summaries if row.arm != baseline), default=0)
+    lines = [
+        "The ceiling. A gap at this budget is a gap in speed; with more steps the arms may end level.",
+        f"Any other format penalty than {base['reward']['format_penalty']:g}, which decides how an arm fails: compare with "
+        "the preset of the other penalty.",
+        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over "
+        f"questions; it never reaches beyond the seeds' own range, which holds the true mean with probability "
+        f"{1 - 2 ** (1 - pairs) if pairs else 0:.3f} at most. Verdicts are stricter: the interval at level "
+        f"{100 * (1 - 0.05 / compared):.2f}% must exclude zero (Bonferroni, {compared} compared).",
+        f"Any other world, model size, learning rate or task than this one (data: {base['data']['kind']}).",
+    ]
+    if base["warm_start"] is not None:
+        lines.append(
+            "Any other sparsity of the outcome. How rarely the policy succeeds before training was made on purpose, by the "
+            "warm start's demonstrations, and the size of the effect depends on it."
+        )
+    return lines
