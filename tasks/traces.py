@@ -56,7 +56,7 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
     from tasks.tracking import client, tracking_uri
 
     mlflow.set_tracking_uri(tracking_uri())
-    logged = client().search_traces([experiment_id], run_id=run_id, max_results=500, include_spans=False)
+    logged = client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500, include_spans=False)
     known = {trace.info.tags.get("question_id") for trace in logged}
     fresh = [record for record in records if record.question_id not in known]
     written = [_trace(run_id, experiment_id, record) for record in fresh]

@@ -262,7 +262,10 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int, metrics: Mapping[
         model_type="policy",
         experiment_id=experiment,
     )
-    now = int(time.time() * 1000)
-    values = [Metric(name, value, now, step, model_id=made.model_id) for name, value in metrics.items()]
+    values = []
+    for name, value in metrics.items():  # the run's own timestamps: with others the run would hold each value twice
+        logged = [point for point in api.get_metric_history(run_id, name) if point.step == step]
+        stamp = logged[0].timestamp if logged else int(time.time() * 1000)
+        values.append(Metric(name, value, stamp, step, model_id=made.model_id))
     api.log_batch(run_id, metrics=values)
     return str(made.model_id)
