@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from igpo_core.config import ExperimentConfig, RewardConfig, code_version, fingerprint
+from igpo_core.config import DataConfig, ExperimentConfig, QuestionFiles, RewardConfig, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
@@ -60,7 +60,10 @@ class AblationSpecification(BaseModel):
         inherited = self.base.reward.model_dump(exclude_unset=True)
         if changes.get("reward", inherited.get("reward")) == "outcome_only":
             inherited = {name: value for name, value in inherited.items() if name not in IGNORED_BY_OUTCOME_ONLY}
-        return RewardConfig.model_validate({**inherited, **changes})
+        try:
+            return RewardConfig.model_validate({**inherited, **changes})
+        except ValidationError as error:
+            raise ValueError(f"arm {arm!r}: {'; '.join(reasons(error))}") from error
 
     def experiment(self, arm: str, seed: int) -> ExperimentConfig:
         """The whole configuration of one run. Raises ConfigError, listing the arms, on an unknown one."""
@@ -96,7 +99,21 @@ def load_specification(name: str) -> AblationSpecification:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
-    return validated(content, str(path))
+    specification = validated(content, str(path))
+    base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
+    return specification.model_copy(update={"base": base})
+
+
+def from_project(data: DataConfig) -> DataConfig:
+    """Relative paths start at the project folder, wherever the flow runs."""
+    if not isinstance(data, QuestionFiles):
+        return data
+    found = {
+        "questions": tuple((PROJECT / path).resolve() for path in data.questions),
+        "corpus": (PROJECT / data.corpus).resolve(),
+        "evaluation": (PROJECT / data.evaluation).resolve() if data.evaluation else None,
+    }
+    return data.model_copy(update=found)
 
 
 def validated(content: dict[str, Any], where: str) -> AblationSpecification:
@@ -104,5 +121,13 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
     try:
         return AblationSpecification.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or 'specification'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError(f"{where} does not describe an ablation:\n" + "\n".join(lines)) from error
+        lines = [f"  {reason}" for reason in reasons(error)]
+        raise ConfigError("\n".join([f"{where} does not describe an ablation:", *lines])) from error
+
+
+def reasons(error: ValidationError) -> list[str]:
+    """Each fault as "field: what is wrong"; a rule over several fields names them itself."""
+    faults = [
+        (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
+    ]
+    return [f"{field}: {message}" if field else message for field, message in faults]

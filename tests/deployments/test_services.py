@@ -1,6 +1,8 @@
-"""What `make up` and `make down` may start and end: ports of others, stale state, reused process numbers, whole families."""
+"""The services' processes, with small programs in place of the real servers (tests/e2e starts those)."""
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,165 +15,205 @@ import pytest
 
 from deployments import processes, services
 from deployments.processes import Record, StateFile
+from deployments.services import Place, Server
 from igpo_core.errors import ServiceError
 
+# answers every request with 200, after starting a child in a session of its own
+SERVER = """
+import subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("child", child.pid, flush=True)
+class Well(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Well).serve_forever()
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home with two ports that nobody listens on."""
-    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
-    for variable in ("MLFLOW_PORT", "PREFECT_PORT"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            monkeypatch.setenv(variable, str(probe.getsockname()[1]))
-    return tmp_path
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A home of its own with two free ports; whatever is left of its services ends with the test."""
+    (tmp_path / "small_server.py").write_text(SERVER)
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    for variable, value in (
+        ("IGPO_HOME", str(tmp_path / "home")),
+        ("MLFLOW_PORT", str(free_port())),
+        ("PREFECT_PORT", str(free_port())),
+        ("PYTHONPATH", str(tmp_path)),
+    ):
+        monkeypatch.setenv(variable, value)
+    place = Place.from_environment()
+    monkeypatch.setattr(services, "prefect_server", lambda _: small_server("prefect", place.prefect_port))
+    monkeypatch.setattr(services, "mlflow_server", lambda _: small_server("mlflow", place.mlflow_port))
+    yield place
+    if place.state.path.is_file() and place.state.path.read_text().startswith("{"):
+        for record in place.state.read().values():
+            processes.end(record, patience=1)
 
 
-@pytest.fixture
-def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of somebody else."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
-    yield process
-    process.kill()
-    process.wait()
+def small_server(name: str, port: int) -> Server:
+    return Server(
+        name, name.title(), ("small_server", str(port)), port, f"{name.upper()}_PORT", f"http://127.0.0.1:{port}/"
+    )
 
 
-@pytest.mark.parametrize("variable", ["MLFLOW_PORT", "PREFECT_PORT"])
-def test_a_port_of_another_program_is_named_and_nothing_starts(
-    folder: Path, variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def child_of(place: Place, name: str) -> int:
+    found = re.search(r"child (\d+)", place.log(name).read_text())
+    assert found
+    return int(found[1])
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_servers_start_are_reused_and_end_with_all_they_started(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        assert services.main(["servers"]) == 0
+        first = place.state.read()
+        assert set(first) == {"mlflow", "prefect"}
+        children = [child_of(place, name) for name in first]
+
+        assert services.main(["servers"]) == 0
+        assert place.state.read() == first
+        assert capsys.readouterr().out.count("reused") == 2
+
+        assert services.main(["status"]) == 0
+        assert f"http://127.0.0.1:{place.mlflow_port}" in capsys.readouterr().out
+
+        assert services.main(["down"]) == 0
+        assert place.state.read() == {}
+        assert all(gone(pid) for pid in [*children, *(record.pid for record in first.values())])
+        assert bystander.poll() is None
+
+        assert services.main(["down"]) == 0
+        assert "Nothing" in capsys.readouterr().out
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_variable_to_change(
+    place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", place.prefect_port))
         other.listen()
-        port = other.getsockname()[1]
-        monkeypatch.setenv(variable, str(port))
-        assert services.main(["up"]) == 1
+        assert services.main(["servers"]) == 1
     message = capsys.readouterr().err
-    assert f"port {port}" in message and f"{variable}={port + 1}" in message
-    assert StateFile(folder / "services.json").read() == {}
+    assert f"port {place.prefect_port}" in message
+    assert f"process {os.getpid()}" in message
+    assert f"PREFECT_PORT={place.prefect_port + 1}" in message
+    assert place.state.read() == {}  # the other server was not started either
 
 
-@pytest.mark.parametrize("text", ["many", "80", "70000", "-1"])
-def test_a_port_that_is_none(
-    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ours_on_another_port_is_neither_doubled_nor_taken_for_the_one_asked(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PREFECT_PORT", text)
-    assert services.main(["up"]) == 1
-    assert f"PREFECT_PORT={text}" in capsys.readouterr().err
+    assert services.main(["servers"]) == 0
+    before = place.state.read()
+    monkeypatch.setattr(services, "mlflow_server", lambda _: small_server("mlflow", free_port()))
+    assert services.main(["servers"]) == 1
+    assert f"MLFLOW_PORT={place.mlflow_port}" in capsys.readouterr().err
+    assert place.state.read() == before
 
 
-def test_one_port_for_both(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("PREFECT_PORT", "5123")
-    monkeypatch.setenv("MLFLOW_PORT", "5123")
-    assert services.main(["up"]) == 1
-    assert "5123" in capsys.readouterr().err
-
-
-def test_down_spares_a_process_that_got_a_number_of_ours(
-    folder: Path, bystander: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+def test_a_server_that_dies_at_its_start_shows_the_end_of_its_log(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = StateFile(folder / "services.json")
-    state.set("mlflow", Record(bystander.pid, "a mark that this process does not bear", 5000))
-    assert services.main(["down"]) == 0
-    assert bystander.poll() is None
-    assert "ended before" in capsys.readouterr().out
-    assert state.read() == {}
+    broken = Server("mlflow", "MLflow", ("no_such_module",), place.mlflow_port, "MLFLOW_PORT", "http://127.0.0.1:9/")
+    monkeypatch.setattr(services, "mlflow_server", lambda _: broken)
+    assert services.main(["servers"]) == 1
+    message = capsys.readouterr().err
+    assert "MLflow ended while it was starting" in message and "no_such_module" in message
+    assert "mlflow" not in place.state.read()
 
 
-def test_down_after_the_process_is_gone(folder: Path, bystander: subprocess.Popen[bytes]) -> None:
-    bystander.kill()
-    bystander.wait()
-    state = StateFile(folder / "services.json")
-    state.set("worker", Record(bystander.pid, "mark", 0))
-    assert services.main(["down"]) == 0
-    assert state.read() == {}
+def test_a_stale_state_is_replaced(place: Place) -> None:
+    """After a restart of the machine the file names processes that are gone."""
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    place.state.set("mlflow", Record(finished.pid, "0" * 32, place.mlflow_port))
+    assert services.main(["servers"]) == 0
+    assert place.state.read()["mlflow"].pid != finished.pid
 
 
-def test_down_with_nothing_started(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert services.main(["down"]) == 0
-    assert "Nothing" in capsys.readouterr().out
-
-
-def test_a_damaged_state_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "services.json").write_text('{"mlflow": {"pid":')
-    assert services.main(["status"]) == 1
-    assert "services.json" in capsys.readouterr().err
-
-
-def test_ours_on_another_port_is_neither_doubled_nor_moved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = _sleeper(folder, port=5999)
-    StateFile(folder / "services.json").set("prefect", record)
+def test_a_reused_process_number_is_never_ended(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
-        assert services.main(["up"]) == 1
-        assert "5999" in capsys.readouterr().err
-        assert processes.is_alive(record)
+        place.state.set("worker", Record(stranger.pid, "0" * 32, 0))
+        assert not processes.is_alive(place.state.read()["worker"])
+        assert services.main(["down"]) == 0
+        assert "worker: had ended before" in capsys.readouterr().out
+        assert stranger.poll() is None
+        assert place.state.read() == {}
     finally:
-        processes.end(record)
+        stranger.kill()
+        stranger.wait()
 
 
-def test_end_reaches_children_in_sessions_of_their_own(tmp_path: Path) -> None:
-    (tmp_path / "family.py").write_text(
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'], start_new_session=True)\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(120)\n"
-    )
-    log = tmp_path / "log"
-    record = processes.start(["family"], folder=tmp_path, environment={}, log=log)
-    processes.wait_for(
-        lambda: bool(log.read_text()), what="family", log=log, alive=lambda: True, seconds=30, say=lambda _: None
-    )
-    child = int(log.read_text())
-    assert processes.end(record) == 2
-    assert not processes.is_alive(record)
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+def test_a_process_that_ignores_the_request_is_ended_by_force(place: Place, tmp_path: Path) -> None:
+    log = tmp_path / "stubborn.log"
+    record = processes.start(("stubborn",), folder=tmp_path, environment=place.environment(), log=log)
+    deadline = time.monotonic() + 20
+    while "ready" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert processes.end(record, patience=0.5) == 1
+    assert gone(record.pid)
 
 
-def test_end_is_forceful_with_what_ignores_it(tmp_path: Path) -> None:
-    (tmp_path / "stubborn.py").write_text(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(120)\n"
-    )
-    log = tmp_path / "log"
-    record = processes.start(["stubborn"], folder=tmp_path, environment={}, log=log)
-    processes.wait_for(
-        lambda: bool(log.read_text()), what="stubborn", log=log, alive=lambda: True, seconds=30, say=lambda _: None
-    )
-    started = time.monotonic()
-    processes.end(record, patience=0.5)
-    assert not processes.is_alive(record) and time.monotonic() - started < 10
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MLFLOW_PORT", "web", "MLFLOW_PORT=web is no port"),
+        ("PREFECT_PORT", "80", "PREFECT_PORT=80 is no port"),
+        ("PREFECT_PORT", "70000", "PREFECT_PORT=70000 is no port"),
+    ],
+)
+def test_a_bad_port_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ServiceError, match=message):
+        Place.from_environment()
 
 
-def test_a_service_that_dies_while_starting_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("raise SystemExit('no such database')\n")
-    log = tmp_path / "log"
-    record = processes.start(["broken"], folder=tmp_path, environment={}, log=log)
-    with pytest.raises(ServiceError, match="no such database"):
-        processes.wait_for(
-            lambda: False,
-            what="broken",
-            log=log,
-            alive=lambda: processes.is_alive(record),
-            seconds=30,
-            say=lambda _: None,
-        )
+def test_equal_ports_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PORT", "5055")
+    monkeypatch.setenv("PREFECT_PORT", "5055")
+    with pytest.raises(ServiceError, match="two different ports"):
+        Place.from_environment()
 
 
-def test_waiting_has_an_end(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="does not answer"):
-        processes.wait_for(
-            lambda: False, what="it", log=tmp_path / "log", alive=lambda: True, seconds=0.3, say=lambda _: None
-        )
-
-
-def test_the_state_file_keeps_the_other_services(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"mlflow": {"pid": 1}})])
+def test_a_damaged_state_file_is_named(tmp_path: Path, text: str) -> None:
     state = StateFile(tmp_path / "services.json")
-    state.set("mlflow", Record(1, "a", 5000))
-    state.set("prefect", Record(2, "b", 4200))
-    state.set("mlflow", None)
-    assert state.read() == {"prefect": Record(2, "b", 4200)}
-    assert list(json.loads(state.path.read_text())) == ["prefect"]
+    state.path.write_text(text)
+    with pytest.raises(ServiceError, match=r"services\.json cannot be read"):
+        state.read()
 
 
-def _sleeper(folder: Path, port: int) -> Record:
-    (folder / "sleeper.py").write_text("import time; time.sleep(120)\n")
-    return processes.start(["sleeper"], folder=folder, environment={}, log=folder / "log", port=port)
+def test_child_processes_are_told_where_the_services_are_and_to_be_quiet(place: Place) -> None:
+    told = services.environment()
+    assert told["PREFECT_API_URL"] == f"http://127.0.0.1:{place.prefect_port}/api"
+    assert told["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{place.mlflow_port}"
+    assert told["PREFECT_HOME"] == str(place.home / "prefect")
+    assert (told["PREFECT_SERVER_ANALYTICS_ENABLED"], told["GX_ANALYTICS_ENABLED"]) == ("false", "false")
+    assert (told["DO_NOT_TRACK"], told["MLFLOW_DISABLE_TELEMETRY"]) == ("true", "true")

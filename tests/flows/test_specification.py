@@ -1,0 +1,144 @@
+"""Every shipped preset loads and gives whole configurations; bad input is refused in words, before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.specification import PRESETS, AblationSpecification, load_specification
+from igpo_core.errors import ConfigError
+from tasks.home import PROJECT
+
+SHIPPED = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+GOOD: dict[str, Any] = {
+    "name": "study",
+    "baseline": "outcome_only",
+    "seeds": [0, 1],
+    "arms": {"outcome_only": {"reward": "outcome_only"}, "gain": {"gain": "prob_diff"}},
+    "base": {"reward": {"format_penalty": -0.5, "gamma": 0.9, "gain": "log_prob_diff"}},
+}
+
+
+def write(folder: Path, content: dict[str, Any]) -> str:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+def test_the_promised_presets_are_shipped() -> None:
+    assert {"outcome-vs-igpo", "penalty-zero", "easy", "atlas", "real-questions", "tiny"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("preset", SHIPPED)
+def test_a_shipped_preset_gives_a_whole_configuration_for_every_arm_and_seed(preset: str) -> None:
+    specification = load_specification(preset)
+    assert specification.name == preset
+    for arm in specification.arms:
+        for seed in specification.seeds:
+            experiment = specification.experiment(arm, seed)
+            assert type(experiment).model_validate(experiment.model_dump()) == experiment
+            assert experiment.seed == seed
+            assert experiment.reward.needs_gain == (arm != "outcome_only")
+
+
+@pytest.mark.parametrize("preset", SHIPPED)
+def test_arms_of_a_seed_differ_in_the_reward_alone(preset: str) -> None:
+    specification = load_specification(preset)
+    rest = [specification.experiment(arm, 3).model_dump(exclude={"reward"}) for arm in specification.arms]
+    assert all(other == rest[0] for other in rest)
+
+
+def test_paths_in_a_preset_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = load_specification("real-questions").base.data
+    assert data.kind == "files"
+    assert data.corpus == (PROJECT / "../shared/data/corpus.parquet").resolve()
+    assert data.questions == ((PROJECT / "../shared/data/questions.parquet").resolve(),)
+    assert data.evaluation == (PROJECT / "../shared/data/igpo/test.parquet").resolve()
+
+
+def test_outcome_only_inherits_no_setting_that_it_ignores(tmp_path: Path) -> None:
+    specification = load_specification(write(tmp_path, GOOD))
+    reward = specification.experiment("outcome_only", 0).reward
+    assert (reward.format_penalty, reward.gamma) == (-0.5, 1.0)
+    assert specification.experiment("gain", 0).reward.gamma == 0.9
+
+
+def test_a_selection_keeps_the_baseline_and_the_order(tmp_path: Path) -> None:
+    specification = load_specification(write(tmp_path, GOOD))
+    chosen = specification.select(["gain"], [7])
+    assert list(chosen.arms) == ["outcome_only", "gain"]
+    assert chosen.seeds == [7]
+    assert list(specification.select(["outcome_only"], None).arms) == ["outcome_only"]
+    assert specification.select(None, None) == specification
+
+
+def test_the_sweep_changes_with_what_is_compared_and_not_with_arms_or_seeds(tmp_path: Path) -> None:
+    specification = load_specification(write(tmp_path, GOOD))
+    assert specification.select(["outcome_only"], [5]).sweep("v1") == specification.sweep("v1")
+    assert specification.sweep("v2") != specification.sweep("v1")
+    longer = AblationSpecification.model_validate({**GOOD, "base": {**GOOD["base"], "training": {"epochs": 5}}})
+    assert longer.sweep("v1") != specification.sweep("v1")
+
+
+def test_an_unknown_arm_is_told_which_there_are(tmp_path: Path) -> None:
+    specification = load_specification(write(tmp_path, GOOD))
+    with pytest.raises(ConfigError, match=r"igpo_magic.*outcome_only, gain"):
+        specification.select(["igpo_magic"], None)
+    with pytest.raises(ConfigError, match=r"igpo_magic.*outcome_only, gain"):
+        specification.experiment("igpo_magic", 0)
+
+
+@pytest.mark.parametrize("seeds", [[1, 1], [-1]])
+def test_bad_seeds_of_a_selection_are_refused(tmp_path: Path, seeds: list[int]) -> None:
+    with pytest.raises(ConfigError, match="seeds"):
+        load_specification(write(tmp_path, GOOD)).select(None, seeds)
+
+
+def test_an_unknown_preset_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.*atlas.*outcome-vs-igpo"):
+        load_specification("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"base": {"optimizer": {"learning_rate": -1}}}, ["base.optimizer.learning_rate", "greater than 0"]),
+        ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "greater than or equal to 2"]),
+        ({"base": {"rolout": {}}}, ["base.rolout", "not permitted"]),
+        ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
+        ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
+        ({"arms": {**GOOD["arms"], "odd": {"gain": "squared"}}}, ["'odd'", "gain", "log_prob_diff"]),
+        ({"arms": {"outcome_only": {"reward": "outcome_only", "gamma": 0.5}}}, ["'outcome_only'", "gamma", "leave"]),
+        ({"arms": {}}, ["arms"]),
+        ({"baseline": "nobody"}, ["baseline", "nobody", "outcome_only, gain"]),
+        ({"seeds": [0, 0]}, ["seeds", "repeat"]),
+        ({"seeds": []}, ["seeds"]),
+        ({"seeds": [-1]}, ["seeds", "negative"]),
+        ({"processes": 0}, ["processes"]),
+        ({"name": "Not A Name"}, ["name"]),
+        ({"surprise": 1}, ["surprise", "not permitted"]),
+    ],
+)
+def test_bad_settings_are_refused_with_file_field_and_reason(
+    tmp_path: Path, change: dict[str, Any], named: list[str]
+) -> None:
+    path = write(tmp_path, {**GOOD, **change})
+    with pytest.raises(ConfigError) as refusal:
+        load_specification(path)
+    message = str(refusal.value)
+    assert path in message
+    assert all(part in message for part in named), message
+    assert "pydantic.dev" not in message and "validation error" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("name: [", "YAML"), ("", "holds no settings"), ("- 1", "holds no settings")]
+)
+def test_a_file_that_holds_no_specification_is_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=named) as refusal:
+        load_specification(str(path))
+    assert str(path) in str(refusal.value)
