@@ -93,14 +93,24 @@ def members(record: Record) -> list[psutil.Process]:
 
 def end(record: Record, *, patience: float = 30) -> int:
     """Ask all members to end, end by force those that do not within `patience` seconds; returns how many there were."""
-    processes = members(record)
-    for process in processes:
+    asked = members(record)
+    for process in asked:
         _signal(process.terminate)
-    _, stubborn = psutil.wait_procs(processes, timeout=patience)
-    for process in [*stubborn, *members(record)]:  # and what they started meanwhile
+    left = _left_after(record, patience)
+    for process in left:
         _signal(process.kill)
-    psutil.wait_procs(stubborn, timeout=10)
-    return len(processes)
+    if left and _left_after(record, 10):
+        numbers = ", ".join(str(process.pid) for process in left)
+        raise ServiceError(f"processes {numbers} do not end, not even by force: see what holds them, then call again")
+    return len(asked)
+
+
+def _left_after(record: Record, seconds: float) -> list[psutil.Process]:
+    """The members that still run when all have ended, or else when the time is over."""
+    deadline = time.monotonic() + seconds
+    while (left := members(record)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _signal(send: Callable[[], None]) -> None:
@@ -131,9 +141,12 @@ def require_free_port(port: int, variable: str) -> None:
 
 
 def _holder(port: int) -> str:
-    for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-            return f": process {connection.pid} ({psutil.Process(connection.pid).name()}) listens there"
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
+                return f": process {connection.pid} ({psutil.Process(connection.pid).name()}) listens there"
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""  # it ended meanwhile, or may not be seen: the message does without its name
     return ""
 
 

@@ -96,6 +96,11 @@ class Place:
         }
 
 
+def environment() -> dict[str, str]:
+    """What a process needs to reach the services of the folder and ports that this one was told."""
+    return Place.from_environment().environment()
+
+
 # ------------------------------------------------------------------------------------------------------- servers
 
 
@@ -168,14 +173,18 @@ def start_servers(place: Place) -> None:
 
 def require_startable(place: Place, server: Server) -> None:
     """Raise ServiceError when ours runs on another port, or when the port belongs to another program."""
-    record = own(place, server.name)
-    if record is None:
-        processes.require_free_port(server.port, server.variable)
-    elif record.port != server.port:
+    record = place.state.read().get(server.name)
+    if record and not processes.is_alive(record):
+        processes.end(record)  # a killed server leaves children that hold its port
+        place.state.set(server.name, None)
+    elif record and record.port != server.port:
         raise ServiceError(
             f"{server.title} of {place.home} runs on port {record.port}, not on {server.port}: run `make down` first, "
             f"or set {server.variable}={record.port}"
         )
+    elif record:
+        return
+    processes.require_free_port(server.port, server.variable)
 
 
 def own(place: Place, name: str) -> Record | None:
@@ -339,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         place = Place.from_environment()
         with one_at_a_time(place.home):
             COMMANDS[command](place)
-    except IgpoError as error:
+    except (IgpoError, OSError) as error:  # OSError names its file: a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

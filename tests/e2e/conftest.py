@@ -27,17 +27,18 @@ class Servers:
         )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports() -> tuple[str, str]:
+    """Two ports that nobody listens on; held together, or the system may give one port twice."""
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return str(first.getsockname()[1]), str(second.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     home = tmp_path_factory.mktemp("laboratory")
-    ports = {"MLFLOW_PORT": str(free_port()), "PREFECT_PORT": str(free_port())}
+    ports = dict(zip(("MLFLOW_PORT", "PREFECT_PORT"), free_ports(), strict=True))
     tools = str(Path(sys.executable).parent)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "IGPO_"))},
