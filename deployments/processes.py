@@ -5,6 +5,7 @@ given to another program since is never taken for ours. Children inherit the mar
 process it started, wherever those went.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -125,6 +127,19 @@ def _mark(process: psutil.Process) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get(MARK)
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return None  # gone, or another user's: not ours in either case
+
+
+@contextmanager
+def one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Two calls at once would start two of each."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Waiting for another call of the services to finish")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def require_free_port(port: int, variable: str) -> None:

@@ -10,13 +10,11 @@ on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
 """
 
 import argparse
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -325,19 +323,6 @@ def status(place: Place) -> None:
 COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down}
 
 
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two calls at once would start two of each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "services.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Waiting for another call of the services to finish")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.services", description="Local MLflow, Prefect server, deployments and worker."
@@ -346,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser.parse_args(arguments).command
     try:
         place = Place.from_environment()
-        with one_at_a_time(place.home):
+        with processes.one_at_a_time(place.home / "services.lock", say):
             COMMANDS[command](place)
     except (IgpoError, OSError) as error:  # OSError names its file: a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
