@@ -1,0 +1,303 @@
+"""Read, validate, publish: from the data settings to a folder that training and evaluation open.
+
+`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet and bm25/; quarantine.jsonl; data_docs/;
+summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
+file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
+hash of the good rows and of the data settings without paths: where the files lie and what was quarantined is not in it.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas
+
+from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, code_version, fingerprint
+from igpo_core.data import SPLITS, content_hash, load_corpus, load_questions
+from igpo_core.errors import DataError
+from igpo_core.folders import checksums, file_hash, fill_folder
+from tasks.validation import Validation, validate
+
+Config = LookupWorld | AtlasWorld | QuestionFiles
+
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+QUARANTINE = "quarantine.jsonl"
+FORMAT = 1
+PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
+
+
+@dataclass(frozen=True)
+class PublishedData:
+    """A published folder. counts: questions by split. reused: it was found whole, not made now.
+    quarantined: rows that failed a rule, counted once each."""
+
+    version: str
+    folder: Path
+    counts: dict[str, int]
+    reused: bool
+    quarantined: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was read. dropped: rows that were left out because they were not asked for, by reason."""
+
+    questions: pandas.DataFrame
+    corpus: pandas.DataFrame | None
+    dropped: dict[str, int]
+
+
+def prepare(config: Config, home: Path) -> PublishedData:
+    """Read, validate and publish, or find published: the same settings and files are not read a second time.
+
+    Raises DataError: a file that cannot be read, fewer good rows than asked for, no space.
+    """
+    receipt = home / "data" / "receipts" / f"{_inputs_key(config)}.json"
+    if receipt.is_file():
+        folder = home / "data" / json.loads(receipt.read_text())["version"]
+        if is_whole(folder):
+            return _published(folder, reused=True)
+    started = time.monotonic()
+    tables = read(config)
+    seconds = {"read": time.monotonic() - started}
+    with tempfile.TemporaryDirectory() as temporary:
+        started = time.monotonic()
+        validation = validate(tables.questions, tables.corpus, config, Path(temporary) / "data_docs")
+        seconds["validate"] = time.monotonic() - started
+        with _writing(home):
+            require_enough(validation, tables, config, home / "data" / "rejected")
+            published = publish(validation, tables, config, home, seconds)
+            receipt.parent.mkdir(exist_ok=True)
+            beside = receipt.with_suffix(".partial")
+            beside.write_text(json.dumps({"version": published.version}))
+            beside.replace(receipt)
+    return published
+
+
+def read(config: Config) -> Tables:
+    """All rows that are asked for: generated for a synthetic world, loaded and chosen for files."""
+    if isinstance(config, QuestionFiles):
+        return _read_files(config)
+    if isinstance(config, LookupWorld):
+        from igpo_core.environments import lookup
+
+        return Tables(lookup.generate(config), None, {})
+    from igpo_core.environments import atlas
+
+    return Tables(atlas.generate(config), None, {})
+
+
+def _read_files(config: QuestionFiles) -> Tables:
+    questions = pandas.concat([load_questions(path, split=config.split) for path in config.questions])
+    dropped: dict[str, int] = {}
+
+    def keep(wanted: "pandas.Series[Any]", reason: str) -> None:
+        nonlocal questions
+        dropped[reason] = int((~wanted).sum())
+        questions = questions[wanted]
+
+    if config.only_answerable:
+        keep(questions["answerable"], "marked as not answerable")
+    if config.evaluation is not None:
+        keep(questions["split"] != "test", "test row replaced by the evaluation file")
+        evaluation = load_questions(config.evaluation, split="test").assign(split="test")
+        # First, so that of two rows with one id the evaluation's is the one that stays.
+        questions = pandas.concat([evaluation, questions])
+    if config.sources:
+        others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
+        keep(~questions["source"].isin(others), "of another source")
+    return Tables(questions.reset_index(drop=True), load_corpus(config.corpus), dropped)
+
+
+def require_enough(validation: Validation, tables: Tables, config: Config, rejected: Path) -> None:
+    """Raise DataError when a split or the corpus has fewer good rows than asked for, with the main reasons and remedies.
+
+    The quarantine and the Data Docs are left in the folder `rejected`.
+    """
+    counts = _by_split(validation.questions)
+    lacking = [f"{counts[s]} good {s} questions of {least}" for s, least in _least(config).items() if counts[s] < least]
+    if validation.corpus is not None and validation.corpus.empty:
+        lacking.append("0 good passages of 1")
+    if not lacking:
+        return
+
+    def fill(folder: Path) -> None:
+        _write_quarantine(validation, folder)
+
+    fill_folder(rejected, fill)
+    read_rows = f"{len(tables.questions)} questions were read"
+    if tables.corpus is not None:
+        read_rows += f" and {len(tables.corpus)} passages"
+    left_out = [f"{count} left out: {reason}" for reason, count in tables.dropped.items() if count]
+    reasons = [f"{n} quarantined: {name} ({validation.remedies[name]})" for name, n in validation.counts.items()]
+    raise DataError(
+        f"too few good rows: {', '.join(lacking)} asked for. {'; '.join([read_rows, *left_out, *reasons])}. "
+        f"Every quarantined row is in {rejected / QUARANTINE}: repair them, add files, or ask for fewer rows "
+        f"({', '.join(f'data.{name}' for name in _least_names(config))})"
+    )
+
+
+def _least_names(config: Config) -> list[str]:
+    return [f"min_{split}" if isinstance(config, QuestionFiles) else split for split in SPLITS]
+
+
+def _least(config: Config) -> dict[str, int]:
+    """Rows asked for by split."""
+    return {split: getattr(config, name) for split, name in zip(SPLITS, _least_names(config), strict=True)}
+
+
+def publish(
+    validation: Validation, tables: Tables, config: Config, home: Path, seconds: dict[str, float]
+) -> PublishedData:
+    """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is
+    left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
+    version = data_version(validation, config)
+    folder = home / "data" / version
+    if is_whole(folder) and _lines(validation.quarantine) == (folder / QUARANTINE).read_text():
+        return _published(folder, reused=True)
+
+    def fill(path: Path) -> None:
+        started = time.monotonic()
+        validation.questions.to_parquet(path / "questions.parquet", index=False)
+        if validation.corpus is not None:
+            validation.corpus.to_parquet(path / "corpus.parquet", index=False)
+        _write_quarantine(validation, path)
+        spent = {**seconds, "write": time.monotonic() - started}
+        index_bytes = 0
+        if validation.corpus is not None:
+            from igpo_core.retrieval.bm25 import BM25
+
+            started = time.monotonic()
+            BM25.build(validation.corpus, path / "bm25")
+            spent["index"] = time.monotonic() - started
+            index_bytes = sum(file.stat().st_size for file in (path / "bm25").iterdir())
+        summary = {
+            "version": version,
+            "config": config.model_dump(mode="json", exclude=PATHS),
+            "content": _content(validation),
+            "counts": _by_split(validation.questions),
+            "counts_by_source": _by_source(validation.questions),
+            "passages": None if validation.corpus is None else len(validation.corpus),
+            "read": {
+                "questions": len(tables.questions) + sum(tables.dropped.values()),
+                "passages": None if tables.corpus is None else len(tables.corpus),
+            },
+            "dropped": tables.dropped,
+            "quarantined": validation.quarantined,
+            "quarantined_by_rule": validation.counts,
+            "warnings": validation.warnings,
+            "seconds": {stage: round(value, 3) for stage, value in spent.items()},
+            "index_bytes": index_bytes,
+        }
+        (path / SUMMARY).write_text(json.dumps(summary, indent=1, ensure_ascii=False))
+        manifest = {"format": FORMAT, "version": version, "sha256": checksums(path)}
+        (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+    fill_folder(folder, fill)
+    return _published(folder, reused=False)
+
+
+def data_version(validation: Validation, config: Config) -> str:
+    """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
+    index = None
+    if validation.corpus is not None:
+        from igpo_core.retrieval.bm25 import SETTINGS
+
+        index = SETTINGS
+    return fingerprint(_content(validation), config.model_dump(mode="json", exclude=PATHS), index)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a published folder has every file of its manifest, unchanged, and no other."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        expected = json.loads(manifest.read_text())
+    except ValueError:
+        return False
+    found = {name: digest for name, digest in checksums(folder).items() if name != MANIFEST}
+    return bool(expected.get("format") == FORMAT and expected.get("sha256") == found)
+
+
+def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
+    """Rows {what, rows} of a table: questions by source and split, passages, rows left out, quarantined by rule."""
+    summary = json.loads((published.folder / SUMMARY).read_text())
+    rows = [
+        {"what": f"questions, {source}, {split}", "rows": count}
+        for source, counts in summary["counts_by_source"].items()
+        for split, count in counts.items()
+        if count
+    ]
+    if summary["passages"] is not None:
+        rows.append({"what": "passages", "rows": summary["passages"]})
+    rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
+    rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
+    return [*rows, {"what": "quarantined, all rules", "rows": summary["quarantined"]}]
+
+
+def _published(folder: Path, *, reused: bool) -> PublishedData:
+    summary = json.loads((folder / SUMMARY).read_text())
+    return PublishedData(
+        summary["version"], folder, summary["counts"], reused, summary["quarantined"], summary["warnings"]
+    )
+
+
+def _inputs_key(config: Config) -> str:
+    """Changes with every byte that prepare depends on: settings, input files, this code."""
+    files: list[Path] = []
+    if isinstance(config, QuestionFiles):
+        files = [*config.questions, config.corpus, *([config.evaluation] if config.evaluation else [])]
+    here = Path(__file__).parent
+    code = [here / "data.py", here / "validation.py"]
+    hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
+    return fingerprint(config.model_dump(mode="json", exclude=PATHS), hashes, code_version())
+
+
+def _content(validation: Validation) -> dict[str, str]:
+    content = {"questions": content_hash(validation.questions)}
+    return content if validation.corpus is None else {**content, "corpus": content_hash(validation.corpus)}
+
+
+def _by_split(questions: pandas.DataFrame) -> dict[str, int]:
+    return {split: int((questions["split"] == split).sum()) for split in SPLITS}
+
+
+def _by_source(questions: pandas.DataFrame) -> dict[str, dict[str, int]]:
+    return {str(source): _by_split(rows) for source, rows in questions.groupby("source")}
+
+
+def _write_quarantine(validation: Validation, folder: Path) -> None:
+    (folder / QUARANTINE).write_text(_lines(validation.quarantine))
+    shutil.copytree(validation.data_docs, folder / "data_docs")
+
+
+def _lines(quarantine: pandas.DataFrame) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in quarantine.to_dict("records"))
+
+
+@contextlib.contextmanager
+def _writing(home: Path) -> Iterator[None]:
+    """One process publishes at a time; another that prepares the same data waits and then finds it.
+
+    Raises DataError when the home cannot be written (no space, no permission).
+    """
+    try:
+        (home / "data").mkdir(parents=True, exist_ok=True)
+        with (home / "data" / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise DataError(
+            f"{home / 'data'} cannot be written ({error.strerror or error}): free space there or set IGPO_HOME to another "
+            "folder; nothing half-written was published"
+        ) from error

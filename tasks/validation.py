@@ -1,0 +1,349 @@
+"""Great Expectations over question and passage tables: errors quarantine a row with its reason, warnings are reported.
+
+Every rule looks at a plain derived column (word counts, copies, missing titles), so that tables of 50,000 rows and more
+take seconds. Rows that could not be read fail the rule `readable` alone: their derived columns are null, which every
+other rule passes over.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas
+
+from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source
+from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, normalised
+from igpo_core.data.schema import DEFECT
+
+Config = LookupWorld | AtlasWorld | QuestionFiles
+
+EXCERPT = 200  # characters of a value in the quarantine
+SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
+
+# Where a text states its answer: "<answer>Paris", "Answer: Paris", "the answer is Paris", "\boxed{Paris".
+_STATED = re.compile(r"<answer>|\\boxed\{|\banswer\s*(?:is\b|[:=])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation. name: what is expected; field: the field of the table that a failing row shows; column: the
+    derived column that is looked at; allowed: (least, most), or a set of values, or None for "null". remedy: what to do."""
+
+    name: str
+    field: str
+    column: str
+    allowed: tuple[int | None, int | None] | frozenset[str] | None
+    remedy: str
+    severity: Literal["error", "warning"] = "error"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Good rows, and what was wrong with the others.
+
+    quarantine: one row for each rule that a row fails, with table, id, field, rule, value, found.
+    counts: quarantined rows by "table: rule". quarantined: distinct rows. data_docs: folder with index.html.
+    """
+
+    questions: pandas.DataFrame
+    corpus: pandas.DataFrame | None
+    quarantine: pandas.DataFrame
+    counts: dict[str, int]
+    quarantined: int
+    warnings: list[str]
+    remedies: dict[str, str]
+    data_docs: Path
+
+
+QUARANTINE_COLUMNS = ["table", "id", "field", "rule", "value", "found"]
+
+
+def validate(
+    questions: pandas.DataFrame, corpus: pandas.DataFrame | None, config: Config, data_docs: Path
+) -> Validation:
+    """Check both tables (see the module docstring) and write Data Docs into the folder `data_docs`.
+
+    Passages are checked first: a supporting title counts as present only if a good passage has it. Aliases that are
+    empty or longer than max_answer_words are dropped from good rows.
+    """
+    context = _context(data_docs)
+    entries: list[dict[str, str]] = []
+    warnings: list[str] = []
+    remedies: dict[str, str] = {}
+    quarantined = 0
+
+    def check(name: str, table: pandas.DataFrame, derived: pandas.DataFrame, rules: Sequence[Rule]) -> pandas.DataFrame:
+        """The good rows of a table."""
+        nonlocal quarantined
+        bad: set[int] = set()
+        for rule, failing in _run(context, name, derived, rules):
+            if rule.severity == "warning":
+                if failing:
+                    first = table["id" if "id" in table else "passage_id"].iloc[failing[0][0]]
+                    warnings.append(
+                        f"{name}: {len(failing)} rows fail '{rule.name}' ({rule.remedy}), the first is {first}"
+                    )
+                continue
+            remedies[f"{name}: {rule.name}"] = rule.remedy
+            bad.update(row for row, _ in failing)
+            entries.extend(_entry(name, table.iloc[row], rule, found) for row, found in failing)
+        quarantined += len(bad)
+        return table.drop(index=table.index[sorted(bad)]).reset_index(drop=True)
+
+    titles: set[str] | None = None
+    if corpus is not None:
+        corpus = check("corpus", corpus, _derive_corpus(corpus), _corpus_rules(config))
+        corpus = corpus[list(CORPUS_SCHEMA)]
+        titles = set(corpus["title"])
+    longest = config.max_answer_words if isinstance(config, QuestionFiles) else None
+    derived, usable = _derive_questions(questions, titles, longest, config)
+    good = check("questions", questions.assign(usable=usable), derived, _question_rules(config))
+    good["answers"] = good["usable"]
+    context.build_data_docs(site_names=["data_docs"])
+    quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
+    names = quarantine["table"] + ": " + quarantine["rule"]
+    counts = {str(name): int(count) for name, count in names.value_counts().items()}
+    return Validation(
+        good[list(QUESTION_SCHEMA)], corpus, quarantine, counts, quarantined, warnings, remedies, data_docs
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- rules
+
+
+def _question_rules(config: Config) -> list[Rule]:
+    files = isinstance(config, QuestionFiles)
+    sources = frozenset(get_args(Source)) if files else frozenset({config.kind})
+    rules = [
+        Rule("readable", "row", "defect", None, "repair the field that is named"),
+        Rule("id unique", "id", "id_copy", (None, 0), "give every row an id of its own; the first row of an id is kept"),
+        Rule("source known", "source", "source", sources, f"use one of {sorted(sources)}"),
+        Rule(
+            "split known", "split", "split", frozenset(SPLITS),
+            f"name one of {list(SPLITS)} in a column split, or set data.split for rows that name none",
+        ),
+        Rule("question not empty", "question", "question_words", (1, None), "give the question's text"),
+        Rule("answers not empty", "answers", "aliases_given", (1, None), "give at least one answer"),
+        Rule(
+            "question in one split", "question", "shared_with", None,
+            "a question of test must be in no other split, one of dev not in train: remove it there",
+        ),
+        Rule("answer not stated", "question", "answer_stated", (None, 0), "take the answer out of the question's text"),
+        Rule(
+            "no distractor names an answer", "distractors", "answer_in_distractors", (None, 0),
+            "a search would give the answer away: take it out of the distractors",
+        ),
+        Rule(
+            "answer not named in question", "question", "answer_named", (None, 0),
+            "comparison questions do; of others it would be a leak", "warning",
+        ),
+    ]  # fmt: skip
+    if isinstance(config, QuestionFiles):
+        rules += [
+            Rule(
+                "question length", "question", "question_words", (None, config.max_question_words),
+                "shorten it or raise data.max_question_words",
+            ),
+            Rule(
+                "answer length", "answers", "aliases_usable", (1, None),
+                "every alias is longer than data.max_answer_words: shorten one or raise it",
+            ),
+            Rule(
+                "supporting titles in corpus", "supporting_titles", "missing_titles", (None, 0),
+                "add the passages to the corpus, or mark the row answerable = false",
+            ),
+            Rule("question asked once", "question", "asked_before", (None, 0), "it counts more than once", "warning"),
+            Rule("no alias dropped", "answers", "aliases_dropped", (None, 0), "aliases dropped: empty or too long",
+                 "warning"),
+        ]  # fmt: skip
+    return rules
+
+
+def _corpus_rules(config: Config) -> list[Rule]:
+    rules = [
+        Rule("readable", "row", "defect", None, "repair the field that is named"),
+        Rule("id unique", "passage_id", "id_copy", (None, 0), "give every passage an id; the first of an id is kept"),
+        Rule("title not empty", "title", "title_words", (1, None), "give the passage a title"),
+        Rule("text not empty", "text", "text_words", (1, None), "give the passage a text"),
+        Rule("text not a stub", "text", "text_words", (SHORT_PASSAGE, None), "a heading or a stub", "warning"),
+        Rule("text unique", "text", "text_copy", (None, 0), "a repeated text takes two places in results", "warning"),
+    ]
+    if isinstance(config, QuestionFiles):
+        most = config.max_passage_words
+        rules.append(Rule("text shown whole", "text", "text_words", (None, most), f"cut after {most} words", "warning"))
+    return rules
+
+
+# ----------------------------------------------------------------------------------------------- derived columns
+
+
+def _derive_corpus(corpus: pandas.DataFrame) -> pandas.DataFrame:
+    sound = corpus[corpus[DEFECT].isna()]
+    columns = {
+        "id_copy": sound.groupby("passage_id", sort=False).cumcount(),
+        "title_words": sound["title"].str.split().map(len),
+        "text_words": sound["text"].str.split().map(len),
+        "text_copy": sound.groupby("text", sort=False).cumcount(),
+    }
+    return _frame(corpus, columns)
+
+
+def _derive_questions(
+    questions: pandas.DataFrame, titles: set[str] | None, longest: int | None, config: Config
+) -> tuple[pandas.DataFrame, "pandas.Series[Any]"]:
+    """The derived columns, and each row's usable aliases. titles: of the good passages; None: no corpus."""
+    if DEFECT not in questions:
+        questions = questions.assign(**{DEFECT: pandas.Series(pandas.NA, index=questions.index, dtype="str")})
+    given = questions["answers"].map(lambda aliases: [alias for alias in aliases if alias.strip()])
+    usable = given.map(lambda aliases: [a for a in aliases if longest is None or len(a.split()) <= longest])
+    sound = questions[questions[DEFECT].isna()]
+    aliases = given[sound.index].map(lambda names: [normalised(name) for name in names])
+    keys = sound["question"].map(normalised)
+    required = sound["answerable"].astype(bool)
+    if isinstance(config, QuestionFiles) and config.evaluation is not None:
+        required &= sound["split"] != "test"  # evaluation rows need not be answerable from the corpus
+    missing = [
+        sum(title not in titles for title in named) if titles is not None and needed else 0
+        for named, needed in zip(sound["supporting_titles"], required, strict=True)
+    ]
+    columns: dict[str, Any] = {
+        "id_copy": sound.groupby("id", sort=False).cumcount(),
+        "question_words": sound["question"].str.split().map(len),
+        "aliases_given": given[sound.index].map(len),
+        # A row without any alias fails "answers not empty" and no other rule.
+        "aliases_usable": usable[sound.index].map(len).where(given[sound.index].map(len) > 0),
+        "aliases_dropped": sound["answers"].map(len) - usable[sound.index].map(len),
+        "missing_titles": pandas.Series(missing, index=sound.index),
+        "answer_stated": _each(_states, sound["question"], aliases),
+        "answer_in_distractors": _each(_any_names, sound["distractors"], aliases),
+        "answer_named": _each(_names, keys, aliases),
+        "asked_before": keys.groupby([keys, sound["split"]], sort=False).cumcount().where(keys != ""),
+    }
+    frame = _frame(questions, columns)
+    frame["source"] = sound["source"].reindex(questions.index)
+    frame["split"] = sound["split"].fillna("(none)").reindex(questions.index)
+    frame["shared_with"] = _shared(keys, sound["split"]).reindex(questions.index)
+    return frame, usable
+
+
+def _frame(table: pandas.DataFrame, columns: dict[str, Any]) -> pandas.DataFrame:
+    """Integer columns over all rows, null for defective ones, with `row`, the position, and `defect`."""
+    frame = pandas.DataFrame({name: column.reindex(table.index).astype("Int64") for name, column in columns.items()})
+    defect = table[DEFECT] if DEFECT in table else pandas.Series(None, index=table.index, dtype="object")
+    return frame.assign(defect=defect, row=range(len(table)))
+
+
+def _each(holds: Any, texts: "pandas.Series[Any]", aliases: "pandas.Series[Any]") -> "pandas.Series[Any]":
+    """0 or 1 for each row."""
+    return pandas.Series([int(holds(t, a)) for t, a in zip(texts, aliases, strict=True)], index=texts.index)
+
+
+def _shared(keys: "pandas.Series[Any]", splits: "pandas.Series[Any]") -> "pandas.Series[Any]":
+    """The later split that asks the same question: test for dev and train, else dev for train, else missing."""
+    asked = {split: set(keys[splits == split]) - {""} for split in SPLITS}
+    shared = pandas.Series(None, index=keys.index, dtype="object")
+    shared[(splits == "train") & keys.isin(asked["dev"])] = "dev"
+    shared[splits.isin(["train", "dev"]) & keys.isin(asked["test"])] = "test"
+    return shared
+
+
+def _names(key: str, aliases: Sequence[str]) -> bool:
+    """Whether a normalised text has one of the normalised aliases as whole words; yes and no are no names."""
+    return any(f" {alias} " in f" {key} " for alias in aliases if alias and alias not in ("yes", "no"))
+
+
+def _any_names(texts: Sequence[str], aliases: Sequence[str]) -> bool:
+    return any(_names(normalised(text), aliases) for text in texts)
+
+
+def _states(text: str, aliases: Sequence[str]) -> bool:
+    """Whether a text gives an alias out as the answer. "Answer: yes or no" names options and states nothing."""
+    for marker in _STATED.finditer(text):
+        after = f"{normalised(text[marker.end() :])} "
+        if any(after.startswith(f"{alias} ") and not after.startswith(f"{alias} or ") for alias in aliases if alias):
+            return True
+    return False
+
+
+# --------------------------------------------------------------------------------------------- Great Expectations
+
+
+def _context(data_docs: Path) -> Any:
+    """An in-memory context whose Data Docs go to the folder. Analytics off: nothing leaves this machine."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported
+    import great_expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = great_expectations.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)}
+    context.add_data_docs_site(
+        "data_docs",
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": store,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    return context
+
+
+def _run(
+    context: Any, name: str, derived: pandas.DataFrame, rules: Sequence[Rule]
+) -> Iterator[tuple[Rule, list[tuple[int, str]]]]:
+    """Each rule with its failing rows: (position in the table, what was found), in table order."""
+    import great_expectations as gx
+
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(rule) for rule in rules]))
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(name=name, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
+    )
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[definition],
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
+    )
+    run = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": derived})
+    (results,) = run.run_results.values()
+    found = {result.expectation_config.meta["rule"]: result for result in results.results}
+    for rule in rules:
+        result = found[rule.name]
+        if "unexpected_index_list" not in result.result:
+            raise RuntimeError(f"expectation {rule.name!r} on {name} was not evaluated: {result.exception_info}")
+        failing = [(int(item["row"]), str(item[rule.column])) for item in result.result["unexpected_index_list"]]
+        yield rule, sorted(failing)
+
+
+def _expectation(rule: Rule) -> Any:
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+    from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
+    from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
+
+    common: dict[str, Any] = {
+        "column": rule.column,
+        "severity": "critical" if rule.severity == "error" else "warning",
+        "meta": {"rule": rule.name},
+        "notes": f"{rule.name} ({rule.severity}): {rule.remedy}",
+    }
+    if rule.allowed is None:
+        return ExpectColumnValuesToBeNull(**common)
+    if isinstance(rule.allowed, frozenset):
+        return ExpectColumnValuesToBeInSet(value_set=sorted(rule.allowed), **common)
+    return ExpectColumnValuesToBeBetween(min_value=rule.allowed[0], max_value=rule.allowed[1], **common)
+
+
+def _entry(table: str, row: "pandas.Series[Any]", rule: Rule, found: str) -> dict[str, str]:
+    """A line of the quarantine. An unreadable row names the field itself."""
+    readable = rule.column != DEFECT
+    return {
+        "table": table,
+        "id": str(row["id" if "id" in row else "passage_id"]),
+        "field": rule.field if readable else found.split(":")[0],
+        "rule": rule.name,
+        "value": str(row[rule.field])[:EXCERPT] if readable else "",
+        "found": f"{rule.column} = {found}" if readable else found,
+    }
