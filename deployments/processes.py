@@ -93,6 +93,19 @@ def members(record: Record) -> list[psutil.Process]:
     ]
 
 
+def listens(record: Record) -> bool:
+    """Whether it is one of its members that listens on its port: another program's server may answer there."""
+    return any(record.port in _listening(process) for process in members(record))
+
+
+def _listening(process: psutil.Process) -> set[int]:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.NoSuchProcess:
+        return set()  # it ended meanwhile
+    return {connection.laddr[1] for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
 def end(record: Record, *, patience: float = 30) -> int:
     """Ask all members to end, end by force those that do not within `patience` seconds; returns how many there were."""
     asked = members(record)

@@ -166,7 +166,7 @@ def start_servers(place: Place) -> None:
         place.state.set(server.name, record)
     for server in wanted:
         record = place.state.read()[server.name]
-        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, server.health))
+        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
 
 
 def require_startable(place: Place, server: Server) -> None:
@@ -207,9 +207,9 @@ def wait_until_ready(place: Place, name: str, title: str, record: Record, *, rea
         raise
 
 
-def answers(url: str) -> bool:
+def answers(record: Record, url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5, trust_env=False).is_success
+        return httpx.get(url, timeout=5, trust_env=False).is_success and processes.listens(record)
     except httpx.TransportError:
         return False
 

@@ -147,6 +147,36 @@ def test_a_server_that_dies_at_its_start_shows_the_end_of_its_log(
     assert "mlflow" not in place.state.read()
 
 
+def test_another_programs_answer_is_not_taken_for_ours(place: Place, tmp_path: Path) -> None:
+    """Two folders started at once on one port: only one of the servers gets it."""
+    port = place.mlflow_port
+    environment = place.environment()
+    first, second = (
+        processes.start(("small_server", str(port)), folder=tmp_path, environment=environment, log=log, port=port)
+        for log in (tmp_path / "first.log", tmp_path / "second.log")
+    )
+    try:
+        deadline = time.monotonic() + 20
+        url = f"http://127.0.0.1:{port}/"
+        while not (services.answers(first, url) or services.answers(second, url)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert services.answers(first, url) != services.answers(second, url)
+    finally:
+        processes.end(first, patience=1)
+        processes.end(second, patience=1)
+
+
+def test_a_killed_servers_leftovers_do_not_hold_its_port(place: Place) -> None:
+    assert services.main(["servers"]) == 0
+    record = place.state.read()["mlflow"]
+    child = child_of(place, "mlflow")
+    psutil.Process(record.pid).kill()
+    assert services.main(["servers"]) == 0
+    assert place.state.read()["mlflow"].pid != record.pid
+    assert gone(child)
+
+
 def test_a_stale_state_is_replaced(place: Place) -> None:
     """After a restart of the machine the file names processes that are gone."""
     finished = subprocess.Popen([sys.executable, "-c", ""])
