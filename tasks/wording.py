@@ -27,7 +27,7 @@ class Words:
         return "\n".join(lines)
 
 
-def table_rows(summaries: Sequence[ArmSummary], threshold: float) -> list[dict[str, str]]:
+def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict[str, str]]:
     """The table as text cells: one source for terminal, markdown, CSV and Prefect."""
     return [
         {
@@ -54,7 +54,7 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def difference(row: ArmSummary) -> str:
+def difference(row: "ArmSummary") -> str:
     if row.difference is None:
         return "-"
     bounds = "" if row.low is None or row.high is None else f" [{row.low:+.3f}, {row.high:+.3f}]"
@@ -120,7 +120,10 @@ def _compared(row: "ArmSummary", baseline: str) -> str:
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict ({MIN_SEEDS} are needed), whatever the numbers look like."
     if row.verdict == "no difference shown":
-        return f"{start}: no difference was shown. That is not evidence that there is none."
+        stricter = ""
+        if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
+            stricter = " The 95% interval leaves zero out, but the stricter one behind the verdicts (below) does not."
+        return f"{start}: no difference was shown.{stricter} That is not evidence that there is none."
     return f"{start}: {row.verdict} at this budget."
 
 
@@ -133,7 +136,7 @@ def _speed(row: "ArmSummary") -> str:
 
 def _limits(summaries: Sequence["ArmSummary"], base: Mapping[str, Any], baseline: str) -> list[str]:
     compared = max(1, len(summaries) - 1)
-    pairs = min((row.pairs for row in summaries if row.arm != baseline), default=0)
+    pairs = min((row.pairs for row in summaries if row.arm != baseline and row.pairs), default=0)
     lines = [
         "The ceiling. A gap at this budget is a gap in speed; with more steps the arms may end level.",
         f"Any other format penalty than {base['reward']['format_penalty']:g}, which decides how an arm fails: compare with "

@@ -1,0 +1,66 @@
+"""A real MLflow server over SQLite, once for all tests here."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address, which MLFLOW_TRACKING_URI names meanwhile."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address, store = f"http://127.0.0.1:{port}", f"sqlite:///{folder / 'mlflow.db'}"
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}, **quiet}
+    command = [str(Path(sys.executable).with_name("mlflow"))]
+    subprocess.run([*command, "db", "upgrade", store], env=environment, check=True, capture_output=True)
+    serve = [
+        "server",
+        "--backend-store-uri",
+        store,
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--workers",
+        "1",
+    ]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, *serve, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    patch = pytest.MonkeyPatch()
+    try:
+        _wait(address, server, folder / "log")
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        for name, value in quiet.items():
+            patch.setenv(name, value)
+        yield address
+    finally:
+        patch.undo()
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def _wait(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)

@@ -1,0 +1,207 @@
+"""The report of a sweep that lies in a real MLflow server, with every number worked out by hand."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from igpo_core.errors import DataError
+from tasks.reporting import RunData, SweepData, collect, summarise, unequal_budgets, write_report
+from tasks.statistics import Reached, interval
+from tasks.tracking import Tracker, client, experiment_id
+from tasks.wording import sentences, table_rows, terminal_table
+
+SPECIFICATION: dict[str, Any] = {
+    "name": "study",
+    "base": {
+        "data": {"kind": "lookup"},
+        "reward": {"format_penalty": -1.0},
+        "rollout": {"questions": 2, "group_size": 4},
+        "training": {"epochs": 1, "steps_per_epoch": 4},
+        "evaluation": {"test_questions": 64},
+        "warm_start": {"stages": []},
+    },
+    "arms": {"outcome_only": {}, "igpo": {}},
+    "baseline": "outcome_only",
+    "seeds": [0, 1, 2, 3, 4],
+}
+
+
+def run(arm: str, seed: int, f1: float, dev: tuple[float, float, float], steps: int = 4) -> RunData:
+    """Dev F1 at steps 0, 2 and 4; 10 sampled tokens and 0.5 s a step."""
+    every = [float(step) for step in range(1, steps + 1)]
+    histories = {
+        "eval/all/f1": dict(zip((0.0, 2.0, 4.0), dev, strict=True)),
+        "test/all/f1": {float(steps): f1},
+        "test/all/em": {float(steps): f1 / 2},
+        "train/turns": {step: 3 + step for step in every},
+        "advantage/dead_groups": {step: step / 10 for step in every},
+        "progress/rollouts": {step: 8 * step for step in every},
+        "progress/questions": {step: 2 * step for step in every},
+        "progress/sampled_tokens": {step: 10 * step for step in every},
+        "progress/seconds": {step: 0.5 * step for step in every},
+    }
+    return RunData(f"{arm}-{seed}", arm, seed, "FINISHED", histories)
+
+
+KEYS = {f"{arm}-{seed}" for arm in ("outcome_only", "igpo") for seed in range(5)}
+LOW, HIGH = [0.10, 0.12, 0.08, 0.10, 0.10], [0.80, 0.90, 0.70, 0.80, 0.80]
+
+
+def five() -> SweepData:
+    low = [run("outcome_only", seed, f1, (0.0, 0.1, 0.2)) for seed, f1 in enumerate(LOW)]
+    high = [run("igpo", seed, f1, (0.0, 0.6 if seed else 0.1, 0.9)) for seed, f1 in enumerate(HIGH)]
+    return SweepData("1", "study-1", ("outcome_only", "igpo"), (*low, *high))
+
+
+def send(experiment: str, item: RunData, folder: Path, **tags: str) -> str:
+    """The run as the training flow logs it: every step, then the test; other metrics besides."""
+    identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": str(item.seed), **tags}
+    tracker = Tracker.open(folder / item.run_id, experiment, item.run_id, item.run_id, identity, {})
+    for step in sorted({step for history in item.histories.values() for step in history}):
+        tracker.log(int(step), {name: h[step] for name, h in item.histories.items() if step in h} | {"time/x": 1.0})
+    tracker.finish(item.status)
+    return tracker.run_id
+
+
+def test_every_number_of_the_table() -> None:
+    low, high = summarise(five(), "outcome_only", 0.5)
+    assert (low.arm, low.seeds, low.verdict, low.difference) == ("outcome_only", 5, "baseline", None)
+    assert low.f1 == pytest.approx(0.1) and low.em == pytest.approx(0.05) and low.greedy_f1 is None
+    assert high.f1 == pytest.approx(0.8) and high.em == pytest.approx(0.4)
+    assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "better"
+    expected = interval([0.70, 0.78, 0.62, 0.70, 0.70])
+    assert expected and (high.low, high.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert high.dead_groups == pytest.approx(0.25) and high.turns == 7 and high.seconds == 2
+    assert low.steps_to_threshold == Reached(0, 5, None, 4)
+    assert high.steps_to_threshold == Reached(5, 5, 2, 2)  # four seeds at step 2, one at step 4
+    assert high.tokens_to_threshold == Reached(5, 5, 20, 20)
+    assert high.seconds_to_threshold == Reached(5, 5, 1, 1)
+
+
+def test_a_threshold_met_before_training_costs_nothing() -> None:
+    row = summarise(replace(five(), runs=(run("igpo", 0, 0.9, (0.6, 0.9, 0.9)),)), "outcome_only", 0.5)[1]
+    assert row.steps_to_threshold.median == row.tokens_to_threshold.median == row.seconds_to_threshold.median == 0
+
+
+def test_a_run_without_its_counters_is_named() -> None:
+    whole = run("igpo", 3, 0.9, (0.0, 0.6, 0.9))
+    bare = replace(whole, histories={n: h for n, h in whole.histories.items() if n != "progress/sampled_tokens"})
+    with pytest.raises(DataError, match=r"igpo seed 3.*progress/sampled_tokens at step 2"):
+        summarise(replace(five(), runs=(bare,)), "outcome_only", 0.5)
+
+
+def test_metrics_that_are_missing_show_as_missing() -> None:
+    bare = replace(run("igpo", 0, 0.9, (0, 0, 0)), histories={"test/all/f1": {4.0: 0.9}})
+    rows = summarise(replace(five(), arms=("igpo",), runs=(bare,)), "outcome_only", 0.5)
+    cells = table_rows(rows, 0.5)[0]
+    assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
+
+
+def test_equal_budgets_and_every_way_to_differ() -> None:
+    data = five()
+    assert unequal_budgets(data) == []
+    longer = replace(data, runs=(*data.runs, run("igpo", 9, 0.8, (0, 0, 0), steps=5)))
+    lines = unequal_budgets(longer)
+    assert [line.split("comparable: ")[1].split(" is ")[0] for line in lines] == ["steps", "rollouts", "questions"]
+    assert "5 in igpo seed 9" in lines[0]
+    unfinished = replace(longer, runs=(*data.runs, replace(longer.runs[-1], status="FAILED")))
+    assert unequal_budgets(unfinished) == []  # only finished runs are compared
+
+
+def test_the_terminal_table_fits() -> None:
+    data = five()
+    long = replace(data, arms=("outcome_only", "i" * 60), runs=tuple(
+        replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
+    ))  # fmt: skip
+    text = terminal_table(table_rows(summarise(long, "outcome_only", 0.5), 0.5))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
+
+
+def words(data: SweepData) -> str:
+    rows = summarise(data, "outcome_only", 0.5)
+    return sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]).plain(10_000)
+
+
+def test_words_say_what_was_not_shown() -> None:
+    text = words(five().select(["outcome_only", "igpo", "gone"], [0, 1, 2, 3, 4]))
+    assert "igpo against outcome_only: +0.700" in text and "5 paired seeds: better at this budget" in text
+    assert "MISSING: gone seed 0 (no run)" in text
+    for part in ("The ceiling", "penalty than -1", "made on purpose", "0.938 at most", "data: lookup"):
+        assert part in text
+
+
+def test_words_claim_nothing_where_nothing_was_shown() -> None:
+    data = five()
+    level = replace(data, runs=tuple(
+        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.01 * (-1) ** item.seed * (item.arm == "igpo")}})
+        for item in data.runs
+    ))  # fmt: skip
+    assert "no difference was shown" in words(level) and "better" not in words(level)
+    few = data.select(["outcome_only", "igpo"], [0, 1])
+    assert "too few seeds for a verdict (5 are needed)" in words(few) and "better" not in words(few)
+
+
+def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
+    data = five()
+    for item in data.runs[:-1]:
+        send("study", item, tmp_path)
+    send("study", replace(data.runs[-1], status="FAILED"), tmp_path)
+    send("study", replace(run("other", 0, 1.0, (1, 1, 1)), run_id="foreign"), tmp_path, sweep="study-2")
+
+    found = collect("study", "study-1")
+    assert {(item.arm, item.seed): item.histories for item in found.runs} == {
+        (item.arm, item.seed): item.histories for item in data.runs
+    }
+    assert [item.seed for item in found.finished("igpo")] == [0, 1, 2, 3]
+
+    first = write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    assert "igpo seed 4 (FAILED)" in first.markdown and "igpo seed 4 (FAILED)" in first.terminal.replace("\n", " ")
+    assert [row.verdict for row in first.summaries] == ["baseline", "too few seeds"]
+
+    tracker = Tracker.open(tmp_path / "igpo-4", "study", "igpo-4", "igpo-4", {}, {})
+    tracker.finish("FINISHED")
+    second = write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
+    assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
+
+    reports = client().search_runs([experiment_id("study")], "tags.kind = 'report'")
+    assert [item.info.run_id for item in reports] == [first.run_id]
+    assert reports[0].info.status == "FINISHED" and reports[0].data.tags["sweep"] == "study-1"
+    assert reports[0].data.metrics["report/igpo/difference"] == pytest.approx(0.7)
+
+    folder = Path(client().download_artifacts(first.run_id, "", str(tmp_path)))
+    table = json.loads((folder / "table.json").read_text())
+    assert {row["arm"]: row["f1"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
+    again = summarise(collect("study", "study-1").select(["outcome_only", "igpo"], range(5)), "outcome_only", 0.5)
+    assert again == second.summaries  # the table follows from the runs alone
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["arm"] for row in rows] == ["outcome_only", "igpo"] and rows[1]["F1"] == "0.800"
+    assert yaml.safe_load((folder / "specification.yaml").read_text()) == SPECIFICATION
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["data"] == "v1" and versions["packages"]["mlflow"] and versions["git"]
+    assert (folder / "report.md").read_text() == second.markdown
+    for name in ("overview", "f1", "difference", "dead_groups", "turns"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: Path) -> None:
+    for name, f1, status in (("a", 0.1, "FINISHED"), ("b", 0.3, "FINISHED"), ("c", 0.9, "FAILED")):
+        send("pairs", replace(run("igpo", 0, f1, (0, 0, 0)), run_id=name, status=status), tmp_path)
+    found = collect("pairs", "study-1")
+    assert [item.last("test/all/f1") for item in found.runs] == [0.3]
+    assert "SEVERAL RUNS of igpo seed 0" in found.warnings[0]
+    asked = collect("pairs", "study-1", {"a"})
+    assert [item.last("test/all/f1") for item in asked.runs] == [0.1] and asked.warnings == ()
+
+
+def test_a_sweep_without_finished_runs_is_refused(mlflow_server: str, tmp_path: Path) -> None:
+    send("none", replace(run("igpo", 0, 0.1, (0, 0, 0)), status="FAILED"), tmp_path)
+    with pytest.raises(DataError, match=r"study-1 has no finished run.*igpo seed 0 \(FAILED\)"):
+        write_report("none", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    assert client().search_runs([experiment_id("none")], "tags.kind = 'report'") == []
