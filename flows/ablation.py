@@ -20,7 +20,7 @@ from flows.specification import AblationSpecification, load_specification
 from flows.train import train, warm_start
 from igpo_core.errors import IgpoError
 from tasks.home import home
-from tasks.prefect_runs import crash_unfinished_children, flow_run_url
+from tasks.prefect_runs import flow_run_url, settle_child
 from tasks.training import identify
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def ablation(
     links = show_links(specification.name, sweep)
 
     pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
-    with ThreadPoolTaskRunner(max_workers=workers) as runner:  # a thread a child process, no more than `workers`
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child process
+    with runner:
 
         def start(name: str, **parameters: Any) -> PrefectFuture[bool]:
             future: PrefectFuture[bool] = runner.submit(
@@ -95,15 +96,12 @@ def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -
 
     True when it completed. A process that dies leaves its flow run marked Crashed, not Running for ever.
     """
-    from prefect.context import TaskRunContext
     from prefect.flow_engine import run_flow_in_subprocess
 
-    context = TaskRunContext.get()
-    assert context is not None
     children: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
     child = run_flow_in_subprocess(children[name], parameters=parameters)
     child.join()
-    return crash_unfinished_children(context.task_run.id, child.exitcode) == "COMPLETED"
+    return settle_child(str(flow_run.id), parameters, child.exitcode) == "COMPLETED"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
@@ -112,11 +110,19 @@ def write_report(specification: AblationSpecification, sweep: str, data_version:
     from tasks import reporting
 
     run_keys = {
-        (arm, seed): identify(specification.experiment(arm, seed), data_version, home()).run_key
+        identify(specification.experiment(arm, seed), data_version, home()).run_key
         for arm in specification.arms
         for seed in specification.seeds
     }
-    return reporting.write_report(sweep, specification.model_dump(mode="json"), data_version, run_keys)
+    return reporting.write_report(
+        specification.name,
+        sweep,
+        specification.model_dump(mode="json"),
+        data_version,
+        specification.baseline,
+        specification.base.evaluation.threshold,
+        run_keys,
+    )
 
 
 def show_links(study: str, sweep: str) -> dict[str, str]:

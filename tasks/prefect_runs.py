@@ -4,28 +4,29 @@ from typing import Any
 from uuid import UUID
 
 
-def crash_unfinished_children(parent_task_run: UUID, exit_code: int | None) -> str:
-    """The state type of the one flow run started by this task run.
+def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> str:
+    """The state type of the newest child of a flow run that has these parameters, after its process has ended.
 
-    A child whose process has ended without a final state died (killed, out of memory): it is set to Crashed with the
-    exit code, so that nothing stays Running for ever. "NONE" when the process died before its flow run existed.
+    A child without a final state died (killed, out of memory): it is set to Crashed with the exit code, so that nothing
+    stays Running for ever. "NONE" when the process died before its flow run existed.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentTaskRunId
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import Crashed
 
+    # Prefect parents a child to a task run of its own making, so a child is found by its flow run and parameters
+    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(parent_flow_run)]))
     with get_client(sync_client=True) as client:
-        children: list[Any] = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(any_=[parent_task_run]))
-        )
-        if not children:
+        runs = client.read_flow_runs(flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        run = next((run for run in runs if run.parameters == parameters), None)
+        if run is None or run.state is None:
             return "NONE"
-        state = children[0].state
-        if not state.is_final():
-            message = f"the process of this run ended with exit code {exit_code}"
-            client.set_flow_run_state(children[0].id, Crashed(message=message), force=True)
-            return "CRASHED"
-        return str(state.type.value)
+        if run.state.is_final():
+            return str(run.state.type.value)
+        message = f"the process of this run ended with exit code {exit_code}"
+        client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+        return "CRASHED"
 
 
 def flow_run_url(run_id: UUID | str) -> str:
