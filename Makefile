@@ -15,6 +15,8 @@ export MLFLOW_TRACKING_URI := http://127.0.0.1:$(MLFLOW_PORT)
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT := true
+export TQDM_DISABLE := 1
 export GX_ANALYTICS_ENABLED := false
 
 VENV  := .venv

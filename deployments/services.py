@@ -88,6 +88,8 @@ class Place:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "DO_NOT_TRACK": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "TQDM_DISABLE": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # unused here, and seven processes of 240 MB
             "GX_ANALYTICS_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",

@@ -21,6 +21,7 @@ from flows.train import train, warm_start
 from igpo_core.errors import IgpoError
 from tasks.home import home
 from tasks.prefect_runs import flow_run_url, settle_child
+from tasks.servers import require_servers
 from tasks.training import identify
 
 if TYPE_CHECKING:
@@ -96,10 +97,13 @@ def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -
 
     True when it completed. A process that dies leaves its flow run marked Crashed, not Running for ever.
     """
+    from prefect.context import serialize_context
     from prefect.flow_engine import run_flow_in_subprocess
 
+    # without this task's context: the child would log under this task instead of under its own run
+    context = {**serialize_context(), "task_run_context": {}}
     children: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
-    child = run_flow_in_subprocess(children[name], parameters=parameters)
+    child = run_flow_in_subprocess(children[name], parameters=parameters, context=context)
     child.join()
     return settle_child(str(flow_run.id), parameters, child.exitcode) == "COMPLETED"
 
@@ -146,6 +150,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     try:
         load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # bad input fails before any run exists
+        require_servers()
         outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes)
     except IgpoError as error:
         print(f"\n{error}", file=sys.stderr)
