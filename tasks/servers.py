@@ -1,0 +1,26 @@
+"""Whether the servers that a flow needs answer: asked before it starts, for their clients retry for minutes."""
+
+from igpo_core.errors import ServiceError
+
+
+def require_servers() -> None:
+    """Raise ServiceError, naming the address and the remedy, unless Prefect and MLflow answer."""
+    import httpx
+    from prefect.settings import get_current_settings
+
+    from tasks.tracking import tracking_uri
+
+    prefect = get_current_settings().api.url
+    if prefect is None:
+        raise ServiceError("PREFECT_API_URL is not set: call this in the project folder, or set it as `make up` shows")
+    for title, variable, address in (
+        ("Prefect", "PREFECT_API_URL", f"{prefect}/health"),
+        ("MLflow", "MLFLOW_TRACKING_URI", f"{tracking_uri()}/health"),
+    ):
+        try:
+            httpx.get(address, timeout=10).raise_for_status()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            raise ServiceError(
+                f"{title} does not answer at {address} ({error}): start it with `make up`, or set {variable} to a server "
+                "that runs"
+            ) from error
