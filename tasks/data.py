@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 FORMAT = 1
+MEASURED = 200  # questions whose search is timed
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
 
@@ -68,25 +69,34 @@ def prepare(config: Config, home: Path) -> PublishedData:
     Raises DataError: a file that cannot be read, fewer good rows than asked for, no space.
     """
     receipt = home / "data" / "receipts" / f"{_inputs_key(config)}.json"
-    if receipt.is_file():
-        folder = home / "data" / json.loads(receipt.read_text())["version"]
-        if is_whole(folder):
-            return _published(folder, reused=True)
-    started = time.monotonic()
-    tables = read(config)
-    seconds = {"read": time.monotonic() - started}
-    with tempfile.TemporaryDirectory() as temporary:
+    found = _found(receipt)
+    if found is not None:
+        return found
+    with _writing(home), tempfile.TemporaryDirectory() as temporary:
+        found = _found(receipt)  # another process may have published it while this one waited
+        if found is not None:
+            return found
+        started = time.monotonic()
+        tables = read(config)
+        seconds = {"read": time.monotonic() - started}
         started = time.monotonic()
         validation = validate(tables.questions, tables.corpus, config, Path(temporary) / "data_docs")
         seconds["validate"] = time.monotonic() - started
-        with _writing(home):
-            require_enough(validation, tables, config, home / "data" / "rejected")
-            published = publish(validation, tables, config, home, seconds)
-            receipt.parent.mkdir(exist_ok=True)
-            beside = receipt.with_suffix(".partial")
-            beside.write_text(json.dumps({"version": published.version}))
-            beside.replace(receipt)
+        require_enough(validation, tables, config, home / "data" / "rejected")
+        published = publish(validation, tables, config, home, seconds)
+        receipt.parent.mkdir(exist_ok=True)
+        beside = receipt.with_suffix(".partial")
+        beside.write_text(json.dumps({"version": published.version}))
+        beside.replace(receipt)
     return published
+
+
+def _found(receipt: Path) -> PublishedData | None:
+    """What was published from the same inputs before, if it is still whole."""
+    if not receipt.is_file():
+        return None
+    folder = receipt.parents[1] / json.loads(receipt.read_text())["version"]
+    return _published(folder, reused=True) if is_whole(folder) else None
 
 
 def read(config: Config) -> Tables:
@@ -136,10 +146,7 @@ def require_enough(validation: Validation, tables: Tables, config: Config, rejec
     if not lacking:
         return
 
-    def fill(folder: Path) -> None:
-        _write_quarantine(validation, folder)
-
-    fill_folder(rejected, fill)
+    fill_folder(rejected, lambda folder: _write_quarantine(validation, folder))
     read_rows = f"{len(tables.questions)} questions were read"
     if tables.corpus is not None:
         read_rows += f" and {len(tables.corpus)} passages"
@@ -178,14 +185,15 @@ def publish(
             validation.corpus.to_parquet(path / "corpus.parquet", index=False)
         _write_quarantine(validation, path)
         spent = {**seconds, "write": time.monotonic() - started}
-        index_bytes = 0
-        if validation.corpus is not None:
+        index_bytes, search = 0, None
+        if isinstance(config, QuestionFiles) and validation.corpus is not None:
             from igpo_core.retrieval.bm25 import BM25
 
             started = time.monotonic()
             BM25.build(validation.corpus, path / "bm25")
             spent["index"] = time.monotonic() - started
             index_bytes = sum(file.stat().st_size for file in (path / "bm25").iterdir())
+            search = _measure_search(config, path)
         summary = {
             "version": version,
             "config": config.model_dump(mode="json", exclude=PATHS),
@@ -199,10 +207,11 @@ def publish(
             },
             "dropped": tables.dropped,
             "quarantined": validation.quarantined,
-            "quarantine_by_rule": validation.counts,
+            "quarantined_by_rule": validation.counts,
             "warnings": validation.warnings,
             "seconds": {stage: round(value, 3) for stage, value in spent.items()},
             "index_bytes": index_bytes,
+            "search": search,
         }
         (path / SUMMARY).write_text(json.dumps(summary, indent=1, ensure_ascii=False))
         manifest = {"format": FORMAT, "version": version, "sha256": checksums(path)}
@@ -212,14 +221,40 @@ def publish(
     return _published(folder, reused=False)
 
 
+def _measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
+    """What a policy will meet: speed of the search and words of its observations, over test questions as queries."""
+    from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
+
+    environment = CorpusEnvironment(config, folder)
+    asked = environment.questions("test")[:MEASURED]
+    started = time.monotonic()
+    found = [observation.text for observation in environment.search([(question, question.text) for question in asked])]
+    seconds = time.monotonic() - started
+    words = sorted(len(text.split()) for text in found)
+    lines = [line for text in found if text != NO_RESULTS for line in text.split("\n")]
+    return {
+        "queries": len(asked),
+        "queries_per_second": round(len(asked) / seconds, 1),
+        "without_results": found.count(NO_RESULTS),
+        "observation_words_mean": round(sum(words) / len(words), 1),
+        "observation_words_max": words[-1],
+        "passages_shown": len(lines),
+        "passages_cut": sum(line.endswith(f" {CUT}") for line in lines),
+    }
+
+
 def data_version(validation: Validation, config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
-    index = None
-    if validation.corpus is not None:
-        from igpo_core.retrieval.bm25 import SETTINGS
+    return fingerprint(_content(validation), config.model_dump(mode="json", exclude=PATHS), _index_settings(config))
 
-        index = SETTINGS
-    return fingerprint(_content(validation), config.model_dump(mode="json", exclude=PATHS), index)
+
+def _index_settings(config: Config) -> dict[str, Any] | None:
+    """What decides an index besides its corpus, the library's version included; None for a synthetic world."""
+    if not isinstance(config, QuestionFiles):
+        return None
+    from igpo_core.retrieval.bm25 import SETTINGS
+
+    return SETTINGS
 
 
 def is_whole(folder: Path) -> bool:
@@ -236,7 +271,8 @@ def is_whole(folder: Path) -> bool:
 
 
 def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
-    """Rows {what, rows} of a table: questions by source and split, passages, rows left out, quarantined by rule."""
+    """Rows {what, rows} of a table: questions by source and split, passages, rows left out, quarantined by rule; then
+    what the index and a search take."""
     summary = json.loads((published.folder / SUMMARY).read_text())
     rows = [
         {"what": f"questions, {source}, {split}", "rows": count}
@@ -247,34 +283,29 @@ def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
     if summary["passages"] is not None:
         rows.append({"what": "passages", "rows": summary["passages"]})
     rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
-    rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantine_by_rule"].items()]
-    return [*rows, {"what": "quarantined, all rules", "rows": summary["quarantined"]}]
+    rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
+    rows.append({"what": "quarantined, all rules", "rows": summary["quarantined"]})
+    if summary["search"] is not None:
+        rows.append({"what": "index, bytes", "rows": summary["index_bytes"]})
+        rows += [{"what": f"search, {name.replace('_', ' ')}", "rows": n} for name, n in summary["search"].items()]
+    return rows
 
 
 def _published(folder: Path, *, reused: bool) -> PublishedData:
     summary = json.loads((folder / SUMMARY).read_text())
-    return PublishedData(
-        version=summary["version"],
-        folder=folder,
-        counts=summary["counts"],
-        reused=reused,
-        quarantined=summary["quarantined"],
-        quarantine_by_rule=summary["quarantine_by_rule"],
-        warnings=summary["warnings"],
-        seconds=summary["seconds"],
-        index_bytes=summary["index_bytes"],
-    )
+    same = {name: summary[name] for name in ("version", "counts", "quarantined", "warnings", "seconds", "index_bytes")}
+    return PublishedData(folder=folder, reused=reused, quarantine_by_rule=summary["quarantined_by_rule"], **same)
 
 
 def _inputs_key(config: Config) -> str:
-    """Changes with every byte that prepare depends on: settings, input files, this code."""
+    """Changes with every byte that prepare depends on: settings, input files, this code, the way of indexing."""
     files: list[Path] = []
     if isinstance(config, QuestionFiles):
         files = [*config.questions, config.corpus, *([config.evaluation] if config.evaluation else [])]
     here = Path(__file__).parent
     code = [here / "data.py", here / "validation.py"]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
-    return fingerprint(config.model_dump(mode="json", exclude=PATHS), hashes, code_version())
+    return fingerprint(config.model_dump(mode="json", exclude=PATHS), hashes, code_version(), _index_settings(config))
 
 
 def _content(validation: Validation) -> dict[str, str]:
@@ -311,7 +342,9 @@ def _writing(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
+        # shutil.Error holds a list of (from, to, reason) in place of one reason.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise DataError(
-            f"{home / 'data'} cannot be written ({error.strerror or error}): free space there or set IGPO_HOME to another "
-            "folder; nothing half-written was published"
+            f"{home / 'data'} cannot be written ({reason}): free space there or set IGPO_HOME to another folder; nothing "
+            "half-written was published"
         ) from error

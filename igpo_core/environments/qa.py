@@ -15,6 +15,7 @@ from igpo_core.retrieval.bm25 import BM25
 from igpo_core.trajectory import Answer, Question, Search
 
 NO_RESULTS = "No results."
+CUT = "..."  # stands after the last word of a passage that is not shown whole
 
 
 class CorpusEnvironment:
@@ -47,7 +48,7 @@ class CorpusEnvironment:
         lines = []
         for number, passage in enumerate(passages, start=1):
             words = passage.text.split()
-            cut = [*words[: self._max_words], "..."] if len(words) > self._max_words else words
+            cut = [*words[: self._max_words], CUT] if len(words) > self._max_words else words
             lines.append(f"{number}. {' '.join(passage.title.split())}: {' '.join(cut)}")
         return "\n".join(lines) or NO_RESULTS
 
