@@ -1,6 +1,7 @@
 """What a published folder says about itself, what its version follows, and the real evaluation file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from igpo_core.config import LookupWorld, QuestionFiles
 from igpo_core.errors import DataError
-from tasks.data import prepare, read, summary_rows
+from tasks.data import data_version, prepare, read, summary_rows
 from tasks.validation import validate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -70,17 +71,21 @@ def test_a_synthetic_world_has_no_index(tmp_path: Path) -> None:
 
 
 def test_the_version_follows_order_corpus_and_settings(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    versions = [
-        prepare(files(tmp_path), home).version,
-        prepare(files(tmp_path, QUESTIONS[::-1]), home).version,
-        prepare(files(tmp_path, QUESTIONS, PASSAGES[::-1]), home).version,
-        prepare(files(tmp_path, max_passage_words=7), home).version,
+    config = files(tmp_path)
+    tables = read(config)
+    found = validate(tables.questions, tables.corpus, config, tmp_path / "docs")
+    assert found.corpus is not None
+    version = data_version(found, config)
+    others = [
+        data_version(replace(found, questions=found.questions[::-1]), config),
+        data_version(replace(found, corpus=found.corpus[::-1]), config),
+        data_version(replace(found, corpus=found.corpus[:2]), config),
+        data_version(found, files(tmp_path, max_passage_words=7)),
     ]
-    assert len(set(versions)) == 4
+    assert len({version, *others}) == 5
     spaced = [{**row, "question": f"  {row['question']} "} for row in QUESTIONS]  # other bytes, the same rows
-    again = prepare(files(tmp_path, spaced), home)
-    assert (again.version, again.reused) == (versions[0], True)
+    elsewhere = files(tmp_path / "elsewhere", spaced)
+    assert data_version(replace(found, questions=read(elsewhere).questions), elsewhere) == version
 
 
 def test_an_index_that_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
