@@ -1,0 +1,166 @@
+"""Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.config import QuestionFiles
+from igpo_core.errors import DataError
+from tasks.data import PublishedData, is_whole, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PASSAGES = [
+    {"passage_id": "p1", "title": "Warsaw", "text": "Warsaw is the capital of Poland today."},
+    {"passage_id": "p2", "title": "Paris", "text": "Paris is the capital of France today."},
+    {"passage_id": "p3", "title": "Oslo", "text": "Oslo is the capital of Norway today."},
+]
+
+
+def row(identity: str, split: str | None, **changes: Any) -> dict[str, Any]:
+    base = {"id": identity, "split": split, "question": f"Question {identity}?", "answers": ["Ann"], "source": "nq"}
+    return {**base, **changes}
+
+
+GOOD = [row("g1", "train", supporting_titles=["Warsaw"]), row("g2", "dev"), row("g3", "test")]
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows))
+    return path
+
+
+def files(folder: Path, questions: list[Any], passages: list[Any] = PASSAGES, **settings: Any) -> QuestionFiles:
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {
+        "questions": [lines(folder / "q.jsonl", questions)],
+        "corpus": lines(folder / "c.jsonl", passages),
+        **settings,
+    }
+    return QuestionFiles.model_validate(chosen)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuestionFiles, Path, PublishedData]:
+    folder = tmp_path_factory.mktemp("publish")
+    config = files(folder, [*GOOD, row("bad", "train", answers=[])])
+    return config, folder / "home", prepare(config, folder / "home")
+
+
+@pytest.mark.parametrize("name", ["questions.parquet", "bm25/data.csc.index.npy", "quarantine.jsonl", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_damaged_folder_is_not_whole(
+    published: tuple[QuestionFiles, Path, PublishedData], tmp_path: Path, name: str, damage: str
+) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(published[2].folder, folder)
+    assert is_whole(folder)
+    if damage == "cut":
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    else:
+        (folder / name).unlink()
+    assert not is_whole(folder)
+
+
+def test_other_quarantined_rows_are_published_under_the_same_version(tmp_path: Path) -> None:
+    first = prepare(files(tmp_path / "a", GOOD), tmp_path / "home")
+    second = prepare(files(tmp_path / "b", [*GOOD, row("bad", "train", answers=[])]), tmp_path / "home")
+    assert (second.version, second.quarantined, first.quarantined) == (first.version, 1, 0)
+    assert is_whole(second.folder) and not second.reused
+
+
+def test_a_failure_while_publishing_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    """A real full disk: files may not grow beyond 64 KiB, which the Data Docs do."""
+    config = files(tmp_path, GOOD)
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom igpo_core.config import QuestionFiles\n"
+        "from tasks.data import read, publish, _writing\nfrom tasks.validation import validate\n"
+        "config = QuestionFiles.model_validate_json(sys.argv[1])\nhome = Path(sys.argv[2])\ntables = read(config)\n"
+        "validation = validate(tables.questions, tables.corpus, config, home / 'docs')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "with _writing(home):\n    publish(validation, tables, config, home, {})\n"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "DataError" in done.stderr and "cannot be written ([Errno 27] File too large" in done.stderr
+    assert "free space there" in done.stderr
+    assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [".lock"]
+    made = prepare(config, tmp_path / "home")
+    assert not made.reused and is_whole(made.folder)
+
+
+def test_a_kill_while_publishing_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    """The process dies inside the fill, after every file but the manifest."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom igpo_core.folders import fill_folder\n"
+        "def fill(path):\n    (path / 'questions.parquet').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+        "fill_folder(Path(sys.argv[1]) / 'data' / 'version', fill)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    left = [path.name for path in (tmp_path / "data").iterdir()]
+    assert len(left) == 1 and left[0].startswith(".version.") and left[0].endswith(".partial")
+    assert not is_whole(tmp_path / "data" / "version")
+
+
+def test_two_processes_publish_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom igpo_core.config import LookupWorld\nfrom tasks.data import prepare\n"
+        "made = prepare(LookupWorld(hops=1, train=4, dev=2, test=2), Path(sys.argv[1]))\n"
+        "print(made.version, made.reused)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    results = [process.communicate()[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert results[0][0] == results[1][0]
+    assert sorted(reused for _, reused in results) == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "messages"),
+    [
+        (GOOD[:2], {}, ["0 good test questions of 1", "data.min_test"]),
+        (GOOD, {"min_train": 5}, ["1 good train questions of 5"]),
+        (
+            [row(name, None) for name in "abc"],
+            {},
+            ["0 good train questions", "3 quarantined: questions: split known", "set data.split"],
+        ),
+        (
+            [*GOOD[1:], row("u", "train", answerable=False)],
+            {},
+            ["0 good train questions", "1 left out: marked as not answerable"],
+        ),
+    ],
+)
+def test_too_few_good_rows_stop_with_the_reasons(
+    tmp_path: Path, rows: list[Any], settings: dict[str, Any], messages: list[str]
+) -> None:
+    with pytest.raises(DataError) as raised:
+        prepare(files(tmp_path, rows, **settings), tmp_path / "home")
+    for message in messages:
+        assert message in str(raised.value)
+    rejected = tmp_path / "home" / "data" / "rejected"
+    assert str(rejected / "quarantine.jsonl") in str(raised.value)
+    assert (rejected / "data_docs" / "index.html").is_file()
+    assert sorted(path.name for path in rejected.parent.iterdir()) == [".lock", "rejected"]
+
+
+def test_a_corpus_without_a_good_passage_stops(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 good passages of 1 asked for"):
+        prepare(files(tmp_path, [*GOOD[1:], row("t", "train")], [{**PASSAGES[0], "text": ""}]), tmp_path / "home")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    config = files(tmp_path, GOOD)
+    Path(config.corpus).unlink()
+    with pytest.raises(DataError, match=r"c\.jsonl: cannot be read"):
+        prepare(config, tmp_path / "home")
