@@ -168,7 +168,7 @@ def _corpus_rules(config: Config) -> list[Rule]:
         Rule("id unique", "passage_id", "id_copy", (None, 0), "give every passage an id; the first of an id is kept"),
         Rule("title not empty", "title", "title_words", (1, None), "give the passage a title"),
         Rule("text not empty", "text", "text_words", (1, None), "give the passage a text"),
-        Rule("text not a stub", "text", "text_words", (SHORT_PASSAGE, None), "a heading or a stub", "warning"),
+        Rule("text not a stub", "text", "words_of_text", (SHORT_PASSAGE, None), "a heading or a stub", "warning"),
         Rule("text unique", "text", "text_copy", (None, 0), "a repeated text takes two places in results", "warning"),
     ]
     if isinstance(config, QuestionFiles):
@@ -182,10 +182,12 @@ def _corpus_rules(config: Config) -> list[Rule]:
 
 def _derive_corpus(corpus: pandas.DataFrame) -> pandas.DataFrame:
     sound = corpus[corpus[DEFECT].isna()]
+    text_words = sound["text"].str.split().map(len)
     columns = {
         "id_copy": sound.groupby("passage_id", sort=False).cumcount(),
         "title_words": sound["title"].str.split().map(len),
-        "text_words": sound["text"].str.split().map(len),
+        "text_words": text_words,
+        "words_of_text": text_words.where(text_words > 0),  # an empty text is no stub besides
         "text_copy": sound.groupby("text", sort=False).cumcount(),
     }
     return _frame(corpus, columns)
@@ -307,14 +309,16 @@ def _run(
         validation_definitions=[definition],
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
-    run = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": derived})
+    # Every rule gets a column of its name, which is what Data Docs show.
+    frame = pandas.DataFrame({"row": derived["row"], **{rule.name: derived[rule.column] for rule in rules}})
+    run = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": frame})
     (results,) = run.run_results.values()
-    found = {result.expectation_config.meta["rule"]: result for result in results.results}
+    found = {result.expectation_config.kwargs["column"]: result for result in results.results}
     for rule in rules:
         result = found[rule.name]
         if "unexpected_index_list" not in result.result:
             raise RuntimeError(f"expectation {rule.name!r} on {name} was not evaluated: {result.exception_info}")
-        failing = [(int(item["row"]), str(item[rule.column])) for item in result.result["unexpected_index_list"]]
+        failing = [(int(item["row"]), str(item[rule.name])) for item in result.result["unexpected_index_list"]]
         yield rule, sorted(failing)
 
 
@@ -324,10 +328,9 @@ def _expectation(rule: Rule) -> Any:
     from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
 
     common: dict[str, Any] = {
-        "column": rule.column,
+        "column": rule.name,
         "severity": "critical" if rule.severity == "error" else "warning",
-        "meta": {"rule": rule.name},
-        "notes": f"{rule.name} ({rule.severity}): {rule.remedy}",
+        "notes": f"{rule.name} ({rule.severity}; field {rule.field}): {rule.remedy}",
     }
     if rule.allowed is None:
         return ExpectColumnValuesToBeNull(**common)
