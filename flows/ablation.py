@@ -7,7 +7,7 @@ seeds and the same rollout budget; arms differ in the reward alone (flows/specif
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from prefect import Flow, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
@@ -15,10 +15,11 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows.children import start_child
 from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
-from flows.train import train, warm_start
-from igpo_core.errors import IgpoError
+from igpo_core.config import code_version
+from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import home
 from tasks.prefect_runs import flow_run_url, settle_child
 from tasks.servers import require_servers
@@ -41,6 +42,7 @@ def ablation(
     say = get_run_logger().info
     specification = load_specification(preset).select(arms, seeds)
     workers = processes or specification.processes
+    code = code_version()
     say(plan(specification, workers))
 
     data = prepare_data(preset)
@@ -63,6 +65,7 @@ def ablation(
     failed = [f"{arm} seed {seed}" for (arm, seed), run in zip(pairs, runs, strict=True) if not run.result()]
     if failed:
         say(f"{len(failed)} of {len(pairs)} runs failed: {', '.join(failed)}; the report compares what is paired")
+    require_same_code(code)
     report = write_report(specification, sweep, data["version"])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
@@ -78,6 +81,15 @@ def ablation(
             "prefect": flow_run_url(str(flow_run.id)),
         },
     }
+
+
+def require_same_code(version: str) -> None:
+    """Raise ConfigError when igpo_core was edited since: each child process imports what is on disk when it starts."""
+    if code_version() != version:
+        raise ConfigError(
+            "igpo_core was edited while the sweep ran, so its runs are of different code and cannot be compared. Start "
+            "the sweep again; runs of the present code are reused. To edit meanwhile, run sweeps from a clone of their own."
+        )
 
 
 def plan(specification: AblationSpecification, workers: int) -> str:
@@ -98,12 +110,9 @@ def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -
     True when it completed. A process that dies leaves its flow run marked Crashed, not Running for ever.
     """
     from prefect.context import serialize_context
-    from prefect.flow_engine import run_flow_in_subprocess
 
     # without this task's context: the child would log under this task instead of under its own run
-    context = {**serialize_context(), "task_run_context": {}}
-    children: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
-    child = run_flow_in_subprocess(children[name], parameters=parameters, context=context)
+    child = start_child(name, parameters, {**serialize_context(), "task_run_context": {}})
     child.join()
     return settle_child(str(flow_run.id), parameters, child.exitcode) == "COMPLETED"
 
