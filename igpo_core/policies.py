@@ -82,6 +82,9 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Weights as safetensors, config and tokenizer: loads with AutoModelForCausalLM.from_pretrained(folder)."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar a checkpoint is no news
     policy.model.save_pretrained(folder, safe_serialization=True)
     policy.protocol.tokenizer.save_pretrained(folder)
 

@@ -8,7 +8,7 @@ import statistics as plain
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,9 @@ class Report:
     rows: list[dict[str, str]]
 
 
-def collect(experiment: str, sweep: str) -> SweepData:
-    """Every training run of the sweep. Where an arm and seed has several runs, the newest finished one counts."""
+def collect(experiment: str, sweep: str, run_keys: Collection[str] | None = None) -> SweepData:
+    """Every training run of the sweep; with run_keys only those runs, so that no run of an arm edited since is taken for
+    it. Where an arm and seed has several runs, the newest finished one counts."""
     mlflow, place = client(), experiment_id(experiment)
     found = mlflow.search_runs(
         [place], tag_filter(sweep=sweep, kind="train"), max_results=1000, order_by=["attributes.start_time ASC"]
@@ -149,6 +150,8 @@ def collect(experiment: str, sweep: str) -> SweepData:
     chosen: dict[tuple[str, int], RunData] = {}
     doubled = []
     for run in found:
+        if run_keys is not None and run.data.tags["run_key"] not in run_keys:
+            continue
         key = run.data.tags["arm"], int(run.data.tags["seed"])
         histories = {
             name: {float(point.step): point.value for point in mlflow.get_metric_history(run.info.run_id, name)}
@@ -239,13 +242,14 @@ def write_report(
     data_version: str,
     baseline: str,
     threshold: float,
+    run_keys: Collection[str],
 ) -> Report:
     """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds."""
     import yaml
 
     from tasks.figures import write_figures
 
-    data = collect(experiment, sweep).select(list(specification["arms"]), list(specification["seeds"]))
+    data = collect(experiment, sweep, run_keys).select(list(specification["arms"]), list(specification["seeds"]))
     if not data.finished():
         raise DataError(f"sweep {sweep} has no finished run to report on: {' '.join(data.warnings)}")
     summaries = summarise(data, baseline, threshold)
