@@ -53,6 +53,16 @@ def test_equal_scores_stand_in_table_order(index: BM25) -> None:
     assert ids(index, "capital", 1) == ["p0"]  # p0 and p1 tie: the same length, one occurrence each
 
 
+def test_many_equal_scores_stand_in_table_order(tmp_path: Path) -> None:
+    """Enough of them, in three interleaved scores, that an unstable sort or a partition would shuffle them."""
+    texts = ["alpha beta", "alpha beta gamma", "alpha beta gamma delta"]  # the shorter, the better
+    BM25.build(corpus([(f"p{n}", "Same", texts[n % 3]) for n in range(300)]), tmp_path / "bm25")
+    index = BM25.open(tmp_path / "bm25")
+    expected = [f"p{n}" for n in [*range(0, 300, 3), *range(1, 300, 3), *range(2, 300, 3)]]
+    for k in (5, 150, 299, 300):
+        assert ids(index, "alpha", k) == expected[:k]
+
+
 def test_the_score_is_lucenes_formula(index: BM25) -> None:
     """For "Poland": idf ln(1 + (5 - 1 + 0.5) / (1 + 0.5)), tf 1 / (1 + 1.5 (0.25 + 0.75 length / mean))."""
     lengths = [

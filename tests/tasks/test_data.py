@@ -1,8 +1,10 @@
 """Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +113,21 @@ def test_a_kill_while_publishing_leaves_nothing_that_looks_whole(tmp_path: Path)
 
 
 def test_two_processes_publish_once(tmp_path: Path) -> None:
+    """While another process holds the lock nothing is published; then one process publishes and the other finds it."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom igpo_core.config import LookupWorld\nfrom tasks.data import prepare\n"
+        "import sys\nfrom pathlib import Path\nimport great_expectations\nfrom igpo_core.config import LookupWorld\n"
+        "from tasks.data import prepare\nprint('ready', flush=True)\n"
         "made = prepare(LookupWorld(hops=1, train=4, dev=2, test=2), Path(sys.argv[1]))\n"
         "print(made.version, made.reused)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+        assert [process.stdout and process.stdout.readline() for process in started] == ["ready\n", "ready\n"]
+        time.sleep(3)  # publishing these eight rows takes one
+        assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
     results = [process.communicate()[0].split() for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert results[0][0] == results[1][0]

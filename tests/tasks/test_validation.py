@@ -219,7 +219,8 @@ def test_evaluation_rows_become_the_test_split(tmp_path: Path) -> None:
     evaluation = [
         row("e1", "dev", question="Question g2"),  # asked in dev, too: the dev row goes
         row("e2", "train", answerable=False, supporting_titles=["Lyon"]),  # kept, whatever only_answerable says
-        row("g4", "dev"),  # an id of another file's row
+        # An id of another file's row, and a title that no passage has: evaluation rows need not be answerable.
+        row("g4", "dev", supporting_titles=["Lyon"]),
     ]
     more = [*GOOD, row("g4", "train", question="Something else?"), row("g5", "dev")]
     config = files(tmp_path, more, evaluation=lines(tmp_path / "e.jsonl", evaluation))
