@@ -53,14 +53,15 @@ def ablation(
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child process
     with runner:
 
-        def start(name: str, **parameters: Any) -> PrefectFuture[bool]:
+        def start(name: str, after: list[Any], **parameters: Any) -> PrefectFuture[bool]:
             future: PrefectFuture[bool] = runner.submit(
-                isolated, {"name": name, "parameters": {"preset": preset, **parameters}}
+                isolated, {"name": name, "parameters": {"preset": preset, **parameters}}, wait_for=after
             )
             return future
 
-        wait([start("warm_start", seed=seed) for seed in specification.seeds])
-        runs = [start("train", arm=arm, seed=seed) for arm, seed in pairs]
+        # first come, first served: the runs of the first seeds start while the last warm starts are being made
+        starts = {seed: start("warm_start", [], seed=seed) for seed in specification.seeds}
+        runs = [start("train", [starts[seed]], arm=arm, seed=seed) for arm, seed in pairs]
         wait(runs)
     failed = [f"{arm} seed {seed}" for (arm, seed), run in zip(pairs, runs, strict=True) if not run.result()]
     if failed:
