@@ -5,16 +5,15 @@ torch RNG; loaded with weights_only, so no code in it can run), and manifest.jso
 The manifest is written last, and the folder gets its name only when whole.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from igpo_core.errors import CheckpointError
+from igpo_core.folders import checksums, file_hash, fill_folder
 from igpo_core.policies import Policy, save_policy
 
 MANIFEST = "manifest.json"
@@ -37,34 +36,23 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:06d}"
 
 
-def write_folder(folder: Path, fill: Any) -> None:
-    """Let `fill(path)` write files into a new folder and give it its name only when all of it is on disk.
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """fill_folder, with a manifest of checksums written last.
 
-    A full disk or a kill leaves no folder of that name; what was there before under the name is replaced.
+    Raises CheckpointError when the disk is full or not writable: no half-written folder keeps the name.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
+
+    def whole(path: Path) -> None:
+        fill(path)
+        (path / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": checksums(path)}, indent=1))
+
     try:
-        beside.mkdir()
-        fill(beside)
-        checksums = {
-            path.relative_to(beside).as_posix(): file_hash(path) for path in sorted(beside.rglob("*")) if path.is_file()
-        }
-        (beside / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": checksums}, indent=1))
-        for path in beside.rglob("*"):
-            _sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-        _sync(folder.parent)
+        fill_folder(folder, whole)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {folder}: {error}. Free some space or check the permissions; nothing "
-            "half-written was left under that name."
+            f"cannot write {folder}: {error}. Free some space or check the permissions; nothing half-written was left "
+            "under that name."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def verify_folder(folder: Path) -> None:
@@ -157,16 +145,3 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
             continue
         return folder
     return None
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,15 @@
 """Shared small things: tiny random models of both architectures, a word policy over world `lookup`, a chat policy."""
 
 import json
+import os
 from typing import Any
 
 import pytest
 
 from igpo_core.config import ExperimentConfig, LookupWorld, NewPolicy, QuestionFiles, WarmStart
 from igpo_core.trajectory import Question
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two test processes share two cores
 
 CORPUS = [
     "Marie Curie was born in Warsaw. She won the Nobel Prize in Physics in 1903.",

@@ -42,7 +42,7 @@ def test_the_prefect_server_module_imports(servers: Servers) -> None:
 
 
 def test_the_sweep_ends_with_a_table_and_links(sweep: str) -> None:
-    table = sweep[sweep.rindex("arm") :]
+    table = sweep[sweep.index("\narm ") :]
     assert "outcome_only" in table and "igpo_prob_diff" in table
     assert "/#/experiments/" in table
 
@@ -91,10 +91,12 @@ def test_a_second_sweep_reuses_everything(servers: Servers, sweep: str) -> None:
     assert sorted(run["id"] for run in after) == sorted(run["id"] for run in before)
 
 
-def test_a_deployment_runs_through_the_worker(servers: Servers, sweep: str) -> None:
-    parameters = json.dumps({"preset": "tiny", "arm": "outcome_only", "seed": 0})
-    done = servers.run("prefect", "deployment", "run", "train/outcome-vs-igpo", "--params", parameters, "--watch")
+def test_a_deployed_ablation_runs_through_the_worker(servers: Servers) -> None:
+    parameters = json.dumps({"seeds": [2]})
+    done = servers.run("prefect", "deployment", "run", "ablation/tiny", "--params", parameters, "--watch")
     assert done.returncode == 0, done.stdout + done.stderr
+    seeds = [run["tags"].get("seed") for run in query(servers, RUNS) if run["tags"].get("kind") == "train"]
+    assert seeds.count("2") == 2
 
 
 @pytest.mark.parametrize(
