@@ -73,10 +73,10 @@ up: environment
 	@$(BIN)/python -m deployments.services up
 
 down:
-	@$(BIN)/python -m deployments.services down
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services down; else echo "Nothing runs: no $(VENV)"; fi
 
 status:
-	@$(BIN)/python -m deployments.services status
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services status; else echo "Nothing runs: no $(VENV)"; fi
 
 bench: environment
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
