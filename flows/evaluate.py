@@ -19,10 +19,9 @@ def evaluate(
     limit: Annotated[int, Field(ge=1, description="Questions at most, from the table's beginning.")] = 512,
 ) -> dict[str, float]:
     """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation."""
-    from tasks.data import prepare
-
     from igpo_core.environments import open_environment
     from igpo_core.policies import load_policy
+    from tasks.data import prepare
     from tasks.evaluation import locate, metric_rows
     from tasks.mlflow_runs import log_evaluation
 

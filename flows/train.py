@@ -31,7 +31,6 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm with one seed, or find it finished. Returns its result."""
     from tasks.data import prepare
-
     from tasks.tracking import Tracker
 
     say = get_run_logger().info
