@@ -23,14 +23,13 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help environment ablation test lint format up down status bench
+.PHONY: help environment ablation test lint format up down status
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
 	@echo "make test      set up, ruff, mypy and every test     make lint     ruff and mypy alone     make format   ruff format"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
-	@echo "make bench     run the benchmarks"
 	@echo
 	@echo "Presets: $(sort $(basename $(notdir $(wildcard deployments/presets/*.yaml))))"
 	@echo "Variables: PYTHON (3.11 or newer), MLFLOW_PORT, PREFECT_PORT, IGPO_HOME, and TORCH_INDEX: PyTorch's CPU-only"
@@ -77,6 +76,3 @@ down:
 
 status:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services status; else echo "Nothing runs: no $(VENV)"; fi
-
-bench: environment
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
