@@ -285,16 +285,19 @@ def _report_run(place: str, sweep: str, data_version: str) -> str:
 
 
 def _log_summaries(run_id: str, summaries: Sequence[ArmSummary]) -> None:
+    """Numbers of the table as metrics; a report written again adds only those that changed."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    values = [
-        Metric(f"report/{row.arm}/{name}", float(value), now, 0)
+    mlflow, now = client(), int(time.time() * 1000)
+    known = mlflow.get_run(run_id).data.metrics
+    numbers = {
+        f"report/{row.arm}/{name}": float(value)
         for row in summaries
         for name, value in vars(row).items()
         if isinstance(value, (int, float))
-    ]
-    client().log_batch(run_id, metrics=values)
+    }
+    fresh = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]
+    mlflow.log_batch(run_id, metrics=fresh)
 
 
 def _write_csv(path: Path, cells: Sequence[Mapping[str, str]]) -> None:

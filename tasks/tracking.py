@@ -74,8 +74,8 @@ def run_url(experiment_id: str, run_id: str) -> str:
 
 
 def chart_url(experiment_id: str, sweep: str) -> str:
-    """The chart view of a sweep's runs: curves by step."""
-    search = quote(f'tags.sweep = "{sweep}"', safe="")
+    """The chart view of a sweep's training runs: curves by step."""
+    search = quote(f'tags.sweep = "{sweep}" and tags.kind = "train"', safe="")
     return f"{tracking_uri()}/#/experiments/{experiment_id}/runs?searchFilter={search}&compareRunsMode=CHART"
 
 
@@ -134,25 +134,24 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> "Tracker":
-        """The run of this key in the experiment, set RUNNING: found again, or made with its tags and params.
+        """The run of this key in the experiment, set RUNNING: found again, or made with its tags and params. Params that a
+        kill kept from it are added.
 
         A run that was found but whose metrics file is gone starts over: the old run is tagged kind=superseded and keeps
         its curves, and a new run is made, for two different curves in one run could not be told apart.
         """
-        from mlflow.entities import Param
-
         folder.mkdir(parents=True, exist_ok=True)
         mlflow, experiment_key = client(), experiment_id(experiment)
+        settings = flatten(params)
         for run in mlflow.search_runs([experiment_key], tag_filter(run_key=run_key), max_results=1):
             if (folder / "metrics.jsonl").is_file() or not run.data.metrics:
                 mlflow.update_run(run.info.run_id, status="RUNNING")
+                _log_params(mlflow, run.info.run_id, {k: v for k, v in settings.items() if k not in run.data.params})
                 return cls(folder, experiment_key, run.info.run_id)
             mlflow.set_tag(run.info.run_id, "kind", "superseded")
             mlflow.set_tag(run.info.run_id, "run_key", f"{run_key}-superseded")
         made = mlflow.create_run(experiment_key, tags={**tags, "run_key": run_key}, run_name=run_name)
-        entries = [Param(name, value) for name, value in flatten(params).items()]
-        for start in range(0, len(entries), PARAMS_A_CALL):
-            mlflow.log_batch(made.info.run_id, params=entries[start : start + PARAMS_A_CALL])
+        _log_params(mlflow, made.info.run_id, settings)
         return cls(folder, experiment_key, made.info.run_id)
 
     @property
@@ -209,6 +208,14 @@ class Tracker:
         """FINISHED, FAILED or KILLED, after everything owed is sent."""
         self.flush()
         client().set_terminated(self.run_id, status)
+
+
+def _log_params(mlflow: "MlflowClient", run_id: str, settings: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(name, value) for name, value in settings.items()]
+    for start in range(0, len(entries), PARAMS_A_CALL):
+        mlflow.log_batch(run_id, params=entries[start : start + PARAMS_A_CALL])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

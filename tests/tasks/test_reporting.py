@@ -170,6 +170,10 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
 
+    points = client().get_metric_history(second.run_id, "report/igpo/difference")
+    write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    assert client().get_metric_history(second.run_id, "report/igpo/difference") == points  # unchanged: no new point
+
     reports = client().search_runs([experiment_id("study")], "tags.kind = 'report'")
     assert [item.info.run_id for item in reports] == [first.run_id]
     assert reports[0].info.status == "FINISHED" and reports[0].data.tags["sweep"] == "study-1"

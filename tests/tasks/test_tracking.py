@@ -36,7 +36,7 @@ def test_links_decode_to_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
     chart = urlsplit(urlsplit(tracking.chart_url("7", "a b&c")).fragment)
     assert chart.path == "/experiments/7/runs"
-    assert parse_qs(chart.query) == {"searchFilter": ['tags.sweep = "a b&c"'], "compareRunsMode": ["CHART"]}
+    assert parse_qs(chart.query) == {"searchFilter": ['tags.sweep = "a b&c" and tags.kind = "train"'], "compareRunsMode": ["CHART"]}
     compare = urlsplit(urlsplit(tracking.compare_url("7", ["r1", "r2"])).fragment)
     assert compare.path == "/compare-runs"
     assert parse_qs(compare.query) == {"runs": ['["r1","r2"]'], "experiments": ['["7"]']}
@@ -136,6 +136,14 @@ def test_a_killed_run_resumes_without_doubling(mlflow_server: str, tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_params_that_a_kill_kept_back_are_added(mlflow_server: str, tmp_path: Path) -> None:
+    made = client().create_run(experiment_id("tracking"), tags={"run_key": "k10"})
+    client().log_param(made.info.run_id, "lr", "0.1")  # then the process died
+    resumed = opened(tmp_path, "k10", lr=0.1, steps=40)
+    assert resumed.run_id == made.info.run_id
+    assert client().get_run(resumed.run_id).data.params == {"lr": "0.1", "steps": "40"}
+
+
 def test_lines_sent_twice_are_kept_once(mlflow_server: str, tmp_path: Path) -> None:
     first = opened(tmp_path, "k6")
     first.log(1, {"a": 1.0})
@@ -179,6 +187,9 @@ def test_checkpoint_becomes_a_logged_model_once(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = opened(tmp_path, "k9")
+    tracker.log(10, {"test/all/f1": 0.5})
+    tracker.flush()
+    time.sleep(0.01)  # the model is logged at another millisecond than the run's metric
     folder = tmp_path / "checkpoints" / "step-000010"
     folder.mkdir(parents=True)
     for name in ("model.safetensors", "state.pt", "manifest.json"):
@@ -191,6 +202,7 @@ def test_checkpoint_becomes_a_logged_model_once(
     # sha256 of the bytes "manifest.json", as sha256sum gives it
     assert model.tags["manifest_sha256"] == "ffa5b716b5a57837f7929dfcca4b4dfdeb97210a7fd5a12d2f1978846d6f1743"
     assert [(metric.key, metric.value, metric.step) for metric in model.metrics or []] == [("test/all/f1", 0.5, 10)]
+    assert history(tracker.run_id, "test/all/f1") == [(10, 0.5)]  # a second timestamp would double it
     uploaded = [item.path for item in client().list_artifacts(tracker.run_id, "checkpoints/step-000010")]
     assert uploaded == [f"checkpoints/step-000010/{name}" for name in ("manifest.json", "model.safetensors")]
     import mlflow
