@@ -36,7 +36,10 @@ def test_links_decode_to_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
     chart = urlsplit(urlsplit(tracking.chart_url("7", "a b&c")).fragment)
     assert chart.path == "/experiments/7/runs"
-    assert parse_qs(chart.query) == {"searchFilter": ['tags.sweep = "a b&c" and tags.kind = "train"'], "compareRunsMode": ["CHART"]}
+    assert parse_qs(chart.query) == {
+        "searchFilter": ['tags.sweep = "a b&c" and tags.kind = "train"'],
+        "compareRunsMode": ["CHART"],
+    }
     compare = urlsplit(urlsplit(tracking.compare_url("7", ["r1", "r2"])).fragment)
     assert compare.path == "/compare-runs"
     assert parse_qs(compare.query) == {"runs": ['["r1","r2"]'], "experiments": ['["7"]']}
