@@ -144,6 +144,7 @@ def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mappi
             color=colours[arm],
             fontsize=9,
             va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
     axis.set_yticks([])
     axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
