@@ -53,20 +53,22 @@ def ablation(
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child process
     with runner:
 
-        def start(name: str, after: list[Any], **parameters: Any) -> PrefectFuture[bool]:
-            future: PrefectFuture[bool] = runner.submit(
-                isolated, {"name": name, "parameters": {"preset": preset, **parameters}}, wait_for=after
-            )
+        def start(name: str, before: Any, **parameters: Any) -> PrefectFuture[str]:
+            asked = {"name": name, "parameters": {"preset": preset, **parameters}, "failed_before": before}
+            future: PrefectFuture[str] = runner.submit(isolated, asked)
             return future
 
         # first come, first served: the runs of the first seeds start while the last warm starts are being made
-        starts = {seed: start("warm_start", [], seed=seed) for seed in specification.seeds}
-        runs = [start("train", [starts[seed]], arm=arm, seed=seed) for arm, seed in pairs]
+        starts = {seed: start("warm_start", "", seed=seed) for seed in specification.seeds}
+        runs = [start("train", starts[seed], arm=arm, seed=seed) for arm, seed in pairs]
         wait(runs)
-    failed = [f"{arm} seed {seed}" for (arm, seed), run in zip(pairs, runs, strict=True) if not run.result()]
-    if failed:
-        say(f"{len(failed)} of {len(pairs)} runs failed: {', '.join(failed)}; the report compares what is paired")
+    reasons = {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
+    failed = {name: reason for name, reason in reasons.items() if reason}
     require_same_code(code)
+    if failed:
+        say("\n".join([f"{len(failed)} of {len(pairs)} runs failed:", *(f"  {n}: {why}" for n, why in failed.items())]))
+    if len(failed) == len(pairs):
+        raise IgpoError(f"all {len(pairs)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
     report = write_report(specification, sweep, data["version"])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
@@ -105,17 +107,20 @@ def plan(specification: AblationSpecification, workers: int) -> str:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{name} {parameters}")
-def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any]) -> bool:
+def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any], failed_before: str) -> str:
     """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
 
-    True when it completed. A process that dies leaves its flow run marked Crashed, not Running for ever.
+    "" when it completed, else the reason: a process that dies leaves its flow run marked Crashed, not Running for ever.
+    failed_before: why the warm start that it needs failed; then it is not started.
     """
+    if failed_before:
+        return f"not started, its warm start failed: {failed_before}"
     from prefect.context import serialize_context
 
     # without this task's context: the child would log under this task instead of under its own run
     child = start_child(name, parameters, {**serialize_context(), "task_run_context": {}})
     child.join()
-    return settle_child(str(flow_run.id), parameters, child.exitcode) == "COMPLETED"
+    return settle_child(str(flow_run.id), parameters, child.exitcode)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
@@ -166,6 +171,8 @@ def main(arguments: list[str]) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     print("\n" + outcome["terminal"])
+    for name, reason in outcome["failed"].items():
+        print(f"FAILED {name}: {reason}")
     for name, link in outcome["links"].items():
         print(f"{name:>12}  {link}")
     return 1 if outcome["failed"] else 0

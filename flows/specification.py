@@ -109,8 +109,10 @@ def from_project(data: DataConfig) -> DataConfig:
     if not isinstance(data, QuestionFiles):
         return data
     found = {
-        "questions": tuple((PROJECT / path).resolve() for path in data.questions),
-        "corpus": (PROJECT / data.corpus).resolve(),
+        "questions": tuple(
+            file.model_copy(update={"path": (PROJECT / file.path).resolve()}) for file in data.questions
+        ),
+        "corpus": tuple((PROJECT / path).resolve() for path in data.corpus),
         "evaluation": (PROJECT / data.evaluation).resolve() if data.evaluation else None,
     }
     return data.model_copy(update=found)
@@ -127,7 +129,14 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
 
 def reasons(error: ValidationError) -> list[str]:
     """Each fault as "field: what is wrong"; a rule over several fields names them itself."""
-    faults = [
-        (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
-    ]
-    return [f"{field}: {message}" if field else message for field, message in faults]
+    return [_reason(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()]
+
+
+def _reason(place: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+    field = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        message = "there is no such setting: remove it or correct its name"
+    elif not kind.startswith("value_error") and isinstance(given, str | int | float):
+        message += f", got {given!r}"
+    message = message.removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Source = Literal["hotpotqa", "2wikimultihopqa", "musique", "nq", "triviaqa", "popqa", "bamboogle", "custom"]
 Decoding = Literal["sampled", "greedy"]
@@ -67,14 +67,20 @@ class AtlasWorld(Settings):
     test: int = Field(512, ge=1)
 
 
+class QuestionFile(Settings):
+    """One question file, and the split of its rows that name none (official files hold one split each)."""
+
+    path: Path
+    split: Literal["train", "dev", "test"] | None = None
+
+
 class QuestionFiles(Settings):
     """Question tables and a passage corpus from files, in any format that igpo_core.data reads."""
 
     kind: Literal["files"] = "files"
-    questions: tuple[Path, ...] = Field(min_length=1, description="Question files; rows need a split or `split`.")
-    corpus: Path = Field(description="Passage file: passage_id, title, text.")
-    split: Literal["train", "dev", "test"] | None = Field(
-        None, description="The split of rows that name none (official files hold one split each)."
+    questions: tuple[QuestionFile, ...] = Field(min_length=1, description="Question files, each with its split.")
+    corpus: tuple[Path, ...] = Field(
+        min_length=1, description="Passage files; an official question file serves with its paragraphs."
     )
     evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
     only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
@@ -223,12 +229,19 @@ class RolloutConfig(Settings):
     """How trajectories are sampled."""
 
     questions: int = Field(16, ge=1, description="Questions a step.")
-    group_size: int = Field(8, ge=2, description="Trajectories a question; a group of one has no spread to learn from.")
+    group_size: int = Field(8, description="Trajectories a question, at least two.")
     max_turns: int = Field(6, ge=1, le=64, description="Model turns, the answer included.")
     max_new_tokens: int = Field(16, ge=1, description="Sampled tokens a turn.")
     max_tokens: int = Field(512, ge=16, description="Tokens of a whole trajectory.")
     temperature: float = Field(1.0, gt=0, description="Of training rollouts and of `sampled` evaluation.")
     batch_size: int = Field(256, ge=1, description="Trajectories that share one KV cache.")
+
+    @field_validator("group_size")
+    @classmethod
+    def _group_has_spread(cls, size: int) -> int:
+        if size < 2:
+            raise ValueError(f"a group of {size} has no spread to learn from: give at least 2 trajectories a question")
+        return size
 
 
 class OptimizerConfig(Settings):

@@ -3,7 +3,8 @@
 `<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet and bm25/; quarantine.jsonl; data_docs/;
 summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
 file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
-hash of the good rows and of the data settings without paths: where the files lie and what was quarantined is not in it.
+hash of the good rows, of the data settings without paths and of this layout's number: where the files lie and what was
+quarantined is not in it.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ from typing import Any, get_args
 import pandas
 
 from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, code_version, fingerprint
-from igpo_core.data import SPLITS, content_hash, load_corpus, load_questions
+from igpo_core.data import CORPUS_SCHEMA, SPLITS, content_hash, load_corpus, load_questions
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.validation import Validation, validate
@@ -30,7 +31,7 @@ Config = LookupWorld | AtlasWorld | QuestionFiles
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
-FORMAT = 1
+FORMAT = 2  # of this layout and of summary.json: raise it when either changes
 MEASURED = 200  # questions whose search is timed
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
@@ -113,7 +114,7 @@ def read(config: Config) -> Tables:
 
 
 def _read_files(config: QuestionFiles) -> Tables:
-    questions = pandas.concat([load_questions(path, split=config.split) for path in config.questions])
+    questions = pandas.concat([load_questions(file.path, split=file.split) for file in config.questions])
     dropped: dict[str, int] = {}
 
     def keep(wanted: "pandas.Series[Any]", reason: str) -> None:
@@ -131,7 +132,21 @@ def _read_files(config: QuestionFiles) -> Tables:
     if config.sources:
         others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
         keep(~questions["source"].isin(others), "of another source")
-    return Tables(questions.reset_index(drop=True), load_corpus(config.corpus), dropped)
+    corpus = _read_corpus(config.corpus, dropped)
+    return Tables(questions.reset_index(drop=True), corpus, dropped)
+
+
+def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:
+    """The passages of all files; one that an earlier file has too, word for word, is counted in `dropped`."""
+    corpus = load_corpus(paths[0])
+    for path in paths[1:]:
+        more = load_corpus(path)
+        columns = list(CORPUS_SCHEMA)
+        known = pandas.MultiIndex.from_frame(more[columns]).isin(pandas.MultiIndex.from_frame(corpus[columns]))
+        reason = "passage of an earlier file"
+        dropped[reason] = dropped.get(reason, 0) + int(known.sum())
+        corpus = pandas.concat([corpus, more[~known]])
+    return corpus.reset_index(drop=True)
 
 
 def require_enough(validation: Validation, tables: Tables, config: Config, rejected: Path) -> None:
@@ -245,7 +260,8 @@ def _measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
 
 def data_version(validation: Validation, config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
-    return fingerprint(_content(validation), config.model_dump(mode="json", exclude=PATHS), _index_settings(config))
+    settings = config.model_dump(mode="json", exclude=PATHS)
+    return fingerprint(FORMAT, _content(validation), settings, _index_settings(config))
 
 
 def _index_settings(config: Config) -> dict[str, Any] | None:
@@ -300,12 +316,16 @@ def _published(folder: Path, *, reused: bool) -> PublishedData:
 def _inputs_key(config: Config) -> str:
     """Changes with every byte that prepare depends on: settings, input files, this code, the way of indexing."""
     files: list[Path] = []
+    splits: list[str | None] = []
     if isinstance(config, QuestionFiles):
-        files = [*config.questions, config.corpus, *([config.evaluation] if config.evaluation else [])]
+        questions = [file.path for file in config.questions]
+        files = [*questions, *config.corpus, *([config.evaluation] if config.evaluation else [])]
+        splits = [file.split for file in config.questions]
     here = Path(__file__).parent
     code = [here / "data.py", here / "validation.py"]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
-    return fingerprint(config.model_dump(mode="json", exclude=PATHS), hashes, code_version(), _index_settings(config))
+    settings = config.model_dump(mode="json", exclude=PATHS)
+    return fingerprint(FORMAT, settings, splits, hashes, code_version(), _index_settings(config))
 
 
 def _content(validation: Validation) -> dict[str, str]:

@@ -5,10 +5,11 @@ from uuid import UUID
 
 
 def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> str:
-    """The state type of the newest child of a flow run that has these parameters, after its process has ended.
+    """Why the newest child of a flow run that has these parameters did not complete, after its process has ended; ""
+    when it completed.
 
     A child without a final state died (killed, out of memory): it is set to Crashed with the exit code, so that nothing
-    stays Running for ever. "NONE" when the process died before its flow run existed.
+    stays Running for ever.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
@@ -21,12 +22,14 @@ def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: in
         runs = client.read_flow_runs(flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
         run = next((run for run in runs if run.parameters == parameters), None)
         if run is None or run.state is None:
-            return "NONE"
+            return f"its process ended with exit code {exit_code} before the run began"
+        if run.state.is_completed():
+            return ""
         if run.state.is_final():
-            return str(run.state.type.value)
+            return (run.state.message or str(run.state.name)).removeprefix("Flow run encountered an exception: ")
         message = f"the process of this run ended with exit code {exit_code}"
         client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-        return "CRASHED"
+        return message
 
 
 def flow_run_url(run_id: UUID | str) -> str:

@@ -123,7 +123,7 @@ def _question_rules(config: Config) -> list[Rule]:
         Rule("source known", "source", "source", sources, f"use one of {sorted(sources)}"),
         Rule(
             "split known", "split", "split", frozenset(SPLITS),
-            f"name one of {list(SPLITS)} in a column split, or set data.split for rows that name none",
+            f"name one of {list(SPLITS)} in a column split, or give the file its split: data.questions[..].split",
         ),
         Rule("question not empty", "question", "question_words", (1, None), "give the question's text"),
         Rule("answers not empty", "answers", "aliases_given", (1, None), "give at least one answer"),

@@ -71,7 +71,7 @@ def taught(lookup_setup: tuple[ExperimentConfig, Any, Any]) -> tuple[ExperimentC
 def chat_config() -> ExperimentConfig:
     return ExperimentConfig.model_validate(
         {
-            "data": {"kind": "files", "questions": ["q.jsonl"], "corpus": "c.jsonl"},
+            "data": {"kind": "files", "questions": [{"path": "q.jsonl"}], "corpus": ["c.jsonl"]},
             "policy": {"kind": "new", "architecture": "qwen2", "tokenizer": "chat", "vocabulary": 400, "key_value_heads": 2,
                        "width": 32, "layers": 2, "feed_forward": 64, "window": 1024},
             "rollout": {"max_tokens": 1024, "max_new_tokens": 64},

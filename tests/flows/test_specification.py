@@ -53,8 +53,8 @@ def test_paths_in_a_preset_are_found_from_any_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     data = load_specification("real-questions").base.data
     assert data.kind == "files"
-    assert data.corpus == (PROJECT / "../shared/data/corpus.parquet").resolve()
-    assert data.questions == ((PROJECT / "../shared/data/questions.parquet").resolve(),)
+    assert data.corpus == ((PROJECT / "../shared/data/corpus.parquet").resolve(),)
+    assert [file.path for file in data.questions] == [(PROJECT / "../shared/data/questions.parquet").resolve()]
     assert data.evaluation == (PROJECT / "../shared/data/igpo/test.parquet").resolve()
 
 
@@ -104,9 +104,9 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"base": {"optimizer": {"learning_rate": -1}}}, ["base.optimizer.learning_rate", "greater than 0"]),
-        ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "greater than or equal to 2"]),
-        ({"base": {"rolout": {}}}, ["base.rolout", "not permitted"]),
+        ({"base": {"optimizer": {"learning_rate": -1}}}, ["base.optimizer.learning_rate", "greater than 0, got -1"]),
+        ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "no spread", "at least 2"]),
+        ({"base": {"rolout": {}}}, ["base.rolout", "no such setting"]),
         ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
         ({"arms": {**GOOD["arms"], "odd": {"gain": "squared"}}}, ["'odd'", "gain", "log_prob_diff"]),
@@ -118,7 +118,7 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"seeds": [-1]}, ["seeds", "negative"]),
         ({"processes": 0}, ["processes"]),
         ({"name": "Not A Name"}, ["name"]),
-        ({"surprise": 1}, ["surprise", "not permitted"]),
+        ({"surprise": 1}, ["surprise", "no such setting"]),
     ],
 )
 def test_bad_settings_are_refused_with_file_field_and_reason(

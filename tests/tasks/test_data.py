@@ -1,7 +1,6 @@
 """Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
 
 import fcntl
-import json
 import subprocess
 import sys
 import time
@@ -13,37 +12,9 @@ import pytest
 from igpo_core.config import QuestionFiles
 from igpo_core.errors import DataError
 from tasks.data import PublishedData, is_whole, prepare
+from tests.tasks.tables import GOOD, PASSAGES, files, row
 
 ROOT = Path(__file__).resolve().parents[2]
-
-PASSAGES = [
-    {"passage_id": "p1", "title": "Warsaw", "text": "Warsaw is the capital of Poland today."},
-    {"passage_id": "p2", "title": "Paris", "text": "Paris is the capital of France today."},
-    {"passage_id": "p3", "title": "Oslo", "text": "Oslo is the capital of Norway today."},
-]
-
-
-def row(identity: str, split: str | None, **changes: Any) -> dict[str, Any]:
-    base = {"id": identity, "split": split, "question": f"Question {identity}?", "answers": ["Ann"], "source": "nq"}
-    return {**base, **changes}
-
-
-GOOD = [row("g1", "train", supporting_titles=["Warsaw"]), row("g2", "dev"), row("g3", "test")]
-
-
-def lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in rows))
-    return path
-
-
-def files(folder: Path, questions: list[Any], passages: list[Any] = PASSAGES, **settings: Any) -> QuestionFiles:
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = {
-        "questions": [lines(folder / "q.jsonl", questions)],
-        "corpus": lines(folder / "c.jsonl", passages),
-        **settings,
-    }
-    return QuestionFiles.model_validate(chosen)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +113,7 @@ def test_two_processes_publish_once(tmp_path: Path) -> None:
         (
             [row(name, None) for name in "abc"],
             {},
-            ["0 good train questions", "3 quarantined: questions: split known", "set data.split"],
+            ["0 good train questions", "3 quarantined: questions: split known", "give the file its split"],
         ),
         (
             [*GOOD[1:], row("u", "train", answerable=False)],
@@ -171,6 +142,6 @@ def test_a_corpus_without_a_good_passage_stops(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     config = files(tmp_path, GOOD)
-    Path(config.corpus).unlink()
+    config.corpus[0].unlink()
     with pytest.raises(DataError, match=r"c\.jsonl: cannot be read"):
         prepare(config, tmp_path / "home")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import LookupWorld, QuestionFiles
+from igpo_core.config import LookupWorld, QuestionFile, QuestionFiles
 from igpo_core.errors import DataError
 from tasks.data import data_version, prepare, read, summary_rows
 from tasks.validation import validate
@@ -31,7 +31,9 @@ def files(folder: Path, questions: Any = QUESTIONS, corpus: Any = PASSAGES, **se
     folder.mkdir(exist_ok=True)
     for name, rows in (("questions", questions), ("corpus", corpus)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return QuestionFiles(questions=(folder / "questions.jsonl",), corpus=folder / "corpus.jsonl", **settings)
+    return QuestionFiles(
+        questions=(QuestionFile(path=folder / "questions.jsonl"),), corpus=(folder / "corpus.jsonl",), **settings
+    )
 
 
 def test_the_figures_of_a_published_folder(tmp_path: Path) -> None:
@@ -105,8 +107,8 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_the_authors_test_file_as_evaluation(tmp_path: Path) -> None:
     """All 3,197 of their rows stay but 94, whose only fault is an answer of more than 30 words (NQ's long answers)."""
     config = QuestionFiles(
-        questions=(SHARED / "questions.parquet",),
-        corpus=SHARED / "corpus.parquet",
+        questions=(QuestionFile(path=SHARED / "questions.parquet"),),
+        corpus=(SHARED / "corpus.parquet",),
         evaluation=SHARED / "igpo" / "test.parquet",
     )
     tables = read(config)

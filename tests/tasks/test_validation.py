@@ -1,6 +1,5 @@
 """Validation: exact counts on a table with one row for each way to be bad, and which rows are asked for at all."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,7 @@ from igpo_core.config import LookupWorld, QuestionFiles
 from igpo_core.data import load_corpus, load_questions
 from tasks.data import read
 from tasks.validation import Validation, validate
-
-PASSAGES = [
-    {"passage_id": "p1", "title": "Warsaw", "text": "Warsaw is the capital of Poland today."},
-    {"passage_id": "p2", "title": "Paris", "text": "Paris is the capital of France today."},
-    {"passage_id": "p3", "title": "Oslo", "text": "Oslo is the capital of Norway today."},
-]
-
-
-def row(identity: str, split: str | None, **changes: Any) -> dict[str, Any]:
-    base = {"id": identity, "split": split, "question": f"Question {identity}?", "answers": ["Ann"], "source": "nq"}
-    return {**base, **changes}
-
-
-GOOD = [row("g1", "train", supporting_titles=["Warsaw"]), row("g2", "dev"), row("g3", "test")]
-
-
-def lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in rows))
-    return path
-
-
-def files(folder: Path, questions: list[Any], passages: list[Any] = PASSAGES, **settings: Any) -> QuestionFiles:
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = {
-        "questions": [lines(folder / "q.jsonl", questions)],
-        "corpus": lines(folder / "c.jsonl", passages),
-        **settings,
-    }
-    return QuestionFiles.model_validate(chosen)
+from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
 
 
 def checked(folder: Path, config: QuestionFiles) -> Validation:
@@ -233,6 +204,22 @@ def test_evaluation_rows_become_the_test_split(tmp_path: Path) -> None:
     assert found.counts == {"questions: question in one split": 1, "questions: id unique": 1}
 
 
-def test_rows_without_a_split_take_the_one_that_is_set(tmp_path: Path) -> None:
-    tables = read(files(tmp_path, [row("a", None), row("b", "dev")], split="train"))
-    assert tables.questions["split"].tolist() == ["train", "dev"]
+def test_each_file_gives_its_own_split_to_rows_without_one(tmp_path: Path) -> None:
+    several = [
+        {"path": lines(tmp_path / "one.jsonl", [row("a", None), row("b", "dev")]), "split": "train"},
+        {"path": lines(tmp_path / "two.jsonl", [row("c", None)]), "split": "test"},
+    ]
+    config = QuestionFiles.model_validate({"questions": several, "corpus": [lines(tmp_path / "c.jsonl", PASSAGES)]})
+    assert read(config).questions[["id", "split"]].to_numpy().tolist() == [["a", "train"], ["b", "dev"], ["c", "test"]]
+
+
+def test_a_passage_of_two_files_is_read_once(tmp_path: Path) -> None:
+    """p2 is the same in both; p3 has another text there, which validation then finds under a used id."""
+    other = [PASSAGES[1], {**PASSAGES[2], "text": "Oslo was called Christiania."}]
+    several = [lines(tmp_path / "one.jsonl", PASSAGES), lines(tmp_path / "two.jsonl", other)]
+    config = files(tmp_path, [*GOOD], corpus=several)
+    tables = read(config)
+    assert tables.corpus is not None
+    assert tables.corpus["passage_id"].tolist() == ["p1", "p2", "p3", "p3"]
+    assert tables.dropped["passage of an earlier file"] == 1
+    assert checked(tmp_path, config).counts == {"corpus: id unique": 1}
