@@ -175,10 +175,11 @@ class FileDemonstrations(Settings):
 
 
 class WarmStartStage(Settings):
-    """A run of supervised steps: AdamW, linear warm-up, cosine to a tenth."""
+    """A run of supervised steps: AdamW, linear warm-up, cosine from learning_rate to final_share of it."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    final_share: Share = Field(0.1, description="Share of the learning rate at the stage's end.")
     batch_size: int = Field(64, ge=1)
     warmup_steps: int = Field(50, ge=0)
     demonstrations: LookupDemonstrations | AtlasDemonstrations | FileDemonstrations = Field(discriminator="kind")

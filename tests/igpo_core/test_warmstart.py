@@ -70,6 +70,8 @@ def test_the_schedule() -> None:
     assert schedule(stage, 0) == pytest.approx(0.1)  # a tenth of the warm-up, cosine still at 1
     assert schedule(stage, 50) == pytest.approx(0.55)  # half-way between 1 and 0.1
     assert schedule(stage, 99) < 0.11
+    half = stage.model_copy(update={"final_share": 0.5})
+    assert schedule(half, 50) == pytest.approx(0.75)
 
 
 def test_a_warm_start_depends_on_the_seed_alone(lookup_setup: Any) -> None:
