@@ -18,7 +18,7 @@ from pydantic import Field
 from flows.children import start_child
 from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
-from igpo_core.config import code_version
+from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import home
 from tasks.prefect_runs import flow_run_url, settle_child
@@ -42,7 +42,6 @@ def ablation(
     say = get_run_logger().info
     specification = load_specification(preset).select(arms, seeds)
     workers = processes or specification.processes
-    code = code_version()
     say(plan(specification, workers))
 
     data = prepare_data(preset)
@@ -64,7 +63,7 @@ def ablation(
         wait(runs)
     reasons = {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
     failed = {name: reason for name, reason in reasons.items() if reason}
-    require_same_code(code)
+    require_same_code()
     if failed:
         say("\n".join([f"{len(failed)} of {len(pairs)} runs failed:", *(f"  {n}: {why}" for n, why in failed.items())]))
     if len(failed) == len(pairs):
@@ -86,12 +85,13 @@ def ablation(
     }
 
 
-def require_same_code(version: str) -> None:
-    """Raise ConfigError when igpo_core was edited since: each child process imports what is on disk when it starts."""
-    if code_version() != version:
+def require_same_code() -> None:
+    """Raise ConfigError when igpo_core was edited since this process imported it: what runs is not what can be read."""
+    if code_on_disk() != code_version():
         raise ConfigError(
-            "igpo_core was edited while the sweep ran, so its runs are of different code and cannot be compared. Start "
-            "the sweep again; runs of the present code are reused. To edit meanwhile, run sweeps from a clone of their own."
+            "igpo_core was edited while the sweep ran: its runs are of the code as it was at the start, and no report is "
+            "written. Undo the edit and start again to have it, or start again for runs of the new code. To edit "
+            "meanwhile, run sweeps from a clone of their own."
         )
 
 
@@ -129,7 +129,7 @@ def write_report(specification: AblationSpecification, sweep: str, data_version:
     from tasks import reporting
 
     run_keys = {
-        identify(specification.experiment(arm, seed), data_version, home()).run_key
+        identify(specification.experiment(arm, seed), data_version, sweep, home()).run_key
         for arm in specification.arms
         for seed in specification.seeds
     }
@@ -161,7 +161,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="only these arms, and the baseline")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="e.g. 0,1,2")
-    parser.add_argument("--processes", type=int)
+    parser.add_argument(
+        "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
+    )
     chosen = parser.parse_args(arguments)
     try:
         load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # bad input fails before any run exists

@@ -8,6 +8,9 @@ import multiprocessing
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from igpo_core.config import code_version
+from igpo_core.errors import ConfigError
+
 FORKED = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "flows.train",
@@ -27,7 +30,8 @@ def start_child(name: str, parameters: dict[str, Any], context: dict[str, Any]) 
     import cloudpickle
 
     FORKED.set_forkserver_preload(PRELOADED)
-    child = FORKED.Process(target=_run, args=(cloudpickle.dumps((name, parameters, context)),), name=name)
+    message = cloudpickle.dumps((name, parameters, context, code_version()))
+    child = FORKED.Process(target=_run, args=(message,), name=name)
     child.start()
     return child
 
@@ -40,7 +44,9 @@ def _run(message: bytes) -> None:
 
     from flows.train import train, warm_start
 
-    name, parameters, context = cloudpickle.loads(message)
+    name, parameters, context, version = cloudpickle.loads(message)
+    if code_version() != version:
+        raise ConfigError(f"igpo_core is {code_version()} in this process and {version} in its parent: start again")
     with hydrated_context(context):
         flows: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
         run_flow(flows[name], parameters=parameters, return_type="state")

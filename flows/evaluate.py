@@ -16,25 +16,30 @@ def evaluate(
     model: Annotated[str, Field(min_length=1, description="Checkpoint folder, run key, model folder or hub name.")],
     preset: Annotated[str, Field(description="Preset name in deployments/presets, or path of a specification.")],
     split: Literal["train", "dev", "test"] = "test",
-    limit: Annotated[int, Field(ge=1, description="Questions at most, from the table's beginning.")] = 512,
+    limit: Annotated[
+        int | None, Field(ge=1, description="Questions at most, from the table's beginning; empty: all.")
+    ] = None,
 ) -> dict[str, float]:
     """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation."""
     from igpo_core.environments import open_environment
     from igpo_core.policies import load_policy
     from tasks.data import prepare
-    from tasks.evaluation import locate, metric_rows
+    from tasks.evaluation import locate, metric_rows, require_vocabulary
     from tasks.mlflow_runs import log_evaluation
 
     specification = load_specification(preset)
     experiment = specification.experiment(specification.baseline, specification.seeds[0])
     data = prepare(experiment.data, home())
-    policy = load_policy(locate(model, home()), experiment)
+    folder = locate(model, home())
+    policy = load_policy(folder, experiment)
     environment = open_environment(experiment, data.folder)
-    metrics, results = training.evaluate_all(policy, environment, experiment, split, limit, 0)
+    require_vocabulary(policy, environment, folder)
+    questions = limit or len(environment.questions(split))
+    metrics, results = training.evaluate_all(policy, environment, experiment, split, questions, 0)
     metrics = {f"{split}{name}": value for name, value in metrics.items()}
     records = [record for result in results.values() for record in result.records]
-    url = log_evaluation(specification.name, model, data.version, metrics, records)
+    url = log_evaluation(specification.name, folder, data.version, metrics, records)
     create_table_artifact(metric_rows(metrics), description=f"{model} on {split}")
     create_link_artifact(link=url, link_text="MLflow run of this evaluation")
-    get_run_logger().info(f"{model} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
+    get_run_logger().info(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
     return metrics

@@ -1,6 +1,7 @@
 """Flow `train`: one arm, one seed. Warm start, epochs of steps, a checkpoint and an evaluation each epoch, the test."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -10,6 +11,11 @@ from flows.specification import AblationSpecification, load_specification
 from igpo_core.checkpoints import checkpoint_folder
 from tasks import training
 from tasks.home import home
+
+if TYPE_CHECKING:
+    from igpo_core.config import ExperimentConfig
+    from tasks.data import PublishedData
+    from tasks.tracking import Tracker
 
 
 @flow(name="warm-start", flow_run_name="warm start seed {seed}", validate_parameters=True)
@@ -31,28 +37,50 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm with one seed, or find it finished. Returns its result."""
     from tasks.data import prepare
-    from tasks.tracking import Tracker
+    from tasks.tracking import Tracker, is_finished
 
     say = get_run_logger().info
     specification = load_specification(preset)
     experiment = specification.experiment(arm, seed)
     data = prepare(experiment.data, home())
-    run = training.identify(experiment, data.version, home())
-    finished = run.result()
-    if finished is not None:
-        say(f"finished before (run key {run.run_key}): reused")
-        return finished
+    sweep = specification.sweep(data.version)
+    run = training.identify(experiment, data.version, sweep, home())
 
+    def track() -> Tracker:
+        return Tracker.open(
+            run.folder,
+            experiment=specification.name,
+            run_name=f"{arm} seed {seed}",
+            run_key=run.run_key,
+            tags=_tags(specification, arm, seed, sweep, data.version),
+            params=experiment.model_dump(mode="json"),
+        )
+
+    with training.locked(home(), run.run_key, say):
+        finished = run.result()
+        if finished is not None:
+            if not is_finished(specification.name, run.run_key):
+                track().finish("FINISHED")
+                say("MLflow did not have this run: its metrics were sent again, without checkpoint and traces")
+            say(f"finished before (run key {run.run_key}): reused")
+            return finished
+        return train_run(specification, experiment, arm, data, run, track, say)
+
+
+def train_run(
+    specification: AblationSpecification,
+    experiment: "ExperimentConfig",
+    arm: str,
+    data: "PublishedData",
+    run: training.RunIdentity,
+    track: "Callable[[], Tracker]",
+    say: training.Say,
+) -> dict[str, Any]:
+    """From the newest checkpoint, or the warm start, to the result."""
+    seed = experiment.seed
     warm = training.ensure_warm_start(experiment, data, home(), say)
     trainer = training.start_trainer(experiment, data, run, warm, say)
-    tracker = Tracker.open(
-        run.folder,
-        experiment=specification.name,
-        run_name=f"{arm} seed {seed}",
-        run_key=run.run_key,
-        tags=_tags(specification, arm, seed, data.version),
-        params=experiment.model_dump(mode="json"),
-    )
+    tracker = track()
     training.write_json(run.folder / "config.json", experiment.model_dump(mode="json"))
     progress = _Progress(f"{arm} seed {seed}", experiment.training.steps, tracker.url)
     try:
@@ -95,7 +123,7 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
     metrics = {f"test{name}": value for name, value in metrics.items()}
     tracker.log(trainer.step, metrics)
     tracker.flush()
-    scored = results[config.evaluation.decoding[0]].scored[: config.evaluation.traces]
+    scored = results[config.evaluation.decoding[0]].scored
     log_traces(tracker.run_id, tracker.experiment_id, trace_records(trainer.policy, scored, config, arm))
     headline = {name: metrics[name] for name in ("test/all/f1", "test/all/em")}
     checkpoint = checkpoint_folder(run.folder, trainer.step)
@@ -114,10 +142,15 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
     }
 
 
-def _tags(specification: AblationSpecification, arm: str, seed: int, data_version: str) -> dict[str, str]:
+# One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
+COLOURS = ("#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+
+
+def _tags(specification: AblationSpecification, arm: str, seed: int, sweep: str, data_version: str) -> dict[str, str]:
     return {
         "kind": "train",
-        "sweep": specification.sweep(data_version),
+        "mlflow.runColor": COLOURS[list(specification.arms).index(arm) % len(COLOURS)],
+        "sweep": sweep,
         "arm": arm,
         "seed": str(seed),
         "data_version": data_version,

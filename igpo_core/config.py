@@ -113,7 +113,7 @@ class NewPolicy(Settings):
     heads: int = Field(4, ge=1)
     key_value_heads: int = Field(4, ge=1)
     feed_forward: int = Field(192, ge=8)
-    window: int = Field(512, ge=32, description="Longest sequence in tokens.")
+    window: int = Field(1024, ge=32, description="Longest sequence in tokens, an answer probe included.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "NewPolicy":
@@ -218,6 +218,11 @@ class RewardConfig(Settings):
 
     @model_validator(mode="after")
     def _no_inert_choice(self) -> "RewardConfig":
+        if self.reward == "gain_only" and self.normalization == "joint":
+            raise ValueError(
+                "reward=gain_only has no outcomes to share a pool with (their zeros would price turns): use "
+                "normalization=separate"
+            )
         inert = {"gain", "normalization", "gamma", "aliases"} & self.model_fields_set
         if self.reward == "outcome_only" and any(
             getattr(self, name) != type(self).model_fields[name].default for name in inert
@@ -336,10 +341,18 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def code_version() -> str:
-    """A hash of igpo_core's source files: what computed a result is part of its identity."""
+def code_on_disk() -> str:
+    """A hash of igpo_core's source files as they are now."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+_IMPORTED = code_on_disk()
+
+
+def code_version() -> str:
+    """The hash of igpo_core's source files when this process imported it: what computes a result is part of its identity."""
+    return _IMPORTED

@@ -66,7 +66,9 @@ def evaluate(
     metrics["all/left_out"] = float(len(questions) - len(fitting))
     metrics["all/seconds"] = times.total
     metrics["all/search_seconds"] = times.search
-    return EvaluationResult(metrics, [_record(item, step) for item in scored], scored, len(questions) - len(fitting))
+    return EvaluationResult(
+        metrics, [_record(item, step, decoding) for item in scored], scored, len(questions) - len(fitting)
+    )
 
 
 def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
@@ -79,10 +81,11 @@ def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tup
     return sorted(slices.items())
 
 
-def _record(item: Scored, step: int) -> dict[str, Any]:
+def _record(item: Scored, step: int, decoding: Decoding) -> dict[str, Any]:
     trajectory = item.trajectory
     return {
         "step": step,
+        "decoding": decoding,
         "id": trajectory.question.id,
         "source": trajectory.question.source,
         "hops": trajectory.question.hops,

@@ -65,7 +65,12 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            str(name), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            str(name),
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring; a model without it is refused
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(

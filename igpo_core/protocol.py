@@ -278,11 +278,13 @@ def _parse_call(text: str) -> Action:
     """The JSON between <tool_call> and </tool_call>: {"name": "search", "arguments": {"query": <text>}}."""
     try:
         call = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
         return Malformed("the tool call is not JSON")
     if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
         return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
     query = call["arguments"].get("query")
     if not isinstance(query, str) or not query.strip():
         return Malformed("the tool call has no query text")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in query):
+        return Malformed("the query holds half a character (an unpaired surrogate)")
     return Search(query.strip())

@@ -20,7 +20,7 @@ from igpo_core.errors import DataError, IgpoError
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
 from igpo_core.policies import Policy
-from igpo_core.rewards.scoring import Scored, reward_trajectories
+from igpo_core.rewards.scoring import Scored, require_room, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Question, Trajectory
@@ -50,6 +50,7 @@ class Trainer:
                 f"none of the {len(every)} train questions leaves room for a turn within rollout.max_tokens="
                 f"{config.rollout.max_tokens}: raise it, or give shorter questions"
             )
+        require_room(policy, self.questions, config)
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         self.accelerator = Accelerator(mixed_precision="no")
@@ -158,8 +159,9 @@ class Trainer:
                     "step are unharmed in the last checkpoint. Lower optimizer.learning_rate or reward.gamma."
                 )
             self.optimizer.step()
+        metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
-        return {**metrics, "train/learning_rate": self.scheduler.get_last_lr()[0]}
+        return metrics
 
     def _loss(
         self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]

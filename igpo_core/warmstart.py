@@ -91,11 +91,13 @@ def run_warm_start(
 ) -> dict[str, float]:
     """Run every stage in place; progress(steps done, steps in all, metrics) after each tenth step.
 
-    Returns the last loss of each stage. Demonstrations and their order depend on config.seed alone.
+    Returns the last loss of each stage, and how many demonstrations were left out because they do not fit.
+    Demonstrations and their order depend on config.seed alone.
     """
     if config.warm_start is None:
         raise ConfigError("this configuration has no warm start")
-    total, done, losses = sum(stage.steps for stage in config.warm_start.stages), 0, {}
+    total, done, left_out = sum(stage.steps for stage in config.warm_start.stages), 0, 0
+    losses: dict[str, float] = {}
     for number, stage in enumerate(config.warm_start.stages):
         optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -105,11 +107,9 @@ def run_warm_start(
                 group["lr"] = stage.learning_rate * schedule(stage, step)
             rng = python_rng(config.seed, "warm start", number, step)
             items = environment.demonstrations(rng, stage.batch_size, stage.demonstrations)
-            examples = [
-                example
-                for example in (render(policy.protocol, item) for item in items)
-                if len(example.ids) <= config.rollout.max_tokens
-            ]
+            rendered = [render(policy.protocol, item) for item in items]
+            examples = [example for example in rendered if len(example.ids) <= config.rollout.max_tokens]
+            left_out += len(rendered) - len(examples)
             if not examples:
                 raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
             optimizer.zero_grad()
@@ -120,12 +120,10 @@ def run_warm_start(
             if done % 10 == 0 or done == total:
                 progress(done, total, {"warm_start/loss": loss, "warm_start/stage": float(number + 1)})
         losses[f"warm_start/stage_{number + 1}_loss"] = loss
-    return losses
+    return {**losses, "warm_start/left_out": float(left_out)}
 
 
 def schedule(stage: WarmStartStage, step: int) -> float:
     """Share of the learning rate at a step: linear warm-up times a cosine from 1 to final_share."""
     warm = min(1.0, (step + 1) / stage.warmup_steps) if stage.warmup_steps else 1.0
-    return warm * (
-        stage.final_share + (1 - stage.final_share) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-    )
+    return warm * (stage.final_share + (1 - stage.final_share) * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))

@@ -2,19 +2,38 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from igpo_core.checkpoints import MANIFEST, newest_checkpoint, verify_folder
+from igpo_core.checkpoints import MANIFEST, verify_folder
+from igpo_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.policies import Policy
 
 
 def locate(model: str, home: Path) -> str:
-    """The folder behind a run key, a run's folder or a checkpoint (verified); any other name is passed on as it is."""
+    """The folder behind a run key, a run's folder or a checkpoint (verified); any other name is passed on as it is.
+
+    Raises CheckpointError when the newest checkpoint of a run is damaged: no older one is evaluated in its place.
+    """
     run = home / "runs" / model
     folder = run if run.is_dir() else Path(model)
     if (folder / "checkpoints").is_dir():
-        folder = newest_checkpoint(folder) or folder
+        folder = max((folder / "checkpoints").glob("step-*"), default=folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
     return str(folder) if folder.exists() else model
+
+
+def require_vocabulary(policy: "Policy", environment: "Environment", name: str) -> None:
+    """Raise CheckpointError when a word-level policy lacks words of the world: it would read <unk> and score nothing."""
+    lacking = sorted(set(environment.vocabulary()) - set(policy.protocol.tokenizer.get_vocab()))
+    if lacking:
+        raise CheckpointError(
+            f"{name} lacks {len(lacking)} words of this world ({', '.join(lacking[:5])}, ..): it was made for another one. "
+            "Give the preset that it was trained with"
+        )
 
 
 def metric_rows(metrics: Mapping[str, float]) -> list[dict[str, str | float]]:

@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.tracking import client, experiment_id, run_url
+from igpo_core.folders import file_hash
+from tasks.tracking import client, experiment_id, run_url, tag_filter
 
 
 def log_data(study: str, version: str, folder: Path) -> str:
     """The run tagged kind=data of this version, with Data Docs, quarantine and summary. Returns its link."""
     mlflow, experiment = client(), experiment_id(study)
-    found = mlflow.search_runs([experiment], f"tags.kind = 'data' and tags.data_version = '{version}'", max_results=1)
+    quarantine = file_hash(folder / "quarantine.jsonl")  # not part of the version, and shown
+    tags = {"kind": "data", "data_version": version, "quarantine": quarantine[:12]}
+    whole = f"{tag_filter(**tags)} and attributes.status = 'FINISHED'"  # a kill may have left a run without its files
+    found = mlflow.search_runs([experiment], whole, max_results=1)
     if found:
         return run_url(experiment, found[0].info.run_id)
-    run = mlflow.create_run(experiment, tags={"kind": "data", "data_version": version}, run_name=f"data {version}")
+    run = mlflow.create_run(experiment, tags=tags, run_name=f"data {version}")
     summary = json.loads((folder / "summary.json").read_text())
     for split, count in summary["counts"].items():
         mlflow.log_metric(run.info.run_id, f"data/{split}_questions", count)
@@ -29,7 +33,7 @@ def log_data(study: str, version: str, folder: Path) -> str:
 def log_evaluation(
     study: str, model: str, data_version: str, metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]]
 ) -> str:
-    """A run tagged kind=evaluation with all metrics and one record a question. Returns its link."""
+    """A run tagged kind=evaluation with all metrics and one record a question and decoding. Returns its link."""
     import time
 
     from mlflow.entities import Metric

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import statistics as plain
 import subprocess
 import tempfile
@@ -29,6 +30,8 @@ HISTORIES = (
     "test_greedy/all/f1",
     "train/turns",
     "advantage/dead_groups",
+    "test/all/questions",
+    "test/all/left_out",
     "progress/rollouts",
     "progress/questions",
     "progress/sampled_tokens",
@@ -235,6 +238,17 @@ def unequal_budgets(data: SweepData) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- report
 
 
+def left_out(data: SweepData) -> list[str]:
+    """A loud line when test questions were not asked because their prompt does not fit."""
+    lost = max((run.last("test/all/left_out") or 0.0 for run in data.finished()), default=0.0)
+    asked = max((run.last("test/all/questions") or 0.0 for run in data.finished()), default=0.0)
+    if not lost:
+        return []
+    return [
+        f"NOT TESTED: {lost:.0f} questions do not fit rollout.max_tokens; the scores are over the other {asked:.0f}."
+    ]
+
+
 def write_report(
     experiment: str,
     sweep: str,
@@ -254,10 +268,11 @@ def write_report(
         raise DataError(f"sweep {sweep} has no finished run to report on: {' '.join(data.warnings)}")
     summaries = summarise(data, baseline, threshold)
     cells = table_rows(summaries, threshold)
-    words = sentences(summaries, specification, baseline, threshold, [*unequal_budgets(data), *data.warnings])
+    warnings = [*unequal_budgets(data), *left_out(data), *data.warnings]
+    words = sentences(summaries, specification, baseline, threshold, warnings)
     compare = compare_url(data.experiment, [run.run_id for run in data.finished()])
     text = markdown(sweep, cells, words, compare)
-    run_id = _report_run(data.experiment, sweep, data_version)
+    run_id = _report_run(data.experiment, sweep, specification, data_version)
     mlflow = client()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -275,13 +290,16 @@ def write_report(
     return Report(run_id, run_url(data.experiment, run_id), compare, text, terminal, summaries, cells)
 
 
-def _report_run(place: str, sweep: str, data_version: str) -> str:
+def _report_run(place: str, sweep: str, specification: Mapping[str, Any], data_version: str) -> str:
+    """Each choice of arms and seeds has a report of its own: one never overwrites another."""
     mlflow = client()
-    found = mlflow.search_runs([place], tag_filter(sweep=sweep, kind="report"), max_results=1)
+    arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
+    tags = {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
+    found = mlflow.search_runs([place], tag_filter(**tags), max_results=1)
     if found:
         return str(found[0].info.run_id)
-    tags = {"kind": "report", "sweep": sweep, "data_version": data_version}
-    return str(mlflow.create_run(place, tags=tags, run_name=f"report {sweep}").info.run_id)
+    name = f"report {sweep}: {len(specification['arms'])} arms, seeds {seeds}"
+    return str(mlflow.create_run(place, tags={**tags, "data_version": data_version}, run_name=name).info.run_id)
 
 
 def _log_summaries(run_id: str, summaries: Sequence[ArmSummary]) -> None:
@@ -307,23 +325,25 @@ def _write_csv(path: Path, cells: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(cells)
 
 
+def _commit() -> str:
+    """The commit of this checkout, or why none is known."""
+    if shutil.which("git") is None:
+        return "no commit known: git is not installed"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return git.stdout.strip() if git.returncode == 0 else f"no commit known: {git.stderr.strip()}"
+
+
 def versions(data_version: str) -> dict[str, Any]:
     """What computed the numbers: code, data, interpreter, machine and every installed package."""
     from importlib.metadata import distributions
 
     from igpo_core.config import code_version
 
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "data": data_version,
         "code": code_version(),
-        "git": git.stdout.strip() if git.returncode == 0 else f"no commit known: {git.stderr.strip()}",
+        "git": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

@@ -79,7 +79,8 @@ def paired(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str
     """Every other arm against the baseline, seed by seed: scores[arm][seed].
 
     `interval` is the 95% one. The verdict is stricter: with k arms compared, the interval of level 1 - 0.05 / k must
-    exclude zero (Bonferroni), so that all verdicts of a table hold together. missing_seeds: seeds that some arm of the
+    exclude zero (Bonferroni). With few seeds that interval is their whole range, so that a verdict means that all seeds
+    agree, and its level is 2^(1-n) at best (0.06 for five): the report says so. missing_seeds: seeds that some arm of the
     sweep has and this arm or the baseline lacks.
     """
     others = [arm for arm in scores if arm != baseline]

@@ -66,6 +66,12 @@ def experiment_id(name: str) -> str:
     return str(found.experiment_id)
 
 
+def is_finished(experiment: str, run_key: str) -> bool:
+    """Whether MLflow has a finished run of this key."""
+    found = client().search_runs([experiment_id(experiment)], tag_filter(run_key=run_key), max_results=1)
+    return bool(found) and found[0].info.status == "FINISHED"
+
+
 # --------------------------------------------------------------------------------------------------------- links
 
 

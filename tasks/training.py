@@ -1,14 +1,17 @@
 """A training run as observable steps: warm start, epochs, evaluations, checkpoints, result.
 
 The run's folder `<home>/runs/<run key>/` holds config.json, metrics.jsonl, checkpoints/step-000010/ and, written last,
-result.json: its presence means that the run is finished. The key is a hash of data version, configuration, code version
-and seed, so the same run asked for again is found again.
+result.json: its presence means that the run is finished. The key is a hash of sweep, data version, configuration, code
+version and seed, so the same run asked for again is found again. A process that works on a run or a warm start holds its
+lock in `<home>/locks`; another that wants the same waits, and then finds it.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +48,23 @@ class RunIdentity:
         return result
 
 
-def identify(experiment: ExperimentConfig, data_version: str, home: Path) -> RunIdentity:
-    run_key = fingerprint(experiment, data_version, code_version())
+def identify(experiment: ExperimentConfig, data_version: str, sweep: str, home: Path) -> RunIdentity:
+    """sweep: part of the identity, for MLflow keeps a run under one sweep: runs are shared within a sweep only."""
+    run_key = fingerprint(experiment, data_version, sweep, code_version())
     return RunIdentity(run_key, home / "runs" / run_key)
+
+
+@contextlib.contextmanager
+def locked(home: Path, key: str, say: Say) -> Iterator[None]:
+    """Hold the lock of a run or warm start; wait for a process that holds it. A process that dies lets go."""
+    (home / "locks").mkdir(parents=True, exist_ok=True)
+    with (home / "locks" / key).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{key} is being made by another process: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
@@ -77,15 +94,21 @@ def set_up(experiment: ExperimentConfig, data: "PublishedData") -> "tuple[Enviro
 
 def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home: Path, say: Say) -> Path:
     """The folder of the policy that every arm of this seed starts from: found whole, or made now."""
+    key = warm_start_key(experiment, data.version)
+    folder = home / "warm_starts" / key
+    with locked(home, key, say):
+        if folder.exists():
+            verify_folder(folder)
+            say(f"warm start {key}: reused")
+        else:
+            _make_warm_start(experiment, data, folder, say)
+    return folder
+
+
+def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder: Path, say: Say) -> None:
     from igpo_core.policies import save_policy
     from igpo_core.warmstart import run_warm_start
 
-    key = warm_start_key(experiment, data.version)
-    folder = home / "warm_starts" / key
-    if folder.exists():
-        verify_folder(folder)
-        say(f"warm start {key}: reused")
-        return folder
     environment, policy = set_up(experiment, data)
     if experiment.warm_start is not None:
         total = sum(stage.steps for stage in experiment.warm_start.stages)
@@ -98,9 +121,13 @@ def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home:
                     f"{time.monotonic() - started:.0f} s"
                 )
 
-        run_warm_start(experiment, environment, policy, progress=progress)
+        losses = run_warm_start(experiment, environment, policy, progress=progress)
+        if losses["warm_start/left_out"]:
+            say(
+                f"warning: {losses['warm_start/left_out']:.0f} demonstrations did not fit rollout.max_tokens="
+                f"{experiment.rollout.max_tokens} and were left out, the longest ones: raise it to teach these too"
+            )
     write_folder(folder, lambda path: save_policy(policy, path))
-    return folder
 
 
 def start_trainer(

@@ -1,5 +1,6 @@
 """Scored trajectories as records for people: text by turn, with beliefs and gains."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,18 @@ from tasks.traces import TraceRecord, TurnRecord
 
 
 def trace_records(policy: Any, scored: Sequence[Any], config: ExperimentConfig, arm: str) -> list[TraceRecord]:
-    """Beliefs are scored here for the sample alone, so that outcome_only shows them too and pays for no other."""
-    from igpo_core.rewards.information_gain import information_gains
-    from igpo_core.rewards.scoring import score_trajectories
+    """The first config.evaluation.traces of `scored` whose answers fit behind their history.
 
+    Beliefs are scored here for the sample alone, so that outcome_only shows them too and pays for no other.
+    """
+    from igpo_core.rewards.information_gain import information_gains
+    from igpo_core.rewards.scoring import longest_probe, score_trajectories
+
+    def fits(item: Any) -> bool:
+        trajectory = item.trajectory
+        return len(trajectory.token_ids) + longest_probe(policy, trajectory.question, config.reward) <= policy.window
+
+    scored = list(itertools.islice(filter(fits, scored), config.evaluation.traces))
     beliefs = score_trajectories(policy, [item.trajectory for item in scored], config.reward)
     records = []
     for item, seen in zip(scored, beliefs, strict=True):

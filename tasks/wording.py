@@ -1,5 +1,6 @@
 """The report in words and tables: what was shown, and what was not."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,17 +135,34 @@ def _speed(row: "ArmSummary") -> str:
     )
 
 
+def _certainty(pairs: int, compared: int) -> str:
+    """What the interval and the verdict of so many seeds can say at most."""
+    if not pairs:
+        return "Certainty: no seeds are paired."
+    text = (
+        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over "
+        f"questions; it never reaches beyond the seeds' own range, which holds the true mean with probability "
+        f"{1 - 2 ** (1 - pairs):.3f} at most."
+    )
+    strict = 0.05 / compared
+    if 2 ** (1 - pairs) <= strict:
+        return f"{text} Verdicts are stricter: the interval at level {1 - strict:.2%} must exclude zero (Bonferroni)."
+    needed = math.ceil(1 - math.log2(strict))
+    return (
+        f"{text} A verdict needs all {pairs} seeds to agree, which chance alone brings about in {2 ** (1 - pairs):.1%} of "
+        f"comparisons of equal arms; {needed} or more seeds would hold {strict:.1%}, five percent over the {compared} "
+        "compared."
+    )
+
+
 def _limits(summaries: Sequence["ArmSummary"], base: Mapping[str, Any], baseline: str) -> list[str]:
     compared = max(1, len(summaries) - 1)
     pairs = min((row.pairs for row in summaries if row.arm != baseline and row.pairs), default=0)
     lines = [
-        "The ceiling. A gap at this budget is a gap in speed; with more steps the arms may end level.",
+        "The ceiling. A gap at this budget may be one of speed alone: with more steps the arms may end level.",
         f"Any other format penalty than {base['reward']['format_penalty']:g}, which decides how an arm fails: compare with "
         "the preset of the other penalty.",
-        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over "
-        f"questions; it never reaches beyond the seeds' own range, which holds the true mean with probability "
-        f"{1 - 2 ** (1 - pairs) if pairs else 0:.3f} at most. Verdicts are stricter: the interval at level "
-        f"{100 * (1 - 0.05 / compared):.2f}% must exclude zero (Bonferroni, {compared} compared).",
+        _certainty(pairs, compared),
         f"Any other world, model size, learning rate or task than this one (data: {base['data']['kind']}).",
     ]
     if base["warm_start"] is not None:

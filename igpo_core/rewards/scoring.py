@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from igpo_core.config import RewardConfig
+from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
 from igpo_core.rewards.information_gain import belief, information_gains, score_beliefs
 from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score
-from igpo_core.trajectory import Trajectory
+from igpo_core.trajectory import Question, Trajectory
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ def reward_trajectories(policy: Policy, trajectories: Sequence[Trajectory], conf
     if config.needs_gain:
         beliefs = list(score_trajectories(policy, trajectories, config))
     return [_score(item, seen, config) for item, seen in zip(trajectories, beliefs, strict=True)]
+
+
+def longest_probe(policy: Policy, question: Question, config: RewardConfig) -> int:
+    """Tokens that the longest probe of this question adds to a history."""
+    answers = question.answers[:1] if config.aliases == "first" else question.answers
+    probes = [policy.protocol.probe(answer) for answer in answers]
+    return max(len(probe.prefix_ids) + len(probe.answer_ids) for probe in probes)
+
+
+def require_room(policy: Policy, questions: Sequence[Question], config: ExperimentConfig) -> None:
+    """Raise ConfigError when a history of rollout.max_tokens and a probe exceed the policy's window."""
+    if not config.reward.needs_gain:
+        return
+    for question in questions:
+        longest = longest_probe(policy, question, config.reward)
+        if config.rollout.max_tokens + longest > policy.window:
+            raise ConfigError(
+                f"question {question.id!r}: a history of rollout.max_tokens={config.rollout.max_tokens} and the probe of "
+                f"its longest answer ({longest} tokens) exceed the policy's window of {policy.window}: lower "
+                "rollout.max_tokens or data.max_answer_words, or give a longer window"
+            )
 
 
 def score_trajectories(
