@@ -126,6 +126,4 @@ def run_warm_start(
 def schedule(stage: WarmStartStage, step: int) -> float:
     """Share of the learning rate at a step: linear warm-up times a cosine from 1 to final_share."""
     warm = min(1.0, (step + 1) / stage.warmup_steps) if stage.warmup_steps else 1.0
-    return warm * (
-        stage.final_share + (1 - stage.final_share) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-    )
+    return warm * (stage.final_share + (1 - stage.final_share) * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
