@@ -17,10 +17,11 @@ from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkp
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError, IgpoError
+from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
 from igpo_core.policies import Policy
-from igpo_core.rewards.scoring import Scored, require_room, reward_trajectories
+from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Question, Trajectory
@@ -80,11 +81,10 @@ class Trainer:
             config.rollout,
             members=config.rollout.group_size,
             key=(config.seed, "rollout", step),
+            probes=answer_probes(self.policy, config.reward) if config.reward.needs_gain else None,
             times=times,
         )
-        rewarded = time.perf_counter()
         scored = reward_trajectories(self.policy, trajectories, config.reward)
-        weighed = time.perf_counter()
         groups = [item.trajectory.group for item in scored]
         advantages = turn_advantages(
             [item.rewards(config.reward) for item in scored],
@@ -94,6 +94,7 @@ class Trainer:
             scale=config.reward.scale,
             eps=config.reward.eps,
         )
+        weighed = time.perf_counter()
         update = self._update(trajectories, advantages)
         ended = time.perf_counter()
         self.step += 1
@@ -101,9 +102,9 @@ class Trainer:
         metrics = {
             **rollout_metrics(scored, advantages, groups),
             **update,
-            "time/rollout": times.total - times.search,
+            "time/rollout": times.total - times.search - times.scoring,
             "time/search": times.search,
-            "time/scoring": weighed - rewarded,
+            "time/scoring": times.scoring,
             "time/update": ended - weighed,
             "time/step": ended - started,
             **{f"progress/{name}": value for name, value in self.counters.items()},
@@ -239,10 +240,10 @@ def sampled_logprobs(
         for place in range(turn.start, turn.end)
     ]
     owner, place = torch.tensor(spans, device=device).T
-    logits = model.get_output_embeddings()(hidden[owner, place - 1]).float() / temperature
-    logprobs = torch.log_softmax(logits, -1)
-    chosen = logprobs.gather(1, tokens[owner, place][:, None])[:, 0]
-    return chosen, -(logprobs.exp() * logprobs).sum(-1) if entropy else None
+    head, predicting, targets = model.get_output_embeddings(), hidden[owner, place - 1], tokens[owner, place]
+    if entropy:
+        return target_logprobs_and_entropies(head, predicting, targets, temperature)
+    return target_logprobs(head, predicting, targets, temperature), None
 
 
 def _update_metrics(parts: Sequence[LossTerms], norm: float) -> dict[str, float]:

@@ -83,7 +83,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One rollout: prompt tokens [0, prompt_length), then turns back to back. `group` names its question's group."""
+    """One rollout: prompt tokens [0, prompt_length), then turns back to back. `group` names its question's group.
+
+    answer_scores: at each history h_0 .. h_{T-1} the mean log-probability of each accepted answer that was probed for,
+    read while rolling out; None where none was asked for.
+    """
 
     question: Question
     group: str
@@ -92,6 +96,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
     status: RolloutStatus
     observations: tuple[str, ...] = field(default=())
+    answer_scores: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -103,6 +108,10 @@ class Trajectory:
             raise ValueError("only the last turn can lack an observation")
         if self.turns[-1].observation_end != self.turns[-1].end:
             raise ValueError("the last turn has no observation: it answers, fails or is cut off")
+        if self.answer_scores is not None and len(self.answer_scores) != len(self.turns):
+            raise ValueError(
+                f"{len(self.answer_scores)} histories were scored in a trajectory of {len(self.turns)} turns"
+            )
 
     @property
     def answer(self) -> str | None:

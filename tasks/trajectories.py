@@ -19,7 +19,8 @@ def trace_records(policy: Any, scored: Sequence[Any], config: ExperimentConfig, 
 
     def fits(item: Any) -> bool:
         trajectory = item.trajectory
-        return len(trajectory.token_ids) + longest_probe(policy, trajectory.question, config.reward) <= policy.window
+        room: int = policy.window - len(trajectory.token_ids)
+        return room >= longest_probe(policy, trajectory.question, config.reward)
 
     scored = list(itertools.islice(filter(fits, scored), config.evaluation.traces))
     beliefs = score_trajectories(policy, [item.trajectory for item in scored], config.reward)

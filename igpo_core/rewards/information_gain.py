@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from igpo_core.batching import token_batches
+from igpo_core.logprobs import target_logprobs
 from igpo_core.protocol import AnswerProbe
 
 __all__ = ["AnswerProbe", "answer_log_likelihoods", "belief", "information_gains", "score_beliefs"]
@@ -149,8 +150,7 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
     owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.at], device=device)
     at = torch.tensor([index for row in rows for index in row.at], device=device)
     target = torch.tensor([token for row in rows for token in row.target], device=device)
-    logits = model.get_output_embeddings()(hidden[owner, at]).float()
-    logprobs = (logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+    logprobs = target_logprobs(model.get_output_embeddings(), hidden[owner, at], target).tolist()
     results, start = [], 0
     for row in rows:
         results.append(logprobs[start : start + len(row.at)])

@@ -1,11 +1,16 @@
-"""Trajectories in, their rewards out: [g_1, .., g_{T-1}, outcome] for each."""
+"""Trajectories in, their rewards out: [g_1, .., g_{T-1}, outcome] for each.
 
-from collections.abc import Sequence
+In training the beliefs were read while rolling out (igpo_core.rollout.probes); score_trajectories reads them afterwards,
+for replays and for trajectories of an evaluation. Both give the same values up to float32 rounding, and a test holds it.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
+from igpo_core.protocol import AnswerProbe
 from igpo_core.rewards.information_gain import belief, information_gains, score_beliefs
 from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score
 from igpo_core.trajectory import Question, Trajectory
@@ -41,19 +46,38 @@ class Scored:
         return [*self.gains(config), 0.0 if config.reward == "gain_only" else self.outcome]
 
 
+Probes = Callable[[Question], list[AnswerProbe]]
+
+
+def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
+    """The probes of a question: one for each accepted answer that config.aliases looks at, rendered once."""
+    rendered: dict[str, AnswerProbe] = {}
+
+    def probes(question: Question) -> list[AnswerProbe]:
+        answers = question.answers[:1] if config.aliases == "first" else question.answers
+        for answer in answers:
+            if answer not in rendered:
+                rendered[answer] = policy.protocol.probe(answer)
+        return [rendered[answer] for answer in answers]
+
+    return probes
+
+
 def reward_trajectories(policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig) -> list[Scored]:
-    """Outcomes of all trajectories, and beliefs where the reward needs them."""
+    """Outcomes of all trajectories, and beliefs where the reward needs them. Makes no pass through the model.
+
+    Raises ValueError when the reward needs beliefs and a trajectory was rolled out without probes.
+    """
     beliefs: list[tuple[float, ...] | None] = [None] * len(trajectories)
     if config.needs_gain:
-        beliefs = list(score_trajectories(policy, trajectories, config))
+        probes = answer_probes(policy, config)
+        beliefs = [_beliefs(item, item.answer_scores, probes, config) for item in trajectories]
     return [_score(item, seen, config) for item, seen in zip(trajectories, beliefs, strict=True)]
 
 
 def longest_probe(policy: Policy, question: Question, config: RewardConfig) -> int:
     """Tokens that the longest probe of this question adds to a history."""
-    answers = question.answers[:1] if config.aliases == "first" else question.answers
-    probes = [policy.protocol.probe(answer) for answer in answers]
-    return max(len(probe.prefix_ids) + len(probe.answer_ids) for probe in probes)
+    return max(len(probe.prefix_ids) + len(probe.answer_ids) for probe in answer_probes(policy, config)(question))
 
 
 def require_room(policy: Policy, questions: Sequence[Question], config: ExperimentConfig) -> None:
@@ -73,23 +97,25 @@ def require_room(policy: Policy, questions: Sequence[Question], config: Experime
 def score_trajectories(
     policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
 ) -> list[tuple[float, ...]]:
-    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
-    aliases = [
-        item.question.answers[:1] if config.aliases == "first" else item.question.answers for item in trajectories
-    ]
-    rendered = {answer: policy.protocol.probe(answer) for answers in aliases for answer in answers}
-    probes = [[rendered[answer] for answer in answers] for answers in aliases]
+    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers, by one packed pass over each."""
+    probes = answer_probes(policy, config)
     scores = score_beliefs(
         policy.model,
         [item.token_ids for item in trajectories],
         [item.cuts for item in trajectories],
-        probes,
+        [probes(item.question) for item in trajectories],
         max_tokens=config.belief_tokens,
     )
-    return [
-        tuple(belief(values, [len(probe.answer_ids) for probe in own], config.aliases) for values in by_cut)
-        for by_cut, own in zip(scores, probes, strict=True)
-    ]
+    return [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
+
+
+def _beliefs(
+    item: Trajectory, scores: Sequence[Sequence[float]] | None, probes: Probes, config: RewardConfig
+) -> tuple[float, ...]:
+    if scores is None:
+        raise ValueError(f"{item.question.id}: a gain needs beliefs, but this trajectory was rolled out without probes")
+    lengths = [len(probe.answer_ids) for probe in probes(item.question)]
+    return tuple(belief(values, lengths, config.aliases) for values in scores)
 
 
 def _score(item: Trajectory, beliefs: tuple[float, ...] | None, config: RewardConfig) -> Scored:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, IgpoError
 from igpo_core.policies import Policy, load_policy, new_model, speak
-from igpo_core.rewards.scoring import reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.training import Trainer, sampled_logprobs
 from igpo_core.trajectory import Trajectory
@@ -40,14 +39,29 @@ def trajectories(taught: Any) -> list[Trajectory]:
     return drawn
 
 
-def test_outcome_only_makes_no_scoring_pass(taught: Any, trajectories: list[Trajectory]) -> None:
-    policy = fresh_copy(taught)
+def test_outcome_only_makes_no_scoring_pass(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probe is rendered, none rides, and rewarding makes no pass of its own."""
     passes: list[int] = []
-    policy.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    scored = reward_trajectories(policy, trajectories, RewardConfig(reward="outcome_only"))
-    assert passes == [] and all(item.beliefs is None for item in scored)
-    reward_trajectories(policy, trajectories, RewardConfig(reward="outcome_and_gain"))
-    assert len(passes) >= 1  # the hook does count
+    columns: list[int] = []
+    for reward in ("outcome_only", "outcome_and_gain"):
+        policy = fresh_copy(taught)
+        config = configure(taught, reward={"reward": reward})
+        trainer = Trainer(config, taught[1], policy)
+
+        def count(_: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():  # the update's own passes
+                return
+            passes[-1] += 1
+            columns[-1] += keywords["input_ids"].shape[1]
+
+        passes.append(0)
+        columns.append(0)
+        policy.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+        result = trainer.run_step()
+        assert (result.metrics["time/scoring"] == 0.0) == (reward == "outcome_only")
+        assert all((item.beliefs is None) == (reward == "outcome_only") for item in result.scored)
+    assert passes[0] == passes[1]  # the gain costs no pass either, only columns
+    assert 0 < columns[0] < columns[1]
 
 
 def test_outcome_only_ignores_the_gain_in_a_whole_step(taught: Any) -> None:

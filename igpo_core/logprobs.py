@@ -1,0 +1,57 @@
+"""Log-probabilities of given tokens without a [.., vocabulary] tensor for all of them at once."""
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at a time. 2**25 float32 are 128 MiB, and about three such tensors live while a chunk is worked on.
+LOGITS_AT_A_TIME = 2**25
+
+
+def target_logprobs(head: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """log softmax(head(hidden) / temperature)[target], float32, shape [N]; hidden: [N, width], targets: [N].
+
+    The projection runs over chunks of rows; with gradient each chunk is computed again on the way back instead of being
+    kept, so that memory does not grow with N times the vocabulary.
+    """
+    return torch.cat([part for part, _ in _chunks(head, hidden, targets, temperature, entropy=False)])
+
+
+def target_logprobs_and_entropies(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As target_logprobs, and the entropy of each whole distribution, in nats."""
+    parts = list(_chunks(head, hidden, targets, temperature, entropy=True))
+    return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+
+
+def _chunks(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, *, entropy: bool
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rows = max(1, LOGITS_AT_A_TIME // head.weight.shape[0])
+    if len(targets) <= rows:  # one chunk: keeping it is cheaper than computing it twice
+        return [_chunk(head, hidden, targets, temperature, entropy)]
+    if not torch.is_grad_enabled():
+        return [
+            _chunk(head, h, t, temperature, entropy)
+            for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+        ]
+    return [
+        checkpoint(_chunk, head, h, t, temperature, entropy, use_reentrant=False)
+        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+
+
+def _chunk(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = head(hidden).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
+    if not entropy:
+        return logprobs, logprobs
+    # H = log Z - sum p * logit
+    return logprobs, normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
