@@ -91,12 +91,28 @@ def test_a_second_sweep_reuses_everything(servers: Servers, sweep: str) -> None:
     assert sorted(run["id"] for run in after) == sorted(run["id"] for run in before)
 
 
-def test_a_deployed_ablation_runs_through_the_worker(servers: Servers) -> None:
+def test_a_run_that_mlflow_lost_is_sent_again(servers: Servers, sweep: str) -> None:
+    lost = next(run for run in query(servers, RUNS) if run["tags"].get("arm") == "outcome_only")
+    query(servers, f"from tasks.tracking import client; client().delete_run({lost['id']!r}); print(0)")
+    done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
+    assert done.returncode == 0 and "metrics were sent again" in done.stdout + done.stderr
+    again = [r for r in query(servers, RUNS) if r["tags"].get("run_key") == lost["tags"]["run_key"]]
+    assert [run["metrics"]["test/all/f1"] for run in again] == [lost["metrics"]["test/all/f1"]]
+    assert again[0]["dev"] == lost["dev"] and again[0]["f1"] == lost["f1"]
+
+
+def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: str) -> None:
     parameters = json.dumps({"seeds": [2]})
     done = servers.run("prefect", "deployment", "run", "ablation/tiny", "--params", parameters, "--watch")
     assert done.returncode == 0, done.stdout + done.stderr
     seeds = [run["tags"].get("seed") for run in query(servers, RUNS) if run["tags"].get("kind") == "train"]
     assert seeds.count("2") == 2
+    # a part of a sweep has a report of its own: the whole one's stays
+    reports = [run for run in query(servers, RUNS) if run["tags"].get("kind") == "report"]
+    assert {run["tags"]["seeds"]: run["metrics"]["report/igpo_prob_diff/pairs"] for run in reports} == {
+        "0,1": 2,
+        "2": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +127,8 @@ def test_bad_parameters_are_refused_before_a_run_exists(
     servers: Servers, deployment: str, parameters: dict, named: str
 ) -> None:
     count = "import json; from prefect.client.orchestration import get_client\n"
-    count += "with get_client(sync_client=True) as c: print(json.dumps(len(c.read_flow_runs())))"
+    count += "with get_client(sync_client=True) as c: runs = c.read_flow_runs()\n"
+    count += "print(json.dumps(sum(not run.auto_scheduled for run in runs)))"
     before = query(servers, count)
     done = servers.run("prefect", "deployment", "run", deployment, "--params", json.dumps(parameters))
     assert done.returncode != 0 and named in done.stdout + done.stderr

@@ -130,6 +130,8 @@ def test_outside_text_never_becomes_a_control_token(chat: ChatProtocol, text: st
         '<think>a</think> <tool_call>{"name": "search", "arguments": {"query": 3}}</tool_call>',
         '<think>a</think> <tool_call>{"name": "search", "arguments": {"query": " "}}</tool_call>',
         '<think>a</think> <tool_call>["search"]</tool_call>',
+        '<think>a</think> <tool_call>{"name": "search", "arguments": {"query": ' + "9" * 5000 + "}}</tool_call>",
+        '<think>a</think> <tool_call>{"name": "search", "arguments": {"query": "half \\ud83d"}}</tool_call>',
         "<think>a</think> <answer>x</answer> and more",
         "<think>a<answer>b</think> <answer>x</answer>",
         "<think>a</think> <answer>x</answer><answer>y</answer>",

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(**changes: int) -> QuestionFiles:
-    return QuestionFiles.model_validate({"questions": ["q"], "corpus": "c", **changes})
+    return QuestionFiles.model_validate({"questions": [{"path": "q"}], "corpus": ["c"], **changes})
 
 
 @pytest.fixture(scope="module")

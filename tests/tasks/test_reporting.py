@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from igpo_core.errors import DataError
-from tasks.reporting import RunData, SweepData, collect, summarise, unequal_budgets, write_report
+from tasks.reporting import RunData, SweepData, collect, left_out, summarise, unequal_budgets, write_report
 from tasks.statistics import Reached, interval
 from tasks.tracking import Tracker, client, experiment_id
-from tasks.wording import sentences, table_rows, terminal_table
+from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
     "name": "study",
@@ -66,6 +66,23 @@ def send(experiment: str, item: RunData, folder: Path, **tags: str) -> str:
         tracker.log(int(step), {name: h[step] for name, h in item.histories.items() if step in h} | {"time/x": 1.0})
     tracker.finish(item.status)
     return tracker.run_id
+
+
+def test_questions_that_were_not_asked_are_loud() -> None:
+    asked = {"test/all/left_out": {4.0: 3.0}, "test/all/questions": {4.0: 61.0}}
+    data = five()
+    assert left_out(data) == []
+    runs = tuple(replace(item, histories={**item.histories, **asked}) for item in data.runs)
+    assert left_out(replace(data, runs=runs)) == [
+        "NOT TESTED: 3 questions do not fit rollout.max_tokens; the scores are over the other 61."
+    ]
+
+
+def test_the_report_says_what_its_seeds_can_show() -> None:
+    """Five seeds of equal arms agree in 2 of 2^5 sweeps; two compared arms at 2.5% need 2^(1-n) <= 0.025: n = 7."""
+    assert "6.2% of" in _certainty(5, 2) and "7 or more seeds" in _certainty(5, 2)
+    assert "97.50%" in _certainty(7, 2) and "or more seeds" not in _certainty(7, 2)
+    assert "no seeds" in _certainty(0, 1)
 
 
 def test_every_number_of_the_table() -> None:

@@ -1,0 +1,109 @@
+"""Locks, identities and what is refused around a run."""
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.ablation import require_same_code
+from igpo_core import config as configuration
+from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.rewards.scoring import require_room
+from tasks.evaluation import locate, require_vocabulary
+from tasks.training import identify, locked
+
+
+def hold(home: Path, seconds: float, ready: Any) -> None:
+    with locked(home, "key", print):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, said = context.Event(), []
+    other = context.Process(target=hold, args=(tmp_path, 1.5, ready))
+    other.start()
+    assert ready.wait(60)
+    started = time.monotonic()
+    with locked(tmp_path, "key", said.append):
+        assert time.monotonic() - started > 0.5
+    other.join()
+    assert said == ["key is being made by another process: waiting for it"]
+    with locked(tmp_path, "key", said.append), locked(tmp_path, "other", said.append):
+        assert len(said) == 1
+
+
+def test_a_killed_process_lets_go(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, 600, ready))
+    other.start()
+    assert ready.wait(60)
+    other.kill()
+    with locked(tmp_path, "key", print):
+        pass
+    other.join()
+
+
+def test_a_run_belongs_to_one_sweep(tmp_path: Path) -> None:
+    config = ExperimentConfig()
+    keys = {
+        identify(experiment, data, sweep, tmp_path).run_key
+        for experiment in (config, config.model_copy(update={"seed": 1}))
+        for data in ("d1", "d2")
+        for sweep in ("s1", "s2")
+    }
+    assert len(keys) == 8
+
+
+def test_code_edited_since_it_was_imported_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_same_code()
+    monkeypatch.setattr(configuration, "_IMPORTED", "another one")
+    with pytest.raises(ConfigError, match="edited while the sweep ran"):
+        require_same_code()
+
+
+def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:
+    """Window 256; a probe of world lookup has 4 tokens of prefix and 1 of the answer."""
+    config, environment, policy = taught
+    questions = environment.questions("train")[:3]
+
+    def room(max_tokens: int, reward: str) -> None:
+        rollout = config.rollout.model_copy(update={"max_tokens": max_tokens})
+        require_room(
+            policy, questions, config.model_copy(update={"rollout": rollout, "reward": RewardConfig(reward=reward)})
+        )
+
+    room(251, "outcome_and_gain")
+    room(252, "outcome_only")
+    with pytest.raises(ConfigError, match=rf"{questions[0].id}.*max_tokens=252.*\(5 tokens\).*256"):
+        room(252, "outcome_and_gain")
+
+
+def test_a_policy_of_another_world_is_refused(taught: Any) -> None:
+    _, environment, policy = taught
+    require_vocabulary(policy, environment, "mine")
+
+    class Other:
+        def vocabulary(self) -> list[str]:
+            return [*environment.vocabulary(), "Atlantis"]
+
+    with pytest.raises(CheckpointError, match=r"mine lacks 1 words.*Atlantis"):
+        require_vocabulary(policy, Other(), "mine")  # type: ignore[arg-type]
+
+
+def test_no_older_checkpoint_is_evaluated_in_place_of_a_damaged_one(tmp_path: Path) -> None:
+    for step in ("step-000002", "step-000004"):
+        (tmp_path / "runs" / "key" / "checkpoints" / step).mkdir(parents=True)
+    (tmp_path / "runs" / "key" / "checkpoints" / "step-000004" / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="step-000004"):
+        locate("key", tmp_path)
+
+
+def test_gain_only_has_no_pool_to_share() -> None:
+    with pytest.raises(ValueError, match="normalization=separate"):
+        RewardConfig(reward="gain_only", normalization="joint")
