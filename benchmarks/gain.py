@@ -1,0 +1,211 @@
+"""What the information gain costs: a step with it against one without, and all beliefs against one forward a turn.
+
+python -m benchmarks.gain [step|scoring] [--large] [--repeats N]
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.common import alternate, ratios, scripted, show, spread
+from benchmarks.models import QWEN2_HALF_BILLION, QWEN2_TINY, ConstantSearch, policy, questions, turn_script
+from igpo_core.config import ExperimentConfig, RolloutConfig
+from igpo_core.policies import Policy
+from igpo_core.protocol import AnswerProbe
+from igpo_core.rewards.information_gain import answer_log_likelihoods
+from igpo_core.rewards.scoring import answer_probes, reward_trajectories
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.training import Trainer
+from igpo_core.trajectory import Trajectory
+
+
+class Fixed:
+    """An environment of given questions: what a Trainer asks for."""
+
+    def __init__(self, asked: Sequence[Any], search: ConstantSearch) -> None:
+        self.asked, self.tool = asked, search
+
+    def questions(self, split: str) -> Sequence[Any]:
+        return self.asked
+
+    def search(self, requests: Any) -> Any:
+        return self.tool.search(requests)
+
+
+def step_of(config: ExperimentConfig, of: Policy, environment: Any) -> Callable[[], None]:
+    """Rollout, reward and one update of all trajectories, the same ones each time it is called."""
+    trainer = Trainer(config, environment, of)
+    asked = environment.questions("train")[: config.rollout.questions]
+    probes = answer_probes(of, config.reward) if config.reward.needs_gain else None
+
+    def step() -> None:
+        trajectories = rollout(
+            of,
+            environment,
+            asked,
+            config.rollout,
+            members=config.rollout.group_size,
+            key=(0, "bench", 0),
+            probes=probes,
+        )
+        reward_trajectories(of, trajectories, config.reward)
+        # every trajectory is updated on both sides: outcome_only must not win by its dead groups
+        trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return step
+
+
+def configuration(reward: str, **rollout_settings: Any) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {
+            "data": {"kind": "files", "questions": [{"path": "none"}], "corpus": ["none"]},
+            "policy": {"kind": "pretrained", "name": "random"},
+            "reward": {"reward": reward},
+            "rollout": rollout_settings,
+            "optimizer": {"learning_rate": 1e-12, "tokens_per_batch": 8192},
+        }
+    )
+
+
+def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: int) -> None:
+    of = policy(shape)
+    script = turn_script(of, 8)
+    environment = Fixed(questions(1), ConstantSearch(60))
+    settings = {
+        "questions": 1,
+        "group_size": group,
+        "max_turns": 8,
+        "max_new_tokens": len(script),
+        "max_tokens": 16_384,
+    }
+    length = 0
+
+    def side(reward: str) -> Callable[[], None]:
+        return step_of(configuration(reward, **settings), of, environment)
+
+    with scripted(script):
+        sample = rollout(
+            of,
+            environment,
+            environment.asked,
+            RolloutConfig(**settings),
+            members=group,
+            key=(0, "bench", 0),  # type: ignore[arg-type]
+        )
+        length = len(sample[0].token_ids)
+        without, with_gain = alternate(
+            {"outcome_only": side("outcome_only"), "igpo": side("outcome_and_gain")}, repeats
+        )
+    extra = [100 * (ratio - 1) for ratio in ratios(with_gain, without)]
+    show(
+        f"a step with the gain against one without, same trajectories: {name}, {group} rollouts of {length} tokens, 8 turns",
+        "at most 2% more",
+        [("outcome_only", without.text), ("igpo", with_gain.text), ("more", spread(extra, 1, "%"))],
+        repeats,
+    )
+
+
+def step_of_the_laptop(repeats: int) -> None:
+    """The default preset after its first warm-start stage, which searches in every way."""
+    from flows.specification import load_specification
+    from igpo_core.data import to_questions
+    from igpo_core.environments import lookup
+    from igpo_core.environments.lookup import LookupEnvironment
+    from igpo_core.policies import build_policy
+    from igpo_core.warmstart import run_warm_start
+
+    specification = load_specification("outcome-vs-igpo")
+    base = specification.experiment("igpo_prob_diff", 0)
+    assert base.data.kind == "lookup" and base.warm_start is not None
+    environment = LookupEnvironment(base.data, to_questions(lookup.generate(base.data)), base.rollout.max_turns)
+    short = base.warm_start.stages[0].model_copy(update={"steps": 60})
+    taught = base.model_copy(update={"warm_start": base.warm_start.model_copy(update={"stages": (short,)})})
+    of = build_policy(base, environment)
+    run_warm_start(taught, environment, of, progress=lambda *_: None)
+    sides = {
+        arm: step_of(specification.experiment(arm, 0), of, environment) for arm in ("outcome_only", "igpo_prob_diff")
+    }
+    without, with_gain = alternate(sides, repeats)
+    extra = [100 * (ratio - 1) for ratio in ratios(with_gain, without)]
+    show(
+        "a step with the gain against one without, same trajectories: the laptop preset, 128 rollouts",
+        "at most 12% more",
+        [("outcome_only", without.text), ("igpo", with_gain.text), ("more", spread(extra, 1, "%"))],
+        repeats,
+    )
+
+
+@torch.no_grad()
+def plain_forwards(of: Policy, item: Trajectory, probe: AnswerProbe) -> list[float]:
+    """One forward pass over the whole history for every turn, as the authors' code does; logits of the answer alone."""
+    values = []
+    for cut in item.cuts:
+        ids = torch.tensor([[*item.token_ids[:cut], *probe.prefix_ids, *probe.answer_ids]], device=of.model.device)
+        hidden = of.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        answer = len(probe.answer_ids)
+        logprobs = torch.log_softmax(of.model.get_output_embeddings()(hidden[0, -answer - 1 : -1]).float(), -1)
+        values.append(float(logprobs.gather(1, ids[0, -answer:, None]).mean()))
+    return values
+
+
+def scoring(shape: dict[str, Any], name: str, repeats: int) -> None:
+    of = policy(shape)
+    script = turn_script(of, 8)
+    rows = []
+    for turns in (2, 4, 8, 16):
+        settings = RolloutConfig(
+            questions=1, group_size=2, max_turns=turns, max_new_tokens=len(script), max_tokens=16_384
+        )
+        asked = questions(1)
+        with scripted(script):
+            item = rollout(of, ConstantSearch(60), asked, settings, members=1, key=(0, "bench", 0))[0]  # type: ignore[arg-type]
+        probe = of.protocol.probe(asked[0].answers[0])
+        packed = answer_log_likelihoods(of.model, [item.token_ids], [item.cuts], [probe])[0]
+        plain = plain_forwards(of, item, probe)
+        assert max(abs(a - b) for a, b in zip(packed, plain, strict=True)) < 1e-4, "packed and plain beliefs differ"
+        one, other = alternate(
+            {
+                "one forward a turn": lambda item=item, probe=probe: plain_forwards(of, item, probe),  # type: ignore[misc]
+                "packed": lambda item=item, probe=probe: answer_log_likelihoods(  # type: ignore[misc]
+                    of.model, [item.token_ids], [item.cuts], [probe]
+                ),
+            },
+            repeats,
+        )
+        faster = ratios(one, other)
+        rows.append(
+            (
+                f"T = {turns}, {len(item.token_ids)} tokens",
+                f"{spread(faster, 1)} times faster (goal {(turns + 1) / 2:.1f}); a turn costs "
+                f"{1000 * other.median / turns:.1f} ms packed, {1000 * one.median / turns:.1f} ms with a forward each",
+            )
+        )
+    show(
+        f"all beliefs of a finished trajectory against one forward a turn: {name}",
+        "(T + 1) / 2 times faster",
+        rows,
+        repeats,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["step", "scoring"], default=["step", "scoring"])
+    parser.add_argument("--large", action="store_true", help="the Qwen2-0.5B shape too: minutes a step without a GPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    chosen = parser.parse_args()
+    if "step" in chosen.what:
+        step_of_the_laptop(chosen.repeats)
+        step_of_a_chat_model(QWEN2_TINY, "a tiny Qwen2", 8, chosen.repeats)
+        if chosen.large:
+            step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 2, max(1, chosen.repeats // 2))
+    if "scoring" in chosen.what:
+        scoring(QWEN2_TINY, "a tiny Qwen2", chosen.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Random models of real shapes, a chat tokenizer trained on made-up text, and a search tool of constant length."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from igpo_core.config import NewPolicy
+from igpo_core.environments.base import Observation
+from igpo_core.policies import Policy, chat_tokenizer, speak
+from igpo_core.trajectory import Question, Search
+
+QWEN2_HALF_BILLION = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN2_TINY = {
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 8_192, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def words(count: int, seed: int) -> str:
+    rng = random.Random(seed)
+    syllables = ["ka", "ro", "min", "tel", "su", "vor", "an", "li", "pet", "dor", "ush", "el"]
+    return " ".join("".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(count))
+
+
+def policy(shape: dict[str, Any], window: int = 32_768, dtype: torch.dtype = torch.float32) -> Policy:
+    tokenizer = chat_tokenizer([words(20_000, 0)], NewPolicy(tokenizer="chat", architecture="qwen2", vocabulary=2_000))
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **shape,
+        max_position_embeddings=window,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device, dtype)
+    return speak(model, tokenizer)
+
+
+class ConstantSearch:
+    """Every query finds the same text."""
+
+    def __init__(self, length: int) -> None:
+        self.text = words(length, 1)
+
+    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
+        return [Observation(self.text) for _ in requests]
+
+
+def questions(count: int, answer_words: int = 2) -> list[Question]:
+    return [
+        Question(f"q{i}", "custom", "train", f"Who is {words(12, i)} ?", (words(answer_words, 100 + i),))
+        for i in range(count)
+    ]
+
+
+def turn_script(of: Policy, thought_words: int) -> list[int]:
+    """The ids of a searching turn with a thought of so many words."""
+    ids, _ = of.protocol.turn(words(thought_words, 7), Search(words(4, 8)))
+    return ids
