@@ -157,6 +157,8 @@ def main(arguments: list[str]) -> int:
     """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N]"""
     import argparse
 
+    from prefect.exceptions import PrefectHTTPStatusError
+
     parser = argparse.ArgumentParser(prog="python -m flows.ablation", description=ablation.description)
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="only these arms, and the baseline")
@@ -171,6 +173,13 @@ def main(arguments: list[str]) -> int:
         outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes)
     except IgpoError as error:
         print(f"\n{error}", file=sys.stderr)
+        return 1
+    except PrefectHTTPStatusError as error:
+        print(
+            f"\nThe Prefect server does not serve: {error}\nIts log is in {home() / 'logs'}; a full disk is the usual reason. "
+            "Then start again: what is finished is reused.",
+            file=sys.stderr,
+        )
         return 1
     print("\n" + outcome["terminal"])
     for name, reason in outcome["failed"].items():

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from igpo_core.errors import CheckpointError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from igpo_core.policies import Policy, save_policy
@@ -48,7 +50,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
     try:
         fill_folder(folder, whole)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         raise CheckpointError(
             f"cannot write {folder}: {error}. Free some space or check the permissions; nothing half-written was left "
             "under that name."

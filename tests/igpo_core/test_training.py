@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, IgpoError
-from igpo_core.policies import Policy, load_policy, new_model, speak
+from igpo_core.policies import Policy, load_policy, new_model, save_policy, speak
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.training import Trainer, sampled_logprobs
 from igpo_core.trajectory import Trajectory
@@ -239,6 +241,22 @@ def test_a_failing_write_leaves_nothing_under_the_name(taught: Any, tmp_path: Pa
         write_folder(tmp_path / "checkpoints" / "step-000003", fill)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(taught: Any, tmp_path: Path) -> None:
+    """A real one: files may not grow beyond 8 KiB, which the weights do; safetensors has an error class of its own."""
+    save_policy(fresh_copy(taught), tmp_path / "policy")
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom igpo_core.checkpoints import write_folder\n"
+        "from igpo_core.config import ExperimentConfig\nfrom igpo_core.policies import load_policy, save_policy\n"
+        "policy = load_policy(sys.argv[1], ExperimentConfig(rollout={'max_tokens': 200}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "write_folder(Path(sys.argv[2]), lambda path: save_policy(policy, path))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "policy"), str(tmp_path / "out" / "step")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2], check=False)
+    assert done.returncode == 1 and "CheckpointError: cannot write" in done.stderr, done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_newest_whole_checkpoint_is_found(taught: Any, checkpoint: Path) -> None:
