@@ -59,6 +59,7 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
 def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
     """A policy from a folder or hub name: safetensors only, no remote code."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = getattr(torch, config.policy.dtype) if isinstance(config.policy, PretrainedPolicy) else torch.float32
@@ -72,7 +73,7 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
             trust_remote_code=False,
             attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring; a model without it is refused
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
             "*.safetensors."

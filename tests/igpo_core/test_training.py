@@ -269,9 +269,13 @@ def test_the_newest_whole_checkpoint_is_found(taught: Any, checkpoint: Path) -> 
         assert newest_checkpoint(checkpoint.parent.parent) == checkpoint
 
 
-def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path) -> None:
+def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path, tmp_path: Path) -> None:
     config, _, policy = taught
     loaded = load_policy(checkpoint, config)
     assert loaded.protocol.prompt("boss of F1 ?") == policy.protocol.prompt("boss of F1 ?")
     with pytest.raises(CheckpointError, match="nowhere"):
         load_policy(checkpoint / "nowhere", config)
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match="cut"):
+        load_policy(tmp_path / "cut", config)
