@@ -53,6 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Environment: ready"
 
 ablation: environment
+	@$(BIN)/python -m flows.specification $(PRESET)
 	@$(BIN)/python -m deployments.services servers
 	@$(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
 

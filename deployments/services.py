@@ -291,12 +291,25 @@ def up(place: Place) -> None:
     say(f"MLflow      {place.mlflow_url}")
     say(f"Prefect     {place.prefect_url}")
     say(f"Logs        {place.home / 'logs'}")
-    say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
     ports = {"MLFLOW_PORT": place.mlflow_port, "PREFECT_PORT": place.prefect_port}
     if ports != DEFAULT_PORTS:
         say("Other ports than the default: give these to a shell that calls prefect or the flows")
         for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "IGPO_HOME"):
             say(f"  export {name}={place.environment()[name]}")
+    say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
+
+
+def crash_unfinished(api: str) -> None:
+    """Mark the flow runs that lose their worker and server as Crashed: else they stay Running for ever, and each keeps the
+    one slot of its deployment."""
+    unfinished = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+    with httpx.Client(base_url=api, timeout=20) as client:
+        runs = client.post("/flow_runs/filter", json=unfinished).raise_for_status().json()
+        for run in runs:
+            state = {"type": "CRASHED", "message": "ended by `make down`"}
+            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+    if runs:
+        say(f"prefect: {len(runs)} unfinished flow runs are marked Crashed; started again, they go on where they were")
 
 
 def down(place: Place) -> None:
@@ -306,6 +319,13 @@ def down(place: Place) -> None:
         record = records.get(name)
         if record is None:
             continue
+        if name == "prefect" and record.port and processes.is_alive(record):
+            try:
+                crash_unfinished(f"http://127.0.0.1:{record.port}/api")
+            except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
+                say(
+                    f"prefect: unfinished flow runs could not be marked Crashed ({error}); delete those that stay Running"
+                )
         count = processes.end(record)
         place.state.set(name, None)
         say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")

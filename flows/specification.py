@@ -1,5 +1,6 @@
 """What an ablation compares: one base experiment, arms that change the reward alone, seeds. One YAML file each."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ class AblationSpecification(BaseModel):
             raise ConfigError(f"unknown arm {', '.join(unknown)}: {self.name} has {', '.join(self.arms)}")
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a repeated key is an error: the first of two values would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} given twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
 def load_specification(name: str) -> AblationSpecification:
     """A preset by name, or a YAML file by path. Raises ConfigError naming file, field and reason."""
     path = PRESETS / f"{name}.yaml" if "/" not in name and not name.endswith((".yaml", ".yml")) else Path(name)
@@ -94,9 +106,9 @@ def load_specification(name: str) -> AblationSpecification:
         shipped = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
         raise ConfigError(f"no specification {name!r}: presets are {shipped}; or give the path of a YAML file")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
     specification = validated(content, str(path))
@@ -140,3 +152,17 @@ def _reason(place: tuple[int | str, ...], kind: str, message: str, given: Any) -
         message += f", got {given!r}"
     message = message.removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
+
+
+def main(arguments: list[str]) -> int:
+    """python -m flows.specification PRESET: says what is wrong with a preset, before any server is started for it."""
+    try:
+        load_specification(arguments[0])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

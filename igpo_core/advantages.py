@@ -1,4 +1,4 @@
-"""From rewards to turn advantages: normalise within the group, then discount (METHOD.md; paper Eq. 5 and 6).
+"""From rewards to turn advantages: normalise within the group, then discount (paper Eq. 5 and 6).
 
 Pure functions on lists of float64: a step has a few thousand turns, and exactness matters more than speed here.
 """

@@ -195,7 +195,7 @@ class WarmStart(Settings):
 
 
 class RewardConfig(Settings):
-    """Where the learning signal comes from (METHOD.md, "From rewards to the update"). Each is a closed choice."""
+    """Where the learning signal comes from (docs/method.md). Each is a closed choice."""
 
     reward: Literal["outcome_and_gain", "outcome_only", "gain_only"] = "outcome_and_gain"
     gain: Literal["log_prob_diff", "prob_diff"] = Field(

@@ -24,7 +24,7 @@ def rollout_metrics(
         dead[group] = dead.get(group, True) and all(abs(value) < 1e-6 for value in row)
     metrics["advantage/dead_groups"] = mean([float(value) for value in dead.values()])
     metrics["advantage/std"] = std([value for row in advantages for value in row])
-    # mean-centred gains pay or charge for the number of turns (PAPER.md, 5, row 1): always looked at
+    # mean-centred gains pay or charge for the number of turns: always looked at
     metrics["advantage/first_turn_by_turns"] = correlation([row[0] for row in advantages], [float(t) for t in turns])
     return metrics
 
@@ -44,7 +44,7 @@ def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
         values[f"status_{status}"] = mean([float(item.status is status) for item in trajectories])
     hops = max((item.question.hops or 0 for item in trajectories), default=0)
     if any(item.question.facts is not None for item in trajectories):
-        for hop in range(hops):  # reach, hop by hop: EM alone hides lucky guesses (LABORATORY.md, trap 2)
+        for hop in range(hops):  # reach, hop by hop: EM alone hides lucky guesses
             values[f"reached_hop_{hop + 1}"] = mean(
                 [float(any(turn.hop == hop for turn in item.turns)) for item in trajectories]
             )

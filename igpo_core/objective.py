@@ -1,4 +1,4 @@
-"""The policy objective: clipped surrogate, k3 KL and entropy, as pure functions (paper Eq. 7; METHOD.md)."""
+"""The policy objective: clipped surrogate, k3 KL and entropy, as pure functions (paper Eq. 7)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from igpo_core.errors import ConfigError
 from igpo_core.trajectory import Action, Answer, Malformed, Search
 
-PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording (PAPER.md, 1.1)
+PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording
 MARKERS = (
     "<think>",
     "</think>",

@@ -22,7 +22,7 @@ import pandas
 
 from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, code_version, fingerprint
 from igpo_core.data import CORPUS_SCHEMA, SPLITS, content_hash, load_corpus, load_questions
-from igpo_core.errors import DataError
+from igpo_core.errors import ConfigError, DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.validation import Validation, validate
 
@@ -108,9 +108,11 @@ def read(config: Config) -> Tables:
         from igpo_core.environments import lookup
 
         return Tables(lookup.generate(config), None, {})
-    from igpo_core.environments import atlas
+    if isinstance(config, AtlasWorld):
+        from igpo_core.environments import atlas
 
-    return Tables(atlas.generate(config), None, {})
+        return Tables(atlas.generate(config), None, {})
+    raise ConfigError(f"no way to read data of kind {config.kind!r}: add one to tasks/data.py:read")
 
 
 def _read_files(config: QuestionFiles) -> Tables:

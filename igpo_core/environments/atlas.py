@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
 SOURCE = "atlas"
-ATLAS_RELATIONS = RELATIONS[:6]  # shared by all hops: words of the last hop alone stay unlearned (LABORATORY.md)
+ATLAS_RELATIONS = RELATIONS[:6]  # shared by all hops: words of the last hop alone stay unlearned
 LESSON_FACTS = 6  # facts in one line of a geography lesson
 
 

@@ -103,7 +103,7 @@ def _question(config: LookupWorld, chain: LookupChain, identity: str, split: str
 
 def _draw_distractors(config: LookupWorld, chain: LookupChain, rng: random.Random) -> tuple[str, ...]:
     """Facts off the chain among the world's people. None names the answer, which would leak it before it is found:
-    a gain without a cause (LABORATORY.md, trap 4)."""
+    a gain without a cause."""
     strangers = [name for name in person_names(config.names) if name not in chain.people]
     people = [*chain.people[:-1], *rng.sample(strangers, config.people - len(chain.people))]
     on_chain = set(zip(chain.relations, chain.people[:-1], strict=True))

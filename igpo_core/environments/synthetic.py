@@ -124,7 +124,7 @@ def observe(question: Question, query: str, seed: int, distractors: int = 0) -> 
     others: list[str] = []
     if distractors:
         others = python_rng(seed, "observation", question.id, key).sample(question.distractors, distractors)
-    # Best match first: a small policy does not learn to pick it out of a random order (LABORATORY.md, trap 4).
+    # Best match first: a small policy does not learn to pick it out of a random order.
     return Observation(text=" ".join([found, *others]), hop=hop)
 
 

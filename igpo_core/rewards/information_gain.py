@@ -1,4 +1,4 @@
-"""Beliefs and information gains (METHOD.md; paper Eq. 3 and 4).
+"""Beliefs and information gains (paper Eq. 3 and 4).
 
 All beliefs of a trajectory are read in one forward pass: behind its history stand, for every cut, the probe's prefix
 and then each accepted answer, under an attention mask in which a probe sees the history up to its cut and itself alone.

@@ -134,7 +134,14 @@ def test_bad_settings_are_refused_with_file_field_and_reason(
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("name: [", "YAML"), ("", "holds no settings"), ("- 1", "holds no settings")]
+    ("text", "named"),
+    [
+        ("seeds: [0]\nseeds: [1]", "seeds given twice"),
+        ("a: {b: 1, b: 2}", "b given twice"),
+        ("name: [", "YAML"),
+        ("", "holds no settings"),
+        ("- 1", "holds no settings"),
+    ],
 )
 def test_a_file_that_holds_no_specification_is_named(tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "broken.yaml"

@@ -49,7 +49,7 @@ def test_a_reward_of_exactly_zero_is_a_reward() -> None:
 
 
 def test_equal_total_gain_in_two_or_four_turns_is_not_paid_equally() -> None:
-    # PAPER.md 1.4: gains [.5, .5] against [.25] * 4, total 1.0 both; mean 1/3, std sqrt(2 * (1/6)^2 / 6 + 4 * (1/12)^2 / 6)
+    # gains [.5, .5] against [.25] * 4, total 1.0 both; mean 1/3, std sqrt(2 * (1/6)^2 / 6 + 4 * (1/12)^2 / 6)
     result = turn_advantages([[0.5, 0.5, 0.0], [0.25] * 4 + [0.0]], ["q", "q"], eps=1e-12)
     assert result[0][0] == pytest.approx(2.828427, abs=1e-5)
     assert result[1][0] == pytest.approx(-2.828427, abs=1e-5)
