@@ -59,7 +59,9 @@ class AtlasWorld(Settings):
     seed: int = Field(0, description="Seed of the questions and of the geography.")
     hops: int = Field(3, ge=2, le=5)
     names: int = Field(40, ge=6, le=1000)
-    keys: int = Field(12, ge=6, le=64, description="Key words the tool knows; the chance of a blind hit is 1/keys.")
+    key_count: int = Field(
+        12, ge=6, le=64, description="Key words the tool knows; a blind hit has chance 1 / key_count."
+    )
     continents: int = Field(4, ge=2, le=16)
     branching: int = Field(4, ge=2, le=16, description="Countries in a continent, and cities in a country.")
     train: int = Field(4096, ge=1)

@@ -79,8 +79,8 @@ class AtlasChain:
 
 
 def key_words(config: AtlasWorld) -> list[str]:
-    """The key words that the tool knows: @0 .. @{keys-1}."""
-    return [f"@{number}" for number in range(config.keys)]
+    """The key words that the tool knows: @0 .. @{key_count-1}."""
+    return [f"@{number}" for number in range(config.key_count)]
 
 
 def countries(config: AtlasWorld) -> list[str]:
@@ -107,7 +107,7 @@ def vocabulary(config: AtlasWorld) -> list[str]:
 
 
 def geography(config: AtlasWorld) -> Geography:
-    """The world's fixed part, a pure function of (seed, continents, branching, keys)."""
+    """The world's fixed part, a pure function of (seed, continents, branching, key_count)."""
     rng = python_rng(config.seed, "atlas/geography")
     shuffled_cities = rng.sample(cities(config), len(cities(config)))
     shuffled_countries = rng.sample(countries(config), len(countries(config)))

@@ -149,3 +149,10 @@ def test_a_file_that_holds_no_specification_is_named(tmp_path: Path, text: str, 
     with pytest.raises(ConfigError, match=named) as refusal:
         load_specification(str(path))
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "deployments" / "presets").glob("*.yaml")))
+def test_prefect_can_take_the_data_settings_of_every_preset_as_a_parameter(name: str) -> None:
+    """Prefect walks parameters with dict(model), which breaks on a field that is called as a method of dict is."""
+    data = load_specification(name).base.data
+    assert dict(data) == {field: getattr(data, field) for field in type(data).model_fields}

@@ -89,7 +89,7 @@ def test_the_posterior_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_geography_is_balanced_fixed_and_keys_are_distinct(seed: int) -> None:
-    config = AtlasWorld(seed=seed, continents=3, branching=2, keys=9)
+    config = AtlasWorld(seed=seed, continents=3, branching=2, key_count=9)
     world = geography(config)
     assert sorted(Counter(world.country_of.values()).items()) == [(f"K{n}", 2) for n in range(6)]
     assert sorted(Counter(world.continent_of.values()).items()) == [(0, 2), (1, 2), (2, 2)]
@@ -102,7 +102,7 @@ def test_the_geography_is_balanced_fixed_and_keys_are_distinct(seed: int) -> Non
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10**6), hops=st.integers(2, 5))
 def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) -> None:
-    config = AtlasWorld(seed=seed, hops=hops, names=8, keys=7, continents=3, branching=3, train=2, dev=2, test=2)
+    config = AtlasWorld(seed=seed, hops=hops, names=8, key_count=7, continents=3, branching=3, train=2, dev=2, test=2)
     tool, world = environment(config), geography(config)
     for question in (q for split in SPLITS for q in tool.questions(split)):
         [gold] = question.answers
@@ -194,7 +194,7 @@ def test_each_demonstration_draws_its_own_rate() -> None:
     # Many keys make chance small: both of the first two right is the mean of p squared with p = u + (1 - u) / 64,
     # the integral of (1/64 + 63/64 u)^2 = (1 - 1/64^3) / (3 * 63/64) = 0.339; one rate of 1/2 would give 0.258.
     shown = AtlasDemonstrations(right_history=(0.0, 1.0), stop_early=0.0)
-    made = demonstrations(shown, 3000, AtlasWorld(keys=64))
+    made = demonstrations(shown, 3000, AtlasWorld(key_count=64))
     both = [queries(one)[:2] == list(one.question.facts or {})[:2] for one in made]
     assert abs(sum(both) / 3000 - 0.339) < 0.03
 
