@@ -3,6 +3,7 @@
 PYTHON       ?= python3
 PRESET       ?= outcome-vs-igpo
 ARGS         ?=
+BENCH        ?= gain rollouts grpo_step memory orchestration data retrieval
 TORCH_INDEX  ?=
 MLFLOW_PORT  ?= 5000
 PREFECT_PORT ?= 4200
@@ -23,13 +24,14 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help environment ablation test lint format up down status
+.PHONY: help environment ablation test lint format up down status bench
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
 	@echo "make test      set up, ruff and every test     make lint     ruff and mypy alone     make format   ruff format"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
+	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
 	@echo "Presets: $(sort $(basename $(notdir $(wildcard deployments/presets/*.yaml))))"
 	@echo "Variables: PYTHON (3.11 or newer), MLFLOW_PORT, PREFECT_PORT, IGPO_HOME, and TORCH_INDEX: PyTorch's CPU-only"
@@ -70,6 +72,10 @@ lint: environment
 format: environment
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench: environment
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 up: environment
 	@$(BIN)/python -m deployments.services up

@@ -153,6 +153,18 @@ def show_links(study: str, sweep: str) -> dict[str, str]:
     return {"chart": chart}
 
 
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    from argparse import ArgumentTypeError
+
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: list[str]) -> int:
     """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N]"""
     import argparse
@@ -161,8 +173,8 @@ def main(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m flows.ablation", description=ablation.description)
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
-    parser.add_argument("--arms", type=lambda text: text.split(","), help="only these arms, and the baseline")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="e.g. 0,1,2")
+    parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
+    parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
     parser.add_argument(
         "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
     )

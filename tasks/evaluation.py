@@ -1,5 +1,6 @@
 """Small pieces of the evaluate flow."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,22 @@ if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
     from igpo_core.policies import Policy
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/model
+
 
 def locate(model: str, home: Path) -> str:
-    """The folder behind a run key, a run's folder or a checkpoint (verified); any other name is passed on as it is.
+    """The folder behind a run key, a run's folder or a checkpoint (verified); a hub name is passed on as it is.
 
-    Raises CheckpointError when the newest checkpoint of a run is damaged: no older one is evaluated in its place.
+    Raises CheckpointError when there is no such run or folder, and when the newest checkpoint of a run is damaged: no
+    older one is evaluated in its place.
     """
     run = home / "runs" / model
     folder = run if run.is_dir() else Path(model)
+    if not folder.exists() and not HUB_NAME.fullmatch(model):
+        raise CheckpointError(
+            f"no run {model} in {home / 'runs'}, and no folder of this name: give a run key (tag run_key in MLflow), the "
+            "path of a checkpoint or model folder, or a hub name as owner/model"
+        )
     if (folder / "checkpoints").is_dir():
         folder = max((folder / "checkpoints").glob("step-*"), default=folder)
     if (folder / MANIFEST).is_file():

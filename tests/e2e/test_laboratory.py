@@ -3,13 +3,50 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from mlflow import MlflowClient
 
 from tests.e2e.conftest import Servers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def mlflow(servers: Servers) -> MlflowClient:
+    return MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
+
+
+def all_runs(servers: Servers) -> list[dict[str, Any]]:
+    """The runs of study tiny as MLflow has them, with two curves."""
+    client = mlflow(servers)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+
+    def history(run_id: str, name: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+
+    return [
+        {
+            "id": run.info.run_id, "status": run.info.status, "tags": run.data.tags, "metrics": run.data.metrics,
+            "f1": history(run.info.run_id, "train/f1"), "dev": history(run.info.run_id, "eval/all/f1"),
+        }
+        for run in client.search_runs([experiment.experiment_id], max_results=100)
+    ]  # fmt: skip
+
+
+def prefect(servers: Servers, path: str, body: dict[str, Any]) -> Any:
+    """What the Prefect server answers to a POST."""
+    answer = httpx.post(servers.environment["PREFECT_API_URL"] + path, json=body, timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def asked_runs(servers: Servers) -> int:
+    """Flow runs that somebody asked for: all but those of a schedule."""
+    return sum(not run["auto_scheduled"] for run in prefect(servers, "/flow_runs/filter", {}))
 
 
 def query(servers: Servers, code: str) -> Any:
@@ -17,17 +54,6 @@ def query(servers: Servers, code: str) -> Any:
     done = servers.run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-RUNS = """
-import json
-from tasks.tracking import client, experiment_id
-mlflow, experiment = client(), experiment_id("tiny")
-def history(run, name): return [(m.step, m.value) for m in mlflow.get_metric_history(run, name)]
-runs = mlflow.search_runs([experiment], max_results=100)
-print(json.dumps([{"tags": r.data.tags, "metrics": r.data.metrics, "status": r.info.status, "id": r.info.run_id,
-                   "f1": history(r.info.run_id, "train/f1"), "dev": history(r.info.run_id, "eval/all/f1")} for r in runs]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +74,7 @@ def test_the_sweep_ends_with_a_table_and_links(sweep: str) -> None:
 
 
 def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) -> None:
-    runs = query(servers, RUNS)
+    runs = all_runs(servers)
     trained = [run for run in runs if run["tags"].get("kind") == "train"]
     assert sorted((run["tags"]["arm"], run["tags"]["seed"]) for run in trained) == [
         ("igpo_prob_diff", "0"), ("igpo_prob_diff", "1"), ("outcome_only", "0"), ("outcome_only", "1")
@@ -66,49 +92,42 @@ def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) ->
     assert sum(run["tags"].get("kind") == "data" for run in runs) == 1
 
 
-def test_the_report_can_be_recomputed_from_the_runs(servers: Servers, sweep: str) -> None:
-    runs = query(servers, RUNS)
+def test_the_report_can_be_recomputed_from_the_runs(servers: Servers, sweep: str, tmp_path: Path) -> None:
+    runs = all_runs(servers)
     mean = {}
     for arm in ("outcome_only", "igpo_prob_diff"):
         values = [r["metrics"]["test/all/f1"] for r in runs if r["tags"].get("arm") == arm]
         mean[arm] = sum(values) / len(values)
     report = next(run for run in runs if run["tags"].get("kind") == "report")
-    table = query(
-        servers,
-        "import json; from tasks.tracking import client\n"
-        f"path = client().download_artifacts({report['id']!r}, 'table.json')\n"
-        "print(json.dumps(json.load(open(path))))",
-    )
+    table = json.loads(Path(mlflow(servers).download_artifacts(report["id"], "table.json", str(tmp_path))).read_text())
     assert {row["arm"]: row["f1"] for row in table} == pytest.approx(mean)
 
 
-def test_a_second_sweep_reuses_everything(servers: Servers, sweep: str) -> None:
-    before = query(servers, RUNS)
+def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(servers: Servers, sweep: str) -> None:
+    before = all_runs(servers)
+    lost = next(run for run in before if run["tags"].get("arm") == "outcome_only")
+    mlflow(servers).delete_run(lost["id"])
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
+    printed = done.stdout + done.stderr
     assert done.returncode == 0
-    assert done.stdout.count("finished before") + done.stderr.count("finished before") == 4
-    after = query(servers, RUNS)
-    assert sorted(run["id"] for run in after) == sorted(run["id"] for run in before)
-
-
-def test_a_run_that_mlflow_lost_is_sent_again(servers: Servers, sweep: str) -> None:
-    lost = next(run for run in query(servers, RUNS) if run["tags"].get("arm") == "outcome_only")
-    query(servers, f"from tasks.tracking import client; client().delete_run({lost['id']!r}); print(0)")
-    done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
-    assert done.returncode == 0 and "metrics were sent again" in done.stdout + done.stderr
-    again = [r for r in query(servers, RUNS) if r["tags"].get("run_key") == lost["tags"]["run_key"]]
+    assert printed.count("finished before") == 4 and printed.count("metrics were sent again") == 1
+    after = all_runs(servers)
+    again = [run for run in after if run["tags"].get("run_key") == lost["tags"]["run_key"]]
     assert [run["metrics"]["test/all/f1"] for run in again] == [lost["metrics"]["test/all/f1"]]
     assert again[0]["dev"] == lost["dev"] and again[0]["f1"] == lost["f1"]
+    assert sorted(run["id"] for run in after if run not in again) == sorted(
+        run["id"] for run in before if run is not lost
+    )
 
 
 def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: str) -> None:
     parameters = json.dumps({"seeds": [2]})
     done = servers.run("prefect", "deployment", "run", "ablation/tiny", "--params", parameters, "--watch")
     assert done.returncode == 0, done.stdout + done.stderr
-    seeds = [run["tags"].get("seed") for run in query(servers, RUNS) if run["tags"].get("kind") == "train"]
+    seeds = [run["tags"].get("seed") for run in all_runs(servers) if run["tags"].get("kind") == "train"]
     assert seeds.count("2") == 2
     # a part of a sweep has a report of its own: the whole one's stays
-    reports = [run for run in query(servers, RUNS) if run["tags"].get("kind") == "report"]
+    reports = [run for run in all_runs(servers) if run["tags"].get("kind") == "report"]
     assert {run["tags"]["seeds"]: run["metrics"]["report/igpo_prob_diff/pairs"] for run in reports} == {
         "0,1": 2,
         "2": 1,
@@ -126,47 +145,36 @@ def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: st
 def test_bad_parameters_are_refused_before_a_run_exists(
     servers: Servers, deployment: str, parameters: dict, named: str
 ) -> None:
-    count = "import json; from prefect.client.orchestration import get_client\n"
-    count += "with get_client(sync_client=True) as c: runs = c.read_flow_runs()\n"
-    count += "print(json.dumps(sum(not run.auto_scheduled for run in runs)))"
-    before = query(servers, count)
+    before = asked_runs(servers)
     done = servers.run("prefect", "deployment", "run", deployment, "--params", json.dumps(parameters))
     assert done.returncode != 0 and named in done.stdout + done.stderr
-    assert query(servers, count) == before
+    assert asked_runs(servers) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["nowhere"], "outcome-vs-igpo"),
-        (["tiny", "--arms", "igpo_magic"], "igpo_prob_diff"),
+        (["nowhere"], 1, "outcome-vs-igpo"),
+        (["tiny", "--arms", "igpo_magic"], 1, "igpo_prob_diff"),
+        (["tiny", "--seeds", "0, 1"], 2, "no list of numbers"),
     ],
 )
-def test_bad_input_ends_with_a_message(servers: Servers, arguments: list[str], message: str) -> None:
+def test_bad_input_ends_with_a_message(servers: Servers, arguments: list[str], status: int, message: str) -> None:
     done = servers.run(sys.executable, "-m", "flows.ablation", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == status
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_cron_deployment_gets_a_scheduled_run(servers: Servers) -> None:
-    code = """
-import json
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
-scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
-with get_client(sync_client=True) as c:
-    runs = c.read_flow_runs(flow_run_filter=scheduled)
-    print(json.dumps([r.auto_scheduled for r in runs]))
-"""
+    scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     deadline = time.monotonic() + 120
-    while not any(query(servers, code)):
+    while not any(run["auto_scheduled"] for run in prefect(servers, "/flow_runs/filter", scheduled)):
         assert time.monotonic() < deadline, "no scheduled run appeared for the cron deployment within 120 s"
-        time.sleep(3)
+        time.sleep(1)
 
 
 def test_an_evaluation_of_a_finished_run(servers: Servers, sweep: str) -> None:
-    run_key = next(r["tags"]["run_key"] for r in query(servers, RUNS) if r["tags"].get("kind") == "train")
+    run_key = next(r["tags"]["run_key"] for r in all_runs(servers) if r["tags"].get("kind") == "train")
     code = (
         f"import json; from flows.evaluate import evaluate; print(json.dumps(evaluate({run_key!r}, 'tiny', 'dev', 8)))"
     )

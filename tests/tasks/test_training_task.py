@@ -104,6 +104,13 @@ def test_no_older_checkpoint_is_evaluated_in_place_of_a_damaged_one(tmp_path: Pa
         locate("key", tmp_path)
 
 
+@pytest.mark.parametrize("model", ["0123abcd", "/no/such/folder", "./none"])
+def test_a_run_or_folder_that_is_not_there_is_no_hub_name(tmp_path: Path, model: str) -> None:
+    with pytest.raises(CheckpointError, match="no run"):
+        locate(model, tmp_path)
+    assert locate("Qwen/Qwen2.5-0.5B-Instruct", tmp_path) == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
 def test_gain_only_has_no_pool_to_share() -> None:
     with pytest.raises(ValueError, match="normalization=separate"):
         RewardConfig(reward="gain_only", normalization="joint")

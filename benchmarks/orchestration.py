@@ -1,0 +1,122 @@
+"""What Prefect and MLflow cost: a training run as a flow against the same epochs, evaluations and checkpoints without.
+
+python -m benchmarks.orchestration [--repeats N]. Real servers in a folder of their own, the default preset after a
+shortened warm start; each repeat is another seed, and both sides of a repeat start from the same policy.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Side, ratios, show, spread
+
+PROJECT = Path(__file__).resolve().parents[1]
+PRESET = PROJECT / "deployments" / "presets" / "outcome-vs-igpo.yaml"
+ARM = "igpo_prob_diff"
+
+
+def alone(preset: str, seed: int, home: Path) -> None:
+    """The run without a server: what flows.train does, less Prefect and MLflow."""
+    from flows.specification import load_specification
+    from tasks import training
+    from tasks.data import prepare
+
+    experiment = load_specification(preset).experiment(ARM, seed)
+    data = prepare(experiment.data, home)
+    warm = training.ensure_warm_start(experiment, data, home, lambda line: None)
+    identity = training.RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
+    trainer = training.start_trainer(experiment, data, identity, warm, lambda line: None)
+    for epoch in range(1, experiment.training.epochs + 1):
+        training.train_steps(
+            trainer, epoch * experiment.training.steps_per_epoch, lambda step, metrics: None, lambda line: None
+        )
+        training.save_checkpoint(trainer, identity)
+    training.evaluate_all(
+        trainer.policy, trainer.environment, experiment, "test", experiment.evaluation.test_questions, trainer.step
+    )
+
+
+def measure(preset: str, home: Path, repeats: int) -> None:
+    """Prints the seconds of both sides; runs with the servers' environment."""
+    from flows.specification import load_specification
+    from flows.train import train
+    from tasks import training
+    from tasks.data import prepare
+
+    flow, plain = [], []
+    for seed in range(repeats + 1):
+        experiment = load_specification(preset).experiment(ARM, seed)
+        training.ensure_warm_start(experiment, prepare(experiment.data, home), home, lambda line: None)
+        for side, call in (
+            (flow, lambda seed=seed: train(preset=preset, arm=ARM, seed=seed)),
+            (plain, lambda seed=seed: alone(preset, seed, home)),
+        ):
+            started = time.perf_counter()
+            call()  # type: ignore[no-untyped-call]
+            if seed:  # the first pair pays imports and the experiment's making
+                side.append(time.perf_counter() - started)
+    print("\n" + json.dumps({"flow": flow, "alone": plain}))
+
+
+def short_preset(folder: Path) -> Path:
+    """The default preset with a warm start of 60 steps: what is timed starts after it."""
+    import yaml
+
+    content: dict[str, Any] = yaml.safe_load(PRESET.read_text())
+    stage = {**content["base"]["warm_start"]["stages"][0], "steps": 60}
+    content["base"]["warm_start"]["stages"] = [stage]
+    content["name"] = "orchestration-benchmark"
+    path = folder / "preset.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.folder:
+        measure(str(chosen.folder / "preset.yaml"), chosen.folder / "home", chosen.repeats)
+        return
+    from deployments.services import Place
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        short_preset(folder)
+        place = Place(folder / "home", *free_ports())
+        environment = place.environment()
+        service = [sys.executable, "-m", "deployments.services"]
+        subprocess.run([*service, "servers"], env=environment, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL)
+        try:
+            command = [sys.executable, "-m", "benchmarks.orchestration", "--folder", name]
+            command += ["--repeats", str(chosen.repeats)]
+            done = subprocess.run(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
+        finally:
+            subprocess.run([*service, "down"], env=environment, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    flow, plain = Side("flow", tuple(found["flow"])), Side("alone", tuple(found["alone"]))
+    more = [100 * (ratio - 1) for ratio in ratios(flow, plain)]
+    show(
+        "a training run under Prefect and MLflow against the same epochs without: the default preset, 40 steps",
+        "at most 2% more wall time",
+        [("flow", flow.text), ("igpo_core alone", plain.text), ("more", spread(more, 1, "%"))],
+        chosen.repeats,
+    )
+
+
+if __name__ == "__main__":
+    main()
