@@ -3,7 +3,7 @@
 PYTHON       ?= python3
 PRESET       ?= outcome-vs-igpo
 ARGS         ?=
-BENCH        ?= gain rollouts grpo_step memory orchestration data retrieval
+BENCH        ?= gain rollouts compile grpo_step memory orchestration data retrieval
 TORCH_INDEX  ?=
 MLFLOW_PORT  ?= 5000
 PREFECT_PORT ?= 4200

@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList
 
 from benchmarks.common import alternate, ratios, scripted, show, spread
 from benchmarks.gain import Fixed, configuration, step_of
-from benchmarks.models import QWEN2_TINY, ConstantSearch, policy, questions
+from benchmarks.models import QWEN2_TINY, ConstantSearch, policy, questions, words
 from benchmarks.rollouts import Script
 
 PROMPTS, MEMBERS = 2, 8
@@ -74,6 +74,7 @@ def trl_step(of: Any, tool_text: str, call: list[int], turns: int, lengths: list
         return generate(**arguments, logits_processor=LogitsProcessorList([script]))
 
     trainer.model.generate = forced
+    trainer.current_gradient_accumulation_steps = 1  # what trainer.train() sets, which cannot be entered step by step
     trainer.create_optimizer_and_scheduler(10**6)
     batches = iter(trainer.get_train_dataloader())
 
@@ -92,13 +93,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
-    template = (files("trl") / "chat_templates" / "qwen2_5_training.jinja").read_text()
+    template = (files("trl") / "chat_templates" / "qwen2_5.jinja").read_text()
     # TRL parses and renders with Qwen2.5's own template; ours has frames of equal token count up to a few tokens
     theirs, ours = policy(QWEN2_TINY), policy(QWEN2_TINY)
     theirs.protocol.tokenizer.chat_template = template
     call = '<tool_call>\n{"name": "search", "arguments": {"query": "ka ro min tel"}}\n</tool_call><|im_end|>'
-    peer_script = theirs.protocol.tokenizer(call, add_special_tokens=False)["input_ids"]
+    call_ids = theirs.protocol.tokenizer(call, add_special_tokens=False)["input_ids"]
     own_script = ours.protocol.tokenizer(f"<think>\n</think>\n{call}", add_special_tokens=False)["input_ids"]
+    filler = theirs.protocol.tokenizer(words(40, 9), add_special_tokens=False)["input_ids"]
+    peer_script = [
+        *filler[: len(own_script) - len(call_ids)],
+        *call_ids,
+    ]  # plain text where ours thinks: as many tokens
     search = ConstantSearch(60)
     lengths: list[int] = []
     peer_step = trl_step(theirs, search.text, peer_script, chosen.turns, lengths)
@@ -116,7 +122,7 @@ def main() -> None:
         )
     show(
         f"a GRPO step with a search tool against TRL: a tiny Qwen2, {PROMPTS * MEMBERS} rollouts of {chosen.turns} turns; "
-        f"sampled tokens a turn {len(peer_script)} (TRL) and {len(own_script)} (ours); TRL's completions {lengths[-1]} tokens",
+        f"{len(own_script)} sampled tokens a turn on both sides; TRL's completions {lengths[-1]} tokens",
         "at least 3 times faster",
         [
             ("TRL GRPOTrainer", peer.text),

@@ -1,5 +1,6 @@
 """Flow `train`: one arm, one seed. Warm start, epochs of steps, a checkpoint and an evaluation each epoch, the test."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,11 +99,18 @@ def train_run(
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_epoch(trainer: Any, epoch: int, run: Any, tracker: Any, progress: "_Progress", say: Any) -> None:
-    """The steps of one epoch, then its checkpoint: metrics are owed to MLflow before the checkpoint claims the steps."""
+    """The steps of one epoch, then its checkpoint: metrics are owed to MLflow before the checkpoint claims the steps.
+
+    time/logging of a step is what the line of the step before took, which nobody knows earlier.
+    """
+    spent = 0.0
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        tracker.log(step, metrics)
+        nonlocal spent
+        started = time.perf_counter()
+        tracker.log(step, {**metrics, "time/logging": spent})
         progress.report(step)
+        spent = time.perf_counter() - started
 
     training.train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say)
     _, seconds = training.save_checkpoint(trainer, run)

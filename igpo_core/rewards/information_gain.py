@@ -5,13 +5,15 @@ and then each accepted answer, under an attention mask in which a probe sees the
 Positions of a probe go on from its cut, so each value equals that of a plain forward pass over history and probe.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from igpo_core.batching import token_batches
 from igpo_core.logprobs import target_logprobs
@@ -137,16 +139,17 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         return torch.tensor([getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows], device=device)
 
     cut, answer, limit = table("cut", _PAD), table("answer", _PAD), table("limit", 0)
-    place = torch.arange(width, device=device)
-    query, key = (..., slice(None), None), (..., None, slice(None))
-    history = (cut[key] == _HISTORY) & (place[None, None, :] < limit[query])
-    probe = (cut[query] == cut[key]) & (cut[key] != _HISTORY)
-    branch = (answer[key] == _SHARED) | (answer[query] == answer[key])
-    causal = place[:, None] >= place[None, :]
-    mask = (history | (probe & branch)) & causal
-    hidden = model.get_decoder()(
-        input_ids=table("tokens", 0), attention_mask=mask[:, None], position_ids=table("positions", 0), use_cache=False
-    ).last_hidden_state
+
+    def sees(row: Any, _head: Any, query: Any, key: Any) -> torch.Tensor:
+        history = (cut[row, key] == _HISTORY) & (key < limit[row, query])
+        probe = (cut[row, query] == cut[row, key]) & (cut[row, key] != _HISTORY)
+        branch = (answer[row, key] == _SHARED) | (answer[row, query] == answer[row, key])
+        return (history | (probe & branch)) & (key <= query)
+
+    with _attention_over(model, sees, len(rows), width) as mask:
+        hidden = model.get_decoder()(
+            input_ids=table("tokens", 0), attention_mask=mask, position_ids=table("positions", 0), use_cache=False
+        ).last_hidden_state
     owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.at], device=device)
     at = torch.tensor([index for row in rows for index in row.at], device=device)
     target = torch.tensor([token for row in rows for token in row.target], device=device)
@@ -156,6 +159,32 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         results.append(logprobs[start : start + len(row.at)])
         start += len(row.at)
     return results
+
+
+@contextlib.contextmanager
+def _attention_over(model: Any, sees: Callable[..., torch.Tensor], rows: int, width: int) -> Iterator[Any]:
+    """The attention mask of `sees`(row, head, query, key): dense on a CPU; on a GPU a block mask for FlexAttention, which
+    computes no block that is empty and holds no [rows, width, width] tensor, with the model set to it meanwhile."""
+    if not _in_blocks(model.device):
+        row, place = torch.arange(rows, device=model.device), torch.arange(width, device=model.device)
+        yield sees(row[:, None, None], None, place[None, :, None], place[None, None, :])[:, None]
+        return
+    with _flex_attention(model):
+        yield create_block_mask(sees, rows, None, width, width, device=model.device)
+
+
+def _in_blocks(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+@contextlib.contextmanager
+def _flex_attention(model: Any) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation("flex_attention")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:
