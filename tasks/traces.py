@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from mlflow.entities import LiveSpan
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -48,75 +45,70 @@ class TraceRecord:
 def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[str]:
     """One trace each, associated with the run; a question that the run has a trace of already is left alone.
 
-    Returns the ids of the new traces. About 0.4 s a trace: for a sample, off the hot path.
+    Returns the ids of the new traces. For a sample, off the hot path.
     """
     import mlflow
-    from mlflow.entities import AssessmentSource, AssessmentSourceType
 
     from tasks.tracking import client, tracking_uri
 
     mlflow.set_tracking_uri(tracking_uri())
     logged = client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500, include_spans=False)
     known = {trace.info.tags.get("question_id") for trace in logged}
-    fresh = [record for record in records if record.question_id not in known]
-    written = [_trace(run_id, experiment_id, record) for record in fresh]
-    mlflow.flush_trace_async_logging()  # feedback can only be given on a trace that the server has
+    written = [_trace(run_id, experiment_id, record) for record in records if record.question_id not in known]
+    mlflow.flush_trace_async_logging()
+    return written
+
+
+def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:
+    """The trace's id. Feedback given while a trace is open travels with it instead of in a request of its own."""
+    import mlflow
+    from mlflow.entities import AssessmentSource, AssessmentSourceType
+    from mlflow.entities.trace_location import MlflowExperimentLocation
+
     code = AssessmentSource(AssessmentSourceType.CODE, "igpo_core")
     person = AssessmentSource(AssessmentSourceType.HUMAN, "question table")
-    for record, (trace_id, spans) in zip(fresh, written, strict=True):
-        for number, (turn, span_id) in enumerate(zip(record.turns, spans, strict=True), start=1):
+    with mlflow.start_span(
+        name=f"{record.arm} seed {record.seed}",
+        span_type="AGENT",
+        attributes={"question_id": record.question_id, "turns": len(record.turns)},
+        trace_destination=MlflowExperimentLocation(experiment_id),
+        run_id=run_id,
+    ) as root:
+        tags = {"question_id": record.question_id, "arm": record.arm, "seed": str(record.seed), "status": record.status}
+        mlflow.update_current_trace(tags=tags)
+        root.set_inputs({"question": record.question})
+        for number, turn in enumerate(record.turns, start=1):
+            span_id = _turn(number, turn)
             if turn.gain is not None:
                 mlflow.log_feedback(
-                    trace_id=trace_id,
+                    trace_id=root.trace_id,
                     name="information_gain",
                     value=turn.gain,
                     span_id=span_id,
                     source=code,
                     rationale=f"turn {number}: {turn.query_or_answer}",
                 )
-        mlflow.log_feedback(trace_id=trace_id, name="f1", value=record.f1, source=code)
-        mlflow.log_expectation(trace_id=trace_id, name="answers", value=list(record.answers), source=person)
-    return [trace_id for trace_id, _ in written]
+        mlflow.log_feedback(trace_id=root.trace_id, name="f1", value=record.f1, source=code)
+        answers = list(record.answers)
+        mlflow.log_expectation(trace_id=root.trace_id, name="answers", value=answers, source=person)
+        root.set_outputs({"answer": record.answer, "status": record.status, "f1": record.f1, "em": record.em})
+    return str(root.trace_id)
 
 
-def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> tuple[str, list[str]]:
-    """The trace's id, and the span id of each turn."""
-    import mlflow
-    from mlflow.tracing.constant import TraceMetadataKey
-
-    root = mlflow.start_span_no_context(
-        name=f"{record.arm} seed {record.seed}",
-        span_type="AGENT",
-        inputs={"question": record.question},
-        tags={
-            "question_id": record.question_id,
-            "arm": record.arm,
-            "seed": str(record.seed),
-            "status": record.status,
-        },
-        metadata={TraceMetadataKey.SOURCE_RUN: run_id},
-        experiment_id=experiment_id,
-    )
-    spans = [_turn(root, number, turn) for number, turn in enumerate(record.turns, start=1)]
-    root.set_attributes({"question_id": record.question_id, "turns": len(spans)})
-    root.end(outputs={"answer": record.answer, "status": record.status, "f1": record.f1, "em": record.em})
-    return root.trace_id, spans
-
-
-def _turn(root: "LiveSpan", number: int, turn: TurnRecord) -> str:
+def _turn(number: int, turn: TurnRecord) -> str:
+    """The span id of a turn within the open trace."""
     import mlflow
 
-    span = mlflow.start_span_no_context(
-        name=f"turn {number}: {turn.action}",
-        span_type="TOOL" if turn.action == "search" else "CHAIN",
-        parent_span=root,
-        inputs={"policy": turn.text, turn.action: turn.query_or_answer},
-    )
     values: dict[str, Any] = {
         "belief_before": turn.belief_before,
         "belief_after": turn.belief_after,
         "information_gain": turn.gain,
     }
-    span.set_attributes({name: value for name, value in values.items() if value is not None})
-    span.end(outputs={"observation": turn.observation})
-    return span.span_id
+    with mlflow.start_span(
+        name=f"turn {number}: {turn.action}",
+        span_type="TOOL" if turn.action == "search" else "CHAIN",
+        attributes={name: value for name, value in values.items() if value is not None},
+    ) as span:
+        span.set_inputs({"policy": turn.text, turn.action: turn.query_or_answer})
+        span.set_outputs({"observation": turn.observation})
+    return str(span.span_id)
