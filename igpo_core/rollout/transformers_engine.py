@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache
 
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment, Observation
 from igpo_core.logprobs import target_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
+from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.probes import ProbeBlock
 from igpo_core.seeds import numpy_rng
 from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
@@ -184,7 +184,7 @@ class _Stream:
         self.device = policy.model.device
         self.stops = torch.tensor(policy.protocol.stop_ids, device=self.device)
         self.config, self.greedy, self.times = config, decoding == "greedy", times
-        self.cache = DynamicCache(config=policy.model.config)
+        self.cache = roomy_cache(policy.model.config)
         self.seen = torch.zeros(0, 0, dtype=torch.bool)  # [rows, columns]
         self.lengths = torch.zeros(0, dtype=torch.long)  # tokens in the cache, by row
         self.last: list[int] = []  # each row's last sampled token: sampled, but not yet in the cache
