@@ -29,6 +29,9 @@ class AblationSpecification(BaseModel):
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
     baseline: str
     seeds: list[int] = Field(min_length=1)
+    margin: float = Field(
+        0.03, ge=0, lt=1, description="A difference in test F1 below this does not matter: within it arms are equal."
+    )
     processes: int = Field(2, ge=1, le=64, description="Runs at the same time.")
 
     @field_validator("seeds")

@@ -20,26 +20,26 @@ PANELS = (
 )
 
 
-def write_figures(data: "SweepData", baseline: str, folder: Path) -> None:
+def write_figures(data: "SweepData", baseline: str, folder: Path, margin: float = 0.0) -> None:
     """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
-    overview(data, baseline, folder / "overview.png")
+    overview(data, baseline, folder / "overview.png", margin)
     colours = arm_colours(data.arms, baseline)
     for name, metric, title, limits in PANELS:
         figure, axes = _canvas(1, 1, (7.0, 4.2))
         curves(axes[0][0], data, metric, title, limits, colours)
         figure.savefig(folder / f"{name}.png", dpi=130)
     figure, axes = _canvas(1, 1, (7.0, 3.2))
-    forest(axes[0][0], paired(data.scores(), baseline), baseline, colours)
+    forest(axes[0][0], paired(data.scores(), baseline, margin), baseline, colours)
     figure.savefig(folder / "difference.png", dpi=130)
 
 
-def overview(data: "SweepData", baseline: str, path: Path) -> None:
+def overview(data: "SweepData", baseline: str, path: Path, margin: float) -> None:
     """Four panels: dev F1, paired differences, dead groups, turns."""
     figure, axes = _canvas(2, 2, (12.0, 7.6))
     colours = arm_colours(data.arms, baseline)
     for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), PANELS, strict=True):
         curves(axis, data, metric, title, limits, colours)
-    forest(axes[0][1], paired(data.scores(), baseline), baseline, colours)
+    forest(axes[0][1], paired(data.scores(), baseline, margin), baseline, colours)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
         f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds, thin: one seed",

@@ -171,9 +171,9 @@ def collect(experiment: str, sweep: str, run_keys: Collection[str] | None = None
     return SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told)
 
 
-def summarise(data: SweepData, baseline: str, threshold: float) -> list[ArmSummary]:
+def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 0.0) -> list[ArmSummary]:
     """The table, from the runs' metrics alone: it can be computed again at any time."""
-    pairs = paired(data.scores(), baseline)
+    pairs = paired(data.scores(), baseline, margin)
     rows = []
     for arm in data.arms:
         runs, pair = data.finished(arm), pairs.get(arm)
@@ -266,7 +266,7 @@ def write_report(
     data = collect(experiment, sweep, run_keys).select(list(specification["arms"]), list(specification["seeds"]))
     if not data.finished():
         raise DataError(f"sweep {sweep} has no finished run to report on: {' '.join(data.warnings)}")
-    summaries = summarise(data, baseline, threshold)
+    summaries = summarise(data, baseline, threshold, specification["margin"])
     cells = table_rows(summaries, threshold)
     warnings = [*unequal_budgets(data), *left_out(data), *data.warnings]
     words = sentences(summaries, specification, baseline, threshold, warnings)
@@ -281,7 +281,7 @@ def write_report(
         _write_csv(folder / "table.csv", cells)
         (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
         (folder / "versions.json").write_text(json.dumps(versions(data_version), indent=1))
-        write_figures(data, baseline, folder)
+        write_figures(data, baseline, folder, specification["margin"])
         mlflow.log_artifacts(run_id, str(folder))
     _log_summaries(run_id, summaries)
     mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first

@@ -18,7 +18,7 @@ ENUMERATED = 50_000  # all n^n resamples are enumerated up to this many
 RESAMPLES = 20_000
 MIN_SEEDS = 5
 
-Verdict = Literal["better", "worse", "no difference shown", "too few seeds"]
+Verdict = Literal["better", "worse", "equal", "no difference shown", "too few seeds"]
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def percentiles(ordered: Sequence[float], tail: float) -> Interval:
     return Interval(ordered[rank], ordered[len(ordered) - 1 - rank])
 
 
-def paired(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Paired]:
+def paired(scores: Mapping[str, Mapping[int, float]], baseline: str, margin: float = 0.0) -> dict[str, Paired]:
     """Every other arm against the baseline, seed by seed: scores[arm][seed].
 
     `interval` is the 95% one. The verdict is stricter: with k arms compared, the interval of level 1 - 0.05 / k must
-    exclude zero (Bonferroni). With few seeds that interval is their whole range, so that a verdict means that all seeds
-    agree, and its level is 2^(1-n) at best (0.06 for five): the report says so. missing_seeds: seeds that some arm of the
-    sweep has and this arm or the baseline lacks.
+    exclude zero (Bonferroni). An arm whose whole stricter interval lies within -margin .. margin is "equal", on whichever
+    side of zero it lies: a difference that does not matter is no reason to choose an arm. With few seeds the stricter
+    interval is their whole range, so that a verdict means that all seeds agree, and its level is 2^(1-n) at best (0.06
+    for five): the report says so. missing_seeds: seeds that some arm of the sweep has and this arm or the baseline lacks.
     """
     others = [arm for arm in scores if arm != baseline]
     reference = scores.get(baseline, {})
@@ -95,15 +96,17 @@ def paired(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str
             mean=math.fsum(differences) / len(seeds) if seeds else None,
             interval=interval(differences),
             missing_seeds=tuple(seed for seed in every if seed not in seeds),
-            verdict=_verdict(differences, 1 - 0.05 / len(others)),
+            verdict=_verdict(differences, 1 - 0.05 / len(others), margin),
         )
     return results
 
 
-def _verdict(differences: Sequence[float], level: float) -> Verdict:
+def _verdict(differences: Sequence[float], level: float, margin: float) -> Verdict:
     strict = interval(differences, level)
     if strict is None or len(differences) < MIN_SEEDS:
         return "too few seeds"
+    if -margin < strict.low and strict.high < margin:
+        return "equal"
     if strict.low > 0:
         return "better"
     return "worse" if strict.high < 0 else "no difference shown"

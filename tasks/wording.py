@@ -106,7 +106,7 @@ def sentences(
     shown = [
         f"Every run trained for {size}, and was tested once, at the end, on up to "
         f"{base['evaluation']['test_questions']} held-out questions. Columns are means over seeds.",
-        *(_compared(row, baseline) for row in summaries if row.arm != baseline),
+        *(_compared(row, baseline, specification["margin"]) for row in summaries if row.arm != baseline),
         f"Until dev F1 {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
         + "; ".join(_speed(row) for row in summaries)
         + ".",
@@ -114,12 +114,17 @@ def sentences(
     return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, baseline)))
 
 
-def _compared(row: "ArmSummary", baseline: str) -> str:
+def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
     if row.difference is None:
         return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
     start = f"{row.arm} against {baseline}: {difference(row)} F1 over {row.pairs} paired seeds"
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict ({MIN_SEEDS} are needed), whatever the numbers look like."
+    if row.verdict == "equal":
+        return (
+            f"{start}: equal at this budget. The whole interval behind the verdict lies within {margin:g} F1, below which a "
+            "difference does not matter here (margin in the specification): no difference is claimed."
+        )
     if row.verdict == "no difference shown":
         stricter = ""
         if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:

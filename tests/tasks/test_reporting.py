@@ -16,6 +16,7 @@ from tasks.tracking import Tracker, client, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
+    "margin": 0.03,
     "name": "study",
     "base": {
         "data": {"kind": "lookup"},
@@ -141,7 +142,7 @@ def test_the_terminal_table_fits() -> None:
 
 
 def words(data: SweepData) -> str:
-    rows = summarise(data, "outcome_only", 0.5)
+    rows = summarise(data, "outcome_only", 0.5, SPECIFICATION["margin"])
     return sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]).plain(10_000)
 
 
@@ -156,10 +157,15 @@ def test_words_say_what_was_not_shown() -> None:
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
     data = five()
     level = replace(data, runs=tuple(
-        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.01 * (-1) ** item.seed * (item.arm == "igpo")}})
+        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
     assert "no difference was shown" in words(level) and "better" not in words(level)
+    close = replace(data, runs=tuple(
+        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
+        for item in data.runs
+    ))  # fmt: skip
+    assert "equal at this budget" in words(close) and "better" not in words(close)
     few = data.select(["outcome_only", "igpo"], [0, 1])
     assert "too few seeds for a verdict (5 are needed)" in words(few) and "better" not in words(few)
 

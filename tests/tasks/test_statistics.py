@@ -103,6 +103,17 @@ def test_bonferroni_turns_a_verdict() -> None:
     assert {pair.verdict for pair in many.values()} == {"no difference shown"}
 
 
+def test_a_difference_within_the_margin_is_equality_on_either_side_of_zero() -> None:
+    base = dict.fromkeys(range(5), 0.9)
+    near = {seed: 0.9 + gain for seed, gain in enumerate((0.004, 0.010, 0.012, 0.019, 0.011))}
+    assert paired({"base": base, "arm": near}, "base")["arm"].verdict == "better"
+    assert paired({"base": base, "arm": near}, "base", 0.03)["arm"].verdict == "equal"
+    assert paired({"base": near, "arm": base}, "base", 0.03)["arm"].verdict == "equal"
+    assert paired({"base": base, "arm": near}, "base", 0.012)["arm"].verdict == "better"  # part of it lies beyond
+    wide = {**near, 0: 0.8}
+    assert paired({"base": base, "arm": wide}, "base", 0.03)["arm"].verdict == "no difference shown"
+
+
 def test_without_a_baseline_nothing_is_compared() -> None:
     found = paired({"arm": {0: 1.0, 1: 1.0}}, "base")["arm"]
     assert (found.n, found.mean, found.interval, found.missing_seeds) == (0, None, None, (0, 1))
