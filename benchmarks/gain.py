@@ -1,6 +1,6 @@
 """What the information gain costs: a step with it against one without, and all beliefs against one forward a turn.
 
-python -m benchmarks.gain [step|scoring] [--large] [--repeats N]
+python -m benchmarks.gain [--what step|scoring] [--large] [--repeats N]
 """
 
 import argparse
@@ -194,16 +194,16 @@ def scoring(shape: dict[str, Any], name: str, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["step", "scoring"], default=["step", "scoring"])
+    parser.add_argument("--what", choices=["step", "scoring", "both"], default="both")
     parser.add_argument("--large", action="store_true", help="the Qwen2-0.5B shape too: minutes a step without a GPU")
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
-    if "step" in chosen.what:
+    if chosen.what != "scoring":
         step_of_the_laptop(chosen.repeats)
         step_of_a_chat_model(QWEN2_TINY, "a tiny Qwen2", 8, chosen.repeats)
         if chosen.large:
             step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 2, max(1, chosen.repeats // 2))
-    if "scoring" in chosen.what:
+    if chosen.what != "step":
         scoring(QWEN2_TINY, "a tiny Qwen2", chosen.repeats)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.checkpoints import checkpoint_folder
 from tasks import training
+from tasks.background import Background
 from tasks.home import home
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def train_run(
     tracker.finish("FINISHED")
     training.write_result(run, result)
     progress.report(experiment.training.steps)
+    progress.background.wait()
     return result
 
 
@@ -119,23 +121,32 @@ def run_epoch(trainer: Any, epoch: int, run: Any, tracker: Any, progress: "_Prog
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="test and publish")
 def finish(trainer: Any, specification: AblationSpecification, arm: str, run: Any, tracker: Any) -> dict[str, Any]:
-    """The one evaluation on test, a sample of its trajectories as traces, the last checkpoint as a logged model."""
+    """The one evaluation on test, a sample of its trajectories as traces, the last checkpoint as a logged model.
+
+    The checkpoint is sent while the first decoding is evaluated, and the traces while the others are.
+    """
     from tasks.traces import log_traces
-    from tasks.tracking import log_model_checkpoint
+    from tasks.tracking import log_model_checkpoint, log_model_metrics
     from tasks.trajectories import trace_records
 
-    config = trainer.config
-    metrics, results = training.evaluate_all(
-        trainer.policy, trainer.environment, config, "test", config.evaluation.test_questions, trainer.step
+    config, sending = trainer.config, Background()
+    checkpoint = checkpoint_folder(run.folder, trainer.step)
+    model = sending.submit(lambda: log_model_checkpoint(tracker.run_id, checkpoint, trainer.step))
+
+    def send_traces(result: Any) -> None:
+        records = trace_records(trainer.policy, result.scored, config, arm)
+        sending.submit(lambda: log_traces(tracker.run_id, tracker.experiment_id, records))
+
+    questions = config.evaluation.test_questions
+    metrics, _ = training.evaluate_all(
+        trainer.policy, trainer.environment, config, "test", questions, trainer.step, send_traces
     )
     metrics = {f"test{name}": value for name, value in metrics.items()}
     tracker.log(trainer.step, metrics)
     tracker.flush()
-    scored = results[config.evaluation.decoding[0]].scored
-    log_traces(tracker.run_id, tracker.experiment_id, trace_records(trainer.policy, scored, config, arm))
     headline = {name: metrics[name] for name in ("test/all/f1", "test/all/em")}
-    checkpoint = checkpoint_folder(run.folder, trainer.step)
-    log_model_checkpoint(tracker.run_id, checkpoint, trainer.step, headline)
+    log_model_metrics(tracker.run_id, model.result(), trainer.step, headline)
+    sending.wait()
     return {
         "run_key": run.run_key,
         "run_id": tracker.run_id,
@@ -166,12 +177,12 @@ def _tags(specification: AblationSpecification, arm: str, seed: int, sweep: str,
 
 
 class _Progress:
-    """A progress bar on the Prefect run page, with a link to the MLflow run."""
+    """A progress bar on the Prefect run page, which training does not wait for, with a link to the MLflow run."""
 
     def __init__(self, name: str, steps: int, url: str) -> None:
         from prefect.artifacts import create_link_artifact, create_progress_artifact
 
-        self.steps, self.shown = steps, -1
+        self.steps, self.shown, self.background = steps, -1, Background()
         create_link_artifact(link=url, link_text=f"MLflow run: {name}", description="Curves, parameters, traces.")
         self.artifact: Any = create_progress_artifact(0.0, description=f"{name}: steps done of {steps}")
 
@@ -180,5 +191,5 @@ class _Progress:
 
         share = int(100 * step / self.steps)
         if share // 5 > self.shown // 5 or share == 100:
-            update_progress_artifact(self.artifact, float(share))
+            self.background.submit(lambda: update_progress_artifact(self.artifact, float(share)))
             self.shown = share

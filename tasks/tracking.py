@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from igpo_core.errors import ConfigError, ServiceError
+from tasks.background import Background
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,7 +116,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class Tracker:
-    """One run. `log` is cheap: a line in a file, and a batch to the server when enough is owed."""
+    """One run. `log` is cheap: a line in a file, and when enough is owed a batch to the server, which nobody waits for."""
 
     def __init__(self, folder: Path, experiment_id: str, run_id: str) -> None:
         self.folder, self.experiment_id, self.run_id = folder, experiment_id, run_id
@@ -128,6 +129,8 @@ class Tracker:
                 "it was changed by hand; delete metrics.sent, and every line is sent again"
             )
         self._owed = lines[self._sent :]
+        self._flying: list[dict[str, Any]] = []  # what the background is sending
+        self._background = Background()
         self._flushed = time.monotonic()
 
     @classmethod
@@ -180,19 +183,38 @@ class Tracker:
             file.write(json.dumps(line) + "\n")
         self._seen |= {(name, step) for name in fresh}
         self._owed.append(line)
-        if sum(len(item["metrics"]) for item in self._owed) >= OWED_VALUES or (
-            time.monotonic() - self._flushed > OWED_SECONDS
-        ):
-            self.flush()
+        enough = sum(len(item["metrics"]) for item in self._owed) >= OWED_VALUES
+        if not self._background.busy and (enough or time.monotonic() - self._flushed > OWED_SECONDS):
+            self._send_owed()
 
     def flush(self) -> None:
-        """Send every line that is owed. Raises ServiceError when MLflow does not take them; they stay owed."""
+        """Send every line that is owed, and wait. Raises ServiceError when MLflow does not take them; they stay owed."""
+        self._send_owed()
+        self._land()
+
+    def _send_owed(self) -> None:
+        self._land()
+        self._flying, self._owed = self._owed, []
+        self._flushed = time.monotonic()
+        flying = self._flying
+        self._background.submit(lambda: self._send(flying))
+
+    def _land(self) -> None:
+        """Wait for the batch that is under way. When it failed, it is owed again."""
+        flying, self._flying = self._flying, []
+        try:
+            self._background.wait()
+        except BaseException:
+            self._owed = flying + self._owed
+            raise
+
+    def _send(self, lines: Sequence[Mapping[str, Any]]) -> None:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
         values = [
             Metric(name, value, line["timestamp_ms"], line["step"])
-            for line in self._owed
+            for line in lines
             for name, value in line["metrics"].items()
         ]
         mlflow = client()
@@ -204,8 +226,7 @@ class Tracker:
                 f"MLflow at {tracking_uri()} did not take the metrics of run {self.run_id}: {error}. They are kept in "
                 f"{self.folder / 'metrics.jsonl'}; start it with `make up` and run again"
             ) from error
-        self._sent += len(self._owed)
-        self._owed, self._flushed = [], time.monotonic()
+        self._sent += len(lines)
         beside = self.folder / "metrics.sent.partial"
         beside.write_text(f"{self.run_id} {self._sent}\n")
         beside.replace(self.folder / "metrics.sent")
@@ -248,11 +269,10 @@ def sent_lines(folder: Path, run_id: str) -> int:
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 
-def log_model_checkpoint(run_id: str, folder: Path, step: int, metrics: Mapping[str, float]) -> str:
-    """The checkpoint as a logged model of the run: path and manifest hash as params and tag, its metrics, and the policy
-    files as run artifacts while they are small. Logging the same checkpoint again finds the model. Returns its id."""
+def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
+    """The checkpoint as a logged model of the run: path and manifest hash as params and tag, and the policy files as run
+    artifacts while they are small. Logging the same checkpoint again finds the model. Returns its id."""
     import mlflow
-    from mlflow.entities import Metric
 
     from igpo_core.checkpoints import MANIFEST
 
@@ -275,10 +295,16 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int, metrics: Mapping[
         model_type="policy",
         experiment_id=experiment,
     )
-    values = []
+    return str(made.model_id)
+
+
+def log_model_metrics(run_id: str, model_id: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Metrics of a logged model, which the run has already at this step."""
+    from mlflow.entities import Metric
+
+    api, values = client(), []
     for name, value in metrics.items():  # the run's own timestamps: with others the run would hold each value twice
         logged = [point for point in api.get_metric_history(run_id, name) if point.step == step]
         stamp = logged[0].timestamp if logged else int(time.time() * 1000)
-        values.append(Metric(name, value, stamp, step, model_id=made.model_id))
+        values.append(Metric(name, value, stamp, step, model_id=model_id))
     api.log_batch(run_id, metrics=values)
-    return str(made.model_id)

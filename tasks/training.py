@@ -184,9 +184,18 @@ def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
 
 
 def evaluate_all(
-    policy: "Policy", environment: "Environment", config: ExperimentConfig, split: str, limit: int, step: int
+    policy: "Policy",
+    environment: "Environment",
+    config: ExperimentConfig,
+    split: str,
+    limit: int,
+    step: int,
+    after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
 ) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
-    """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others."""
+    """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others.
+
+    after_first is called with the result of the first decoding, before the others are made.
+    """
     from igpo_core.evaluation import evaluate
 
     metrics: dict[str, float] = {}
@@ -196,6 +205,8 @@ def evaluate_all(
         prefix = "/" if place == 0 else f"_{decoding}/"
         metrics |= {prefix + name: value for name, value in result.metrics.items()}
         results[decoding] = result
+        if place == 0:
+            after_first(result)
     return metrics, results
 
 

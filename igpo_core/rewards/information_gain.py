@@ -1,19 +1,19 @@
 """Beliefs and information gains (paper Eq. 3 and 4).
 
-All beliefs of a trajectory are read in one forward pass: behind its history stand, for every cut, the probe's prefix
-and then each accepted answer, under an attention mask in which a probe sees the history up to its cut and itself alone.
-Positions of a probe go on from its cut, so each value equals that of a plain forward pass over history and probe.
+The history of a trajectory is encoded once, under the plain causal mask that attention kernels are fastest at. On its keys
+and values then stand all probes in one pass: for every cut the probe's prefix and each accepted answer, behind a mask in
+which a probe sees the history up to its cut and itself alone. Positions of a probe go on from its cut, so each value equals
+that of a plain forward pass over history and probe; and no mask is quadratic in the history.
 """
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
+from transformers import DynamicCache
 
 from igpo_core.batching import token_batches
 from igpo_core.logprobs import target_logprobs
@@ -23,7 +23,7 @@ __all__ = ["AnswerProbe", "answer_log_likelihoods", "belief", "information_gains
 
 Aliases = Literal["logsumexp", "max", "shortest", "first"]
 Gain = Literal["log_prob_diff", "prob_diff"]
-_PAD, _HISTORY, _SHARED = -2, -1, -1  # values of `cut` and `answer` in a packed row
+_PAD, _SHARED = -2, -1  # values of `cut` and `answer`
 
 
 def answer_log_likelihoods(
@@ -62,7 +62,7 @@ def score_beliefs(
         raise ValueError(f"{len(sequences)} sequences, {len(cuts)} lists of cuts and {len(probes)} of probes")
     rows = [_pack(i, *item) for i, item in enumerate(zip(sequences, cuts, probes, strict=True))]
     values: list[list[float]] = [[] for _ in rows]
-    for batch in token_batches(range(len(rows)), [len(row.tokens) for row in rows], max_tokens):
+    for batch in token_batches(range(len(rows)), [len(row.history) + len(row.tokens) for row in rows], max_tokens):
         for i, result in zip(batch, _forward(model, [rows[i] for i in batch]), strict=True):
             values[i] = result
     scores = []
@@ -78,13 +78,14 @@ def score_beliefs(
 
 @dataclass(frozen=True)
 class _Packed:
-    """One trajectory with its probes behind it.
+    """One trajectory's history, and its probes one behind the other.
 
-    By token: position; cut (which cut's probe it belongs to, _HISTORY for the history); answer (which answer, _SHARED
-    for prefix and history); limit (history tokens it sees). By scored token: at (whose hidden state predicts it), target.
-    lengths: scored tokens of each (cut, answer).
+    By probe token: position; cut (which cut's probe it belongs to); answer (which answer, _SHARED for the prefix); limit
+    (history tokens it sees). By scored token: at, the place whose hidden state predicts it (a probe token, or -n for the
+    n-th history token where a probe has no prefix), and target. lengths: scored tokens of each (cut, answer).
     """
 
+    history: list[int]
     tokens: list[int]
     positions: list[int]
     cut: list[int]
@@ -101,57 +102,61 @@ def _pack(i: int, sequence: Sequence[int], cuts: Sequence[int], probes: Sequence
         raise ValueError(f"trajectory {i}: its probes must be at least one and share their prefix")
     if list(cuts) != sorted(set(cuts)) or (cuts and not 1 <= cuts[0] <= cuts[-1] <= len(sequence)):
         raise ValueError(f"trajectory {i}: cuts must increase within [1, {len(sequence)}], got {list(cuts)}")
-    history = cuts[-1] if cuts else 0  # what follows the last cut is in no belief
-    tokens = list(sequence[:history])
-    positions, cut, answer = (list(range(history)), [_HISTORY] * history, [_SHARED] * history)
-    limit = list(range(1, history + 1))
-    at: list[int] = []
-    target: list[int] = []
-    lengths: list[int] = []
+    history = list(sequence[: cuts[-1] if cuts else 0])  # what follows the last cut is in no belief
+    row = _Packed(history, [], [], [], [], [], [], [], [], len(cuts))
 
     def add(ids: Sequence[int], first: int, c: int, a: int, seen: int) -> None:
-        tokens.extend(ids)
-        positions.extend(range(first, first + len(ids)))
-        cut.extend([c] * len(ids))
-        answer.extend([a] * len(ids))
-        limit.extend([seen] * len(ids))
+        row.tokens.extend(ids)
+        row.positions.extend(range(first, first + len(ids)))
+        row.cut.extend([c] * len(ids))
+        row.answer.extend([a] * len(ids))
+        row.limit.extend([seen] * len(ids))
 
     for c, seen in enumerate(cuts):
         prefix = probes[0].prefix_ids
         add(prefix, seen, c, _SHARED, seen)
-        before = len(tokens) - 1 if prefix else seen - 1
+        before = len(row.tokens) - 1 if prefix else -seen
         for a, probe in enumerate(probes):
             fed = probe.answer_ids[:-1]  # the last answer token is predicted, and predicts nothing
-            at.extend([before, *range(len(tokens), len(tokens) + len(fed))])
-            target.extend(probe.answer_ids)
-            lengths.append(len(probe.answer_ids))
+            row.at.extend([before, *range(len(row.tokens), len(row.tokens) + len(fed))])
+            row.target.extend(probe.answer_ids)
+            row.lengths.append(len(probe.answer_ids))
             add(fed, seen + len(prefix), c, a, seen)
-    return _Packed(tokens, positions, cut, answer, limit, at, target, lengths, len(cuts))
+    return row
 
 
 def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
     """Log-probabilities of the scored tokens of each row."""
-    device, width = model.device, max(len(row.tokens) for row in rows)
-    if width == 0:
+    device, decoder = model.device, model.get_decoder()
+    past, width = max(len(row.history) for row in rows), max(len(row.tokens) for row in rows)
+    if past == 0:
         return [[] for _ in rows]
 
-    def table(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([getattr(row, name) + [fill] * (width - len(row.tokens)) for row in rows], device=device)
+    def table(name: str, columns: int, fill: int) -> torch.Tensor:
+        padded = [getattr(row, name) + [fill] * (columns - len(getattr(row, name))) for row in rows]
+        return torch.tensor(padded, dtype=torch.long, device=device)
 
-    cut, answer, limit = table("cut", _PAD), table("answer", _PAD), table("limit", 0)
-
-    def sees(row: Any, _head: Any, query: Any, key: Any) -> torch.Tensor:
-        history = (cut[row, key] == _HISTORY) & (key < limit[row, query])
-        probe = (cut[row, query] == cut[row, key]) & (cut[row, key] != _HISTORY)
-        branch = (answer[row, key] == _SHARED) | (answer[row, query] == answer[row, key])
-        return (history | (probe & branch)) & (key <= query)
-
-    with _attention_over(model, sees, len(rows), width) as mask:
-        hidden = model.get_decoder()(
-            input_ids=table("tokens", 0), attention_mask=mask, position_ids=table("positions", 0), use_cache=False
+    # Right padding under a causal mask: no token of a history sees a pad.
+    cache = DynamicCache(config=model.config)
+    encoded = decoder(input_ids=table("history", past, 0), past_key_values=cache, use_cache=True).last_hidden_state
+    hidden = encoded
+    if width:
+        cut, answer, limit = (table("cut", width, _PAD), table("answer", width, _PAD), table("limit", width, 0))
+        history = torch.arange(past, device=device) < limit[:, :, None]
+        own = (cut[:, :, None] == cut[:, None, :]) & (
+            (answer[:, None, :] == _SHARED) | (answer[:, :, None] == answer[:, None, :])
+        )
+        own &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        probed = decoder(
+            input_ids=table("tokens", width, 0),
+            position_ids=table("positions", width, 0),
+            attention_mask=torch.cat([history, own], 2)[:, None],
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
+        hidden = torch.cat([probed, encoded], 1)
     owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.at], device=device)
-    at = torch.tensor([index for row in rows for index in row.at], device=device)
+    at = torch.tensor([k if k >= 0 else width - k - 1 for row in rows for k in row.at], device=device)
     target = torch.tensor([token for row in rows for token in row.target], device=device)
     logprobs = target_logprobs(model.get_output_embeddings(), hidden[owner, at], target).tolist()
     results, start = [], 0
@@ -159,32 +164,6 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         results.append(logprobs[start : start + len(row.at)])
         start += len(row.at)
     return results
-
-
-@contextlib.contextmanager
-def _attention_over(model: Any, sees: Callable[..., torch.Tensor], rows: int, width: int) -> Iterator[Any]:
-    """The attention mask of `sees`(row, head, query, key): dense on a CPU; on a GPU a block mask for FlexAttention, which
-    computes no block that is empty and holds no [rows, width, width] tensor, with the model set to it meanwhile."""
-    if not _in_blocks(model.device):
-        row, place = torch.arange(rows, device=model.device), torch.arange(width, device=model.device)
-        yield sees(row[:, None, None], None, place[None, :, None], place[None, None, :])[:, None]
-        return
-    with _flex_attention(model):
-        yield create_block_mask(sees, rows, None, width, width, device=model.device)
-
-
-def _in_blocks(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-@contextlib.contextmanager
-def _flex_attention(model: Any) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation("flex_attention")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:

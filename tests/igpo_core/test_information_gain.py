@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from igpo_core.rewards import information_gain
 from igpo_core.rewards.information_gain import (
     AnswerProbe,
     answer_log_likelihoods,
@@ -82,23 +81,6 @@ def test_equals_one_plain_forward_a_turn(kind: str, max_tokens: int | None) -> N
             assert value == pytest.approx(plain(MODELS[kind], sequences[i][:c], probes[i]), abs=1e-5)
             assert value == pytest.approx(plain(MODELS[kind], sequences[i][:c], probes[i], pad_left=5), abs=1e-5)
     assert max(row[-1] for row in scores) - min(row[-1] for row in scores) > 0.1  # the comparison is not of constants
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_block_mask_of_a_gpu_gives_the_same_beliefs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention over the block mask, uncompiled, which runs without a GPU; several answers, padding, 300 columns."""
-    sequences, cuts, probes = make_batch(4, [1, 16, 5], lengths=(10, 20))
-    answers = [[probe, AnswerProbe(probe.prefix_ids, [7, 8, 9])] for probe in probes]
-    dense = score_beliefs(MODELS[kind], sequences, cuts, answers)
-    before = MODELS[kind].config._attn_implementation
-    monkeypatch.setattr(information_gain, "_in_blocks", lambda device: True)
-    with torch.compiler.set_stance("force_eager"):
-        blocked = score_beliefs(MODELS[kind], sequences, cuts, answers)
-    assert MODELS[kind].config._attn_implementation == before
-    for one, other in zip(dense, blocked, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert b == pytest.approx(a, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)

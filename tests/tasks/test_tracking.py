@@ -11,7 +11,16 @@ import pytest
 
 from igpo_core.errors import ConfigError, ServiceError
 from tasks import tracking
-from tasks.tracking import Tracker, client, experiment_id, flatten, log_model_checkpoint, read_lines, tag_filter
+from tasks.tracking import (
+    Tracker,
+    client,
+    experiment_id,
+    flatten,
+    log_model_checkpoint,
+    log_model_metrics,
+    read_lines,
+    tag_filter,
+)
 
 
 def opened(folder: Path, key: str, **params: Any) -> Tracker:
@@ -105,9 +114,11 @@ def test_values_are_owed_until_there_are_enough(mlflow_server: str, tmp_path: Pa
     assert history(tracker.run_id, "m0") == [] and not (tmp_path / "metrics.sent").exists()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4  # on disk already
     tracker.log(4, {f"m{i}": float(i) for i in range(100)})
+    tracker._background.wait()
     assert [step for step, _ in history(tracker.run_id, "m99")] == [0, 1, 2, 3, 4]
     assert (tmp_path / "metrics.sent").read_text().split() == [tracker.run_id, "5"]
     tracker.log(5, {f"n{i}": 1.0 for i in range(1100)})  # more than one call takes
+    tracker._background.wait()
     assert all(len(history(tracker.run_id, name)) == 1 for name in ("n0", "n999", "n1000", "n1099"))
 
 
@@ -116,7 +127,25 @@ def test_values_are_owed_no_longer_than_seconds(mlflow_server: str, tmp_path: Pa
     tracker.log(1, {"a": 1.0})
     tracker._flushed = time.monotonic() - tracking.OWED_SECONDS - 1
     tracker.log(2, {"a": 2.0})
+    tracker._background.wait()
     assert history(tracker.run_id, "a") == [(1, 1.0), (2, 2.0)]
+
+
+def test_what_failed_to_be_sent_is_owed_again(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = opened(tmp_path, "k11")
+    tracker._flushed = -tracking.OWED_SECONDS
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        tracker.log(1, {"a": 1.0})  # nobody waits: no error yet
+        with pytest.raises(ServiceError, match="did not take the metrics"):
+            tracker.flush()
+    tracker.log(2, {"a": 2.0})
+    tracker.flush()
+    assert history(tracker.run_id, "a") == [(1, 1.0), (2, 2.0)]
+    assert (tmp_path / "metrics.sent").read_text().split() == [tracker.run_id, "2"]
 
 
 def test_a_killed_run_resumes_without_doubling(mlflow_server: str, tmp_path: Path) -> None:
@@ -197,8 +226,10 @@ def test_checkpoint_becomes_a_logged_model_once(
     folder.mkdir(parents=True)
     for name in ("model.safetensors", "state.pt", "manifest.json"):
         (folder / name).write_text(name)
-    model_id = log_model_checkpoint(tracker.run_id, folder, 10, {"test/all/f1": 0.5})
-    assert log_model_checkpoint(tracker.run_id, folder, 10, {"test/all/f1": 0.5}) == model_id
+    model_id = log_model_checkpoint(tracker.run_id, folder, 10)
+    assert log_model_checkpoint(tracker.run_id, folder, 10) == model_id
+    for _ in range(2):  # a run resumed at its very end says it again
+        log_model_metrics(tracker.run_id, model_id, 10, {"test/all/f1": 0.5})
     model = client().get_logged_model(model_id)
     assert model.source_run_id == tracker.run_id and str(model.status) == "READY"
     assert model.params["path"] == str(folder) and model.params["step"] == "10"
@@ -217,5 +248,5 @@ def test_checkpoint_becomes_a_logged_model_once(
     big.mkdir()
     for name in ("model.safetensors", "manifest.json"):
         (big / name).write_text(f"{name} at 20")
-    assert log_model_checkpoint(tracker.run_id, big, 20, {"test/all/f1": 0.6}) != model_id
+    assert log_model_checkpoint(tracker.run_id, big, 20) != model_id
     assert client().list_artifacts(tracker.run_id, "checkpoints/step-000020") == []
