@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks.common import alternate, ratios, scripted, show, spread
-from benchmarks.models import QWEN2_HALF_BILLION, QWEN2_TINY, ConstantSearch, policy, questions, turn_script
+from benchmarks.models import (
+    QWEN2_HALF_BILLION,
+    QWEN2_MIDDLE,
+    QWEN2_TINY,
+    ConstantSearch,
+    policy,
+    questions,
+    turn_script,
+)
 from igpo_core.config import ExperimentConfig, RolloutConfig
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
@@ -204,7 +212,8 @@ def main() -> None:
         if chosen.large:
             step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 2, max(1, chosen.repeats // 2))
     if chosen.what != "step":
-        scoring(QWEN2_TINY, "a tiny Qwen2", chosen.repeats)
+        scoring(QWEN2_TINY, "a tiny Qwen2, whose attention is most of its work", chosen.repeats)
+        scoring(QWEN2_MIDDLE, "a Qwen2 of width 512 and 6 layers", chosen.repeats)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def trl_step(of: Any, tool_text: str, call: list[int], turns: int, lengths: list
         model=of.model,
         reward_funcs=reward,
         args=settings,
-        train_dataset=Dataset.from_list(rows * 4),
+        train_dataset=Dataset.from_list(rows * 100),
         processing_class=of.protocol.tokenizer,
         tools=[search],
     )

@@ -20,6 +20,10 @@ QWEN2_TINY = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 8_192, "tie_word_embeddings": True,
 }  # fmt: skip
+QWEN2_MIDDLE = {
+    "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "vocab_size": 8_192, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def words(count: int, seed: int) -> str:
