@@ -22,14 +22,16 @@ def test_calls_are_made_in_order_while_others_go_on() -> None:
 
 
 def test_an_error_is_raised_once_and_later_calls_are_made() -> None:
-    background = Background()
+    background, gate = Background(), threading.Event()
     seen: list[str] = []
 
     def fail() -> None:
+        gate.wait(10)
         raise ValueError("no server")
 
     background.submit(fail)
     background.submit(lambda: seen.append("later"))
+    gate.set()
     with pytest.raises(ValueError, match="no server"):
         background.wait()
     background.wait()
