@@ -21,7 +21,7 @@ from typing import Any, get_args
 import pandas
 
 from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, code_version, fingerprint
-from igpo_core.data import CORPUS_SCHEMA, SPLITS, content_hash, load_corpus, load_questions
+from igpo_core.data import CORPUS_SCHEMA, SPLITS, load_corpus, load_questions
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.validation import Validation, validate
@@ -214,7 +214,7 @@ def publish(
         summary = {
             "version": version,
             "config": config.model_dump(mode="json", exclude=PATHS),
-            "content": _content(validation),
+            "content": validation.content,
             "counts": _by_split(validation.questions),
             "counts_by_source": _by_source(validation.questions),
             "passages": None if validation.corpus is None else len(validation.corpus),
@@ -263,7 +263,7 @@ def _measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
 def data_version(validation: Validation, config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
     settings = config.model_dump(mode="json", exclude=PATHS)
-    return fingerprint(FORMAT, _content(validation), settings, _index_settings(config))
+    return fingerprint(FORMAT, validation.content, settings, _index_settings(config))
 
 
 def _index_settings(config: Config) -> dict[str, Any] | None:
@@ -328,11 +328,6 @@ def _inputs_key(config: Config) -> str:
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
     settings = config.model_dump(mode="json", exclude=PATHS)
     return fingerprint(FORMAT, settings, splits, hashes, code_version(), _index_settings(config))
-
-
-def _content(validation: Validation) -> dict[str, str]:
-    content = {"questions": content_hash(validation.questions)}
-    return content if validation.corpus is None else {**content, "corpus": content_hash(validation.corpus)}
 
 
 def _by_split(questions: pandas.DataFrame) -> dict[str, int]:

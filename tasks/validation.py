@@ -5,6 +5,7 @@ take seconds. Rows that could not be read fail the rule `readable` alone: their 
 other rule passes over.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import pandas
 
 from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source
 from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, normalised
-from igpo_core.data.schema import DEFECT
+from igpo_core.data.schema import DEFECT, content_hash
 
 Config = LookupWorld | AtlasWorld | QuestionFiles
 
@@ -56,6 +57,12 @@ class Validation:
     warnings: list[str]
     remedies: dict[str, str]
     data_docs: Path
+
+    @functools.cached_property
+    def content(self) -> dict[str, str]:
+        """The content hash of each table, computed once: it walks every value."""
+        content = {"questions": content_hash(self.questions)}
+        return content if self.corpus is None else {**content, "corpus": content_hash(self.corpus)}
 
 
 QUARANTINE_COLUMNS = ["table", "id", "field", "rule", "value", "found"]

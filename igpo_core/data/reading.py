@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from igpo_core.errors import DataError
 
 ALIAS_SEPARATOR = "|"
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A field longer than the csv module's 131,072 characters is a long passage, not a fault.
 _CSV_FIELD_LIMIT = 2**24
@@ -195,7 +197,7 @@ class Row:
         if not isinstance(value, str):
             self.bad(name, f"is {_excerpt(value)}, not text")
             return ""
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if SURROGATE.search(value):
             self.bad(name, "holds half of a character (an unpaired surrogate)")
             return ""
         return value.strip()

@@ -63,14 +63,14 @@ def content_hash(frame: pandas.DataFrame) -> str:
 
 def _plain(column: "pandas.Series[Any]", kind: Kind) -> list[Any]:
     """JSON values of a column: lists whatever sequence holds them, None for every kind of missing value."""
+    values, missing = (column.astype(object).tolist(), column.isna().tolist())  # a Series is ten times slower to walk
     if kind == "texts":
-        return [list(value) for value in column]
+        return [list(value) for value in values]
     if kind == "flag":
-        return [bool(value) for value in column]
-    missing = column.isna()
+        return [bool(value) for value in values]
     if kind == "optional integer":
-        return [None if gone else int(value) for value, gone in zip(column, missing, strict=True)]
-    return [None if gone else value for value, gone in zip(column, missing, strict=True)]
+        return [None if gone else int(value) for value, gone in zip(values, missing, strict=True)]
+    return [None if gone else value for value, gone in zip(values, missing, strict=True)]
 
 
 def to_questions(frame: pandas.DataFrame) -> list[Question]:
