@@ -1,4 +1,4 @@
-"""Packed belief scoring against one plain forward pass a turn, and what a belief may depend on."""
+"""Belief scoring of finished trajectories against one plain forward pass a turn, and what a belief may depend on."""
 
 import math
 from typing import Any
