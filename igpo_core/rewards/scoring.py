@@ -97,7 +97,7 @@ def require_room(policy: Policy, questions: Sequence[Question], config: Experime
 def score_trajectories(
     policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
 ) -> list[tuple[float, ...]]:
-    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers, by a pass over its history and one over all its probes."""
+    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers: its history once, then all probes."""
     probes = answer_probes(policy, config)
     scores = score_beliefs(
         policy.model,
