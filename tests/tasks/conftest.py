@@ -21,7 +21,11 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address, store = f"http://127.0.0.1:{port}", f"sqlite:///{folder / 'mlflow.db'}"
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # as in deployments.services: seven processes less
+    }
     environment = {**{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}, **quiet}
     command = [str(Path(sys.executable).with_name("mlflow"))]
     subprocess.run([*command, "db", "upgrade", store], env=environment, check=True, capture_output=True)
