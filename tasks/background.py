@@ -4,7 +4,7 @@ import contextvars
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -14,7 +14,7 @@ class Background:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="background")
-        self._calls: deque[Future[object]] = deque()
+        self._calls: deque[Future[Any]] = deque()
 
     @property
     def busy(self) -> bool:

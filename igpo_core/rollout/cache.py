@@ -9,14 +9,14 @@ from transformers.cache_utils import DynamicLayer
 COLUMNS_AT_A_TIME = 256  # a row wastes at most so many columns, and the cache is copied once in as many tokens
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class RoomyLayer(DynamicLayer):
     """A DynamicLayer whose keys and values [rows, heads, columns, size] are views of tensors with room for more columns.
 
     Without gradients only: it writes in place.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
