@@ -8,11 +8,14 @@ TORCH_INDEX  ?=
 MLFLOW_PORT  ?= 5000
 PREFECT_PORT ?= 4200
 IGPO_HOME    ?= $(CURDIR)/.igpo
+LIMIT        ?= 2
 
 export MLFLOW_PORT PREFECT_PORT IGPO_HOME
 export PREFECT_HOME := $(IGPO_HOME)/prefect
 export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 export MLFLOW_TRACKING_URI := http://127.0.0.1:$(MLFLOW_PORT)
+export PREFECT_CLIENT_MAX_RETRIES := 8
+export PREFECT_FLOWS_HEARTBEAT_FREQUENCY := 30
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -24,13 +27,15 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help environment ablation test lint format up down status bench
+.PHONY: help environment ablation test lint format up down status send worker bench
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
 	@echo "make test      set up, ruff and every test     make lint     ruff and mypy alone     make format   ruff format"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
+	@echo "make send      sends what runs owe to MLflow, after it was away or lost something"
+	@echo "make worker [LIMIT=2]   serves the arms of sweeps with 'where: pool', here or on another machine (docs/operate.md)"
 	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
 	@echo "Presets: $(sort $(basename $(notdir $(wildcard deployments/presets/*.yaml))))"
@@ -82,6 +87,12 @@ up: environment
 
 down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services down; else echo "Nothing runs: no $(VENV)"; fi
+
+send: environment
+	@$(BIN)/python -m tasks.sending
+
+worker: environment
+	@LIMIT=$(LIMIT) $(BIN)/python -m deployments.services worker
 
 status:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services status; else echo "Nothing runs: no $(VENV)"; fi

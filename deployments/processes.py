@@ -63,10 +63,19 @@ class StateFile:
 
 
 def start(
-    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path, port: int = 0
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    port: int = 0,
+    mark: str | None = None,
 ) -> Record:
-    """Start `python -m arguments...` so that it outlives this terminal; its output is appended to `log`."""
-    mark = uuid.uuid4().hex
+    """Start `python -m arguments...` so that it outlives this terminal; its output is appended to `log`.
+
+    mark: of a service that died and that this one replaces, whose children become members of the new one.
+    """
+    mark = mark or uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -4,6 +4,7 @@
     python -m deployments.services servers    MLflow and the Prefect server alone
     python -m deployments.services status     what runs, and where
     python -m deployments.services down       end what up and servers started, and nothing else
+    python -m deployments.services worker     become a worker for the arms of sweeps, here or on another machine
 
 Databases, artifacts, logs and services.json (what was started) lie in IGPO_HOME, .igpo by default. The servers listen
 on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
@@ -16,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import httpx
+import yaml
 
 from deployments import processes
 from deployments.processes import Record, StateFile
@@ -28,8 +30,11 @@ from igpo_core.errors import IgpoError, ServiceError
 from tasks.home import PROJECT, home
 
 POOL = "igpo"
+SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
+ARMS_POOL = "igpo-arms"
 WORKER = "igpo-local"
 START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on busy ones
+AUTOMATIONS = PROJECT / "deployments" / "automations"
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
 
 
@@ -86,6 +91,8 @@ class Place:
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # deployments/automations/end-dead-runs.yaml counts on it
+            "PREFECT_CLIENT_MAX_RETRIES": "8",  # some eight minutes without a server
             "DO_NOT_TRACK": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -239,12 +246,38 @@ def run_once(place: Place, name: str, arguments: list[str]) -> None:
 # -------------------------------------------------------------------------------------- pool, deployments, worker
 
 
-def create_pool(place: Place) -> None:
-    """The work pool, once: its settings are the user's from then on."""
-    found = httpx.get(f"{place.prefect_url}/api/work_pools/{POOL}", timeout=30, trust_env=False)
-    if found.status_code == httpx.codes.NOT_FOUND:
-        run_once(place, "work-pool", ["prefect", "work-pool", "create", POOL, "--type", "process"])
-    say(f"Work pool {POOL}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
+def create_pools(place: Place) -> None:
+    """The work pools and the queue of sweeps, once: their settings are the user's from then on."""
+    with client(place) as api:
+        for pool in (POOL, ARMS_POOL):
+            found = api.get(f"/work_pools/{pool}")
+            if found.status_code == httpx.codes.NOT_FOUND:
+                run_once(place, "work-pool", ["prefect", "work-pool", "create", pool, "--type", "process"])
+            say(f"Work pool {pool}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
+        if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:
+            queue = {
+                "name": SWEEPS_QUEUE,
+                "concurrency_limit": 1,
+                "description": "Sweeps run one after another, whoever started them.",
+            }
+            api.post(f"/work_pools/{POOL}/queues", json=queue).raise_for_status()
+
+
+def client(place: Place) -> httpx.Client:
+    """Of the Prefect server's REST API."""
+    return httpx.Client(base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False)
+
+
+def set_automations(place: Place) -> None:
+    """Those of deployments/automations, made once under their name: switched on or off, or changed, they stay the user's."""
+    with client(place) as api:
+        known = {entry["name"] for entry in api.post("/automations/filter", json={}).raise_for_status().json()}
+        for path in sorted(AUTOMATIONS.glob("*.yaml")):
+            automation = yaml.safe_load(path.read_text())
+            if automation["name"] not in known:
+                api.post("/automations/", json=automation).raise_for_status()
+                known.add(automation["name"])
+    say(f"Automations: {', '.join(sorted(name for name in known if name.startswith('igpo')))}")
 
 
 def deploy(place: Place) -> None:
@@ -257,12 +290,14 @@ def start_worker(place: Place) -> None:
         say("Worker: runs, reused")
         return
     say("Worker: starting")
+    before = place.state.read().get("worker")  # a killed worker leaves flow runs that go on: they stay ours
     since = time.time()
     record = processes.start(
-        ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER, "--limit", "2"),
+        ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER, "--limit", "3"),
         folder=PROJECT,
         environment=place.environment(),
         log=place.log("worker"),
+        mark=before.mark if before else None,
     )
     place.state.set("worker", record)
     wait_until_ready(place, "worker", "the worker", record, ready=lambda: worker_heard_of(place, since))
@@ -284,8 +319,10 @@ def worker_heard_of(place: Place, since: float) -> bool:
 
 def up(place: Place) -> None:
     start_servers(place)
-    create_pool(place)
+    create_pools(place)
     deploy(place)
+    set_automations(place)
+    run_once(place, "sending", ["tasks.sending"])  # of runs that died, or that ended while MLflow was away
     start_worker(place)
     say("")
     say(f"MLflow      {place.mlflow_url}")
@@ -299,38 +336,69 @@ def up(place: Place) -> None:
     say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
 
 
-def crash_unfinished(api: str) -> None:
-    """Mark the flow runs that lose their worker and server as Crashed: else they stay Running for ever, and each keeps the
-    one slot of its deployment."""
-    unfinished = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
-    with httpx.Client(base_url=api, timeout=20) as client:
-        runs = client.post("/flow_runs/filter", json=unfinished).raise_for_status().json()
-        for run in runs:
+def settle_unfinished(api: httpx.Client, since: datetime) -> None:
+    """Flow runs that lose their worker: deployed sweeps, those included that crashed since then, wait for the next
+    `make up` to go on; others are marked Crashed, else they would stay Running for ever."""
+    unfinished = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "CRASHED"]}}}}
+    waiting = crashed = 0
+    flows = api.post("/flows/filter", json={"flows": {"name": {"any_": ["ablation"]}}}).raise_for_status().json()
+    for run in api.post("/flow_runs/filter", json=unfinished).raise_for_status().json():
+        kind, at = run["state"]["type"], datetime.fromisoformat(run["state"]["timestamp"])
+        if kind == "CRASHED" and at < since:
+            continue
+        if run["deployment_id"] and kind != "CANCELLING" and run["flow_id"] in {flow["id"] for flow in flows}:
+            message = "ended by `make down`; goes on at the next `make up`"
+            state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
+            waiting += 1
+        elif kind == "CRASHED":
+            continue
+        else:
             state = {"type": "CRASHED", "message": "ended by `make down`"}
-            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
-    if runs:
-        say(f"prefect: {len(runs)} unfinished flow runs are marked Crashed; started again, they go on where they were")
+            crashed += 1
+        api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+    if waiting:
+        say(
+            f"prefect: {waiting} unfinished sweeps go on at the next `make up`; cancel them in Prefect to be rid of them"
+        )
+    if crashed:
+        say(f"prefect: {crashed} other unfinished flow runs are marked Crashed")
 
 
 def down(place: Place) -> None:
     """End the worker first, for its runs report to the servers."""
     records = place.state.read()
+    since = datetime.now(UTC)
     for name in ("worker", "prefect", "mlflow"):
         record = records.get(name)
         if record is None:
             continue
         if name == "prefect" and record.port and processes.is_alive(record):
             try:
-                crash_unfinished(f"http://127.0.0.1:{record.port}/api")
+                with client(place) as api:
+                    settle_unfinished(api, since)
             except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
-                say(
-                    f"prefect: unfinished flow runs could not be marked Crashed ({error}); delete those that stay Running"
-                )
+                say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)
         place.state.set(name, None)
         say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")
     if not records:
         say(f"Nothing of {place.home} runs")
+
+
+def worker(place: Place) -> None:
+    """Become a worker of the arms' pool, until Ctrl-C: on this machine, or on another one that reaches both servers and
+    shares IGPO_HOME."""
+    from tasks.servers import require_servers
+
+    own_addresses = {
+        name: os.environ[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI") if name in os.environ
+    }
+    os.environ.update({**place.environment(), **own_addresses})
+    require_servers()
+    limit = os.environ.get("LIMIT") or "2"
+    say(f"Arms of sweeps with `where: pool` run here, {limit} at a time, until Ctrl-C; files go to {place.home}")
+    arguments = ["worker", "start", "--pool", ARMS_POOL, "--type", "process", "--limit", limit]
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", *arguments])
 
 
 def status(place: Place) -> None:
@@ -342,7 +410,7 @@ def status(place: Place) -> None:
         say(f"{name:8} {f'runs{where} (process {record.pid})' if record and running else 'does not run'}")
 
 
-COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down}
+COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down, "worker": worker}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -353,6 +421,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser.parse_args(arguments).command
     try:
         place = Place.from_environment()
+        if command == "worker":
+            worker(place)
         with processes.one_at_a_time(place.home / "services.lock", say):
             COMMANDS[command](place)
     except (IgpoError, OSError) as error:  # OSError names its file: a full disk, a folder that cannot be written

@@ -5,7 +5,7 @@ seeds and the same rollout budget; arms differ in the reward alone (flows/specif
 """
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -13,20 +13,24 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.children import start_child
+from flows.children import Name, Where, children_of, run_to_end
 from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import home
-from tasks.prefect_runs import flow_run_url, settle_child
+from tasks.home import data_folder, home
+from tasks.prefect_runs import flow_run_url
 from tasks.servers import require_servers
 from tasks.training import identify
 
 if TYPE_CHECKING:
     from tasks.reporting import Report
+
+
+STARTS = 10
 
 
 @flow(name="ablation", flow_run_name="{preset}", validate_parameters=True)
@@ -36,31 +40,44 @@ def ablation(
     ] = "outcome-vs-igpo",
     arms: Annotated[list[str] | None, Field(description="Only these arms (and the baseline); empty: all.")] = None,
     seeds: Annotated[list[int] | None, Field(description="These run seeds in place of the preset's.")] = None,
-    processes: Annotated[int | None, Field(ge=1, le=64, description="Runs at the same time.")] = None,
+    processes: Annotated[
+        int | None, Field(ge=1, le=64, description="Runs at the same time on this machine; empty: the preset's.")
+    ] = None,
+    where: Annotated[
+        Where,
+        Field(
+            description="Where the arms run: in processes of this machine, or on work pool igpo-arms (`make worker`)."
+        ),
+    ] = "processes",
 ) -> dict[str, Any]:
     """Data, warm starts, runs, statistics, report. Finished parts are found again and reused."""
     say = get_run_logger().info
+    require_progress(flow_run.run_count)
     specification = load_specification(preset).select(arms, seeds)
-    workers = processes or specification.processes
+    pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
+    workers = len(pairs) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
 
     data = prepare_data(preset)
     sweep = specification.sweep(data["version"])
     links = show_links(specification.name, sweep)
-
-    pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
-    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child process
+    children = children_of(str(flow_run.id), where)
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
         def start(name: str, before: Any, **parameters: Any) -> PrefectFuture[str]:
             asked = {"name": name, "parameters": {"preset": preset, **parameters}, "failed_before": before}
-            future: PrefectFuture[str] = runner.submit(isolated, asked)
+            future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
             return future
 
         # first come, first served: the runs of the first seeds start while the last warm starts are being made
         starts = {seed: start("warm_start", "", seed=seed) for seed in specification.seeds}
         runs = [start("train", starts[seed], arm=arm, seed=seed) for arm, seed in pairs]
-        wait(runs)
+        try:
+            wait(runs)
+        except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
+            children.end()
+            raise
     reasons = {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
     failed = {name: reason for name, reason in reasons.items() if reason}
     require_same_code()
@@ -72,6 +89,7 @@ def ablation(
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
     create_link_artifact(link=report.url, link_text="MLflow report run")
+    tell_what_moved(specification.name, report)
     return {
         "sweep": sweep,
         "terminal": report.terminal,
@@ -83,6 +101,15 @@ def ablation(
             "prefect": flow_run_url(str(flow_run.id)),
         },
     }
+
+
+def require_progress(starts: int) -> None:
+    """Raise IgpoError when this sweep was started again and again after crashes (an automation does that)."""
+    if starts > STARTS:
+        raise IgpoError(
+            f"this sweep crashed {starts - 1} times and is not started again: see the end of its log and of the worker's for "
+            "what ended it (out of memory, as a rule), then start it anew; what is finished is reused"
+        )
 
 
 def require_same_code() -> None:
@@ -107,48 +134,83 @@ def plan(specification: AblationSpecification, workers: int) -> str:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{name} {parameters}")
-def isolated(name: Literal["warm_start", "train"], parameters: dict[str, Any], failed_before: str) -> str:
+def isolated(name: Name, parameters: dict[str, Any], failed_before: str, children: Any) -> str:
     """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
 
-    "" when it completed, else the reason: a process that dies leaves its flow run marked Crashed, not Running for ever.
-    failed_before: why the warm start that it needs failed; then it is not started.
+    "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
     """
     if failed_before:
         return f"not started, its warm start failed: {failed_before}"
-    from prefect.context import serialize_context
-
-    # without this task's context: the child would log under this task instead of under its own run
-    child = start_child(name, parameters, {**serialize_context(), "task_run_context": {}})
-    child.join()
-    return settle_child(str(flow_run.id), parameters, child.exitcode)
+    return run_to_end(children.unquote(), name, parameters, get_run_logger().info)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
+def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
+    from tasks.tracking import MlflowAway
+
+    return isinstance(state.result(raise_on_failure=False), MlflowAway)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    task_run_name="report",
+    retries=30,
+    retry_delay_seconds=20,
+    retry_condition_fn=_mlflow_is_away,
+)
 def write_report(specification: AblationSpecification, sweep: str, data_version: str) -> "Report":
-    """Statistics and figures from MLflow's runs, into the sweep's report run."""
+    """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
+
+    While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
+    """
     from tasks import reporting
+    from tasks.mlflow_runs import log_data
+    from tasks.sending import send_runs
+    from tasks.tracking import answering
 
     run_keys = {
         identify(specification.experiment(arm, seed), data_version, sweep, home()).run_key
         for arm in specification.arms
         for seed in specification.seeds
     }
-    return reporting.write_report(
-        specification.name,
-        sweep,
-        specification.model_dump(mode="json"),
-        data_version,
-        specification.baseline,
-        specification.base.evaluation.threshold,
-        run_keys,
-    )
+    with answering():
+        log_data(specification.name, data_version, data_folder(data_version))
+        send_runs(home(), get_run_logger().info, run_keys)
+        return reporting.write_report(
+            specification.name,
+            sweep,
+            specification.model_dump(mode="json"),
+            data_version,
+            specification.baseline,
+            specification.base.evaluation.threshold,
+            run_keys,
+        )
+
+
+def tell_what_moved(study: str, report: "Report") -> None:
+    """A warning and an event for each effect that left its earlier interval; automations can react to the event."""
+    from dataclasses import asdict
+
+    from prefect.events import emit_event
+
+    from tasks.watch import EVENT
+
+    for arm in report.moved:
+        get_run_logger().warning(arm.sentence())
+        resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
+        emit_event(EVENT, resource, payload={**asdict(arm), "report": report.url})
 
 
 def show_links(study: str, sweep: str) -> dict[str, str]:
-    """Links that open while the sweep runs."""
-    from tasks.tracking import chart_url, experiment_id
+    """Links that open while the sweep runs; none while MLflow is away."""
+    from tasks.tracking import MlflowAway, answering, chart_url, experiment_id
 
-    chart = chart_url(experiment_id(study), sweep)
+    try:
+        with answering():
+            chart = chart_url(experiment_id(study), sweep)
+    except MlflowAway as error:
+        get_run_logger().warning(f"{error} The sweep goes on; its runs send what they owe when MLflow answers")
+        return {}
     create_link_artifact(link=chart, link_text="MLflow: curves of this sweep")
     return {"chart": chart}
 

@@ -1,15 +1,29 @@
-"""Child flow runs in processes of their own, forked from a server that has imported the heavy modules once.
+"""The child runs of a sweep: in processes of this machine, or on a work pool that workers of any machine serve.
 
-A fresh interpreter spends about ten seconds of processor time on imports, which a sweep of twenty short runs would pay
-twenty times. The fork server imports, runs nothing (so no thread or random state is inherited), and forks.
+Either way a child is a flow run of its own with the sweep as parent, the same flow with the same parameters. What it
+computes depends on neither (tests/e2e compares them to the bit). A child whose process dies is started again and goes on
+from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from igpo_core.config import code_version
 from igpo_core.errors import ConfigError
+from tasks.prefect_runs import Ended, ended, patiently, settle_child
+
+Name = Literal["warm_start", "train"]
+Where = Literal["processes", "pool"]
+RESTARTS = 3
+END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
+POLL_SECONDS = 3.0
+ARMS_POOL = "igpo-arms"  # not the sweeps' pool: a sweep that waits for arms must not hold a slot that they need
+DEPLOYMENTS: dict[Name, str] = {"warm_start": "warm-start/arms", "train": "train/arms"}
 
 FORKED = multiprocessing.get_context("forkserver")
 PRELOADED = [
@@ -25,15 +39,68 @@ PRELOADED = [
 ]
 
 
-def start_child(name: str, parameters: dict[str, Any], context: dict[str, Any]) -> BaseProcess:
-    """Start flow `warm_start` or `train` as a child of the flow run that `context` (prefect's) describes."""
-    import cloudpickle
+class Children(Protocol):
+    """Where children run."""
 
-    FORKED.set_forkserver_preload(PRELOADED)
-    message = cloudpickle.dumps((name, parameters, context, code_version()))
-    child = FORKED.Process(target=_run, args=(message,), name=name)
-    child.start()
-    return child
+    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+        """Start one and wait for its end. Called from threads."""
+        ...
+
+    def end(self) -> None:
+        """Tell all that run to end; they leave a checkpoint."""
+        ...
+
+
+def run_to_end(children: Children, name: Name, parameters: dict[str, Any], say: Any) -> str:
+    """Why the child did not complete, "" when it did. One whose process died is started again, RESTARTS times at most."""
+    for attempt in range(1 + RESTARTS):
+        outcome = children.run(name, parameters)
+        if not outcome.crashed or attempt == RESTARTS:
+            return outcome.reason
+        say(f"warning: {name} {parameters}: {outcome.reason}. Started again, it goes on from its last checkpoint")
+    raise AssertionError("unreachable")
+
+
+class Processes:
+    """Forked from a server that has imported the heavy modules once.
+
+    A fresh interpreter spends about ten seconds of processor time on imports, which a sweep of twenty short runs would pay
+    twenty times. The fork server imports, runs nothing (so no thread or random state is inherited), and forks.
+    """
+
+    def __init__(self, flow_run_id: str) -> None:
+        self._flow_run_id = flow_run_id
+        self._running: list[BaseProcess] = []
+        self._ending = False
+
+    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+        import cloudpickle
+        from prefect.context import serialize_context
+
+        if self._ending:
+            return Ended("not started: the sweep was told to end")
+        FORKED.set_forkserver_preload(PRELOADED)
+        # without this task's context: the child would log under this task instead of under its own run
+        context = {**serialize_context(), "task_run_context": {}}
+        message = cloudpickle.dumps((name, parameters, context, code_version()))
+        child = FORKED.Process(target=_run, args=(message,), name=name)
+        child.start()
+        self._running.append(child)
+        child.join()
+        self._running.remove(child)
+        outcome = settle_child(self._flow_run_id, parameters, child.exitcode)
+        return Ended(outcome.reason) if self._ending else outcome
+
+    def end(self) -> None:
+        self._ending = True
+        deadline = time.monotonic() + END_SECONDS
+        asked = list(self._running)
+        for child in asked:
+            child.terminate()
+        for child in asked:
+            child.join(max(0.0, deadline - time.monotonic()))
+            if child.is_alive():
+                child.kill()
 
 
 def _run(message: bytes) -> None:
@@ -44,9 +111,89 @@ def _run(message: bytes) -> None:
 
     from flows.train import train, warm_start
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     name, parameters, context, version = cloudpickle.loads(message)
     if code_version() != version:
         raise ConfigError(f"igpo_core is {code_version()} in this process and {version} in its parent: start again")
     with hydrated_context(context):
         flows: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
         run_flow(flows[name], parameters=parameters, return_type="state")
+
+
+def _end_with_parent() -> None:
+    """A child of a sweep that was killed ends too, with a checkpoint: nobody would see its result, and the sweep started
+    again would wait for it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Pool:
+    """Flow runs of the deployments train/arms and warm-start/arms on work pool `igpo-arms`.
+
+    A sweep that was started again (the same flow run, after a crash) finds the runs that it started before and that are
+    still going.
+    """
+
+    def __init__(self, flow_run_id: str) -> None:
+        self._flow_run_id = flow_run_id
+        self._running: set[Any] = set()
+        self._ending = False
+
+    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+        for number in range(1000):
+            if self._ending:
+                return Ended("not started: the sweep was told to end")
+            key = f"{self._flow_run_id} {name} {sorted(parameters.items())} {number}"
+            run, fresh = patiently(lambda key=key: _start_on_pool(name, parameters, key))  # type: ignore[misc]
+            self._running.add(run.id)
+            outcome = self._wait(run.id)
+            self._running.discard(run.id)
+            if fresh or not outcome.reason:
+                return Ended(outcome.reason) if self._ending else outcome
+        raise AssertionError("a thousand runs of one child")
+
+    def _wait(self, run_id: Any) -> Ended:
+        from prefect.client.orchestration import get_client
+
+        def read() -> Ended | None:
+            with get_client(sync_client=True) as client:
+                return ended(client.read_flow_run(run_id))
+
+        while (outcome := patiently(read)) is None:
+            time.sleep(POLL_SECONDS)
+        return outcome
+
+    def end(self) -> None:
+        from prefect.client.orchestration import get_client
+        from prefect.states import Cancelling
+
+        self._ending = True
+        with get_client(sync_client=True) as client:
+            for run_id in list(self._running):
+                client.set_flow_run_state(run_id, Cancelling(message="the sweep was told to end"))
+
+
+def _start_on_pool(name: Name, parameters: dict[str, Any], key: str) -> tuple[Any, bool]:
+    """(the flow run of this key, whether it is new or still going)."""
+    from prefect.deployments import run_deployment
+
+    run: Any = run_deployment(DEPLOYMENTS[name], parameters=parameters, timeout=0, idempotency_key=key)
+    outcome = ended(run)
+    return run, outcome is None
+
+
+def children_of(flow_run_id: str, where: Where) -> Children:
+    """Raises ConfigError where arms would wait for a slot that their own sweep holds."""
+    if where == "processes":
+        return Processes(flow_run_id)
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        if client.read_flow_run(flow_run_id).work_pool_name == ARMS_POOL:  # type: ignore[arg-type]
+            raise ConfigError(
+                f"this sweep runs on work pool {ARMS_POOL} and its arms would wait there for the slot that it holds: start "
+                "sweeps on another pool"
+            )
+    return Pool(flow_run_id)

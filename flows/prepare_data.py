@@ -32,7 +32,10 @@ def prepare_data(
         say(f"warning: {warning}")
     create_table_artifact(summary_rows(published), description=f"Data {published.version}")
     url = log_to_mlflow(specification.name, published)
-    create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
+    if url is None:
+        say(f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later")
+    else:
+        create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
     return {"version": published.version, "folder": str(published.folder), "counts": published.counts, "url": url}
 
 
@@ -44,8 +47,14 @@ def validate_and_publish(data: DataConfig) -> "PublishedData":
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="log to MLflow")
-def log_to_mlflow(study: str, published: Any) -> str:
-    """One run tagged kind=data for each version, with Data Docs, quarantine and summary."""
+def log_to_mlflow(study: str, published: Any) -> str | None:
+    """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, and a sweep's
+    report or the next call makes it."""
     from tasks.mlflow_runs import log_data
+    from tasks.tracking import MlflowAway, answering
 
-    return log_data(study, published.version, published.folder)
+    try:
+        with answering():
+            return log_data(study, published.version, published.folder)
+    except MlflowAway:
+        return None

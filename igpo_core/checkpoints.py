@@ -6,7 +6,6 @@ The manifest is written last, and the folder gets its name only when whole.
 """
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,10 @@ FORMAT = 1
 @dataclass(frozen=True)
 class CheckpointState:
     """Everything besides weights that is needed to go on. The position in the data and every random draw follow from
-    `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator."""
+    `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator. configuration: the
+    fingerprint of what was trained, for a checkpoint of another run must not be gone on with."""
 
+    configuration: str
     step: int
     counters: dict[str, float]
     optimizer: dict[str, Any]
@@ -136,14 +137,14 @@ def load_weights(folder: Path, model: Any) -> None:
             own[name].copy_(tensor)
 
 
-def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; a damaged one is passed over with a warning. None: there is none."""
+def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of a run; `warn` hears of each damaged one that is passed over. None: there is none."""
     folders = sorted((run_folder / "checkpoints").glob("step-*"), reverse=True)
     for folder in folders:
         try:
             verify_folder(folder)
         except CheckpointError as error:
-            warnings.warn(f"falling back to the checkpoint before: {error}", stacklevel=2)
+            warn(f"CHECKPOINT DAMAGED, going on from the one before it: {error}")
             continue
         return folder
     return None

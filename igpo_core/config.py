@@ -6,6 +6,7 @@ Limits stand in Field() so that Prefect's form refuses a bad value before a run 
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -344,8 +345,10 @@ def fingerprint(*parts: Any) -> str:
 
 
 def code_on_disk() -> str:
-    """A hash of igpo_core's source files as they are now."""
+    """A hash of igpo_core's source files as they are now, and of the versions of what it computes with."""
     digest = hashlib.sha256()
+    for library in ("torch", "transformers"):  # another version may give other bits
+        digest.update(version(library).encode() + b"\0")
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -356,5 +359,5 @@ _IMPORTED = code_on_disk()
 
 
 def code_version() -> str:
-    """The hash of igpo_core's source files when this process imported it: what computes a result is part of its identity."""
+    """code_on_disk when this process imported igpo_core: what computes a result is part of its identity."""
     return _IMPORTED

@@ -1,10 +1,13 @@
-"""Folders that are whole or absent: filled beside, synced, then given their name in one rename."""
+"""Folders and files that are whole or absent: filled beside, then given their name in one rename."""
 
 import hashlib
+import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -49,3 +52,10 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is whole or the one before, even after a kill."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    beside.write_text(json.dumps(content, indent=1))
+    beside.replace(path)

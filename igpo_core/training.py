@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from igpo_core.advantages import turn_advantages
 from igpo_core.batching import token_batches
 from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkpoint
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.environments.base import Environment
-from igpo_core.errors import DataError, IgpoError
+from igpo_core.errors import CheckpointError, DataError, IgpoError
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
@@ -68,6 +68,7 @@ class Trainer:
         if settings.kl_coefficient:
             self.reference = copy.deepcopy(policy.model).requires_grad_(False)
         self.step = 0
+        self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
         self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
 
     def run_step(self) -> StepResult:
@@ -99,6 +100,7 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         self._count(trajectories, ended - started)
+        self.whole = True
         metrics = {
             **rollout_metrics(scored, advantages, groups),
             **update,
@@ -159,6 +161,7 @@ class Trainer:
                     f"step {self.step + 1}: the loss or the gradient is not finite ({metrics}); the weights before this "
                     "step are unharmed in the last checkpoint. Lower optimizer.learning_rate or reward.gamma."
                 )
+            self.whole = False
             self.optimizer.step()
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
@@ -202,6 +205,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write everything needed to go on, atomically (igpo_core.checkpoints)."""
         state = CheckpointState(
+            configuration=fingerprint(self.config),
             step=self.step,
             counters=self.counters,
             optimizer=self.optimizer.state_dict(),
@@ -211,8 +215,13 @@ class Trainer:
         write_checkpoint(folder, self.policy, state)
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another architecture."""
+        """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another configuration."""
         state = read_checkpoint(folder, self.policy)
+        if state.configuration != fingerprint(self.config):
+            raise CheckpointError(
+                f"{folder} is of another configuration than this run: going on from it would mix two runs. Delete the "
+                "folder, or name another checkpoint."
+            )
         self.optimizer.load_state_dict(state.optimizer)
         self.scheduler.load_state_dict(state.scheduler)
         torch.set_rng_state(state.torch_rng)

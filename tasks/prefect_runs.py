@@ -1,16 +1,73 @@
-"""What Prefect's server knows about child runs."""
+"""What Prefect's server knows about runs, and what their pages show."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from tasks.background import Background
 
-def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> str:
-    """Why the newest child of a flow run that has these parameters did not complete, after its process has ended; ""
-    when it completed.
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+PATIENCE_SECONDS = 1800  # a Prefect server that is away for longer fails the call
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child run ended. reason: "" when it completed. crashed: its process died; started again it may succeed."""
+
+    reason: str
+    crashed: bool = False
+
+
+def away(error: BaseException) -> bool:
+    """Whether an error of Prefect's client says that the server is away, and nothing about the call."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError)
+
+
+def patiently(call: Callable[[], Result]) -> Result:
+    """The result of a call to Prefect's server, called again while the server is away."""
+    import tenacity
+
+    again = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(away),
+        wait=tenacity.wait_exponential_jitter(initial=1, max=20),
+        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    )
+    result: Result = again(call)
+    return result
+
+
+def ended(run: "FlowRun") -> Ended | None:
+    """None while it has not."""
+    state = run.state
+    if state is None or not state.is_final():
+        return None
+    if state.is_completed():
+        return Ended("")
+    reason = (state.message or str(state.name)).removeprefix("Flow run encountered an exception: ")
+    return Ended(reason, crashed=state.is_crashed())
+
+
+def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
+    """How the newest child of a flow run that has these parameters ended, after its process has ended.
 
     A child without a final state died (killed, out of memory): it is set to Crashed with the exit code, so that nothing
     stays Running for ever.
     """
+    return patiently(lambda: _settle(parent_flow_run, parameters, exit_code))
+
+
+def _settle(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
     from prefect.client.schemas.sorting import FlowRunSort
@@ -22,14 +79,12 @@ def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: in
         runs = client.read_flow_runs(flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
         run = next((run for run in runs if run.parameters == parameters), None)
         if run is None or run.state is None:
-            return f"its process ended with exit code {exit_code} before the run began"
-        if run.state.is_completed():
-            return ""
-        if run.state.is_final():
-            return (run.state.message or str(run.state.name)).removeprefix("Flow run encountered an exception: ")
-        message = f"the process of this run ended with exit code {exit_code}"
-        client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-        return message
+            return Ended(f"its process ended with exit code {exit_code} before the run began", crashed=True)
+        outcome = ended(run)
+        if outcome is None:
+            outcome = Ended(f"the process of this run ended with exit code {exit_code}", crashed=True)
+            client.set_flow_run_state(run.id, Crashed(message=outcome.reason), force=True)
+        return outcome
 
 
 def flow_run_url(run_id: UUID | str) -> str:
@@ -38,3 +93,58 @@ def flow_run_url(run_id: UUID | str) -> str:
 
     api = str(get_current_settings().api.url or "")
     return f"{api.removesuffix('/api')}/runs/flow-run/{run_id}"
+
+
+class RunPage:
+    """A training run's page in Prefect: a progress bar, and the link to MLflow. Training waits for neither.
+
+    A Prefect server that is away costs the run nothing but the bar's progress, and is mentioned once.
+    """
+
+    def __init__(self, name: str, steps: int, say: Say) -> None:
+        self._name, self._steps, self._say = name, steps, say
+        self._shown = -1
+        self._bar: UUID | None = None
+        self._told = False
+        self._background = Background()
+
+    def report(self, step: int) -> None:
+        """Every twentieth of the steps moves the bar."""
+        share = int(100 * step / self._steps)
+        if share // 5 > self._shown // 5 or share == 100:
+            self._shown = share
+            self._submit(lambda: self._move(share))
+
+    def link(self, url: str) -> None:
+        from prefect.artifacts import create_link_artifact
+
+        text = f"MLflow run: {self._name}"
+        self._submit(lambda: create_link_artifact(link=url, link_text=text, description="Curves, parameters, traces."))
+
+    def close(self) -> None:
+        """Until everything is shown, or was found not to arrive."""
+        self._background.wait()
+
+    def _move(self, share: int) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if self._bar is None:
+            made: Any = create_progress_artifact(float(share), description=f"{self._name}: steps done of {self._steps}")
+            self._bar = made
+        else:
+            update_progress_artifact(self._bar, float(share))
+
+    def _submit(self, call: Callable[[], Any]) -> None:
+        def careful() -> None:
+            try:
+                call()
+            except Exception as error:
+                if not away(error):
+                    raise
+                if not self._told:
+                    self._say(
+                        f"warning: Prefect does not answer ({error}): this run's page lags behind, the run goes on"
+                    )
+                self._told = True
+
+        self._background.submit(careful)

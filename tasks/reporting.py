@@ -17,6 +17,7 @@ from typing import Any
 from igpo_core.errors import DataError
 from tasks.statistics import Reached, paired, summarise_times, time_to_threshold
 from tasks.tracking import client, compare_url, experiment_id, run_url, tag_filter
+from tasks.watch import Moved, moved
 from tasks.wording import markdown, sentences, table_rows, terminal_table
 
 Curve = Mapping[float, float]
@@ -141,6 +142,7 @@ class Report:
     terminal: str
     summaries: list[ArmSummary]
     rows: list[dict[str, str]]
+    moved: list[Moved]
 
 
 def collect(experiment: str, sweep: str, run_keys: Collection[str] | None = None) -> SweepData:
@@ -268,11 +270,13 @@ def write_report(
         raise DataError(f"sweep {sweep} has no finished run to report on: {' '.join(data.warnings)}")
     summaries = summarise(data, baseline, threshold, specification["margin"])
     cells = table_rows(summaries, threshold)
-    warnings = [*unequal_budgets(data), *left_out(data), *data.warnings]
+    comparison = _comparison(specification)
+    left = moved(data.experiment, comparison, sweep, summaries)
+    warnings = [*unequal_budgets(data), *left_out(data), *data.warnings, *(arm.sentence() for arm in left)]
     words = sentences(summaries, specification, baseline, threshold, warnings)
     compare = compare_url(data.experiment, [run.run_id for run in data.finished()])
     text = markdown(sweep, cells, words, compare)
-    run_id = _report_run(data.experiment, sweep, specification, data_version)
+    run_id = _report_run(data.experiment, sweep, specification, data_version, comparison)
     mlflow = client()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -287,19 +291,27 @@ def write_report(
     mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first
     mlflow.set_terminated(run_id)
     terminal = terminal_table(cells) + "\n\n" + words.plain()
-    return Report(run_id, run_url(data.experiment, run_id), compare, text, terminal, summaries, cells)
+    return Report(run_id, run_url(data.experiment, run_id), compare, text, terminal, summaries, cells, left)
 
 
-def _report_run(place: str, sweep: str, specification: Mapping[str, Any], data_version: str) -> str:
+def _comparison(specification: Mapping[str, Any]) -> str:
+    """The same for sweeps that compare the same: tasks/watch.py compares those."""
+    from igpo_core.config import fingerprint
+
+    return fingerprint({name: specification[name] for name in ("name", "base", "arms", "baseline", "seeds")})
+
+
+def _report_run(place: str, sweep: str, specification: Mapping[str, Any], data_version: str, comparison: str) -> str:
     """Each choice of arms and seeds has a report of its own: one never overwrites another."""
     mlflow = client()
     arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
     tags = {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
     found = mlflow.search_runs([place], tag_filter(**tags), max_results=1)
+    tags |= {"specification": comparison, "data_version": data_version}
     if found:
         return str(found[0].info.run_id)
     name = f"report {sweep}: {len(specification['arms'])} arms, seeds {seeds}"
-    return str(mlflow.create_run(place, tags={**tags, "data_version": data_version}, run_name=name).info.run_id)
+    return str(mlflow.create_run(place, tags=tags, run_name=name).info.run_id)
 
 
 def _log_summaries(run_id: str, summaries: Sequence[ArmSummary]) -> None:

@@ -1,6 +1,6 @@
 """Trajectories as MLflow traces: an agent span, a span a turn with its beliefs, the gain as feedback on the turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,22 +41,40 @@ class TraceRecord:
         last = self.turns[-1]
         return last.query_or_answer if last.action == "answer" else None
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "TraceRecord":
+        """The inverse of dataclasses.asdict and JSON."""
+        turns = tuple(TurnRecord(**turn) for turn in entry["turns"])
+        return cls(**{**entry, "answers": tuple(entry["answers"]), "turns": turns})
+
 
 def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[str]:
     """One trace each, associated with the run; a question that the run has a trace of already is left alone.
 
-    Returns the ids of the new traces. For a sample, off the hot path.
+    Returns the ids of the new traces. For a sample, off the hot path. Raises MlflowAway when some did not arrive: MLflow
+    sends traces from a thread of its own, which drops what a server does not take.
     """
     import mlflow
 
-    from tasks.tracking import client, tracking_uri
+    from tasks.tracking import MlflowAway, tracking_uri
 
     mlflow.set_tracking_uri(tracking_uri())
-    logged = client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500, include_spans=False)
-    known = {trace.info.tags.get("question_id") for trace in logged}
+    known = _traced(run_id, experiment_id)
     written = [_trace(run_id, experiment_id, record) for record in records if record.question_id not in known]
-    mlflow.flush_trace_async_logging()
+    if written:
+        mlflow.flush_trace_async_logging()
+        missing = {record.question_id for record in records} - _traced(run_id, experiment_id)
+        if missing:
+            raise MlflowAway(f"MLflow at {tracking_uri()} did not take the traces of {len(missing)} questions")
     return written
+
+
+def _traced(run_id: str, experiment_id: str) -> set[str]:
+    """The questions that the run has a trace of."""
+    from tasks.tracking import client
+
+    traces = client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500, include_spans=False)
+    return {trace.info.tags.get("question_id", "") for trace in traces}
 
 
 def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:

@@ -6,18 +6,17 @@ version and seed, so the same run asked for again is found again. A process that
 lock in `<home>/locks`; another that wants the same waits, and then finds it.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint, verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from igpo_core.folders import write_json
+from tasks.locks import locked
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from igpo_core.policies import Policy
     from igpo_core.training import Trainer
     from tasks.data import PublishedData
+    from tasks.sending import Tracker
 
 Say = Callable[[str], None]
 
@@ -52,19 +52,6 @@ def identify(experiment: ExperimentConfig, data_version: str, sweep: str, home: 
     """sweep: part of the identity, for MLflow keeps a run under one sweep: runs are shared within a sweep only."""
     run_key = fingerprint(experiment, data_version, sweep, code_version())
     return RunIdentity(run_key, home / "runs" / run_key)
-
-
-@contextlib.contextmanager
-def locked(home: Path, key: str, say: Say) -> Iterator[None]:
-    """Hold the lock of a run or warm start; wait for a process that holds it. A process that dies lets go."""
-    (home / "locks").mkdir(parents=True, exist_ok=True)
-    with (home / "locks" / key).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{key} is being made by another process: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
@@ -142,29 +129,38 @@ def start_trainer(
     trainer = Trainer(experiment, environment, policy)
     if trainer.left_out:
         say(f"{trainer.left_out} train questions do not fit rollout.max_tokens and are left out")
-    checkpoint = newest_checkpoint(run.folder)
+    checkpoint = newest_checkpoint(run.folder, lambda damage: say(f"warning: {damage}"))
     if checkpoint is not None:
         trainer.restore(checkpoint)
         say(f"resumed at step {trainer.step} from {checkpoint.name}")
     return trainer
 
 
+def evaluate_if_missing(trainer: "Trainer", tracker: "Tracker") -> None:
+    """Dev before the first step, and where a run was ended between a step and the evaluation that was due after it."""
+    if _evaluation_is_due(trainer) and not tracker.has("eval/all/f1", trainer.step):
+        tracker.log(trainer.step, evaluate_dev(trainer))
+
+
 def train_steps(trainer: "Trainer", until: int, log: Callable[[int, dict[str, float]], None], say: Say) -> None:
-    """Steps up to `until`, with an evaluation on dev every config.evaluation.every steps (and before the first)."""
-    config = trainer.config
-    if trainer.step == 0:
-        log(0, evaluate_dev(trainer))
+    """Steps up to `until`, with an evaluation on dev every config.evaluation.every steps."""
+    total = trainer.config.training.steps
     while trainer.step < until:
-        result = trainer.run_step()
-        metrics = dict(result.metrics)
-        if trainer.step % config.evaluation.every == 0 or trainer.step == config.training.steps:
-            metrics |= evaluate_dev(trainer)
-            say(
-                f"step {trainer.step}/{config.training.steps}: dev F1 {metrics['eval/all/f1']:.3f}, train F1 "
-                f"{metrics['train/f1']:.3f}, turns {metrics['train/turns']:.1f}, dead groups "
-                f"{metrics['advantage/dead_groups']:.2f}, {metrics['progress/seconds']:.0f} s"
-            )
+        metrics = trainer.run_step().metrics
         log(trainer.step, metrics)
+        if _evaluation_is_due(trainer):
+            dev = evaluate_dev(trainer)
+            log(trainer.step, dev)
+            say(
+                f"step {trainer.step}/{total}: dev F1 {dev['eval/all/f1']:.3f}, train F1 {metrics['train/f1']:.3f}, turns "
+                f"{metrics['train/turns']:.1f}, dead groups {metrics['advantage/dead_groups']:.2f}, "
+                f"{metrics['progress/seconds']:.0f} s"
+            )
+
+
+def _evaluation_is_due(trainer: "Trainer") -> bool:
+    config = trainer.config
+    return trainer.step % config.evaluation.every == 0 or trainer.step == config.training.steps
 
 
 def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
@@ -222,12 +218,44 @@ def save_checkpoint(trainer: "Trainer", run: RunIdentity) -> tuple[Path, float]:
     return folder, time.perf_counter() - started
 
 
+def leave_checkpoint(trainer: "Trainer", run: RunIdentity, tracker: "Tracker", say: Say) -> None:
+    """What a run does when it is told to end (SIGTERM, Ctrl-C), within the 30 s that most senders of SIGTERM grant.
+
+    The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
+    """
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
+        signal.signal(number, signal.SIG_IGN)
+    if checkpoint_folder(run.folder, trainer.step).exists() or trainer.step == 0:
+        say("told to end; started again, the run goes on from its last checkpoint")
+    elif trainer.whole and tracker.has("progress/seconds", trainer.step):
+        tracker.sync()
+        save_checkpoint(trainer, run)
+        say(f"told to end: checkpoint of step {trainer.step} written; started again, the run goes on from there")
+    else:
+        say("told to end while a step was being applied: started again, the run goes on from its last checkpoint")
+    tracker.finish("KILLED", patience=10)
+
+
+def bring_up_to_date(run: RunIdentity) -> str:
+    """Send what MLflow lacks of a finished run; says what was done."""
+    from tasks.outbox import read_status, write_status
+    from tasks.sending import Sender, read_sent
+    from tasks.tracking import MlflowAway
+
+    if read_status(run.folder)[0] != "FINISHED":  # killed right after its result was written
+        write_status(run.folder, "FINISHED")
+    before = read_sent(run.folder)
+    try:
+        url = Sender(run.folder).send()
+    except MlflowAway as error:
+        return f"warning: {error}; the sweep's report sends what is owed, and so does `make send`"
+    after = read_sent(run.folder)
+    lost = before is not None and after is not None and before.run_id != after.run_id
+    return f"MLflow had lost it and was sent everything again: {url}" if lost else url
+
+
 def write_result(run: RunIdentity, result: dict[str, Any]) -> None:
     """Atomically, last: from now on the run is finished."""
     write_json(run.result_file, result)
-
-
-def write_json(path: Path, content: Any) -> None:
-    beside = path.with_suffix(f".{os.getpid()}.partial")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.replace(path)

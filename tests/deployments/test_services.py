@@ -171,7 +171,9 @@ def test_a_killed_servers_leftovers_do_not_hold_its_port(place: Place) -> None:
     assert services.main(["servers"]) == 0
     record = place.state.read()["mlflow"]
     child = child_of(place, "mlflow")
-    psutil.Process(record.pid).kill()
+    server = psutil.Process(record.pid)
+    server.kill()
+    server.wait(10)
     assert services.main(["servers"]) == 0
     assert place.state.read()["mlflow"].pid != record.pid
     assert gone(child)

@@ -230,6 +230,25 @@ def test_another_architecture_is_refused(taught: Any, checkpoint: Path) -> None:
         trainer.restore(checkpoint)
 
 
+def test_a_checkpoint_of_another_configuration_is_refused(taught: Any, checkpoint: Path) -> None:
+    config, environment, _ = taught
+    other = config.model_copy(update={"seed": config.seed + 1})
+    with pytest.raises(CheckpointError, match="another configuration"):
+        Trainer(other, environment, fresh_copy(taught)).restore(checkpoint)
+
+
+def test_weights_are_whole_except_while_an_update_is_applied(taught: Any) -> None:
+    """Told to end in the middle of a step, a run may save what it has; in the middle of the update it may not."""
+    config, environment, _ = taught
+    trainer = Trainer(config, environment, fresh_copy(taught))
+    seen = []
+    step, clip = trainer.optimizer.step, trainer.accelerator.clip_grad_norm_
+    trainer.accelerator.clip_grad_norm_ = lambda *a: (seen.append(trainer.whole), clip(*a))[1]
+    trainer.optimizer.step = lambda *a: (seen.append(trainer.whole), step(*a))[1]
+    trainer.run_step()
+    assert seen == [True, False] and trainer.whole and trainer.step == 1
+
+
 def test_a_failing_write_leaves_nothing_under_the_name(taught: Any, tmp_path: Path) -> None:
     from igpo_core.checkpoints import newest_checkpoint, write_folder
 
@@ -240,7 +259,7 @@ def test_a_failing_write_leaves_nothing_under_the_name(taught: Any, tmp_path: Pa
     with pytest.raises(CheckpointError, match="No space left on device"):
         write_folder(tmp_path / "checkpoints" / "step-000003", fill)
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(taught: Any, tmp_path: Path) -> None:
@@ -265,8 +284,9 @@ def test_the_newest_whole_checkpoint_is_found(taught: Any, checkpoint: Path) -> 
     damaged = checkpoint.parent / "step-000002"
     shutil.copytree(checkpoint, damaged)
     (damaged / "state.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"falling back.*state.pt"):
-        assert newest_checkpoint(checkpoint.parent.parent) == checkpoint
+    said: list[str] = []
+    assert newest_checkpoint(checkpoint.parent.parent, said.append) == checkpoint
+    assert len(said) == 1 and "DAMAGED" in said[0] and "state.pt" in said[0]
 
 
 def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path, tmp_path: Path) -> None:

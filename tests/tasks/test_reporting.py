@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from igpo_core.errors import DataError
+from tasks.outbox import About, Outbox, write_status
 from tasks.reporting import RunData, SweepData, collect, left_out, summarise, unequal_budgets, write_report
+from tasks.sending import Sender, read_sent
 from tasks.statistics import Reached, interval
-from tasks.tracking import Tracker, client, experiment_id
+from tasks.tracking import client, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
@@ -62,11 +64,14 @@ def five() -> SweepData:
 def send(experiment: str, item: RunData, folder: Path, **tags: str) -> str:
     """The run as the training flow logs it: every step, then the test; other metrics besides."""
     identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": str(item.seed), **tags}
-    tracker = Tracker.open(folder / item.run_id, experiment, item.run_id, item.run_id, identity, {})
+    outbox = Outbox(folder / item.run_id, About(experiment, item.run_id, item.run_id, identity, {}))
     for step in sorted({step for history in item.histories.values() for step in history}):
-        tracker.log(int(step), {name: h[step] for name, h in item.histories.items() if step in h} | {"time/x": 1.0})
-    tracker.finish(item.status)
-    return tracker.run_id
+        outbox.log(int(step), {name: h[step] for name, h in item.histories.items() if step in h} | {"time/x": 1.0})
+    write_status(outbox.folder, item.status)  # type: ignore[arg-type]
+    Sender(outbox.folder).send()
+    sent = read_sent(outbox.folder)
+    assert sent is not None
+    return sent.run_id
 
 
 def test_questions_that_were_not_asked_are_loud() -> None:
@@ -187,8 +192,8 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert "igpo seed 4 (FAILED)" in first.markdown and "igpo seed 4 (FAILED)" in first.terminal.replace("\n", " ")
     assert [row.verdict for row in first.summaries] == ["baseline", "too few seeds"]
 
-    tracker = Tracker.open(tmp_path / "igpo-4", "study", "igpo-4", "igpo-4", {}, {})
-    tracker.finish("FINISHED")
+    write_status(tmp_path / "igpo-4", "FINISHED")
+    Sender(tmp_path / "igpo-4").send()
     second = write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
     assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
@@ -215,6 +220,29 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert (folder / "report.md").read_text() == second.markdown
     for name in ("overview", "f1", "difference", "dead_groups", "turns"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tmp_path: Path) -> None:
+    """Differences of .70 +- .06, then .70 again with other data, then .30: another code version learned less."""
+    for sweep, f1 in (("w-1", 0.8), ("w-2", 0.79), ("w-3", 0.4)):
+        for seed in range(5):
+            pair = run("outcome_only", seed, LOW[seed], (0, 0, 0)), run("igpo", seed, f1 + 0.01 * seed, (0, 0, 0))
+            for item in pair:
+                named = replace(item, run_id=f"{sweep}-{item.run_id}")
+                send("watch", named, tmp_path, sweep=sweep)
+
+    def report(sweep: str, **changes: Any) -> Any:
+        keys = {f"{sweep}-{key}" for key in KEYS}
+        return write_report("watch", sweep, {**SPECIFICATION, **changes}, "v1", "outcome_only", 0.5, keys)
+
+    first, second, third = report("w-1"), report("w-2"), report("w-3")
+    assert first.moved == [] and second.moved == []
+    (moved,) = third.moved
+    assert (moved.arm, moved.before, moved.before_url) == ("igpo", "w-2", second.url)
+    assert moved.difference == pytest.approx(0.32) and moved.low <= 0.71 <= moved.high
+    assert "EFFECT MOVED: igpo" in third.terminal.replace("\n", " ") and "EFFECT MOVED" in third.markdown
+    assert report("w-3").moved == [moved]  # told again, against the same sweep
+    assert report("w-3", seeds=[0, 1, 2, 3]).moved == []  # another specification: nothing to compare with
 
 
 def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Traces written to a real MLflow server and read back."""
 
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from tasks.traces import TraceRecord, TurnRecord, log_traces
-from tasks.tracking import Tracker, client
+from tasks.tracking import client, experiment_id
 
 SEARCH = TurnRecord(
     "<think> a </think> <tool_call> boss of F5 </tool_call>", "search", "boss of F5", "F9", -3.0, -1.0, 2.0
@@ -18,9 +19,15 @@ def record(name: str, *turns: TurnRecord) -> TraceRecord:
     return TraceRecord(name, f"who is {name} ?", ("F9", "F 9"), turns, status, f1, f1, "igpo", 3)
 
 
-def test_a_trajectory_reads_back_whole(mlflow_server: str, tmp_path: Path) -> None:
-    tracker = Tracker.open(tmp_path, "traces", "igpo seed 3", "t1", {}, {})
-    other = Tracker.open(tmp_path / "other", "traces", "igpo seed 4", "t2", {}, {})
+def new_run(name: str) -> Any:
+    experiment = experiment_id("traces")
+    run_id = client().create_run(experiment, run_name=name).info.run_id
+    return SimpleNamespace(run_id=run_id, experiment_id=experiment)
+
+
+def test_a_trajectory_reads_back_whole(mlflow_server: str) -> None:
+    tracker = new_run("igpo seed 3")
+    other = new_run("igpo seed 4")
     ids = log_traces(
         tracker.run_id, tracker.experiment_id, [record("q1", SEARCH, SEARCH, ANSWER), record("q2", BROKEN)]
     )
@@ -53,8 +60,8 @@ def test_a_trajectory_reads_back_whole(mlflow_server: str, tmp_path: Path) -> No
     assert {item.name for item in broken.info.assessments} == {"f1", "answers"}
 
 
-def test_a_resumed_run_adds_only_what_is_missing(mlflow_server: str, tmp_path: Path) -> None:
-    tracker = Tracker.open(tmp_path, "traces", "igpo seed 3", "t3", {}, {})
+def test_a_resumed_run_adds_only_what_is_missing(mlflow_server: str) -> None:
+    tracker = new_run("igpo seed 3")
     assert len(log_traces(tracker.run_id, tracker.experiment_id, [record("q1", ANSWER)])) == 1
     both = [record("q1", ANSWER), record("q2", SEARCH, ANSWER)]
     assert len(log_traces(tracker.run_id, tracker.experiment_id, both)) == 1

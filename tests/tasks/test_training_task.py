@@ -13,7 +13,8 @@ from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.rewards.scoring import require_room
 from tasks.evaluation import locate, require_vocabulary
-from tasks.training import identify, locked
+from tasks.locks import locked, locked_if_free
+from tasks.training import identify
 
 
 def hold(home: Path, seconds: float, ready: Any) -> None:
@@ -44,8 +45,10 @@ def test_a_killed_process_lets_go(tmp_path: Path) -> None:
     other.start()
     assert ready.wait(60)
     other.kill()
-    with locked(tmp_path, "key", print):
-        pass
+    with locked(tmp_path, "key", print), locked_if_free(tmp_path, "key") as free:
+        assert not free
+    with locked_if_free(tmp_path, "key") as free:
+        assert free
     other.join()
 
 

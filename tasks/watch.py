@@ -1,0 +1,55 @@
+"""Whether an effect moved: a sweep's differences against the intervals of the sweep before of the same specification.
+
+The same specification on unchanged data, code and libraries reuses its runs and cannot move. What can is a new version of
+any of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.tracking import client, run_url, tag_filter
+
+if TYPE_CHECKING:
+    from tasks.reporting import ArmSummary
+
+EVENT = "igpo-lab.effect-left-interval"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An arm's difference in test F1 that lies outside the 95% interval [low, high] of an earlier sweep, `before`."""
+
+    arm: str
+    difference: float
+    low: float
+    high: float
+    before: str
+    before_url: str
+
+    def sentence(self) -> str:
+        return (
+            f"EFFECT MOVED: {self.arm} differs from the baseline by {self.difference:+.3f}, outside [{self.low:+.3f}, "
+            f"{self.high:+.3f}] of the sweep before of the same specification, {self.before} ({self.before_url}). Data, code "
+            "or a library changed between them: versions.json of both reports says which."
+        )
+
+
+def moved(experiment: str, specification: str, sweep: str, summaries: "Sequence[ArmSummary]") -> list[Moved]:
+    """Arms whose difference left the interval of the newest earlier report.
+
+    experiment: MLflow's id. specification: fingerprint that reports of the same comparison share in their tag. An arm
+    without a difference or an earlier interval (a single seed) is not compared.
+    """
+    same = f"{tag_filter(kind='report', specification=specification)} and attributes.status = 'FINISHED'"
+    reports = client().search_runs([experiment], same, order_by=["attributes.end_time DESC"])
+    before = next((run for run in reports if run.data.tags["sweep"] != sweep), None)
+    if before is None:
+        return []
+    found = []
+    for row in summaries:
+        low, high = (before.data.metrics.get(f"report/{row.arm}/{end}") for end in ("low", "high"))
+        if row.difference is not None and low is not None and high is not None and not low <= row.difference <= high:
+            url = run_url(experiment, before.info.run_id)
+            found.append(Moved(row.arm, row.difference, low, high, before.data.tags["sweep"], url))
+    return found
