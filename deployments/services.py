@@ -12,6 +12,7 @@ on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -32,7 +34,7 @@ from tasks.home import PROJECT, home
 POOL = "igpo"
 SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
 ARMS_POOL = "igpo-arms"
-WORKER = "igpo-local"
+WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on busy ones
 AUTOMATIONS = PROJECT / "deployments" / "automations"
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
@@ -289,8 +291,17 @@ def start_worker(place: Place) -> None:
     if own(place, "worker"):
         say("Worker: runs, reused")
         return
-    say("Worker: starting")
     before = place.state.read().get("worker")  # a killed worker leaves flow runs that go on: they stay ours
+    alive = {process.pid for process in processes.members(before)} if before else set()
+    settle_lost(
+        place,
+        lambda run: (
+            run["labels"].get("prefect.worker.name") == WORKER and run["infrastructure_pid"] not in map(str, alive)
+        ),
+        UNFINISHED,
+        "its worker and its process had died",
+    )
+    say("Worker: starting")
     since = time.time()
     record = processes.start(
         ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER, "--limit", "3"),
@@ -336,32 +347,43 @@ def up(place: Place) -> None:
     say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
 
 
-def settle_unfinished(api: httpx.Client, since: datetime) -> None:
-    """Flow runs that lose their worker: deployed sweeps, those included that crashed since then, wait for the next
-    `make up` to go on; others are marked Crashed, else they would stay Running for ever."""
-    unfinished = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "CRASHED"]}}}}
-    waiting = crashed = 0
-    flows = api.post("/flows/filter", json={"flows": {"name": {"any_": ["ablation"]}}}).raise_for_status().json()
-    for run in api.post("/flow_runs/filter", json=unfinished).raise_for_status().json():
-        kind, at = run["state"]["type"], datetime.fromisoformat(run["state"]["timestamp"])
-        if kind == "CRASHED" and at < since:
-            continue
-        if run["deployment_id"] and kind != "CANCELLING" and run["flow_id"] in {flow["id"] for flow in flows}:
-            message = "ended by `make down`; goes on at the next `make up`"
-            state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
-            waiting += 1
-        elif kind == "CRASHED":
-            continue
-        else:
-            state = {"type": "CRASHED", "message": "ended by `make down`"}
-            crashed += 1
-        api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
-    if waiting:
-        say(
-            f"prefect: {waiting} unfinished sweeps go on at the next `make up`; cancel them in Prefect to be rid of them"
-        )
-    if crashed:
-        say(f"prefect: {crashed} other unfinished flow runs are marked Crashed")
+UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
+
+
+def settle_lost(place: Place, lost: Callable[[dict[str, Any]], bool], states: list[str], reason: str) -> None:
+    """Flow runs that lost their process would stay Running for ever, and a sweep would keep its queue's slot.
+
+    Sweeps that were deployed wait to be started again and go on where they were; others, children included, are marked
+    Crashed. A run that was being cancelled is cancelled.
+    """
+    count = {"sweeps to go on": 0, "other flow runs crashed": 0}
+    with client(place) as api:
+
+        def runs(**filters: Any) -> list[dict[str, Any]]:
+            asked = {"flow_runs": {"state": {"type": {"any_": states}}, **filters}}
+            found: list[dict[str, Any]] = api.post("/flow_runs/filter", json=asked).raise_for_status().json()
+            return found
+
+        def set_state(run: dict[str, Any], **state: str) -> None:
+            asked = {"state": {"message": reason, **state}, "force": True}
+            api.post(f"/flow_runs/{run['id']}/set_state", json=asked).raise_for_status()
+
+        sweeps = api.post("/flows/filter", json={"flows": {"name": {"any_": ["ablation"]}}}).raise_for_status().json()
+        for run in filter(lost, runs()):
+            for child in runs(parent_flow_run_id={"any_": [run["id"]]}):
+                if child["state"]["type"] in UNFINISHED and not child["deployment_id"]:
+                    set_state(child, type="CRASHED")
+            if run["state"]["type"] == "CANCELLING":
+                set_state(run, type="CANCELLED")
+            elif run["deployment_id"] and run["flow_id"] in {flow["id"] for flow in sweeps}:
+                set_state(run, type="SCHEDULED", name="AwaitingRetry")
+                count["sweeps to go on"] += 1
+            elif run["state"]["type"] in UNFINISHED:
+                set_state(run, type="CRASHED")
+                count["other flow runs crashed"] += 1
+    for what, number in count.items():
+        if number:
+            say(f"Prefect: {number} {what} ({reason})")
 
 
 def down(place: Place) -> None:
@@ -374,8 +396,12 @@ def down(place: Place) -> None:
             continue
         if name == "prefect" and record.port and processes.is_alive(record):
             try:
-                with client(place) as api:
-                    settle_unfinished(api, since)
+                settle_lost(
+                    place,
+                    lambda run: run["state"]["type"] in UNFINISHED or ended_since(run, since),
+                    [*UNFINISHED, "CRASHED"],
+                    "ended by `make down`; a sweep goes on at the next `make up`, unless it is cancelled",
+                )
             except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
                 say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)
@@ -383,6 +409,10 @@ def down(place: Place) -> None:
         say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")
     if not records:
         say(f"Nothing of {place.home} runs")
+
+
+def ended_since(run: dict[str, Any], since: datetime) -> bool:
+    return datetime.fromisoformat(run["state"]["timestamp"]) >= since
 
 
 def worker(place: Place) -> None:

@@ -141,7 +141,7 @@ def isolated(name: Name, parameters: dict[str, Any], failed_before: str, childre
     """
     if failed_before:
         return f"not started, its warm start failed: {failed_before}"
-    return run_to_end(children.unquote(), name, parameters, get_run_logger().info)
+    return run_to_end(children, name, parameters, get_run_logger().info)
 
 
 def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:

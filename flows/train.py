@@ -74,9 +74,9 @@ def train_run(
     warm = training.ensure_warm_start(experiment, data, home(), say)
     trainer = training.start_trainer(experiment, data, run, warm, say)
     settings = experiment.model_dump(mode="json")
-    write_json(run.folder / "config.json", settings)
     page = RunPage(name, experiment.training.steps, say)
     tracker = Tracker(run.folder, About(specification.name, name, run.run_key, tags, settings), say, page.link)
+    write_json(run.folder / "config.json", settings)
     try:
         training.evaluate_if_missing(trainer, tracker)
         for epoch in range(trainer.step // experiment.training.steps_per_epoch, experiment.training.epochs):

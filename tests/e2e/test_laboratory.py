@@ -180,21 +180,3 @@ def test_an_evaluation_of_a_finished_run(servers: Servers, sweep: str) -> None:
     )
     metrics = query(servers, code)
     assert 0 <= metrics["dev/all/f1"] <= 1 and metrics["dev/all/questions"] == 8
-
-
-def test_runs_that_lose_their_server_are_marked_crashed(servers: Servers) -> None:
-    code = """
-import json, os
-from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.states import Running
-from deployments.services import crash_unfinished
-@flow
-def lost(): pass
-with get_client(sync_client=True) as c:
-    run = c.create_flow_run(lost, state=Running())
-    crash_unfinished(os.environ["PREFECT_API_URL"])
-    after = c.read_flow_run(run.id)
-print(json.dumps([after.state.type.value, after.state.message]))
-"""
-    assert query(servers, code) == ["CRASHED", "ended by `make down`"]
