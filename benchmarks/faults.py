@@ -115,10 +115,17 @@ class Laboratory:
         path = self.home / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"name": name, **SPECIFICATION}))
         api = self.environment["PREFECT_API_URL"]
-        deployment = httpx.get(f"{api}/deployments/name/ablation/tiny").raise_for_status().json()["id"]
-        asked = {"parameters": {"preset": str(path), **parameters}, "state": {"type": "SCHEDULED"}}
-        made = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=asked).raise_for_status()
-        return str(made.json()["id"])
+        deployment = httpx.get(f"{api}/deployments/name/ablation/tiny", timeout=30).raise_for_status().json()["id"]
+        asked = {
+            "parameters": {"preset": str(path), **parameters},
+            "state": {"type": "SCHEDULED"},
+            "idempotency_key": name,
+        }
+        while True:  # a busy SQLite answers 503
+            made = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=asked, timeout=30)
+            if made.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return str(made.raise_for_status().json()["id"])
+            time.sleep(1)
 
     def flow_run(self, run_id: str) -> dict[str, Any]:
         """As the server has it; waits while the server is away."""
@@ -371,7 +378,9 @@ def main() -> int:
             points = sum(len(reference[arm][1]) for arm in SPECIFICATION["arms"])
             say(f"undisturbed: {lab.took['running']:.0f} s from Running to Completed, {points} points of metrics")
             for what in chosen.what:
-                happened, wrong, started = {}, [], time.monotonic()
+                happened: dict[str, int] = {}
+                wrong: list[str] = []
+                started = time.monotonic()
                 for number in range(chosen.trials):
                     outcome, problem = trial(lab, what, number, reference)
                     happened[outcome] = happened.get(outcome, 0) + 1

@@ -4,6 +4,7 @@
     python -m deployments.services servers    MLflow and the Prefect server alone
     python -m deployments.services status     what runs, and where
     python -m deployments.services down       end what up and servers started, and nothing else
+    python -m deployments.services register   pools, deployments and automations alone, on the server of PREFECT_API_URL
     python -m deployments.services worker     become a worker for the arms of sweeps, here or on another machine
 
 Databases, artifacts, logs and services.json (what was started) lie in IGPO_HOME, .igpo by default. The servers listen
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 import httpx
 import yaml
+from sqlalchemy.engine import make_url
 
 from deployments import processes
 from deployments.processes import Record, StateFile
@@ -51,6 +53,7 @@ class Place:
     home: Path
     mlflow_port: int
     prefect_port: int
+    elsewhere: bool = False  # servers that MLFLOW_TRACKING_URI and PREFECT_API_URL name, instead of those of the folder
 
     @classmethod
     def from_environment(cls) -> "Place":
@@ -68,10 +71,14 @@ class Place:
 
     @property
     def mlflow_url(self) -> str:
+        if self.elsewhere:
+            return _given("MLFLOW_TRACKING_URI")
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
     def prefect_url(self) -> str:
+        if self.elsewhere:
+            return _given("PREFECT_API_URL").removesuffix("/api")
         return f"http://127.0.0.1:{self.prefect_port}"
 
     @property
@@ -105,6 +112,14 @@ class Place:
         }
 
 
+def _given(variable: str) -> str:
+    """Raises ServiceError when it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise ServiceError(f"{variable} is not set: name the server that this machine shall work for")
+    return value
+
+
 def environment() -> dict[str, str]:
     """What a process needs to reach the services of the folder and ports that this one was told."""
     return Place.from_environment().environment()
@@ -129,13 +144,22 @@ class Server:
 def mlflow_server(place: Place) -> Server:
     folder = place.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
-    database = f"sqlite:///{folder / 'mlflow.db'}"
+    database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    if make_url(database).password:
+        raise ServiceError(
+            "MLFLOW_BACKEND_STORE_URI carries a password, which every user of this machine could read in the list of "
+            "processes: leave it out and put it into PGPASSWORD or ~/.pgpass"
+        )
+    accounts: tuple[str, ...] = ()
+    if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
+        _given("MLFLOW_FLASK_SERVER_SECRET_KEY")
+        accounts = ("--app-name", "basic-auth")
     listen = ("--host", "127.0.0.1", "--port", str(place.mlflow_port), "--workers", "1")
     stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
     return Server(
         name="mlflow",
         title="MLflow",
-        arguments=("mlflow", "server", *listen, *stores),
+        arguments=("mlflow", "server", *listen, *stores, *accounts),
         port=place.mlflow_port,
         variable="MLFLOW_PORT",
         health=f"{place.mlflow_url}/health",
@@ -267,7 +291,9 @@ def create_pools(place: Place) -> None:
 
 def client(place: Place) -> httpx.Client:
     """Of the Prefect server's REST API."""
-    return httpx.Client(base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False)
+    account = os.environ.get("PREFECT_API_AUTH_STRING")  # user:password, where the server asks for it
+    auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
+    return httpx.Client(base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False, auth=auth)
 
 
 def set_automations(place: Place) -> None:
@@ -316,12 +342,11 @@ def start_worker(place: Place) -> None:
 
 def worker_heard_of(place: Place, since: float) -> bool:
     """Whether the server has had a heartbeat of our worker since then."""
-    reply = httpx.post(
-        f"{place.prefect_url}/api/work_pools/{POOL}/workers/filter", json={}, timeout=30, trust_env=False
-    ).raise_for_status()
+    with client(place) as api:
+        workers = api.post(f"/work_pools/{POOL}/workers/filter", json={}).raise_for_status().json()
     return any(
         worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since
-        for worker in reply.json()
+        for worker in workers
     )
 
 
@@ -420,15 +445,21 @@ def worker(place: Place) -> None:
     shares IGPO_HOME."""
     from tasks.servers import require_servers
 
-    own_addresses = {
-        name: os.environ[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI") if name in os.environ
-    }
-    os.environ.update({**place.environment(), **own_addresses})
+    place = replace(place, elsewhere=True)
+    os.environ.update(place.environment())
     require_servers()
     limit = os.environ.get("LIMIT") or "2"
     say(f"Arms of sweeps with `where: pool` run here, {limit} at a time, until Ctrl-C; files go to {place.home}")
     arguments = ["worker", "start", "--pool", ARMS_POOL, "--type", "process", "--limit", limit]
     os.execv(sys.executable, [sys.executable, "-m", "prefect", *arguments])
+
+
+def register(place: Place) -> None:
+    """Pools, deployments and automations on servers that were started in another way."""
+    place = replace(place, elsewhere=True)
+    create_pools(place)
+    deploy(place)
+    set_automations(place)
 
 
 def status(place: Place) -> None:
@@ -440,7 +471,7 @@ def status(place: Place) -> None:
         say(f"{name:8} {f'runs{where} (process {record.pid})' if record and running else 'does not run'}")
 
 
-COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down, "worker": worker}
+COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down, "worker": worker, "register": register}
 
 
 def main(arguments: list[str] | None = None) -> int:
