@@ -36,6 +36,7 @@ from tasks.home import PROJECT, home
 POOL = "igpo"
 SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
 ARMS_POOL = "igpo-arms"
+AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on busy ones
 AUTOMATIONS = PROJECT / "deployments" / "automations"
@@ -278,7 +279,13 @@ def create_pools(place: Place) -> None:
         for pool in (POOL, ARMS_POOL):
             found = api.get(f"/work_pools/{pool}")
             if found.status_code == httpx.codes.NOT_FOUND:
-                run_once(place, "work-pool", ["prefect", "work-pool", "create", pool, "--type", "process"])
+                template = str(PROJECT / "deployments" / "pools" / "process.json")
+                created = ["work-pool", "create", pool, "--type", "process", "--base-job-template", template]
+                run_once(place, "work-pool", ["prefect", *created])
+                # not the worker's own --limit: with one, prefect 3.8's worker dies of a sweep that is started again at once
+                # ("this borrower is already holding one of this CapacityLimiter's tokens")
+                limit = {"concurrency_limit": AT_ONCE if pool == POOL else None}
+                api.patch(f"/work_pools/{pool}", json=limit).raise_for_status()
             say(f"Work pool {pool}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
         if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:
             queue = {
@@ -330,7 +337,7 @@ def start_worker(place: Place) -> None:
     say("Worker: starting")
     since = time.time()
     record = processes.start(
-        ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER, "--limit", "3"),
+        ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
         folder=PROJECT,
         environment=place.environment(),
         log=place.log("worker"),

@@ -1,0 +1,4 @@
+-- One database for each: Prefect and MLflow upgrade their own.
+CREATE DATABASE prefect;
+CREATE DATABASE mlflow;
+CREATE DATABASE mlflow_accounts;
