@@ -5,14 +5,16 @@ python -m benchmarks.retrieval [--passages 39466 1000000]
 
 import argparse
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import show
+import psutil
 
 QUERIES = 2000
 
@@ -46,8 +48,8 @@ def build(count: int, folder: Path) -> None:
     print("\n" + json.dumps({"seconds": time.perf_counter() - started, "bytes": size}))
 
 
-def serve(folder: Path) -> None:
-    """Search everything, report, then hold the index until told to end."""
+def serve(folder: Path, report: Any, end: Any) -> None:
+    """Search everything, report queries/s, then hold the index until told to end."""
     from igpo_core.retrieval.bm25 import BM25
 
     queries = json.loads((folder / "queries.json").read_text())
@@ -55,51 +57,57 @@ def serve(folder: Path) -> None:
     started = time.perf_counter()
     for start in range(0, len(queries), 64):
         retriever.search(queries[start : start + 64], 5)
-    print(json.dumps(len(queries) / (time.perf_counter() - started)), flush=True)
-    sys.stdin.readline()
+    report.put(len(queries) / (time.perf_counter() - started))
+    end.wait()
 
 
-def memory(processes: "list[subprocess.Popen[str]]") -> float:
+def memory(numbers: "list[int]") -> float:
     """Bytes that the processes hold together, shared pages counted once (PSS)."""
     total = 0
-    for process in processes:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+    for number in numbers:
+        for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def two_arms(folder: Path) -> tuple[list[float], list[float]]:
+    """(queries/s of each, bytes held by one and by both), forked from a server as flows/children.py forks arms."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["igpo_core.retrieval.bm25"])
+    end, report = context.Event(), context.Queue()
+    arms: list[Any] = []
+    speeds, held = [], []
+    for _ in range(2):
+        arms.append(context.Process(target=serve, args=(folder, report, end)))
+        arms[-1].start()
+        speeds.append(report.get())
+        fork_server = psutil.Process(arms[0].pid).ppid()
+        held.append(memory([fork_server, *(arm.pid for arm in arms)]))
+    end.set()
+    for arm in arms:
+        arm.join()
+    return speeds, held
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, nargs="+", default=[39_466, 1_000_000])
     parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.build:
         build(chosen.build, chosen.folder)
         return
-    if chosen.serve:
-        serve(chosen.folder)
-        return
+    from benchmarks.common import show  # brings torch, which the arms here must not inherit
+
     rows = []
     for count in chosen.passages:
         with tempfile.TemporaryDirectory() as name:
             command = [sys.executable, "-m", "benchmarks.retrieval", "--folder", name]
             done = subprocess.run([*command, "--build", str(count)], capture_output=True, text=True, check=True)
             made = json.loads(done.stdout.strip().splitlines()[-1])
-            servers: list[subprocess.Popen[str]] = []
-            held, speeds = [], []
-            for _ in range(2):
-                servers.append(
-                    subprocess.Popen([*command, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                )
-                stream = servers[-1].stdout
-                assert stream is not None
-                speeds.append(float(stream.readline()))
-                held.append(memory(servers))
-            for server in servers:
-                server.communicate("\n")
+            speeds, held = two_arms(Path(name))
         rows.append(
             (
                 f"{count:,} passages",

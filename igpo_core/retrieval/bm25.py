@@ -1,9 +1,10 @@
 """BM25 over title and text, with bm25s: English stop words, Snowball stemmer, Lucene's formula (k1 1.5, b 0.75).
 
-An index folder holds bm25s's arrays and the passages as an Arrow file. Both are memory-mapped, so that many processes
-share one copy.
+An index folder holds bm25s's arrays, and the words and the passages as Arrow files. All are memory-mapped, so that many
+processes share one copy.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 PASSAGES = "passages.arrow"
+WORDS = "words.arrow"
 
 # What decides an index besides its corpus: part of a published data version.
 SETTINGS = {
@@ -31,14 +33,16 @@ SETTINGS = {
     "b": 0.75,
     "stop_words": "english",
     "stemmer": "english",
+    "layout": 2,
 }
 
 
 class BM25:
     """An index that was built with `build` and is opened with `open`."""
 
-    def __init__(self, index: Any, passages: pyarrow.Table) -> None:
+    def __init__(self, index: Any, words: pyarrow.Table, passages: pyarrow.Table) -> None:
         self._index = index
+        self._vocabulary = _Words(words.column("word"))
         self._passages = passages
 
     @classmethod
@@ -63,8 +67,9 @@ class BM25:
 
         def write(path: Path) -> None:
             index.save(path, show_progress=False)
-            with pyarrow.ipc.new_file(path / PASSAGES, passages.schema) as file:
-                file.write_table(passages)
+            for name, table in ((PASSAGES, passages), (WORDS, pyarrow.table({"word": list(vocabulary)}))):
+                with pyarrow.ipc.new_file(path / name, table.schema) as file:
+                    file.write_table(table)
 
         fill_folder(folder, write)
 
@@ -72,8 +77,11 @@ class BM25:
     def open(cls, folder: Path) -> "BM25":
         """Memory-map an index folder. Raises DataError when the folder is none, or damaged."""
         try:
-            index = bm25s.BM25.load(folder, mmap=True)
-            passages = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / PASSAGES))).read_all()
+            # bm25s would read its vocabulary into a dictionary, a copy in each process
+            index = bm25s.BM25.load(folder, mmap=True, load_vocab=False)
+            words, passages = (
+                pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / name))).read_all() for name in (WORDS, PASSAGES)
+            )
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
             raise DataError(f"{folder} is no whole BM25 index ({error}): publish the data again") from error
         if passages.num_rows != index.scores["num_docs"]:
@@ -81,7 +89,7 @@ class BM25:
                 f"{folder}: the index counts {index.scores['num_docs']} passages, {PASSAGES} has {passages.num_rows}: "
                 "publish the data again"
             )
-        return cls(index, passages)
+        return cls(index, words, passages)
 
     def __len__(self) -> int:
         """Passages in the corpus."""
@@ -109,7 +117,7 @@ class BM25:
 
     def _best(self, words: list[str], k: int) -> list[int]:
         """Rows of the best passages. bm25s's own top-k leaves the order of equal scores to the partition."""
-        numbers = self._index.get_tokens_ids(words)
+        numbers = [number for word in words if (number := self._vocabulary.number(word)) is not None]
         if not numbers:
             return []
         scores = self._index.get_scores_from_ids(numbers)
@@ -117,6 +125,24 @@ class BM25:
         rows = np.flatnonzero((scores >= least) & (scores > 0))
         best: list[int] = rows[np.lexsort((rows, -scores[rows]))][:k].tolist()
         return best
+
+
+class _Words(Sequence[str]):
+    """The sorted words of an Arrow column; a word's number is its place."""
+
+    def __init__(self, column: pyarrow.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        count: int = len(self._column)
+        return count
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._column[place].as_py()
+
+    def number(self, word: str) -> int | None:
+        place = bisect_left(self, word)
+        return place if place < len(self) and self[place] == word else None
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

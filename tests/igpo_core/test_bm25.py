@@ -74,7 +74,8 @@ def test_the_score_is_lucenes_formula(index: BM25) -> None:
     ]  # words left after stop words: warsaw capit poland vistula, ..., river vistula sein other flow
     part = 1 / (1 + 1.5 * (0.25 + 0.75 * 4 / (sum(lengths) / 5)))
     expected = math.log(1 + 4.5 / 1.5) * part
-    numbers = index._index.get_tokens_ids(["poland"])
+    numbers = [index._vocabulary.number("poland")]
+    assert index._vocabulary.number("polan") is None and index._vocabulary.number("zzz") is None
     assert index._index.get_scores_from_ids(numbers)[0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -122,7 +123,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / PASSAGES).write_bytes((tmp_path / "b" / PASSAGES).read_bytes())
     with pytest.raises(DataError, match=r"counts 5 passages, passages\.arrow has 2"):
         BM25.open(tmp_path / "a")
-    for name in ("indptr.csc.index.npy", PASSAGES, "params.index.json", "vocab.index.json"):
+    for name in ("indptr.csc.index.npy", PASSAGES, "params.index.json", "words.arrow"):
         BM25.build(corpus(ROWS), tmp_path / "c")
         file = tmp_path / "c" / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
