@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from igpo_core.config import NewPolicy
 from igpo_core.environments.base import Observation
 from igpo_core.policies import Policy, chat_tokenizer, speak
+from igpo_core.protocol import PROBE_THOUGHT, SYSTEM_PROMPT
 from igpo_core.trajectory import Question, Search
 
 QWEN2_HALF_BILLION = {
@@ -33,7 +34,11 @@ def words(count: int, seed: int) -> str:
 
 
 def policy(shape: dict[str, Any], window: int = 32_768, dtype: torch.dtype = torch.float32) -> Policy:
-    tokenizer = chat_tokenizer([words(20_000, 0)], NewPolicy(tokenizer="chat", architecture="qwen2", vocabulary=2_000))
+    # English as well, or the fixed sentences of prompt and probe would have three times the tokens that Qwen's give them
+    english = f"{SYSTEM_PROMPT} <think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n</answer> "
+    tokenizer = chat_tokenizer(
+        [words(20_000, 0), english * 100], NewPolicy(tokenizer="chat", architecture="qwen2", vocabulary=2_000)
+    )
     torch.manual_seed(0)
     config = Qwen2Config(
         **shape,
