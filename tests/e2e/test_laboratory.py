@@ -1,6 +1,7 @@
 """The whole laboratory with real servers: a tiny sweep, its numbers in MLflow, deployments, schedules, refusals."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from mlflow import MlflowClient
 
-from tests.e2e.conftest import Servers
+from tests.e2e.conftest import ROOT, Servers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -110,7 +112,7 @@ def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(serve
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
     printed = done.stdout + done.stderr
     assert done.returncode == 0
-    assert printed.count("finished before") == 4 and printed.count("metrics were sent again") == 1
+    assert printed.count("finished before") == 4 and printed.count("MLflow had lost it") == 1
     after = all_runs(servers)
     again = [run for run in after if run["tags"].get("run_key") == lost["tags"]["run_key"]]
     assert [run["metrics"]["test/all/f1"] for run in again] == [lost["metrics"]["test/all/f1"]]
@@ -180,3 +182,44 @@ def test_an_evaluation_of_a_finished_run(servers: Servers, sweep: str) -> None:
     )
     metrics = query(servers, code)
     assert 0 <= metrics["dev/all/f1"] <= 1 and metrics["dev/all/questions"] == 8
+
+
+def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None:
+    """Its arms train for minutes when they are told to end."""
+    content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())
+    content["base"]["training"] = {"epochs": 2, "steps_per_epoch": 5000}
+    content["base"]["evaluation"]["every"] = 5000
+    path = servers.home / "long.yaml"
+    path.write_text(yaml.safe_dump({**content, "name": "long", "seeds": [0]}))
+    asked = servers.run("prefect", "deployment", "run", "ablation/tiny", "--params", json.dumps({"preset": str(path)}))
+    run_id = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", asked.stdout)[0]
+
+    def state() -> str:
+        return str(httpx.get(f"{servers.environment['PREFECT_API_URL']}/flow_runs/{run_id}").json()["state_type"])
+
+    def folders() -> list[Path]:
+        found = [about.parent for about in (servers.home / "runs").glob("*/tracking.json")]
+        return [f for f in found if json.loads((f / "tracking.json").read_text())["experiment"] == "long"]
+
+    def steps(folder: Path) -> int:
+        file = folder / "metrics.jsonl"
+        return file.read_text().count('"progress/seconds"') if file.is_file() else 0
+
+    deadline = time.monotonic() + 120
+    while len(folders()) < 2 or min(map(steps, folders())) < 5:
+        assert time.monotonic() < deadline and state() != "FAILED"
+        time.sleep(0.2)
+    assert servers.run("prefect", "flow-run", "cancel", run_id).returncode == 0
+    cancelled = time.monotonic()
+    while state() != "CANCELLED":
+        assert time.monotonic() - cancelled < 40, state()
+        time.sleep(0.2)
+    for folder in folders():
+        assert json.loads((folder / "status.json").read_text())["status"] == "KILLED"
+        (checkpoint,) = (folder / "checkpoints").iterdir()
+        assert 5 <= int(checkpoint.name.removeprefix("step-")) <= steps(folder)
+    client = mlflow(servers)
+    experiment = client.get_experiment_by_name("long")
+    assert experiment is not None
+    states = [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.kind = 'train'")]
+    assert states == ["KILLED", "KILLED"]

@@ -1,0 +1,88 @@
+"""prefect.yaml, automations, pool templates, compose: what can be seen without running them (tests/e2e runs them)."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.services import ARMS_POOL, POOL, SWEEPS_QUEUE
+from flows.ablation import ablation
+from flows.children import DEPLOYMENTS
+from flows.evaluate import evaluate
+from flows.prepare_data import prepare_data
+from flows.specification import load_specification
+from flows.train import train, warm_start
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, prepare_data, train, warm_start)}
+ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def flow_of(entry: dict[str, Any]) -> Any:
+    return FLOWS[entry["entrypoint"].split(":")[1]]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['entrypoint'].split(':')[1]}/{e['name']}")
+def test_a_deployment_has_parameters_of_its_flow_and_words(entry: dict[str, Any]) -> None:
+    assert entry["description"] and entry["tags"]
+    known = inspect.signature(flow_of(entry).fn).parameters
+    given = entry.get("parameters", {})
+    assert set(given) <= set(known)
+    if "preset" in given:
+        specification = load_specification(given["preset"]).select(given.get("arms"), given.get("seeds"))
+        if "arm" in given:
+            specification.experiment(given["arm"], given["seed"])
+
+
+def test_sweeps_share_one_queue_and_arms_have_a_pool_of_their_own() -> None:
+    """A sweep that waits for arms must not hold a slot that they need."""
+    for entry in ENTRIES:
+        if flow_of(entry) is ablation:
+            assert entry["work_pool"] == {"name": POOL, "work_queue_name": SWEEPS_QUEUE}
+        elif entry["name"] == "arms":
+            assert entry["work_pool"] == {"name": ARMS_POOL}
+        else:
+            assert entry["work_pool"] == {"name": POOL}
+    names = {f"{flow_of(entry).name}/{entry['name']}" for entry in ENTRIES}
+    assert set(DEPLOYMENTS.values()) <= names and POOL != ARMS_POOL
+
+
+def test_the_forms_explain_every_parameter() -> None:
+    for flow in FLOWS.values():
+        for name, field in flow.parameters.properties.items():
+            assert field.get("description") or "enum" in field or name in {"split", "preset", "seed"}, (flow.name, name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "automations").glob("*.yaml")), ids=lambda p: p.stem)
+def test_an_automation_is_one(path: Path) -> None:
+    from prefect.events.schemas.automations import AutomationCore
+
+    automation = AutomationCore.model_validate(yaml.safe_load(path.read_text()))
+    assert automation.name.startswith("igpo") and automation.description
+    assert automation.enabled != path.stem.startswith("example")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "pools").glob("*.json")), ids=lambda p: p.stem)
+def test_a_pool_template_declares_what_it_uses(path: Path) -> None:
+    template = json.loads(path.read_text())
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    declared = template["variables"]["properties"]
+    assert used == set(declared)
+    assert all(field["description"] for field in declared.values())
+
+
+def test_compose_binds_to_this_machine_and_keeps_no_secret() -> None:
+    text = (ROOT / "deployments" / "compose" / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+    for service in services.values():
+        for name, value in service.get("environment", {}).items():
+            if "PASSWORD" in name or "SECRET" in name or "AUTH_STRING" in name:
+                assert value.startswith("${"), name
+    empty = (ROOT / "deployments" / "compose" / "example.env").read_text().splitlines()
+    assert all(line.startswith("#") or line.endswith("=") for line in empty)

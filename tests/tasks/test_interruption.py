@@ -1,0 +1,151 @@
+"""A run that is told to end, or whose Prefect server is away."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.exceptions import PrefectHTTPStatusError
+
+from igpo_core.checkpoints import newest_checkpoint
+from igpo_core.training import Trainer
+from tasks import prefect_runs
+from tasks.outbox import About, Outbox, read_status, write_status
+from tasks.prefect_runs import RunPage, away, patiently
+from tasks.training import RunIdentity, evaluate_if_missing, leave_checkpoint, train_steps
+
+
+class QuietTracker(Outbox):
+    """A tracker without its sending thread."""
+
+    def finish(self, status: Any, patience: float = 60) -> None:
+        write_status(self.folder, status)
+
+
+@pytest.fixture
+def signals() -> Any:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def setting(taught: Any, tmp_path: Path) -> Any:
+    """(trainer, run, tracker) of six steps with an evaluation every second."""
+    import copy
+
+    config, environment, policy = taught
+    config = config.model_copy(
+        update={
+            "training": config.training.model_copy(update={"epochs": 1, "steps_per_epoch": 6}),
+            "evaluation": config.evaluation.model_copy(update={"every": 2, "dev_questions": 4}),
+        }
+    )
+    trainer = Trainer(config, environment, copy.deepcopy(policy))
+    tracker = QuietTracker(tmp_path, About("study", "run", "key", {}, {}))
+    return trainer, RunIdentity("key", tmp_path), tracker
+
+
+def steps_with(folder: Path, metric: str) -> list[int]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if metric in line["metrics"]]
+
+
+def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None, tmp_path: Path) -> None:
+    trainer, run, tracker = setting
+    said: list[str] = []
+    evaluate_if_missing(trainer, tracker)
+    train_steps(trainer, 3, tracker.log, said.append)
+    leave_checkpoint(trainer, run, tracker, said.append)
+    newest = newest_checkpoint(tmp_path, pytest.fail)
+    assert newest is not None and newest.name == "step-000003" and "checkpoint of step 3" in said[-1]
+    assert read_status(tmp_path)[0] == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # a second one must not interrupt it
+    assert steps_with(tmp_path, "train/loss") == [1, 2, 3] and steps_with(tmp_path, "eval/all/f1") == [0, 2]
+
+
+@pytest.mark.parametrize("when", ["before its metrics are written", "while its update is applied"])
+def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, tmp_path: Path, when: str) -> None:
+    """Going on behind it would leave a hole in every curve."""
+    trainer, run, tracker = setting
+    train_steps(trainer, 1, tracker.log, print)
+    trainer.run_step()  # ended before `log`
+    if when == "while its update is applied":
+        trainer.whole = False
+    leave_checkpoint(trainer, run, tracker, print)
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
+
+
+def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, tmp_path: Path) -> None:
+    trainer, _, tracker = setting
+
+    def interrupted(step: int, metrics: dict[str, float]) -> None:
+        if step == 2 and "eval/all/f1" in metrics:
+            raise KeyboardInterrupt
+        tracker.log(step, metrics)
+
+    evaluate_if_missing(trainer, tracker)
+    with pytest.raises(KeyboardInterrupt):
+        train_steps(trainer, 6, interrupted, print)
+    assert trainer.step == 2 and steps_with(tmp_path, "eval/all/f1") == [0]
+    evaluate_if_missing(trainer, tracker)
+    evaluate_if_missing(trainer, tracker)
+    train_steps(trainer, 6, tracker.log, print)
+    evaluate_if_missing(trainer, tracker)  # at the very end: nothing is missing
+    assert steps_with(tmp_path, "eval/all/f1") == [0, 2, 4, 6]
+    assert steps_with(tmp_path, "train/loss") == [1, 2, 3, 4, 5, 6]
+
+
+def status(code: int) -> PrefectHTTPStatusError:
+    request = httpx.Request("GET", "http://server")
+    return PrefectHTTPStatusError("said so", request=request, response=httpx.Response(code, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (httpx.ConnectError("refused"), True),
+        (httpx.ReadTimeout("slow"), True),
+        (status(503), True),
+        (status(429), True),
+        (status(404), False),
+        (ValueError("ours"), False),
+    ],
+)
+def test_what_says_that_prefect_is_away(error: Exception, is_away: bool) -> None:
+    assert away(error) is is_away
+
+
+def test_a_call_is_made_again_while_the_server_is_away() -> None:
+    answers: list[Any] = [httpx.ConnectError("refused"), "there"]
+
+    def call() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert patiently(call) == "there"
+    answers[:] = [status(404), "never asked"]
+    with pytest.raises(PrefectHTTPStatusError):
+        patiently(call)
+    assert answers == ["never asked"]
+
+
+def test_a_page_that_cannot_be_shown_is_mentioned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", refuse)
+    monkeypatch.setattr("prefect.artifacts.create_link_artifact", refuse)
+    said: list[str] = []
+    page = RunPage("arm seed 0", 20, said.append)
+    page.link("http://mlflow")
+    for step in range(21):
+        page.report(step)
+    page.close()
+    assert len(said) == 1 and "the run goes on" in said[0]
+    assert prefect_runs.PATIENCE_SECONDS >= 600
