@@ -5,7 +5,7 @@ seeds and the same rollout budget; arms differ in the reward alone (flows/specif
 """
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -35,22 +35,21 @@ STARTS = 10
 
 @flow(name="ablation", flow_run_name="{preset}", validate_parameters=True)
 def ablation(
-    preset: Annotated[
-        str, Field(description="Preset name in deployments/presets, or path of a specification.")
-    ] = "outcome-vs-igpo",
-    arms: Annotated[list[str] | None, Field(description="Only these arms (and the baseline); empty: all.")] = None,
-    seeds: Annotated[list[int] | None, Field(description="These run seeds in place of the preset's.")] = None,
-    processes: Annotated[
-        int | None, Field(ge=1, le=64, description="Runs at the same time on this machine; empty: the preset's.")
-    ] = None,
-    where: Annotated[
-        Where,
-        Field(
-            description="Where the arms run: in processes of this machine, or on work pool igpo-arms (`make worker`)."
-        ),
-    ] = "processes",
+    preset: str = "outcome-vs-igpo",
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
+    processes: Annotated[int | None, Field(ge=1, le=64)] = None,
+    where: Where = "processes",
 ) -> dict[str, Any]:
-    """Data, warm starts, runs, statistics, report. Finished parts are found again and reused."""
+    """Data, warm starts, runs, statistics, report. Finished parts are found again and reused.
+
+    Args:
+        preset: Preset name in deployments/presets, or path of a specification.
+        arms: Only these arms, and the baseline. Empty: all of the preset.
+        seeds: These run seeds, which must differ. Empty: the preset's.
+        processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
+        where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
+    """
     say = get_run_logger().info
     require_progress(flow_run.run_count)
     specification = load_specification(preset).select(arms, seeds)
@@ -228,23 +227,26 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N]"""
+    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool]"""
     import argparse
 
     from prefect.exceptions import PrefectHTTPStatusError
 
-    parser = argparse.ArgumentParser(prog="python -m flows.ablation", description=ablation.description)
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.ablation", description="Compare the arms of a preset: docs/operate.md."
+    )
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
     parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
     parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
     parser.add_argument(
         "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
     )
+    parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
     chosen = parser.parse_args(arguments)
     try:
         load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # bad input fails before any run exists
         require_servers()
-        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes)
+        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where)
     except IgpoError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -13,14 +13,19 @@ from tasks.home import home
 
 @flow(name="evaluate", flow_run_name="{model} on {split}", validate_parameters=True)
 def evaluate(
-    model: Annotated[str, Field(min_length=1, description="Checkpoint folder, run key, model folder or hub name.")],
-    preset: Annotated[str, Field(description="Preset name in deployments/presets, or path of a specification.")],
+    model: Annotated[str, Field(min_length=1)],
+    preset: str,
     split: Literal["train", "dev", "test"] = "test",
-    limit: Annotated[
-        int | None, Field(ge=1, description="Questions at most, from the table's beginning; empty: all.")
-    ] = None,
+    limit: Annotated[int | None, Field(ge=1)] = None,
 ) -> dict[str, float]:
-    """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation."""
+    """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation.
+
+    Args:
+        model: Checkpoint folder, run key (a folder's name in .igpo/runs), model folder or hub name.
+        preset: Preset name in deployments/presets, or path of a specification.
+        split: Which of the preset's questions.
+        limit: Questions at most, from the table's beginning. Empty: all.
+    """
     from igpo_core.environments import open_environment
     from igpo_core.policies import load_policy
     from tasks.data import prepare

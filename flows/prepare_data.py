@@ -1,11 +1,10 @@
 """Flow `prepare-data`: read, validate, publish. Bad rows are quarantined with reasons, good rows go on."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
 
 from flows.specification import load_specification
 from igpo_core.config import DataConfig
@@ -16,10 +15,12 @@ if TYPE_CHECKING:
 
 
 @flow(name="prepare-data", flow_run_name="{preset}", validate_parameters=True)
-def prepare_data(
-    preset: Annotated[str, Field(description="Preset name in deployments/presets, or path of a specification.")],
-) -> dict[str, Any]:
-    """Publish the data of a preset under its content version, or find it published. Returns version, folder, counts."""
+def prepare_data(preset: str) -> dict[str, Any]:
+    """Publish the data of a preset under its content version, or find it published. Returns version, folder, counts.
+
+    Args:
+        preset: Preset name in deployments/presets, or path of a specification.
+    """
     from tasks.data import summary_rows
 
     say = get_run_logger().info

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 @flow(name="warm-start", flow_run_name="warm start seed {seed}", validate_parameters=True)
 def warm_start(preset: str, seed: Annotated[int, Field(ge=0)]) -> str:
-    """Make, or find, the policy that every arm of this seed starts from. Returns its folder."""
+    """Make, or find, the policy that every arm of this seed starts from. Returns its folder.
+
+    Args:
+        preset: Preset name in deployments/presets, or path of a specification.
+        seed: Run seed of the arms that start from it.
+    """
     from tasks.data import prepare
 
     specification = load_specification(preset)
@@ -36,11 +41,17 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)]) -> str:
 
 @flow(name="train", flow_run_name="{arm} seed {seed}", validate_parameters=True)
 def train(
-    preset: Annotated[str, Field(description="Preset name in deployments/presets, or path of a specification.")],
-    arm: Annotated[str, Field(description="An arm of the preset.")],
-    seed: Annotated[int, Field(ge=0, description="Run seed: weights, warm start, question order, sampling.")] = 0,
+    preset: str,
+    arm: str,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> dict[str, Any]:
-    """Train one arm with one seed, or find it finished. Returns its result."""
+    """Train one arm with one seed, or find it finished. Returns its result.
+
+    Args:
+        preset: Preset name in deployments/presets, or path of a specification.
+        arm: An arm of the preset.
+        seed: Run seed: weights, warm start, question order, sampling.
+    """
     from tasks.data import prepare
 
     say = get_run_logger().info
