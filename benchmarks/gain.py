@@ -82,7 +82,7 @@ def configuration(reward: str, **rollout_settings: Any) -> ExperimentConfig:
 def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: int) -> None:
     of = policy(shape)
     script = turn_script(of, 8)
-    environment = Fixed(questions(1), ConstantSearch(60))
+    environment = Fixed(questions(1), ConstantSearch(87))
     settings = {
         "questions": 1,
         "group_size": group,

@@ -146,7 +146,8 @@ def mlflow_server(place: Place) -> Server:
     folder = place.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder / 'mlflow.db'}"
-    if make_url(database).password:
+    address = make_url(database)
+    if address.password or "password" in address.query:
         raise ServiceError(
             "MLFLOW_BACKEND_STORE_URI carries a password, which every user of this machine could read in the list of "
             "processes: leave it out and put it into PGPASSWORD or ~/.pgpass"
@@ -331,7 +332,6 @@ def start_worker(place: Place) -> None:
         lambda run: (
             run["labels"].get("prefect.worker.name") == WORKER and run["infrastructure_pid"] not in map(str, alive)
         ),
-        UNFINISHED,
         "its worker and its process had died",
     )
     say("Worker: starting")
@@ -365,8 +365,11 @@ def up(place: Place) -> None:
     create_pools(place)
     deploy(place)
     set_automations(place)
-    run_once(place, "sending", ["tasks.sending"])  # of runs that died, or that ended while MLflow was away
     start_worker(place)
+    try:
+        run_once(place, "sending", ["tasks.sending"])  # of runs that died, or that ended while MLflow was away
+    except ServiceError as error:  # a run of before is no reason not to work
+        say(f"warning: {error}")
     say("")
     say(f"MLflow      {place.mlflow_url}")
     say(f"Prefect     {place.prefect_url}")
@@ -382,16 +385,18 @@ def up(place: Place) -> None:
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 
 
-def settle_lost(place: Place, lost: Callable[[dict[str, Any]], bool], states: list[str], reason: str) -> None:
+def settle_lost(
+    place: Place, lost: Callable[[dict[str, Any]], bool], reason: str, since: datetime | None = None
+) -> None:
     """Flow runs that lost their process would stay Running for ever, and a sweep would keep its queue's slot.
 
     Sweeps that were deployed wait to be started again and go on where they were; others, children included, are marked
-    Crashed. A run that was being cancelled is cancelled.
+    Crashed. A run that was being cancelled is cancelled. since: also sweeps that crashed since then.
     """
     count = {"sweeps to go on": 0, "other flow runs crashed": 0}
     with client(place) as api:
 
-        def runs(**filters: Any) -> list[dict[str, Any]]:
+        def runs(states: list[str], **filters: Any) -> list[dict[str, Any]]:
             asked = {"flow_runs": {"state": {"type": {"any_": states}}, **filters}}
             found: list[dict[str, Any]] = api.post("/flow_runs/filter", json=asked).raise_for_status().json()
             return found
@@ -401,9 +406,12 @@ def settle_lost(place: Place, lost: Callable[[dict[str, Any]], bool], states: li
             api.post(f"/flow_runs/{run['id']}/set_state", json=asked).raise_for_status()
 
         sweeps = api.post("/flows/filter", json={"flows": {"name": {"any_": ["ablation"]}}}).raise_for_status().json()
-        for run in filter(lost, runs()):
-            for child in runs(parent_flow_run_id={"any_": [run["id"]]}):
-                if child["state"]["type"] in UNFINISHED and not child["deployment_id"]:
+        found = [run for run in runs(UNFINISHED) if lost(run)]
+        if since:
+            found += runs(["CRASHED"], end_time={"after_": since.isoformat()})
+        for run in found:
+            for child in runs(UNFINISHED, parent_flow_run_id={"any_": [run["id"]]}):
+                if not child["deployment_id"]:
                     set_state(child, type="CRASHED")
             if run["state"]["type"] == "CANCELLING":
                 set_state(run, type="CANCELLED")
@@ -428,12 +436,8 @@ def down(place: Place) -> None:
             continue
         if name == "prefect" and record.port and processes.is_alive(record):
             try:
-                settle_lost(
-                    place,
-                    lambda run: run["state"]["type"] in UNFINISHED or ended_since(run, since),
-                    [*UNFINISHED, "CRASHED"],
-                    "ended by `make down`; a sweep goes on at the next `make up`, unless it is cancelled",
-                )
+                reason = "ended by `make down`; a sweep goes on at the next `make up`, unless it is cancelled"
+                settle_lost(place, lambda run: True, reason, since)
             except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
                 say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)
@@ -441,10 +445,6 @@ def down(place: Place) -> None:
         say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")
     if not records:
         say(f"Nothing of {place.home} runs")
-
-
-def ended_since(run: dict[str, Any], since: datetime) -> bool:
-    return datetime.fromisoformat(run["state"]["timestamp"]) >= since
 
 
 def worker(place: Place) -> None:

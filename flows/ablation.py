@@ -16,12 +16,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.children import Name, Where, children_of, run_to_end
+from flows.children import Children, Name, Where, children_of, run_to_end
 from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import data_folder, home
+from tasks.locks import locked
 from tasks.prefect_runs import flow_run_url
 from tasks.servers import require_servers
 from tasks.training import identify
@@ -57,34 +58,20 @@ def ablation(
     workers = len(pairs) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
 
-    data = prepare_data(preset)
-    sweep = specification.sweep(data["version"])
-    links = show_links(specification.name, sweep)
-    children = children_of(str(flow_run.id), where)
-    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
-    with runner:
-
-        def start(name: str, before: Any, **parameters: Any) -> PrefectFuture[str]:
-            asked = {"name": name, "parameters": {"preset": preset, **parameters}, "failed_before": before}
-            future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
-            return future
-
-        # first come, first served: the runs of the first seeds start while the last warm starts are being made
-        starts = {seed: start("warm_start", "", seed=seed) for seed in specification.seeds}
-        runs = [start("train", starts[seed], arm=arm, seed=seed) for arm, seed in pairs]
-        try:
-            wait(runs)
-        except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
-            children.end()
-            raise
-    reasons = {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
-    failed = {name: reason for name, reason in reasons.items() if reason}
-    require_same_code()
-    if failed:
-        say("\n".join([f"{len(failed)} of {len(pairs)} runs failed:", *(f"  {n}: {why}" for n, why in failed.items())]))
-    if len(failed) == len(pairs):
-        raise IgpoError(f"all {len(pairs)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
-    report = write_report(specification, sweep, data["version"])
+    # taken for dead, though its machine was only cut off, this sweep may have been started a second time
+    with locked(home(), f"sweep-{flow_run.id}", say):
+        data = prepare_data(preset)
+        sweep = specification.sweep(data["version"])
+        links = show_links(specification.name, sweep)
+        reasons = run_all(specification, pairs, preset, children_of(str(flow_run.id), where), workers)
+        failed = {name: reason for name, reason in reasons.items() if reason}
+        require_same_code()
+        if failed:
+            listed = [f"  {name}: {why}" for name, why in failed.items()]
+            say("\n".join([f"{len(failed)} of {len(pairs)} runs failed:", *listed]))
+        if len(failed) == len(pairs):
+            raise IgpoError(f"all {len(pairs)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
+        report = write_report(specification, sweep, data["version"])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
     create_link_artifact(link=report.url, link_text="MLflow report run")
@@ -100,6 +87,31 @@ def ablation(
             "prefect": flow_run_url(str(flow_run.id)),
         },
     }
+
+
+def run_all(
+    specification: AblationSpecification, pairs: list[tuple[str, int]], preset: str, children: Children, workers: int
+) -> dict[str, str]:
+    """Every warm start, then every arm of its seed. Run name -> why it did not complete, "" where it did.
+
+    First come, first served: the runs of the first seeds start while the last warm starts are being made.
+    """
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
+    with runner:
+
+        def start(name: str, before: Any, **parameters: Any) -> PrefectFuture[str]:
+            asked = {"name": name, "parameters": {"preset": preset, **parameters}, "failed_before": before}
+            future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
+            return future
+
+        try:
+            starts = {seed: start("warm_start", "", seed=seed) for seed in specification.seeds}
+            runs = [start("train", starts[seed], arm=arm, seed=seed) for arm, seed in pairs]
+            wait(runs)
+        except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
+            children.end()
+            raise
+    return {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
 
 
 def require_progress(starts: int) -> None:

@@ -5,17 +5,20 @@ computes depends on neither (tests/e2e compares them to the bit). A child whose 
 from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
+
+import psutil
 
 from igpo_core.config import code_version
 from igpo_core.errors import ConfigError
-from tasks.prefect_runs import Ended, ended, patiently, settle_child
+from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
 
 Name = Literal["warm_start", "train"]
 Where = Literal["processes", "pool"]
@@ -37,6 +40,10 @@ PRELOADED = [
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
 ]
+
+
+NOT_STARTED = Ended("not started: the sweep was told to end")
+TOLD_TO_END = Ended("the sweep was told to end; it goes on from its checkpoint when that is started again")
 
 
 class Children(Protocol):
@@ -70,7 +77,7 @@ class Processes:
 
     def __init__(self, flow_run_id: str) -> None:
         self._flow_run_id = flow_run_id
-        self._running: list[BaseProcess] = []
+        self._running: list[psutil.Process] = []
         self._ending = False
 
     def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
@@ -78,29 +85,35 @@ class Processes:
         from prefect.context import serialize_context
 
         if self._ending:
-            return Ended("not started: the sweep was told to end")
+            return NOT_STARTED
         FORKED.set_forkserver_preload(PRELOADED)
         # without this task's context: the child would log under this task instead of under its own run
         context = {**serialize_context(), "task_run_context": {}}
         message = cloudpickle.dumps((name, parameters, context, code_version()))
         child = FORKED.Process(target=_run, args=(message,), name=name)
-        child.start()
-        self._running.append(child)
+        child.start()  # takes seconds the first time
+        try:
+            process = psutil.Process(child.pid)
+        except psutil.NoSuchProcess:
+            return settle_child(self._flow_run_id, parameters, child.exitcode)
+        self._running.append(process)
+        if self._ending:  # told while it was being started
+            process.terminate()
         child.join()
-        self._running.remove(child)
-        outcome = settle_child(self._flow_run_id, parameters, child.exitcode)
-        return Ended(outcome.reason) if self._ending else outcome
+        process.wait()  # a fork server that was killed says that its children are gone, which are not
+        self._running.remove(process)
+        return TOLD_TO_END if self._ending else settle_child(self._flow_run_id, parameters, child.exitcode)
 
     def end(self) -> None:
         self._ending = True
-        deadline = time.monotonic() + END_SECONDS
         asked = list(self._running)
-        for child in asked:
-            child.terminate()
-        for child in asked:
-            child.join(max(0.0, deadline - time.monotonic()))
-            if child.is_alive():
-                child.kill()
+        for process in asked:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                process.terminate()
+        _, alive = psutil.wait_procs(asked, timeout=END_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _run(message: bytes) -> None:
@@ -142,37 +155,45 @@ class Pool:
         self._ending = False
 
     def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
-        for number in range(1000):
+        for number in itertools.count():
             if self._ending:
-                return Ended("not started: the sweep was told to end")
+                return NOT_STARTED
             key = f"{self._flow_run_id} {name} {sorted(parameters.items())} {number}"
             run, fresh = patiently(lambda key=key: _start_on_pool(name, parameters, key))  # type: ignore[misc]
             self._running.add(run.id)
+            if self._ending:  # told while it was being started
+                self._cancel(run.id)
             outcome = self._wait(run.id)
             self._running.discard(run.id)
+            if self._ending:
+                return TOLD_TO_END
             if fresh or not outcome.reason:
-                return Ended(outcome.reason) if self._ending else outcome
-        raise AssertionError("a thousand runs of one child")
+                return outcome
+        raise AssertionError("unreachable")
 
     def _wait(self, run_id: Any) -> Ended:
         from prefect.client.orchestration import get_client
 
-        def read() -> Ended | None:
+        def look() -> Ended | None:
             with get_client(sync_client=True) as client:
-                return ended(client.read_flow_run(run_id))
+                run = client.read_flow_run(run_id)
+                return ended(run) or crash_without_worker(client, run, ARMS_POOL)
 
-        while (outcome := patiently(read)) is None:
+        while (outcome := patiently(look)) is None and not self._ending:
             time.sleep(POLL_SECONDS)
-        return outcome
+        return outcome or TOLD_TO_END
 
     def end(self) -> None:
+        self._ending = True
+        for run_id in list(self._running):
+            self._cancel(run_id)
+
+    def _cancel(self, run_id: Any) -> None:
         from prefect.client.orchestration import get_client
         from prefect.states import Cancelling
 
-        self._ending = True
         with get_client(sync_client=True) as client:
-            for run_id in list(self._running):
-                client.set_flow_run_state(run_id, Cancelling(message="the sweep was told to end"))
+            client.set_flow_run_state(run_id, Cancelling(message="the sweep was told to end"))
 
 
 def _start_on_pool(name: Name, parameters: dict[str, Any], key: str) -> tuple[Any, bool]:

@@ -87,19 +87,19 @@ def train_run(
     settings = experiment.model_dump(mode="json")
     page = RunPage(name, experiment.training.steps, say)
     tracker = Tracker(run.folder, About(specification.name, name, run.run_key, tags, settings), say, page.link)
-    write_json(run.folder / "config.json", settings)
     try:
+        write_json(run.folder / "config.json", settings)
         training.evaluate_if_missing(trainer, tracker)
         for epoch in range(trainer.step // experiment.training.steps_per_epoch, experiment.training.epochs):
             run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")(trainer, epoch, run, tracker, page, say)
         result = finish(trainer, specification, arm, run, tracker)
+        training.write_result(run, result)
     except (TerminationSignal, KeyboardInterrupt):
         training.leave_checkpoint(trainer, run, tracker, say)
         raise
     except BaseException:
         tracker.finish("FAILED")
         raise
-    training.write_result(run, result)
     tracker.finish("FINISHED")
     page.close()
     return result

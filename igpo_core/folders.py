@@ -55,7 +55,8 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole or the one before, even after a kill."""
+    """Write a file that is whole or the one before, even after a kill or a power cut."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     beside.write_text(json.dumps(content, indent=1))
+    _sync(beside)
     beside.replace(path)

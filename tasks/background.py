@@ -1,9 +1,10 @@
 """Calls to servers that training does not wait for."""
 
 import contextvars
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -15,6 +16,7 @@ class Background:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="background")
         self._calls: deque[Future[Any]] = deque()
+        self._lock = threading.Lock()  # it may be called from several threads
 
     @property
     def busy(self) -> bool:
@@ -22,11 +24,17 @@ class Background:
 
     def submit(self, call: Callable[[], Result]) -> "Future[Result]":
         """Make this call when those before it are done, in the context of now. Its result can be waited for."""
-        while self._calls and self._calls[0].done():
-            self._calls.popleft().result()
-        future = self._thread.submit(contextvars.copy_context().run, call)
-        self._calls.append(future)
+        with self._lock:
+            while self._calls and self._calls[0].done():
+                self._calls.popleft().result()
+            future = self._thread.submit(contextvars.copy_context().run, call)
+            self._calls.append(future)
         return future
+
+    def give_up(self, patience: float) -> None:
+        """Wait for so many seconds; what has not begun by then is dropped."""
+        wait(self._calls, timeout=patience)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def wait(self) -> None:
         """Until every call is done."""

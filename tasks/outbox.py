@@ -9,6 +9,7 @@
 tasks/sending.py sends them and remembers in sent.json what MLflow has.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -45,8 +46,8 @@ class Outbox:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         known = read_about(folder)
-        write_json(folder / "tracking.json", asdict(about) | ({"started_ms": known.started_ms} if known else {}))
         write_status(folder, "RUNNING")
+        write_json(folder / "tracking.json", asdict(about) | ({"started_ms": known.started_ms} if known else {}))
         cut_torn_line(folder / "metrics.jsonl")
         self._stamps = {
             (name, line["step"]): line["timestamp_ms"]
@@ -75,10 +76,7 @@ class Outbox:
 
     def sync(self) -> None:
         """Wait until every metric is on disk: a checkpoint must not outlive the lines of its steps in a power cut."""
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync(self.folder / "metrics.jsonl")
 
     def set_model(self, checkpoint: Path, step: int, metrics: Sequence[str]) -> None:
         """The checkpoint to show, with these metrics, which were logged at this step."""
@@ -92,6 +90,13 @@ class Outbox:
 
     def set_traces(self, records: Sequence[TraceRecord]) -> None:
         write_json(self.folder / "traces.json", [asdict(record) for record in records])
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, if there is one, is on disk."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def cut_torn_line(path: Path) -> None:
@@ -139,11 +144,19 @@ def read_status(folder: Path) -> tuple[Status, int | None]:
     return content["status"], content["ended_ms"]
 
 
-def read_traces(folder: Path) -> list[TraceRecord]:
-    path = folder / "traces.json"
-    return [TraceRecord.from_json(entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+def read_traces(folder: Path) -> tuple[list[TraceRecord], str]:
+    """(records, hash of the file); none and "" where there is no file."""
+    content, digest = _read_hashed(folder / "traces.json")
+    return [TraceRecord.from_json(entry) for entry in content or ()], digest
 
 
-def read_model(folder: Path) -> dict[str, Any] | None:
-    path = folder / "model.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else None
+def read_model(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """(content, hash of the file); None and "" where there is no file."""
+    return _read_hashed(folder / "model.json")
+
+
+def _read_hashed(path: Path) -> tuple[Any, str]:
+    if not path.is_file():
+        return None, ""
+    content = path.read_bytes()
+    return json.loads(content), hashlib.sha256(content).hexdigest()

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from tasks.background import Background
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 1800  # a Prefect server that is away for longer fails the call
+SILENT_SECONDS = 180  # workers send a heartbeat every 30 s
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,26 @@ def ended(run: "FlowRun") -> Ended | None:
     return Ended(reason, crashed=state.is_crashed())
 
 
+def crash_without_worker(client: "SyncPrefectClient", run: "FlowRun", pool: str) -> Ended | None:
+    """Set a run Crashed whose worker has not been heard of for SILENT_SECONDS: nobody else would, when it died before its first
+    heartbeat or while the server was away. None: its worker lives, or none has taken it yet."""
+    from prefect.states import Crashed
+
+    name = (run.labels or {}).get("prefect.worker.name")
+    if name is None or run.state is None or not (run.state.is_pending() or run.state.is_running()):
+        return None
+    heard = [
+        worker.last_heartbeat_time
+        for worker in client.read_workers_for_work_pool(pool)
+        if worker.name == name and worker.last_heartbeat_time
+    ]
+    if heard and (datetime.now(UTC) - max(heard)).total_seconds() < SILENT_SECONDS:
+        return None
+    reason = f"its worker {name} has not been heard of for {SILENT_SECONDS / 60:.0f} minutes"
+    client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
+    return Ended(reason, crashed=True)
+
+
 def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
     """How the newest child of a flow run that has these parameters ended, after its process has ended.
 
@@ -98,7 +121,7 @@ def flow_run_url(run_id: UUID | str) -> str:
 class RunPage:
     """A training run's page in Prefect: a progress bar, and the link to MLflow. Training waits for neither.
 
-    A Prefect server that is away costs the run nothing but the bar's progress, and is mentioned once.
+    Whatever Prefect answers, the page costs the run nothing: what it cannot show is mentioned once.
     """
 
     def __init__(self, name: str, steps: int, say: Say) -> None:
@@ -109,9 +132,9 @@ class RunPage:
         self._background = Background()
 
     def report(self, step: int) -> None:
-        """Every twentieth of the steps moves the bar."""
+        """Every twentieth of the steps moves the bar, unless it is still being moved."""
         share = int(100 * step / self._steps)
-        if share // 5 > self._shown // 5 or share == 100:
+        if share == 100 or (share // 5 > self._shown // 5 and not self._background.busy):
             self._shown = share
             self._submit(lambda: self._move(share))
 
@@ -122,8 +145,8 @@ class RunPage:
         self._submit(lambda: create_link_artifact(link=url, link_text=text, description="Curves, parameters, traces."))
 
     def close(self) -> None:
-        """Until everything is shown, or was found not to arrive."""
-        self._background.wait()
+        """Until everything is shown; not for ever."""
+        self._background.give_up(patience=20)
 
     def _move(self, share: int) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -138,12 +161,10 @@ class RunPage:
         def careful() -> None:
             try:
                 call()
-            except Exception as error:
-                if not away(error):
-                    raise
+            except Exception as error:  # a page is no reason to lose a run
                 if not self._told:
                     self._say(
-                        f"warning: Prefect does not answer ({error}): this run's page lags behind, the run goes on"
+                        f"warning: this run's Prefect page cannot be brought up to date ({error!r}); the run goes on"
                     )
                 self._told = True
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.errors import IgpoError, ServiceError
-from igpo_core.folders import file_hash, write_json
+from igpo_core.folders import write_json
 from tasks.locks import locked_if_free
 from tasks.outbox import (
     About,
@@ -25,6 +25,7 @@ from tasks.outbox import (
     read_model,
     read_status,
     read_traces,
+    sync,
     write_status,
 )
 from tasks.tracking import (
@@ -41,7 +42,7 @@ from tasks.tracking import (
 )
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 Say = Callable[[str], None]
 METRICS_A_CALL = 1000  # MLflow's limit for one log_batch call
@@ -114,32 +115,56 @@ class Sender:
         """The run of this key, found or made with its tags, and its params.
 
         A run of the key that began at another time belongs to a folder that is gone: two different curves in one run could
-        not be told apart, so it is tagged kind=superseded, keeps its curves, and a new run is made.
+        not be told apart, so it is tagged kind=superseded, keeps its curves, and a new run is made. Several that began at
+        the same time come from a request that was repeated, for the server was slow to answer: one of them is kept.
         """
         mlflow, experiment = client(), experiment_id(about.experiment)
+        ours = self._runs(about, experiment)
+        if not ours:
+            tags = {**about.tags, "run_key": about.run_key}
+            mlflow.create_run(experiment, start_time=about.started_ms, tags=tags, run_name=about.run_name)
+            ours = self._runs(about, experiment)
         known = read_sent(self.folder)
-        for run in mlflow.search_runs([experiment], tag_filter(run_key=about.run_key)):
+        if known and known.server != tracking_uri():
+            known = None
+        run = min(ours, key=lambda run: (known is None or run.info.run_id != known.run_id, run.info.run_id))
+        for other in ours:
+            if other is not run:
+                self._supersede(other.info.run_id, about.run_key)
+                mlflow.set_terminated(other.info.run_id, "KILLED")
+        log_params(run.info.run_id, {k: v for k, v in flatten(about.params).items() if k not in run.data.params})
+        for name, value in about.tags.items():
+            if run.data.tags.get(name) != value:
+                mlflow.set_tag(run.info.run_id, name, value)
+        if known and known.run_id == run.info.run_id:
+            return replace(known, status=run.info.status)
+        return Sent(tracking_uri(), experiment, run.info.run_id, status=run.info.status)
+
+    def _runs(self, about: About, experiment: str) -> "list[Run]":
+        """MLflow's runs of this folder; those of a folder that is gone are superseded."""
+        ours = []
+        for run in client().search_runs([experiment], tag_filter(run_key=about.run_key)):
             if run.info.start_time == about.started_ms:
-                missing = {k: v for k, v in flatten(about.params).items() if k not in run.data.params}
-                log_params(run.info.run_id, missing)
-                for name, value in about.tags.items():
-                    if run.data.tags.get(name) != value:
-                        mlflow.set_tag(run.info.run_id, name, value)
-                if known and (known.server, known.run_id) == (tracking_uri(), run.info.run_id):
-                    return replace(known, status=run.info.status)
-                return Sent(tracking_uri(), experiment, run.info.run_id, status=run.info.status)
-            mlflow.set_tag(run.info.run_id, "kind", "superseded")
-            mlflow.set_tag(run.info.run_id, "run_key", f"{about.run_key}-superseded")
-        tags = {**about.tags, "run_key": about.run_key}
-        made = mlflow.create_run(experiment, start_time=about.started_ms, tags=tags, run_name=about.run_name)
-        log_params(made.info.run_id, flatten(about.params))
-        return Sent(tracking_uri(), experiment, made.info.run_id, status=made.info.status)
+                ours.append(run)
+            else:
+                self._supersede(run.info.run_id, about.run_key)
+        return ours
+
+    @staticmethod
+    def _supersede(run_id: str, run_key: str) -> None:
+        client().set_tag(run_id, "kind", "superseded")
+        client().set_tag(run_id, "run_key", f"{run_key}-superseded")
 
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric
 
         assert self._sent is not None
-        lines, end = read_lines(self.folder / "metrics.jsonl", self._sent.metrics)
+        path = self.folder / "metrics.jsonl"
+        sync(
+            path
+        )  # MLflow must not have a line that a power cut takes from the file: computed again, it would be another
+        size = path.stat().st_size if path.is_file() else 0
+        lines, end = read_lines(path, self._sent.metrics if self._sent.metrics <= size else 0)
         values = [
             Metric(name, value, line["timestamp_ms"], line["step"])
             for line in lines
@@ -153,8 +178,8 @@ class Sender:
         from mlflow.entities import Metric
 
         assert self._sent is not None
-        model = read_model(self.folder)
-        if model is None or self._sent.model == file_hash(self.folder / "model.json"):
+        model, digest = read_model(self.folder)
+        if model is None or self._sent.model == digest:
             return
         run_id, step = self._sent.run_id, model["step"]
         model_id = log_model_checkpoint(run_id, self.folder / model["checkpoint"], step)
@@ -164,17 +189,17 @@ class Sender:
             for name, point in model["metrics"].items()
         ]
         _log_metrics(run_id, values)
-        self._remember(model=file_hash(self.folder / "model.json"))
+        self._remember(model=digest)  # of what was read above: the run may have written another since
 
     def _send_traces(self) -> None:
         from tasks.traces import log_traces
 
         assert self._sent is not None
-        records = read_traces(self.folder)
-        if not records or self._sent.traces == file_hash(self.folder / "traces.json"):
+        records, digest = read_traces(self.folder)
+        if not records or self._sent.traces == digest:
             return
         log_traces(self._sent.run_id, self._sent.experiment_id, records)
-        self._remember(traces=file_hash(self.folder / "traces.json"))
+        self._remember(traces=digest)
 
     def _remember(self, **sent: Any) -> None:
         assert self._sent is not None
@@ -256,39 +281,58 @@ class Tracker(Outbox):
 
 
 def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
-    """Send what the runs below `home` (these keys, or all) owe; returns how many owed something.
+    """Send what the runs below `home` (these keys, or all) owe, or what MLflow has lost; returns how many that were.
 
     A run that a process works on sends for itself. One whose process died without a word is set FAILED first.
-    Raises ServiceError when MLflow does not answer.
+    Raises MlflowAway, and after all others were sent ServiceError with every run that could not be.
     """
-    count = 0
+    count, problems = 0, []
     for folder in sorted((home / "runs").glob("*")):
         if (keys is not None and folder.name not in keys) or not (folder / "tracking.json").is_file():
             continue
         with locked_if_free(home, folder.name) as free:
             if not free:
                 continue
-            if read_status(folder)[0] == "RUNNING":
-                write_status(folder, "FINISHED" if (folder / "result.json").is_file() else "FAILED")
-            if owes(folder):
-                say(f"sent {folder.name}: {Sender(folder).send()}")
-                count += 1
+            try:
+                if read_status(folder)[0] == "RUNNING":
+                    write_status(folder, "FINISHED" if (folder / "result.json").is_file() else "FAILED")
+                if owes(folder) or is_lost(folder):
+                    say(f"sent {folder.name}: {Sender(folder).send()}")
+                    count += 1
+            except MlflowAway:
+                raise
+            except (IgpoError, OSError, ValueError) as error:  # one damaged folder must not keep the others back
+                problems.append(f"{folder.name}: {error}")
+    if problems:
+        raise ServiceError("\n".join(["these runs could not be sent to MLflow:", *problems]))
     return count
+
+
+def is_lost(folder: Path) -> bool:
+    """Whether MLflow no longer has the run that it was sent."""
+    from mlflow.exceptions import MlflowException
+
+    sent = read_sent(folder)
+    assert sent is not None
+    with answering():
+        try:
+            return str(client().get_run(sent.run_id).info.lifecycle_stage) != "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
 
 
 def owes(folder: Path) -> bool:
     """Whether the MLflow server of now may lack a part of this run, as far as the folder knows."""
     sent = read_sent(folder)
 
-    def hashed(name: str) -> str:
-        return file_hash(folder / name) if (folder / name).is_file() else ""
-
     lines = folder / "metrics.jsonl"
     return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.status) != (
         tracking_uri(),
         lines.stat().st_size if lines.is_file() else 0,
-        hashed("model.json"),
-        hashed("traces.json"),
+        read_model(folder)[1],
+        read_traces(folder)[1],
         read_status(folder)[0],
     )
 

@@ -49,32 +49,41 @@ class TraceRecord:
 
 
 def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[str]:
-    """One trace each, associated with the run; a question that the run has a trace of already is left alone.
+    """One trace each, associated with the run; a question that the run has a whole trace of already is left alone.
 
-    Returns the ids of the new traces. For a sample, off the hot path. Raises MlflowAway when some did not arrive: MLflow
-    sends traces from a thread of its own, which drops what a server does not take.
+    Returns the ids of the new traces. For a sample, off the hot path. Raises MlflowAway when some did not arrive whole:
+    MLflow sends traces and their spans from threads of its own, which drop what a server does not take.
     """
     import mlflow
 
     from tasks.tracking import MlflowAway, tracking_uri
 
     mlflow.set_tracking_uri(tracking_uri())
-    known = _traced(run_id, experiment_id)
-    written = [_trace(run_id, experiment_id, record) for record in records if record.question_id not in known]
+    missing = _missing(run_id, experiment_id, records)
+    written = [_trace(run_id, experiment_id, record) for record in missing]
     if written:
         mlflow.flush_trace_async_logging()
-        missing = {record.question_id for record in records} - _traced(run_id, experiment_id)
-        if missing:
-            raise MlflowAway(f"MLflow at {tracking_uri()} did not take the traces of {len(missing)} questions")
+        lost = _missing(run_id, experiment_id, records)
+        if lost:
+            raise MlflowAway(f"MLflow at {tracking_uri()} did not take the traces of {len(lost)} questions")
     return written
 
 
-def _traced(run_id: str, experiment_id: str) -> set[str]:
-    """The questions that the run has a trace of."""
+def _missing(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[TraceRecord]:
+    """Records that the run has no whole trace of: a span a turn and one for all. Traces cut off on the way are deleted."""
     from tasks.tracking import client
 
-    traces = client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500, include_spans=False)
-    return {trace.info.tags.get("question_id", "") for trace in traces}
+    spans = {record.question_id: 1 + len(record.turns) for record in records}
+    whole, broken = set(), []
+    for trace in client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500):
+        question = trace.info.tags.get("question_id", "")
+        if question in spans and len(trace.data.spans) == spans[question]:
+            whole.add(question)
+        else:
+            broken.append(trace.info.trace_id)
+    if broken:
+        client().delete_traces(experiment_id, trace_ids=broken)
+    return [record for record in records if record.question_id not in whole]
 
 
 def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from igpo_core.errors import ConfigError, ServiceError
 
@@ -20,7 +20,13 @@ UPLOADED_BYTES = 50 * 2**20
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the embedded server's address."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or '5000'}"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given and urlsplit(given).password:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI carries a password, which links and logs would show: leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return given or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or '5000'}"
 
 
 def client() -> "MlflowClient":
