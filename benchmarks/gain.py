@@ -210,7 +210,7 @@ def main() -> None:
         step_of_the_laptop(chosen.repeats)
         step_of_a_chat_model(QWEN2_TINY, "a tiny Qwen2", 8, chosen.repeats)
         if chosen.large:
-            step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 2, max(1, chosen.repeats // 2))
+            step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 1, max(1, chosen.repeats // 2))
     if chosen.what != "step":
         scoring(QWEN2_TINY, "a tiny Qwen2, whose attention is most of its work", chosen.repeats)
         scoring(QWEN2_MIDDLE, "a Qwen2 of width 512 and 6 layers", chosen.repeats)
