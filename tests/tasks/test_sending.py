@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.errors import ServiceError
+from igpo_core.errors import ConfigError, ServiceError
 from tasks import sending, tracking
 from tasks.locks import locked
 from tasks.outbox import About, Outbox, read_status, write_status
@@ -238,3 +238,79 @@ def test_an_absent_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Outbox(tmp_path, about("s11"))
     with pytest.raises(MlflowAway, match=NOWHERE):
         Sender(tmp_path).send()
+
+
+def test_a_model_written_while_another_is_sent_is_sent_too(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path, about("s12"))
+    folder = tmp_path / "checkpoints" / "step-000010"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("s12")
+    outbox.set_model(folder, 10, [])
+    outbox.log(10, {"test/all/f1": 0.5})
+    upload = sending.log_model_checkpoint
+
+    def slow(*arguments: Any) -> str:
+        outbox.set_model(folder, 10, ["test/all/f1"])  # the run ends its evaluation meanwhile
+        return upload(*arguments)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(sending, "log_model_checkpoint", slow)
+        Sender(tmp_path).send()
+    assert owes(tmp_path)
+    Sender(tmp_path).send()
+    (run,) = runs("s12")
+    (model,) = client().search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert [metric.value for metric in client().get_logged_model(model.model_id).metrics or []] == [0.5]
+    assert not owes(tmp_path)
+
+
+def test_what_mlflow_lost_is_sent_again_and_a_damaged_folder_keeps_nobody_back(
+    mlflow_server: str, tmp_path: Path
+) -> None:
+    for key in ("s13", "s14"):
+        Outbox(tmp_path / "runs" / key, about(key)).log(1, {"a": 1.0})
+        write_status(tmp_path / "runs" / key, "FINISHED")
+    assert send_runs(tmp_path, print) == 2 and send_runs(tmp_path, print) == 0
+    client().delete_run(runs("s14")[0].info.run_id)
+    with (tmp_path / "runs" / "s13" / "metrics.jsonl").open("a") as file:
+        file.write("{damaged}\n")
+    with pytest.raises(ServiceError, match=r"s13: .*damaged"):
+        send_runs(tmp_path, print)
+    assert len(runs("s14")) == 1
+
+
+def test_a_request_that_was_repeated_leaves_one_run(mlflow_server: str, tmp_path: Path) -> None:
+    """MLflow answered create_run too late, and its client asked again."""
+    Outbox(tmp_path, about("s15")).log(1, {"a": 1.0})
+    started = sending.read_about(tmp_path).started_ms  # type: ignore[union-attr]
+    for _ in range(2):
+        client().create_run(experiment_id("sending"), start_time=started, tags={"run_key": "s15"})
+    for _ in range(2):
+        Sender(tmp_path).send()
+        (run,) = runs("s15")
+        assert history(run.info.run_id, "a") == [(1, 1.0)]
+    others = client().search_runs([experiment_id("sending")], "tags.run_key = 's15-superseded'")
+    assert [other.info.status for other in others] == ["KILLED"]
+
+
+def test_a_file_that_a_power_cut_shortened_is_sent_from_its_start(mlflow_server: str, tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, about("s16"))
+    outbox.log(1, {"a": 1.0})
+    Sender(tmp_path).send()
+    sent = read_sent(tmp_path)
+    assert sent is not None
+    sending.write_json(tmp_path / "sent.json", {**sending.asdict(sent), "metrics": 10**6})
+    outbox.log(2, {"a": 2.0})
+    Sender(tmp_path).send()
+    (run,) = runs("s16")
+    assert history(run.info.run_id, "a") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@lab:5000", "https://me:secret@lab"])
+def test_a_password_in_the_address_is_refused(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        tracking.tracking_uri()
+    assert "secret" not in str(caught.value)
