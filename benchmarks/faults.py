@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -31,6 +31,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
 PATIENCE = 420.0
+Moment = Literal["start", "middle", "end"]
 SPECIFICATION: dict[str, Any] = {
     "baseline": "outcome_only",
     "seeds": [0],
@@ -285,14 +286,25 @@ def terminate_training(lab: Laboratory, run_id: str) -> str:
     return "terminated"
 
 
-def mlflow_away(lab: Laboratory, run_id: str) -> str:
-    """60 s without MLflow: the process is stopped, then ended, then started again."""
-    time.sleep(lab.rng.uniform(0, lab.took["running"]))
-    for process in lab.marked("mlflow"):
-        kill(process)
-    time.sleep(60)
-    lab.services("servers")
-    return "away for 60 s"
+def away(name: str, seconds: float, moment: Moment) -> Callable[[Laboratory, str], str]:
+    """The server's processes are killed and started again after so many seconds. MLflow alone is taken at the start and at
+    the end too: a sweep cannot start, nor be seen to end, without Prefect."""
+
+    def happen(lab: Laboratory, run_id: str) -> str:
+        if moment == "middle":
+            time.sleep(lab.rng.uniform(0.2, 0.8) * lab.took["running"])
+        elif moment == "end":  # both arms trained: what is left is their test, the report, and what is owed
+            last = "runs/*/checkpoints/step-000012"
+            wanted = len(list(lab.home.glob(last))) + len(SPECIFICATION["arms"])
+            lab.wait(run_id, lambda run: run["state_type"] in FINAL or len(list(lab.home.glob(last))) >= wanted)
+        hit = lab.flow_run(run_id)["state_type"] == "RUNNING"
+        for process in lab.marked(name):
+            kill(process)
+        time.sleep(seconds)
+        lab.services("servers")
+        return f"away for {seconds:.0f} s" if hit else "missed"
+
+    return happen
 
 
 def mlflow_locked(lab: Laboratory, run_id: str) -> str:
@@ -370,7 +382,10 @@ FAULTS: dict[str, Callable[[Laboratory, str], str]] = {
     "prefect": kill_service("prefect"),
     "mlflow": kill_service("mlflow"),
     "all": kill_all,
-    "mlflow-away": mlflow_away,
+    "mlflow-away-start": away("mlflow", 60, "start"),
+    "mlflow-away": away("mlflow", 60, "middle"),
+    "mlflow-away-end": away("mlflow", 60, "end"),
+    "prefect-away": away("prefect", 150, "middle"),
     "mlflow-locked": mlflow_locked,
     "mlflow-hangs": hang("mlflow", 40),
     "disk-full": disk_full,

@@ -42,8 +42,8 @@ class Fixed:
         return self.tool.search(requests)
 
 
-def step_of(config: ExperimentConfig, of: Policy, environment: Any) -> Callable[[], None]:
-    """Rollout, reward and one update of all trajectories, the same ones each time it is called."""
+def step_of(config: ExperimentConfig, of: Policy, environment: Any, members: int) -> Callable[[], None]:
+    """Rollout, reward and one update of all trajectories, the same ones each time it is called; members: of each question."""
     trainer = Trainer(config, environment, of)
     asked = environment.questions("train")[: config.rollout.questions]
     probes = answer_probes(of, config.reward) if config.reward.needs_gain else None
@@ -54,7 +54,7 @@ def step_of(config: ExperimentConfig, of: Policy, environment: Any) -> Callable[
             environment,
             asked,
             config.rollout,
-            members=config.rollout.group_size,
+            members=members,
             key=(0, "bench", 0),
             probes=probes,
         )
@@ -85,7 +85,7 @@ def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: 
     environment = Fixed(questions(1), ConstantSearch(87))
     settings = {
         "questions": 1,
-        "group_size": group,
+        "group_size": max(2, group),
         "max_turns": 8,
         "max_new_tokens": len(script),
         "max_tokens": 16_384,
@@ -93,7 +93,7 @@ def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: 
     length = 0
 
     def side(reward: str) -> Callable[[], None]:
-        return step_of(configuration(reward, **settings), of, environment)
+        return step_of(configuration(reward, **settings), of, environment, group)
 
     with scripted(script):
         sample = rollout(
@@ -135,7 +135,8 @@ def step_of_the_laptop(repeats: int) -> None:
     of = build_policy(base, environment)
     run_warm_start(taught, environment, of, progress=lambda *_: None)
     sides = {
-        arm: step_of(specification.experiment(arm, 0), of, environment) for arm in ("outcome_only", "igpo_prob_diff")
+        arm: step_of(specification.experiment(arm, 0), of, environment, base.rollout.group_size)
+        for arm in ("outcome_only", "igpo_prob_diff")
     }
     without, with_gain = alternate(sides, repeats)
     extra = [100 * (ratio - 1) for ratio in ratios(with_gain, without)]
@@ -203,14 +204,17 @@ def scoring(shape: dict[str, Any], name: str, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--what", choices=["step", "scoring", "both"], default="both")
-    parser.add_argument("--large", action="store_true", help="the Qwen2-0.5B shape too: minutes a step without a GPU")
+    parser.add_argument(
+        "--large", action="store_true", help="steps of the Qwen2-0.5B shape alone: minutes a step without a GPU"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
+    if chosen.large:
+        step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 1, chosen.repeats)
+        return
     if chosen.what != "scoring":
         step_of_the_laptop(chosen.repeats)
         step_of_a_chat_model(QWEN2_TINY, "a tiny Qwen2", 8, chosen.repeats)
-        if chosen.large:
-            step_of_a_chat_model(QWEN2_HALF_BILLION, "the Qwen2-0.5B shape", 1, max(1, chosen.repeats // 2))
     if chosen.what != "step":
         scoring(QWEN2_TINY, "a tiny Qwen2, whose attention is most of its work", chosen.repeats)
         scoring(QWEN2_MIDDLE, "a Qwen2 of width 512 and 6 layers", chosen.repeats)
