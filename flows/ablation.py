@@ -1,9 +1,10 @@
-"""Flow `ablation`: arms x seeds from one specification, then statistics and report.
+"""Flow `ablation`: arms x seeds (x cells of factors) from one specification, then statistics and report.
 
 Every arm of a seed starts from the same warm start and sees the same questions in the same order with the same sampling
 seeds and the same rollout budget; arms differ in the reward alone (flows/specification.py refuses anything else).
 """
 
+import itertools
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -54,24 +55,32 @@ def ablation(
     say = get_run_logger().info
     require_progress(flow_run.run_count)
     specification = load_specification(preset).select(arms, seeds)
-    pairs = [(arm, seed) for seed in specification.seeds for arm in specification.arms]
-    workers = len(pairs) if where == "pool" else processes or specification.processes
+    workers = len(specification.runs()) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
-        data = prepare_data(preset)
-        sweep = specification.sweep(data["version"])
+        versions: dict[str, str] = prepare_data(preset)["versions"]
+        sweep = specification.sweep(versions)
         links = show_links(specification.name, sweep)
-        reasons = run_all(specification, pairs, preset, children_of(str(flow_run.id), where), workers)
-        failed = {name: reason for name, reason in reasons.items() if reason}
-        require_same_code()
-        if failed:
-            listed = [f"  {name}: {why}" for name, why in failed.items()]
-            say("\n".join([f"{len(failed)} of {len(pairs)} runs failed:", *listed]))
-        if len(failed) == len(pairs):
-            raise IgpoError(f"all {len(pairs)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
-        report = write_report(specification, sweep, data["version"])
+        failed: dict[str, str] = {}
+        while True:
+            reasons = run_all(specification, preset, children_of(str(flow_run.id), where), workers)
+            failed = {name: reason for name, reason in reasons.items() if reason}
+            require_same_code()
+            if failed:
+                listed = [f"  {name}: {why}" for name, why in failed.items()]
+                say("\n".join([f"{len(failed)} of {len(reasons)} runs failed:", *listed]))
+            if len(failed) == len(reasons):
+                raise IgpoError(f"all {len(failed)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
+            report = write_report(specification, sweep, versions)
+            more = more_seeds(specification, report, workers)
+            if not more:
+                break
+            say(
+                f"the widest interval is {report.widest:.3f}, wider than {specification.until.width}: seeds {more} are added"
+            )
+            specification = specification.select(None, [*specification.seeds, *more])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
     create_table_artifact(report.rows, description=f"Sweep {sweep}")
     create_link_artifact(link=report.url, link_text="MLflow report run")
@@ -89,9 +98,7 @@ def ablation(
     }
 
 
-def run_all(
-    specification: AblationSpecification, pairs: list[tuple[str, int]], preset: str, children: Children, workers: int
-) -> dict[str, str]:
+def run_all(specification: AblationSpecification, preset: str, children: Children, workers: int) -> dict[str, str]:
     """Every warm start, then every arm of its seed. Run name -> why it did not complete, "" where it did.
 
     First come, first served: the runs of the first seeds start while the last warm starts are being made.
@@ -99,19 +106,39 @@ def run_all(
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
-        def start(name: str, before: Any, **parameters: Any) -> PrefectFuture[str]:
-            asked = {"name": name, "parameters": {"preset": preset, **parameters}, "failed_before": before}
+        def start(name: str, before: Any, cell: str, **parameters: Any) -> PrefectFuture[str]:
+            given = {"preset": preset, **parameters, **({"cell": cell} if cell else {})}
+            asked = {"name": name, "parameters": given, "failed_before": before}
             future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
             return future
 
         try:
-            starts = {seed: start("warm_start", "", seed=seed) for seed in specification.seeds}
-            runs = [start("train", starts[seed], arm=arm, seed=seed) for arm, seed in pairs]
-            wait(runs)
+            starts: dict[tuple[str, int], PrefectFuture[str]] = {}
+            runs: dict[str, PrefectFuture[str]] = {}
+            for cell, _, seed in specification.runs():
+                if (cell, seed) not in starts:
+                    starts[cell, seed] = start("warm_start", "", cell, seed=seed)
+            for cell, arm, seed in specification.runs():
+                name = " ".join(filter(None, [arm, f"seed {seed}", cell]))
+                runs[name] = start("train", starts[cell, seed], cell, arm=arm, seed=seed)
+            wait(list(runs.values()))
         except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
             children.end()
             raise
-    return {f"{arm} seed {seed}": run.result() for (arm, seed), run in zip(pairs, runs, strict=True)}
+    return {name: run.result() for name, run in runs.items()}
+
+
+def more_seeds(specification: AblationSpecification, report: "Report", workers: int) -> list[int]:
+    """Seeds to add where the answer is not as narrow as asked for: as many as keep the workers busy; none at the limit.
+
+    What decides is the width alone, never where the interval lies: stopping when it leaves zero would find too much.
+    """
+    until, seeds = specification.until, specification.seeds
+    if until is None or report.widest is None or report.widest <= until.width:
+        return []
+    batch = max(1, workers // max(1, len(specification.runs()) // len(seeds)))
+    new = (seed for seed in itertools.count() if seed not in seeds)
+    return list(itertools.islice(new, min(batch, until.seeds - len(seeds))))
 
 
 def require_progress(starts: int) -> None:
@@ -134,14 +161,30 @@ def require_same_code() -> None:
 
 
 def plan(specification: AblationSpecification, workers: int) -> str:
-    base = specification.base
-    runs = len(specification.arms) * len(specification.seeds)
-    rollouts = base.training.steps * base.rollout.questions * base.rollout.group_size
-    return (
-        f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x "
-        f"{len(specification.seeds)} seeds = {runs} runs, each {base.training.steps} steps and {rollouts} rollouts, "
-        f"{workers} at a time; every arm of a seed starts from the same warm start"
-    )
+    """What will be made, in words."""
+    runs, cells = specification.runs(), specification.cells
+    budgets = sorted({_budget(specification.cell_base(cell)) for cell in cells})
+    crossed = f" x {len(cells)} cells ({'; '.join(cells)})" if cells != ("",) else ""
+    lines = [
+        f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x {len(specification.seeds)} "
+        f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
+        "the same warm start"
+    ]
+    for arm in specification.arms:
+        ignored = specification.ignored_factors(arm)
+        if ignored:
+            lines.append(f"{arm} ignores {', '.join(ignored)}: one run a seed serves all its levels")
+    if len(specification.seeds) == 1:
+        lines.append("warning: one seed has no interval; a difference of one seed says little")
+    return "\n".join(lines)
+
+
+def _budget(base: Any) -> str:
+    training, rollout = base.training, base.rollout
+    rollouts = training.steps * rollout.questions * rollout.group_size
+    if training.budget == "steps":
+        return f"{training.steps} steps and {rollouts} rollouts"
+    return f"{training.amount:g} {training.budget.replace('_', ' ')}, {training.steps} steps at most"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{name} {parameters}")
@@ -169,7 +212,7 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=_mlflow_is_away,
 )
-def write_report(specification: AblationSpecification, sweep: str, data_version: str) -> "Report":
+def write_report(specification: AblationSpecification, sweep: str, versions: dict[str, str]) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
@@ -179,22 +222,19 @@ def write_report(specification: AblationSpecification, sweep: str, data_version:
     from tasks.sending import send_runs
     from tasks.tracking import answering
 
-    run_keys = {
-        identify(specification.experiment(arm, seed), data_version, sweep, home()).run_key
-        for arm in specification.arms
-        for seed in specification.seeds
-    }
+    places: dict[str, list[tuple[str, str, int]]] = {}
+    for cell in specification.cells:
+        for arm in specification.arms:
+            for seed in specification.seeds:
+                experiment = specification.experiment(arm, seed, cell)
+                run = identify(experiment, versions[cell], sweep, home())
+                places.setdefault(run.run_key, []).append((cell, arm, seed))
     with answering():
-        log_data(specification.name, data_version, data_folder(data_version))
-        send_runs(home(), get_run_logger().info, run_keys)
+        for version in sorted(set(versions.values())):
+            log_data(specification.name, version, data_folder(version))
+        send_runs(home(), get_run_logger().info, places.keys())
         return reporting.write_report(
-            specification.name,
-            sweep,
-            specification.model_dump(mode="json"),
-            data_version,
-            specification.baseline,
-            specification.base.evaluation.threshold,
-            run_keys,
+            specification.model_dump(mode="json"), sweep, versions, places, specification.cells
         )
 
 

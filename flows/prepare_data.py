@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.specification import load_specification
+from flows.specification import AblationSpecification, load_specification
 from igpo_core.config import DataConfig
 from tasks.home import home
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @flow(name="prepare-data", flow_run_name="{preset}", validate_parameters=True)
 def prepare_data(preset: str) -> dict[str, Any]:
-    """Publish the data of a preset under its content version, or find it published. Returns version, folder, counts.
+    """Publish the data of a preset under its content version, or find it published: of each cell where factors change it.
+
+    Returns version, folder, counts and link of the last one, and the versions by cell.
 
     Args:
         preset: Preset name in deployments/presets, or path of a specification.
@@ -25,19 +27,42 @@ def prepare_data(preset: str) -> dict[str, Any]:
 
     say = get_run_logger().info
     specification = load_specification(preset)
-    published = validate_and_publish(specification.base.data)
-    counts = ", ".join(f"{count} {split}" for split, count in published.counts.items())
-    reused = "reused" if published.reused else "published"
-    say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
-    for warning in published.warnings:
-        say(f"warning: {warning}")
-    create_table_artifact(summary_rows(published), description=f"Data {published.version}")
-    url = log_to_mlflow(specification.name, published)
-    if url is None:
-        say(f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later")
-    else:
-        create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
-    return {"version": published.version, "folder": str(published.folder), "counts": published.counts, "url": url}
+    by_cell: dict[str, Any] = {}
+    for cells, data in specification.data_settings():
+        published = validate_and_publish(data)
+        by_cell |= dict.fromkeys(cells, published.version)
+        counts = ", ".join(f"{count} {split}" for split, count in published.counts.items())
+        reused = "reused" if published.reused else "published"
+        say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
+        for warning in published.warnings:
+            say(f"warning: {warning}")
+        create_table_artifact(summary_rows(published), description=f"Data {published.version}")
+        url = log_to_mlflow(specification.name, published)
+        if url is None:
+            say(
+                f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later"
+            )
+        else:
+            create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
+    return {
+        "version": published.version,
+        "folder": str(published.folder),
+        "counts": published.counts,
+        "url": url,
+        "versions": by_cell,
+    }
+
+
+def versions_of(specification: AblationSpecification) -> dict[str, str]:
+    """The data version of each cell, published before or now."""
+    from tasks.data import prepare
+
+    return {
+        cell: version
+        for cells, data in specification.data_settings()
+        for version in [prepare(data, home()).version]
+        for cell in cells
+    }
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")

@@ -1,6 +1,12 @@
-"""What an ablation compares: one base experiment, arms that change the reward alone, seeds. One YAML file each."""
+"""What an ablation compares: a base experiment, arms that change the learning signal alone, factors crossed with them,
+seeds. One YAML file each."""
 
+import itertools
+import json
+import re
 import sys
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +18,26 @@ from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
-IGNORED_BY_OUTCOME_ONLY = ("gain", "normalization", "gamma", "aliases")
+# of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
+OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
+
+
+class Until(BaseModel):
+    """Seeds are added until every arm's 95% interval is this narrow, or there are so many."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: float = Field(gt=0, description="Of the interval of the difference in test F1, upper end minus lower end.")
+    seeds: int = Field(ge=2, le=1000, description="No more than these in all.")
 
 
 class AblationSpecification(BaseModel):
-    """name: the study, MLflow's experiment. arms: name -> what the arm sets in `reward`, over base.reward.
+    """name: the study, MLflow's experiment. arms: name -> what the arm sets in `reward`, over base.reward; besides
+    `optimizer: {..}` with OF_OPTIMIZER, and `replicate: n`, another draw of the same arm's rollouts (A/A).
 
-    Everything else is the base and equal for all arms; base.seed is replaced by each of `seeds`.
+    factors: factor -> level -> {setting: value}, settings as paths into `base` ("rollout.group_size",
+    "warm_start.stages.2.steps"). Each combination of levels is a cell with a comparison of its own: all arms, the same
+    start, questions and budget. Everything else is the base and equal for all arms; base.seed is replaced by each of `seeds`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,7 +47,9 @@ class AblationSpecification(BaseModel):
     base: ExperimentConfig
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
     baseline: str
+    factors: dict[str, dict[str, dict[str, Any]]] = {}
     seeds: list[int] = Field(min_length=1)
+    until: Until | None = Field(None, description="Go on with more seeds until the answer is narrow enough.")
     margin: float = Field(
         0.03, ge=0, lt=1, description="A difference in test F1 below this does not matter: within it arms are equal."
     )
@@ -43,52 +64,158 @@ class AblationSpecification(BaseModel):
             raise ValueError(f"seeds must not be negative: {seeds}")
         return seeds
 
+    @field_validator("factors")
+    @classmethod
+    def _levels(cls, factors: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+        for factor, levels in factors.items():
+            odd = [name for name in (factor, *levels) if not re.fullmatch(r"[\w.-]+", name)]
+            if odd:
+                raise ValueError(f"name factors and levels with letters, digits and . - _ alone, not {', '.join(odd)}")
+            if any("seed" in settings for settings in levels.values()):
+                raise ValueError(f"factor {factor!r} sets seed: seeds are paired, give them in `seeds`")
+            if len(levels) < 2:
+                raise ValueError(f"factor {factor!r} has one level: nothing is crossed; put its settings into base")
+            touched = {frozenset(settings) for settings in levels.values()}
+            if len(touched) > 1:
+                raise ValueError(
+                    f"the levels of factor {factor!r} set different things: each must set the same settings"
+                )
+        return factors
+
     @model_validator(mode="after")
     def _arms(self) -> "AblationSpecification":
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is no arm; arms are {', '.join(self.arms)}")
         known = RewardConfig.model_fields
         for arm, changes in self.arms.items():
-            foreign = sorted(set(changes) - set(known))
+            foreign = sorted(set(changes) - {*known, "optimizer", "replicate"})
+            foreign += [f"optimizer.{name}" for name in changes.get("optimizer", {}) if name not in OF_OPTIMIZER]
             if foreign:
                 raise ValueError(
-                    f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the reward alone ({', '.join(known)}); anything "
-                    "else would confound the comparison and belongs into `base`, for all arms"
+                    f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the learning signal alone ({', '.join(known)}; "
+                    f"optimizer: {', '.join(OF_OPTIMIZER)}; replicate); anything else would confound the comparison and "
+                    "belongs into `base`, for all arms, or into `factors`, where it is what is studied"
                 )
-            self._reward(arm)
+        for cell in self.cells:
+            same: dict[str, str] = {}
+            for arm in self.arms:
+                twin = same.setdefault(self.experiment(arm, 0, cell).model_dump_json(), arm)
+                if twin != arm:
+                    raise ValueError(
+                        f"arms {twin!r} and {arm!r} are the same{f' in cell {cell}' if cell else ''}: for an A/A comparison "
+                        "give one of them `replicate: 1`, another draw of its rollouts"
+                    )
+        for factor in self.factors:
+            if all(factor in self.ignored_factors(arm) for arm in self.arms):
+                raise ValueError(f"factor {factor!r} changes nothing in any arm: its levels set what is set already")
         return self
 
-    def _reward(self, arm: str) -> RewardConfig:
-        """base.reward with the arm's changes; outcome_only takes over nothing from the base that it would ignore."""
-        changes = self.arms[arm]
-        inherited = self.base.reward.model_dump(exclude_unset=True)
-        if changes.get("reward", inherited.get("reward")) == "outcome_only":
-            inherited = {name: value for name, value in inherited.items() if name not in IGNORED_BY_OUTCOME_ONLY}
+    @cached_property
+    def cells(self) -> tuple[str, ...]:
+        """The combinations of levels, as "group=8,gamma=0.9"; the one cell of a specification without factors is ""."""
+        named = [[f"{factor}={level}" for level in levels] for factor, levels in self.factors.items()]
+        return tuple(",".join(levels) for levels in itertools.product(*named))
+
+    def cell_base(self, cell: str) -> ExperimentConfig:
+        """The base with the settings of a cell. Raises ConfigError, listing the cells, on an unknown one."""
+        if cell not in self.cells:
+            raise ConfigError(f"unknown cell {cell!r}: {self.name} has {'; '.join(self.cells) or 'no factors'}")
+        if not cell:
+            return self.base
+        content = json.loads(self.base.model_dump_json())
+        for part in cell.split(","):
+            factor, level = part.split("=", 1)
+            for path, value in self.factors[factor][level].items():
+                _put(content, path, value)
         try:
-            return RewardConfig.model_validate({**inherited, **changes})
+            return ExperimentConfig.model_validate(content)
+        except ValidationError as error:
+            raise ValueError(f"cell {cell!r}: {'; '.join(reasons(error))}") from error
+
+    def experiment(self, arm: str, seed: int, cell: str = "") -> ExperimentConfig:
+        """The whole configuration of one run. Raises ConfigError, listing the arms, on an unknown one.
+
+        What an arm ignores is not taken over from the base, so that one run serves all cells that differ in that alone.
+        """
+        self._known([arm])
+        base, changes = self.cell_base(cell), dict(self.arms[arm])
+        optimizer, replicate = changes.pop("optimizer", {}), changes.pop("replicate", 0)
+        merged = {**base.reward.model_dump(), **changes}
+        lost = RewardConfig.model_construct(**merged).ignored().keys() - changes.keys()
+        content = base.model_dump()
+        content |= {
+            "reward": {name: value for name, value in merged.items() if name not in lost},
+            "optimizer": {**content["optimizer"], **optimizer},
+            "seed": seed,
+            "replicate": replicate,
+        }
+        try:
+            return ExperimentConfig.model_validate(content)
         except ValidationError as error:
             raise ValueError(f"arm {arm!r}: {'; '.join(reasons(error))}") from error
 
-    def experiment(self, arm: str, seed: int) -> ExperimentConfig:
-        """The whole configuration of one run. Raises ConfigError, listing the arms, on an unknown one."""
-        self._known([arm])
-        return self.base.model_copy(update={"reward": self._reward(arm), "seed": seed})
+    def data_settings(self) -> list[tuple[list[str], DataConfig]]:
+        """Each different data settings, with the cells that have them."""
+        found: list[tuple[list[str], DataConfig]] = []
+        for cell in self.cells:
+            data = self.cell_base(cell).data
+            same = next((cells for cells, other in found if other == data), None)
+            if same is None:
+                found.append(([cell], data))
+            else:
+                same.append(cell)
+        return found
+
+    def runs(self) -> list[tuple[str, str, int]]:
+        """(cell, arm, seed) of each run to be made, seed by seed. Where an arm ignores a factor, the first cell stands for
+        all that differ in it alone."""
+        made: dict[str, tuple[str, str, int]] = {}
+        for seed in self.seeds:
+            for cell in self.cells:
+                for arm in self.arms:
+                    made.setdefault(self.experiment(arm, seed, cell).model_dump_json(), (cell, arm, seed))
+        return list(made.values())
+
+    def ignored_factors(self, arm: str) -> list[str]:
+        """Factors whose levels make no difference to the arm: its runs are made once and serve all of them."""
+        found = []
+        for factor, levels in self.factors.items():
+            by_level: dict[str, list[str]] = {level: [] for level in levels}
+            for cell in self.cells:
+                level = dict(part.split("=", 1) for part in cell.split(","))[factor]
+                by_level[level].append(self.experiment(arm, 0, cell).model_dump_json())
+            if len({tuple(dumps) for dumps in by_level.values()}) == 1:
+                found.append(factor)
+        return found
 
     def select(self, arms: list[str] | None, seeds: list[int] | None) -> "AblationSpecification":
         """These arms and the baseline, with these seeds; None keeps what is there."""
         self._known(arms or [])
         kept = {name: changes for name, changes in self.arms.items() if not arms or name in {*arms, self.baseline}}
-        return validated({**self.model_dump(), "arms": kept, "seeds": seeds or self.seeds}, "the selection")
+        content = self.model_dump()
+        return validated({**content, "arms": kept, "seeds": seeds or self.seeds}, "the selection")
 
-    def sweep(self, data_version: str) -> str:
-        """The name that runs of this study share: changes with base, code and data, not with seeds, arms or processes."""
+    def sweep(self, data_versions: Mapping[str, str]) -> str:
+        """The name that runs of this study share: changes with base, factors, code and data, not with seeds, arms or
+        processes. data_versions: by cell (flows.prepare_data.versions_of)."""
         base = self.base.model_dump(mode="json", exclude={"seed": True, "data": True})
-        return f"{self.name}-{fingerprint(base, data_version, code_version())[:6]}"
+        return f"{self.name}-{fingerprint(base, self.factors, dict(data_versions), code_version())[:6]}"
 
     def _known(self, arms: list[str]) -> None:
         unknown = [arm for arm in arms if arm not in self.arms]
         if unknown:
             raise ConfigError(f"unknown arm {', '.join(unknown)}: {self.name} has {', '.join(self.arms)}")
+
+
+def _put(content: Any, path: str, value: Any) -> None:
+    """Set content["a"]["b"][2] for path "a.b.2"; sections of which all is default so far are made."""
+    *places, last = path.split(".")
+    try:
+        for place in places:
+            content = content[int(place)] if isinstance(content, list) else content.setdefault(place, {})
+        content[int(last) if isinstance(content, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"there is no setting {path!r} in base ({error})") from error
 
 
 class _EachKeyOnce(yaml.SafeLoader):

@@ -9,6 +9,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.prepare_data import versions_of
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.checkpoints import checkpoint_folder
 from igpo_core.folders import write_json
@@ -24,26 +25,28 @@ if TYPE_CHECKING:
 
 
 @flow(name="warm-start", flow_run_name="warm start seed {seed}", validate_parameters=True)
-def warm_start(preset: str, seed: Annotated[int, Field(ge=0)]) -> str:
+def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -> str:
     """Make, or find, the policy that every arm of this seed starts from. Returns its folder.
 
     Args:
         preset: Preset name in deployments/presets, or path of a specification.
         seed: Run seed of the arms that start from it.
+        cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
     """
     from tasks.data import prepare
 
     specification = load_specification(preset)
-    experiment = specification.experiment(specification.baseline, seed)
+    experiment = specification.experiment(specification.baseline, seed, cell)
     data = prepare(experiment.data, home())
     return str(training.ensure_warm_start(experiment, data, home(), get_run_logger().info))
 
 
-@flow(name="train", flow_run_name="{arm} seed {seed}", validate_parameters=True)
+@flow(name="train", flow_run_name="{arm} seed {seed} {cell}", validate_parameters=True)
 def train(
     preset: str,
     arm: str,
     seed: Annotated[int, Field(ge=0)] = 0,
+    cell: str = "",
 ) -> dict[str, Any]:
     """Train one arm with one seed, or find it finished. Returns its result.
 
@@ -51,21 +54,22 @@ def train(
         preset: Preset name in deployments/presets, or path of a specification.
         arm: An arm of the preset.
         seed: Run seed: weights, warm start, question order, sampling.
+        cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
     """
     from tasks.data import prepare
 
     say = get_run_logger().info
     specification = load_specification(preset)
-    experiment = specification.experiment(arm, seed)
+    experiment = specification.experiment(arm, seed, cell)
     data = prepare(experiment.data, home())
-    sweep = specification.sweep(data.version)
+    sweep = specification.sweep(versions_of(specification))
     run = training.identify(experiment, data.version, sweep, home())
     with locked(home(), run.run_key, say):
         finished = run.result()
         if finished is not None:
             say(f"finished before (run key {run.run_key}): reused. {training.bring_up_to_date(run)}")
             return finished
-        tags = _tags(specification, arm, seed, sweep, data.version)
+        tags = _tags(specification, arm, seed, cell, sweep, data.version)
         return train_run(specification, experiment, arm, data, run, tags, say)
 
 
@@ -81,7 +85,7 @@ def train_run(
     """From the newest checkpoint, or the warm start, to the result. Terminated on the way, it leaves a checkpoint."""
     from tasks.sending import Tracker
 
-    name = f"{arm} seed {experiment.seed}"
+    name = " ".join(filter(None, [arm, f"seed {experiment.seed}", tags["cell"]]))
     warm = training.ensure_warm_start(experiment, data, home(), say)
     trainer = training.start_trainer(experiment, data, run, warm, say)
     settings = experiment.model_dump(mode="json")
@@ -89,10 +93,12 @@ def train_run(
     tracker = Tracker(run.folder, About(specification.name, name, run.run_key, tags, settings), say, page.link)
     try:
         write_json(run.folder / "config.json", settings)
-        training.evaluate_if_missing(trainer, tracker)
+        training.evaluate_if_missing(trainer, run, tracker)
         for epoch in range(trainer.step // experiment.training.steps_per_epoch, experiment.training.epochs):
-            run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")(trainer, epoch, run, tracker, page, say)
-        result = finish(trainer, specification, arm, run, tracker)
+            if trainer.done:
+                break
+            run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")(trainer, epoch, arm, run, tracker, page, say)
+        result = finish(trainer, specification, arm, tags["cell"], run, tracker)
         training.write_result(run, result)
     except (TerminationSignal, KeyboardInterrupt):
         training.leave_checkpoint(trainer, run, tracker, say)
@@ -106,7 +112,7 @@ def train_run(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_epoch(trainer: Any, epoch: int, run: Any, tracker: Any, page: Any, say: Any) -> None:
+def run_epoch(trainer: Any, epoch: int, arm: str, run: Any, tracker: Any, page: Any, say: Any) -> None:
     """The steps of one epoch, then its checkpoint: metrics are on disk before the checkpoint claims their steps.
 
     time/logging of a step is what the line of the step before took, which nobody knows earlier.
@@ -120,26 +126,40 @@ def run_epoch(trainer: Any, epoch: int, run: Any, tracker: Any, page: Any, say: 
         page.report(step)
         spent = time.perf_counter() - started
 
-    training.train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say)
+    def keep(step: int, explained: list[Any], advantages: list[list[float]]) -> None:
+        from tasks.trajectories import records_of
+
+        few = slice(trainer.config.evaluation.kept)
+        records = records_of(
+            trainer.policy, explained[few], trainer.config, arm, split="train", step=step, advantages=advantages[few]
+        )
+        tracker.keep(records)
+
+    def best(f1: float) -> None:
+        training.keep_best(trainer, run, f1)
+
+    training.train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say, keep, best)
     tracker.sync()
     _, seconds = training.save_checkpoint(trainer, run)
     tracker.log(trainer.step, {"time/checkpoint": seconds})
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="test and publish")
-def finish(trainer: Any, specification: AblationSpecification, arm: str, run: Any, tracker: Any) -> dict[str, Any]:
+def finish(
+    trainer: Any, specification: AblationSpecification, arm: str, cell: str, run: Any, tracker: Any
+) -> dict[str, Any]:
     """The one evaluation on test, a sample of its trajectories as traces, the last checkpoint as a logged model.
 
     Checkpoint and traces are sent while the evaluation goes on.
     """
-    from tasks.trajectories import trace_records
+    from tasks.trajectories import test_records
 
     config = trainer.config
     checkpoint = checkpoint_folder(run.folder, trainer.step)
     tracker.set_model(checkpoint, trainer.step, [])
 
     def set_traces(result: Any) -> None:
-        tracker.set_traces(trace_records(trainer.policy, result.scored, config, arm))
+        tracker.set_traces(test_records(trainer.policy, result.scored, config, arm, trainer.step))
 
     metrics, _ = training.evaluate_all(
         trainer.policy,
@@ -150,7 +170,10 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
         trainer.step,
         set_traces,
     )
-    metrics = {f"test{name}": value for name, value in metrics.items()}
+    metrics = {
+        **{f"test{name}": value for name, value in metrics.items()},
+        **training.evaluate_best(trainer, run, metrics),
+    }
     tracker.log(trainer.step, metrics)
     tracker.set_model(checkpoint, trainer.step, ["test/all/f1", "test/all/em"])
     return {
@@ -158,6 +181,7 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
         "study": specification.name,
         "arm": arm,
         "seed": config.seed,
+        "cell": cell,
         "steps": trainer.step,
         "counters": trainer.counters,
         "metrics": metrics,
@@ -169,9 +193,12 @@ def finish(trainer: Any, specification: AblationSpecification, arm: str, run: An
 COLOURS = ("#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
 
 
-def _tags(specification: AblationSpecification, arm: str, seed: int, sweep: str, data_version: str) -> dict[str, str]:
+def _tags(
+    specification: AblationSpecification, arm: str, seed: int, cell: str, sweep: str, data_version: str
+) -> dict[str, str]:
     return {
         "kind": "train",
+        "cell": cell,
         "mlflow.runColor": COLOURS[list(specification.arms).index(arm) % len(COLOURS)],
         "sweep": sweep,
         "arm": arm,

@@ -1,14 +1,17 @@
 """From rewards to turn advantages: normalise within the group, then discount (paper Eq. 5 and 6).
 
-Pure functions on lists of float64: a step has a few thousand turns, and exactness matters more than speed here.
+Pure functions on lists of float64: a step has a few thousand turns, and exactness matters more than speed here. What an
+arm chooses besides (docs/arms.md) is put together in igpo_core/credit.py from the same functions.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, get_args
 
-Normalization = Literal["separate", "joint", "outcome_only"]
+Normalization = Literal["separate", "joint", "raw", "turn_group", "none"]
+Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
 Scale = Literal["std", "none"]
+Accumulation = Literal["sum", "root", "window"]
 
 
 def turn_advantages(
@@ -24,47 +27,121 @@ def turn_advantages(
 
     rewards[i] = [g_1, ..., g_{T-1}, outcome] of trajectory i (a list of one float: no gains); groups[i]: the key of its
     question. Every value r becomes z = (r - mean) / (std + eps) over its pool, population std; scale="none" leaves the
-    division out. Pools, one set for each group: "separate" has gains and outcomes apart, "joint" has one pool. A pool of
-    one value, or without spread, gives 0. Then A_t = z_t + gamma * A_{t+1}. "outcome_only" is GRPO: the outcome's z for
-    every turn, whatever gamma and the gains.
+    division out. Pools, one set for each group: "separate" has gains and outcomes apart, "joint" has one pool; for
+    "raw", "turn_group" and "none" see normalise_gains. A pool of one value, or without spread, gives 0. Then
+    A_t = z_t + gamma * A_{t+1}. "outcome_only" is GRPO: the outcome's z for every turn, whatever gamma and the gains.
 
     Returns lists of the lengths of `rewards`. Raises ValueError on NaN or inf, on lengths that differ, on an empty
     trajectory, on unknown names, on gamma outside [0, 1] and on eps that is not positive.
     """
-    _check(rewards, groups, normalization, gamma, scale, eps)
-    members: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    normalised: list[list[float]] = [[0.0] * len(row) for row in rewards]
-    for rows in members.values():
-        gains = [(i, t) for i in rows for t in range(len(rewards[i]) - 1)]
-        outcomes = [(i, len(rewards[i]) - 1) for i in rows]
-        if normalization == "joint":
-            pools = [gains + outcomes]
-        elif normalization == "separate":
-            pools = [gains, outcomes]
-        else:
-            pools = [outcomes]
-        for pool in pools:
-            for (i, t), z in zip(pool, standardise([rewards[i][t] for i, t in pool], scale, eps), strict=True):
-                normalised[i][t] = z
+    require_finite(rewards, groups)
+    _one_of("normalization", normalization, (*get_args(Normalization), "outcome_only"))
+    _one_of("scale", scale, get_args(Scale))
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    standard = standardiser(scale=scale, eps=eps)
+    outcomes = [row[-1] for row in rewards]
     if normalization == "outcome_only":
-        return [[row[-1]] * len(row) for row in normalised]
-    return [discounted_returns(row, gamma) for row in normalised]
+        return [[z] * len(row) for z, row in zip(in_pools(outcomes, groups, standard), rewards, strict=True)]
+    if normalization == "joint":
+        rows = normalise_together(rewards, groups, standard)
+    else:
+        gains, _ = normalise_gains([row[:-1] for row in rewards], groups, standard, normalization, eps=eps)
+        rows = [[*row, z] for row, z in zip(gains, in_pools(outcomes, groups, standard), strict=True)]
+    return [discounted_returns(row, gamma) for row in rows]
 
 
-def standardise(values: Sequence[float], scale: str, eps: float) -> list[float]:
-    """(r - mean) / (std + eps) with population std; all 0 for a pool of one value or without spread.
+# ------------------------------------------------------------------------------------------------- normalisation
 
-    "Without spread" means max == min: a std of rounding errors must not be blown up to unit rewards.
+Standardiser = Callable[[Sequence[float]], list[float]]
+
+
+def standardise(values: Sequence[float], scale: str, eps: float, centre: str = "mean") -> list[float]:
+    """(r - centre) / (std + eps) with population std; all 0 for a pool of one value or without spread.
+
+    centre: "mean" (GRPO), "leave_one_out" the mean of the other values (RLOO, Ahmadian et al. 2024, Eq. 8), or "none": the
+    mean is kept (DR-Venus's raw gains). scale="none": no division (Dr. GRPO, Liu et al. 2025). "Without spread" means
+    max == min: a std of rounding errors must not be blown up to unit rewards.
     """
     if len(values) < 2 or max(values) == min(values):
         return [0.0] * len(values)
     mean = math.fsum(values) / len(values)
+    stretch = len(values) / (len(values) - 1) if centre == "leave_one_out" else 1.0
+    centred = list(values) if centre == "none" else [(value - mean) * stretch for value in values]
     if scale == "none":
-        return [value - mean for value in values]
+        return centred
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    return [(value - mean) / (std + eps) for value in values]
+    return [value / (std + eps) for value in centred]
+
+
+def standardiser(*, scale: str, eps: float, centre: str = "mean") -> Standardiser:
+    """standardise with its choices made."""
+    return lambda values: standardise(values, scale, eps, centre)
+
+
+def in_pools(values: Sequence[float], pools: Sequence[Hashable], standard: Standardiser) -> list[float]:
+    """Each value standardised among those of its pool."""
+    members: dict[Hashable, list[int]] = {}
+    for i, pool in enumerate(pools):
+        members.setdefault(pool, []).append(i)
+    result = [0.0] * len(values)
+    for rows in members.values():
+        for i, z in zip(rows, standard([values[i] for i in rows]), strict=True):
+            result[i] = z
+    return result
+
+
+def normalise_together(
+    rewards: Sequence[Sequence[float]], groups: Sequence[Hashable], standard: Standardiser
+) -> list[list[float]]:
+    """ "joint" (first version of the paper): gains and outcomes of a group in one pool."""
+    return _by_row(rewards, [group for group, row in zip(groups, rewards, strict=True) for _ in row], standard)
+
+
+def normalise_gains(
+    gains: Sequence[Sequence[float]],
+    groups: Sequence[Hashable],
+    standard: Standardiser,
+    normalization: str,
+    *,
+    eps: float,
+    smallest: int = 2,
+) -> tuple[list[list[float]], float]:
+    """Gains normalised among gains, and the share of them that "turn_group" had to normalise in the question's pool.
+
+    separate: all turns of all trajectories of the group in one pool (paper Eq. 5). raw: divided by that pool's std, the
+    mean kept (DR-Venus's raw_ig: subtracting the mean pays or charges for the number of turns). turn_group: statistics of
+    the turns with the same index (A2TGPO); where fewer than `smallest` trajectories got so far, those of the question.
+    none: as they are (TIPS, potential-based shaping).
+    """
+    if normalization == "none":
+        return [list(row) for row in gains], 0.0
+    if normalization == "raw":
+        standard = standardiser(scale="std", eps=eps, centre="none")
+    question = [group for group, row in zip(groups, gains, strict=True) for _ in row]
+    whole = _by_row(gains, question, standard)
+    if normalization != "turn_group":
+        return whole, 0.0
+    turns = [(group, t) for group, row in zip(groups, gains, strict=True) for t in range(len(row))]
+    sizes = {turn: turns.count(turn) for turn in set(turns)}
+    apart = _by_row(gains, turns, standard)
+    small = 0
+    for group, row, fallback in zip(groups, apart, whole, strict=True):
+        for t in range(len(row)):
+            if sizes[group, t] < smallest:
+                row[t], small = fallback[t], small + 1
+    return apart, small / len(turns) if turns else 0.0
+
+
+def _by_row(rows: Sequence[Sequence[float]], pools: Sequence[Hashable], standard: Standardiser) -> list[list[float]]:
+    """in_pools over the values of all rows one after another."""
+    flat = iter(in_pools([value for row in rows for value in row], pools, standard))
+    return [[next(flat) for _ in row] for row in rows]
+
+
+# -------------------------------------------------------------------------------------------------- accumulation
 
 
 def discounted_returns(values: Sequence[float], gamma: float) -> list[float]:
@@ -76,24 +153,27 @@ def discounted_returns(values: Sequence[float], gamma: float) -> list[float]:
     return returns
 
 
-def _check(
-    rewards: Sequence[Sequence[float]],
-    groups: Sequence[Hashable],
-    normalization: str,
-    gamma: float,
-    scale: str,
-    eps: float,
-) -> None:
-    for name, chosen, choices in (
-        ("normalization", normalization, get_args(Normalization)),
-        ("scale", scale, get_args(Scale)),
-    ):
-        if chosen not in choices:
-            raise ValueError(f"unknown {name} {chosen!r}: valid are {', '.join(choices)}")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+def accumulate(values: Sequence[float], gamma: float, accumulation: str, window: int = 3) -> list[float]:
+    """What the gains from a turn on are worth to it; D_t = sum over k >= t of gamma^(k-t) z_k, n_t: how many they are.
+
+    sum: D_t. root: D_t / sqrt(n_t), which keeps its spread from growing with what is left (A2TGPO). window: the mean of
+    the next `window` gains weighted by gamma^(k-t) (TRACE, K-step credit).
+    """
+    if accumulation == "window":
+        means = []
+        for t in range(len(values)):
+            ahead = values[t : t + window]
+            weights = [gamma**k for k in range(len(ahead))]
+            means.append(math.fsum(w * z for w, z in zip(weights, ahead, strict=True)) / math.fsum(weights))
+        return means
+    returns = discounted_returns(values, gamma)
+    if accumulation == "sum":
+        return returns
+    return [value / math.sqrt(len(values) - t) for t, value in enumerate(returns)]
+
+
+def require_finite(rewards: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> None:
+    """Raise ValueError on NaN or inf, on an empty trajectory, and where groups and trajectories differ in number."""
     if len(rewards) != len(groups):
         raise ValueError(f"{len(rewards)} trajectories but {len(groups)} group keys")
     for i, row in enumerate(rewards):
@@ -102,3 +182,8 @@ def _check(
         for t, value in enumerate(row):
             if not math.isfinite(value):
                 raise ValueError(f"reward {t} of trajectory {i} is {value}: a belief or outcome upstream is broken")
+
+
+def _one_of(name: str, chosen: str, choices: Sequence[str]) -> None:
+    if chosen not in choices:
+        raise ValueError(f"unknown {name} {chosen!r}: valid are {', '.join(choices)}")

@@ -25,7 +25,8 @@ FORMAT = 1
 class CheckpointState:
     """Everything besides weights that is needed to go on. The position in the data and every random draw follow from
     `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator. configuration: the
-    fingerprint of what was trained, for a checkpoint of another run must not be gone on with."""
+    fingerprint of what was trained, for a checkpoint of another run must not be gone on with. scorer: the weights of a
+    lagged scorer, None for any other."""
 
     configuration: str
     step: int
@@ -33,6 +34,7 @@ class CheckpointState:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     torch_rng: Any
+    scorer: dict[str, Any] | None = None
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:

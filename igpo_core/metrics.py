@@ -4,29 +4,58 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 
+from igpo_core.credit import Credit
 from igpo_core.rewards.scoring import Scored
-from igpo_core.trajectory import RolloutStatus
+from igpo_core.trajectory import RolloutStatus, Search, Trajectory
+
+SOLVED = 0.5  # F1 from which an answer counts as right
 
 
-def rollout_metrics(
-    scored: Sequence[Scored], advantages: Sequence[Sequence[float]], groups: Sequence[Hashable]
-) -> dict[str, float]:
+def rollout_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequence[Hashable]) -> dict[str, float]:
     """train/, reward/ and advantage/ metrics of one step."""
-    turns = [len(item.trajectory.turns) for item in scored]
     metrics = {f"train/{name}": value for name, value in behaviour(scored).items()}
     tokens = [p for item in scored for turn in item.trajectory.turns for p in turn.logprobs]
     metrics["train/entropy"] = -mean(tokens)  # E[-log pi] over what was sampled: an unbiased estimate of the entropy
     metrics["reward/outcome_mean"] = mean([item.outcome for item in scored])
     metrics["reward/outcome_std"] = std([item.outcome for item in scored])
-    metrics.update(_gain_metrics(scored))
-    dead: dict[Hashable, bool] = {}
-    for group, row in zip(groups, advantages, strict=True):
-        dead[group] = dead.get(group, True) and all(abs(value) < 1e-6 for value in row)
-    metrics["advantage/dead_groups"] = mean([float(value) for value in dead.values()])
-    metrics["advantage/std"] = std([value for row in advantages for value in row])
-    # mean-centred gains pay or charge for the number of turns: always looked at
-    metrics["advantage/first_turn_by_turns"] = correlation([row[0] for row in advantages], [float(t) for t in turns])
+    return {**metrics, **_gain_metrics(scored), **_advantage_metrics(scored, credit, groups)}
+
+
+def _advantage_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequence[Hashable]) -> dict[str, float]:
+    """Who learns from what: dead groups of the whole advantage and of its parts, and what the number of turns does to it."""
+    turns = [len(item.trajectory.turns) for item in scored]
+    metrics = {
+        "advantage/dead_groups": dead_share(_whole(credit), groups),
+        "advantage/dead_groups_outcome": dead_share(credit.outcome, groups),
+        "advantage/std": std([value for row in credit.turns for value in row]),
+        # mean-centred gains pay or charge for the number of turns: always looked at
+        "advantage/first_turn_by_turns": correlation([row[0] for row in credit.turns], [float(t) for t in turns]),
+    }
+    for t in range(min(max(turns), 8)):
+        metrics[f"advantage/std_turn_{t + 1}"] = std([row[t] for row in credit.turns if len(row) > t])
+    if any(map(any, credit.gain)) or any(item.gains for item in scored):
+        metrics["advantage/dead_groups_gain"] = dead_share(credit.gain, groups)
+        metrics["advantage/gain_factor"] = credit.gain_factor
+        metrics["advantage/fallback_share"] = credit.fallback_share
+        outcome = mean([abs(value) for row in credit.outcome for value in row])
+        if outcome > 0:
+            metrics["advantage/gain_to_outcome"] = mean([abs(v) for row in credit.gain for v in row]) / outcome
     return metrics
+
+
+def _whole(credit: Credit) -> list[list[float]]:
+    """Advantages with those that only a query's tokens have."""
+    if credit.queries is None:
+        return credit.turns
+    return [[*row, *query] for row, query in zip(credit.turns, credit.queries, strict=True)]
+
+
+def dead_share(rows: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> float:
+    """The share of groups in which no value reaches 1e-6: nothing is learned from them."""
+    dead: dict[Hashable, bool] = {}
+    for group, row in zip(groups, rows, strict=True):
+        dead[group] = dead.get(group, True) and all(abs(value) < 1e-6 for value in row)
+    return mean([float(value) for value in dead.values()])
 
 
 def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
@@ -42,6 +71,16 @@ def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
     }
     for status in RolloutStatus:
         values[f"status_{status}"] = mean([float(item.status is status) for item in trajectories])
+    for name, kept in (("solved", True), ("unsolved", False)):
+        some = [item.trajectory for item in scored if (item.f1 >= SOLVED) is kept]
+        if some:
+            values[f"turns_{name}"] = mean([float(len(item.turns)) for item in some])
+            values[f"tokens_{name}"] = mean([float(len(item.token_ids)) for item in some])
+    queries = [[turn.action.query for turn in item.turns if isinstance(turn.action, Search)] for item in trajectories]
+    values["repeated_queries"] = mean([1 - len(set(row)) / len(row) for row in queries if row])
+    titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
+    if titled:
+        values["evidence_recall"] = mean([evidence_recall(item) for item in titled])
     hops = max((item.question.hops or 0 for item in trajectories), default=0)
     if any(item.question.facts is not None for item in trajectories):
         for hop in range(hops):  # reach, hop by hop: EM alone hides lucky guesses
@@ -51,17 +90,48 @@ def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
     return values
 
 
+def evidence_recall(item: Trajectory, turns: int | None = None) -> float:
+    """The share of the question's supporting titles that the first `turns` observations (None: all) show as a passage's
+    title: "1. Title: text"."""
+    seen = "\n".join(item.observations[:turns])
+    wanted = [" ".join(title.split()) for title in item.question.supporting_titles]
+    return mean([float(f". {title}: " in seen) for title in wanted])
+
+
 def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Gains in both units, whatever the reward uses; nothing where no belief was scored."""
+    """What turns earned, in the arm's own unit, and beliefs in both units; nothing where the arm has neither."""
+    metrics: dict[str, float] = {}
+    earned = [(item, item.gains) for item in scored if item.gains is not None]
+    flat = [value for _, row in earned for value in row]
+    if flat:
+        metrics |= {
+            "reward/gain_mean": mean(flat),
+            "reward/gain_std": std(flat),
+            "reward/gain_share_positive": mean([float(value > 0) for value in flat]),
+            "reward/gain_by_f1": correlation([math.fsum(row) for _, row in earned], [item.f1 for item, _ in earned]),
+            # a gain in all, and a wrong answer; no gain in all, and a right one
+            "reward/gain_up_answer_wrong": mean(
+                [float(math.fsum(row) > 0 and item.f1 == 0) for item, row in earned if row]
+            ),
+            "reward/gain_down_answer_right": mean(
+                [float(math.fsum(row) <= 0 and item.f1 > 0) for item, row in earned if row]
+            ),
+        }
+        for t in range(min(max(len(row) for _, row in earned), 8)):
+            metrics[f"reward/gain_turn_{t + 1}"] = mean([row[t] for _, row in earned if len(row) > t])
+        by_hop: dict[str, list[float]] = {}
+        for item, row in earned:
+            if item.trajectory.question.facts is not None:
+                for turn, value in zip(item.trajectory.turns[:-1], row, strict=True):
+                    by_hop.setdefault("miss" if turn.hop is None else f"hop_{turn.hop + 1}", []).append(value)
+        metrics |= {f"reward/gain_{name}": mean(values) for name, values in sorted(by_hop.items())}
     beliefs = [item.beliefs for item in scored if item.beliefs is not None]
     if not beliefs:
-        return {}
+        return metrics
     steps = [b - a for row in beliefs for a, b in itertools.pairwise(row)]
     jumps = [math.exp(b) - math.exp(a) for row in beliefs for a, b in itertools.pairwise(row)]
-    metrics = {
-        "reward/belief_start": mean([math.exp(row[0]) for row in beliefs]),
-        "reward/belief_end": mean([math.exp(row[-1]) for row in beliefs]),
-    }
+    metrics["reward/belief_start"] = mean([math.exp(row[0]) for row in beliefs])
+    metrics["reward/belief_end"] = mean([math.exp(row[-1]) for row in beliefs])
     if steps:
         metrics["reward/gain_log_mean"], metrics["reward/gain_log_std"] = (mean(steps), std(steps))
         metrics["reward/gain_prob_mean"], metrics["reward/gain_prob_std"] = (mean(jumps), std(jumps))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-Denominator = Literal["sequence", "token"]
+Denominator = Literal["sequence", "token", "constant"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class TokenBatch:
     logprobs: under the policy being trained (with gradient); old_logprobs: as sampled; advantages: A_t of the token's
     turn; weights: the token's share of the loss denominator (they sum to 1 over the whole step, not the batch);
     reference_logprobs: under the reference policy, None without KL; entropies: of the full next-token distribution,
-    None without an entropy term.
+    None without an entropy term. segments: the number of the sequence or turn that a token belongs to, where the ratio is of
+    these; None: of each token.
     """
 
     logprobs: torch.Tensor
@@ -25,6 +26,7 @@ class TokenBatch:
     weights: torch.Tensor
     entropies: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ def policy_loss(
 ) -> LossTerms:
     """-sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl * k3 - entropy_coefficient * H.
 
-    r = exp(log pi - log pi_old); k3 = exp(d) - d - 1 with d = log pi_ref - log pi (Schulman's low-variance estimator).
+    r = exp(log pi - log pi_old) of the token, or of its segment: exp of the mean over the segment, with the gradient of each
+    token's own log-probability (GSPO-token, Zheng et al. 2025, Eq. 13-14). k3 = exp(d) - d - 1 with
+    d = log pi_ref - log pi (Schulman's low-variance estimator).
     """
-    ratio = (batch.logprobs - batch.old_logprobs).exp()
+    ratio = _log_ratio(batch).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     unclipped, clipped = ratio * batch.advantages, clipped_ratio * batch.advantages
     surrogate = -(batch.weights * torch.minimum(unclipped, clipped)).sum()
@@ -68,14 +72,32 @@ def policy_loss(
     )
 
 
-def token_weights(lengths: Sequence[int], denominator: Denominator) -> list[float]:
+def _log_ratio(batch: TokenBatch) -> torch.Tensor:
+    difference = batch.logprobs - batch.old_logprobs
+    if batch.segments is None:
+        return difference
+    count = int(batch.segments.max()) + 1
+    sums = torch.zeros(count, dtype=difference.dtype, device=difference.device).index_add_(0, batch.segments, difference.detach())
+    sizes = torch.bincount(batch.segments, minlength=count).clamp(min=1)
+    return (sums / sizes)[batch.segments] + batch.logprobs - batch.logprobs.detach()
+
+
+def token_weights(
+    lengths: Sequence[int], denominator: Denominator, *, most: int, live: Sequence[bool] | None = None
+) -> list[float]:
     """The weight of each sampled token of trajectory i; lengths: sampled tokens of every trajectory of the step.
 
     sequence: 1 / (trajectories * length_i), the mean over trajectories of the mean over tokens (paper Eq. 7, GRPO);
-    token: 1 / sum of lengths (DAPO). Both denominators count trajectories without any advantage too.
+    token: 1 / sum of lengths (DAPO); constant: 1 / (trajectories * most), most: tokens that a trajectory could have sampled
+    (Dr. GRPO). Trajectories without any advantage count too, unless `live` says which alone do (dead groups dropped).
     """
+    counted = [length for i, length in enumerate(lengths) if live is None or live[i]]
+    if not counted:
+        return [0.0] * len(lengths)
     if denominator == "sequence":
-        return [1 / (len(lengths) * length) for length in lengths]
+        return [1 / (len(counted) * length) for length in lengths]
     if denominator == "token":
-        return [1 / sum(lengths)] * len(lengths)
+        return [1 / sum(counted)] * len(lengths)
+    if denominator == "constant":
+        return [1 / (len(counted) * most)] * len(lengths)
     raise ValueError(f"unknown denominator {denominator!r}: valid are {', '.join(get_args(Denominator))}")

@@ -57,6 +57,7 @@ class TurnProtocol(Protocol):
     def probe(self, answer: str) -> AnswerProbe: ...
     def lesson(self, words: Sequence[str]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def query_tokens(self, ids: Sequence[int]) -> slice: ...
 
 
 class WordProtocol:
@@ -113,6 +114,10 @@ class WordProtocol:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._text(ids)
+
+    def query_tokens(self, ids: Sequence[int]) -> slice:
+        """Where the query stands within the tokens of a searching turn: between <tool_call> and </tool_call>."""
+        return _between(ids, self.ids["<tool_call>"], self.ids["</tool_call>"])
 
     def _plain(self, text: str) -> list[int]:
         """Ids of outside text: a word that is unknown, or is a control word, becomes <unk>."""
@@ -241,6 +246,19 @@ class ChatProtocol:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def query_tokens(self, ids: Sequence[int]) -> slice:
+        """Where the tool call stands within the tokens of a searching turn: between <tool_call> and </tool_call>.
+
+        Raises ConfigError when these are no tokens of their own: then a BPE has no border to cut at.
+        """
+        opening, closing = (self._encode(marker) for marker in ("<tool_call>", "</tool_call>"))
+        if len(opening) != 1 or len(closing) != 1:
+            raise ConfigError(
+                "credit=query needs <tool_call> and </tool_call> as tokens of their own, which this tokenizer lacks: use "
+                "another credit"
+            )
+        return _between(ids, opening[0], closing[0])
+
     def neutralise(self, text: str) -> str:
         """Outside text with a space after the first character of every marker: readable, and no control token."""
         return self._pattern.sub(lambda found: found[0][0] + " " + found[0][1:], text)
@@ -272,6 +290,12 @@ class ChatProtocol:
             call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
             return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
         return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def _between(ids: Sequence[int], opening: int, closing: int) -> slice:
+    """The place between the last `opening` and the last `closing`; ids hold both, or a ValueError says so."""
+    backwards = list(ids)[::-1]
+    return slice(len(ids) - backwards.index(opening), len(ids) - 1 - backwards.index(closing))
 
 
 def _parse_call(text: str) -> Action:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from igpo_core.advantages import turn_advantages
 from igpo_core.batching import token_batches
 from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkpoint
 from igpo_core.config import ExperimentConfig, fingerprint
+from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, DataError, IgpoError
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
@@ -34,7 +34,7 @@ class StepResult:
     step: int
     metrics: dict[str, float]
     scored: list[Scored]
-    advantages: list[list[float]]
+    credit: Credit
 
 
 class Trainer:
@@ -67,9 +67,24 @@ class Trainer:
         self.reference = None
         if settings.kl_coefficient:
             self.reference = copy.deepcopy(policy.model).requires_grad_(False)
+        self.scorer = None  # an older policy whose beliefs count; None: the policy's own
+        if config.reward.needs_beliefs and config.reward.scorer != "current":
+            self.scorer = copy.deepcopy(policy.model).requires_grad_(False)
         self.step = 0
         self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
         self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        training = self.config.training
+        if self.step >= training.steps:
+            return True
+        return training.amount is not None and self.counters[training.budget] >= training.amount
+
+    @property
+    def _lags(self) -> bool:
+        return self.config.reward.scorer == "lagged"
 
     def run_step(self) -> StepResult:
         """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
@@ -81,28 +96,31 @@ class Trainer:
             self._step_questions(step),
             config.rollout,
             members=config.rollout.group_size,
-            key=(config.seed, "rollout", step),
-            probes=answer_probes(self.policy, config.reward) if config.reward.needs_gain else None,
+            key=(config.seed, f"rollout {config.replicate}" if config.replicate else "rollout", step),
+            probes=answer_probes(self.policy, config.reward) if config.reward.beliefs_while_rolling_out else None,
             times=times,
         )
-        scored = reward_trajectories(self.policy, trajectories, config.reward)
+        rolled = time.perf_counter()
+        if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
+            self.scorer.load_state_dict(self.policy.model.state_dict())
+        scored = reward_trajectories(
+            self.policy, trajectories, config.reward, scorer=self.scorer, key=(config.seed, step)
+        )
+        if config.reward.needs_beliefs and not config.reward.beliefs_while_rolling_out:  # passes of their own
+            times.scoring += time.perf_counter() - rolled
+            times.total += time.perf_counter() - rolled
         groups = [item.trajectory.group for item in scored]
-        advantages = turn_advantages(
-            [item.rewards(config.reward) for item in scored],
-            groups,
-            normalization=config.reward.normalization if config.reward.needs_gain else "outcome_only",
-            gamma=config.reward.gamma,
-            scale=config.reward.scale,
-            eps=config.reward.eps,
+        credit = assign_credit(
+            [item.turn_rewards() for item in scored], groups, config.reward, seed=config.seed, step=step
         )
         weighed = time.perf_counter()
-        update = self._update(trajectories, advantages)
+        update = self._update(trajectories, credit.turns, credit.queries)
         ended = time.perf_counter()
         self.step += 1
         self._count(trajectories, ended - started)
         self.whole = True
         metrics = {
-            **rollout_metrics(scored, advantages, groups),
+            **rollout_metrics(scored, credit, groups),
             **update,
             "time/rollout": times.total - times.search - times.scoring,
             "time/search": times.search,
@@ -111,7 +129,7 @@ class Trainer:
             "time/step": ended - started,
             **{f"progress/{name}": value for name, value in self.counters.items()},
         }
-        return StepResult(self.step, metrics, scored, advantages)
+        return StepResult(self.step, metrics, scored, credit)
 
     def _step_questions(self, step: int) -> list[Question]:
         """The questions of a step: consecutive places in an endless run of permutations, each keyed by its number."""
@@ -132,13 +150,28 @@ class Trainer:
         self.counters["sampled_tokens"] += sum(item.sampled_tokens for item in trajectories)
         self.counters["seconds"] += seconds
 
-    def _update(self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]]) -> dict[str, float]:
-        settings = self.config.optimizer
-        weights = token_weights([item.sampled_tokens for item in trajectories], settings.denominator)
+    def _update(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Sequence[Sequence[float]],
+        queries: Sequence[Sequence[float]] | None = None,
+    ) -> dict[str, float]:
+        settings, limits = self.config.optimizer, self.config.rollout
+        rows = [
+            self._token_advantages(item, row, queries[i] if queries else None)
+            for i, (item, row) in enumerate(zip(trajectories, advantages, strict=True))
+        ]
+        groups = {item.group for item, row in zip(trajectories, rows, strict=True) if any(row)}
+        weights = token_weights(
+            [item.sampled_tokens for item in trajectories],
+            settings.denominator,
+            most=limits.max_turns * limits.max_new_tokens,
+            live=[item.group in groups for item in trajectories] if settings.dead_groups == "drop" else None,
+        )
         # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass.
         regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
         sizes = [len(item.token_ids) for item in trajectories]
-        active = [i for i, row in enumerate(advantages) if regular or any(row)]
+        active = [i for i, row in enumerate(rows) if regular or any(row)]
         metrics: dict[str, float] = {}
         for _ in range(settings.updates_per_step):
             for parameter in self.model.parameters():  # zeros, not None: AdamW must also move on an empty update
@@ -147,7 +180,7 @@ class Trainer:
             tokens = padded = 0
             for batch in token_batches(active, sizes, settings.tokens_per_batch):
                 terms = self._loss(
-                    [trajectories[i] for i in batch], [advantages[i] for i in batch], [weights[i] for i in batch]
+                    [trajectories[i] for i in batch], [rows[i] for i in batch], [weights[i] for i in batch]
                 )
                 self.accelerator.backward(terms.total)
                 parts.append(terms)
@@ -167,6 +200,21 @@ class Trainer:
         self.scheduler.step()
         return metrics
 
+    def _token_advantages(
+        self, item: Trajectory, turns: Sequence[float], queries: Sequence[float] | None
+    ) -> list[float]:
+        """One value for each sampled token: its turn's, and in a query its share of what the query's tokens have besides."""
+        values = []
+        for t, (turn, advantage) in enumerate(zip(item.turns, turns, strict=True)):
+            own = [advantage] * (turn.end - turn.start)
+            if queries is not None and t < len(queries):
+                place = self.policy.protocol.query_tokens(item.token_ids[turn.start : turn.end])
+                inside = range(*place.indices(len(own)))
+                for j in inside:
+                    own[j] += queries[t] / len(inside)
+            values += own
+        return values
+
     def _loss(
         self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]
     ) -> LossTerms:
@@ -181,18 +229,19 @@ class Trainer:
             with torch.no_grad():
                 reference, _ = sampled_logprobs(self.reference, trajectories, pad, temperature)
         device = logprobs.device
-        pairs = [
-            (turn, a, w)
-            for item, row, w in zip(trajectories, advantages, weights, strict=True)
-            for turn, a in zip(item.turns, row, strict=True)
-        ]
+        tokens = [item.sampled_tokens for item in trajectories]
         batch = TokenBatch(
             logprobs=logprobs,
-            old_logprobs=torch.tensor([p for turn, _, _ in pairs for p in turn.logprobs], device=device),
-            advantages=torch.tensor([a for turn, a, _ in pairs for _ in turn.logprobs], device=device),
-            weights=torch.tensor([w for turn, _, w in pairs for _ in turn.logprobs], device=device),
+            old_logprobs=torch.tensor(
+                [p for item in trajectories for turn in item.turns for p in turn.logprobs], device=device
+            ),
+            advantages=torch.tensor([a for row in advantages for a in row], device=device),
+            weights=torch.tensor(
+                [w for w, count in zip(weights, tokens, strict=True) for _ in range(count)], device=device
+            ),
             entropies=entropies,
             reference_logprobs=reference,
+            segments=_segments(trajectories, settings.ratio, device),
         )
         return policy_loss(
             batch,
@@ -211,6 +260,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             torch_rng=torch.get_rng_state(),
+            scorer=self.scorer.state_dict() if self.scorer is not None and self._lags else None,
         )
         write_checkpoint(folder, self.policy, state)
 
@@ -225,7 +275,19 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         self.scheduler.load_state_dict(state.scheduler)
         torch.set_rng_state(state.torch_rng)
+        if self.scorer is not None and state.scorer is not None:
+            self.scorer.load_state_dict(state.scorer)
         self.step, self.counters = state.step, dict(state.counters)
+
+
+def _segments(trajectories: Sequence[Trajectory], ratio: str, device: Any) -> torch.Tensor | None:
+    """The number of each sampled token's turn or trajectory, counted through the batch; None for ratios of tokens."""
+    if ratio == "token":
+        return None
+    sizes = [turn.end - turn.start for item in trajectories for turn in item.turns]
+    if ratio == "sequence":
+        sizes = [item.sampled_tokens for item in trajectories]
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
 
 
 def sampled_logprobs(

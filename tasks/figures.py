@@ -9,7 +9,7 @@ from tasks.statistics import Interval, Paired, curve_band, paired
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tasks.reporting import SweepData
+    from tasks.sweeps import SweepData
 
 # Okabe and Ito, "Color Universal Design", 2008; told apart by colour-blind readers. Their yellow is too pale for a line.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -22,7 +22,7 @@ PANELS = (
 
 def write_figures(data: "SweepData", baseline: str, folder: Path, margin: float = 0.0) -> None:
     """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
-    overview(data, baseline, folder / "overview.png", margin)
+    overview(data, baseline, margin).savefig(folder / "overview.png", dpi=130)
     colours = arm_colours(data.arms, baseline)
     for name, metric, title, limits in PANELS:
         figure, axes = _canvas(1, 1, (7.0, 4.2))
@@ -33,7 +33,7 @@ def write_figures(data: "SweepData", baseline: str, folder: Path, margin: float 
     figure.savefig(folder / "difference.png", dpi=130)
 
 
-def overview(data: "SweepData", baseline: str, path: Path, margin: float) -> None:
+def overview(data: "SweepData", baseline: str, margin: float) -> "Figure":
     """Four panels: dev F1, paired differences, dead groups, turns."""
     figure, axes = _canvas(2, 2, (12.0, 7.6))
     colours = arm_colours(data.arms, baseline)
@@ -47,7 +47,88 @@ def overview(data: "SweepData", baseline: str, path: Path, margin: float) -> Non
         x=0.01,
         ha="left",
     )
-    figure.savefig(path, dpi=130)
+    return figure
+
+
+def efficiency(data: "SweepData", baseline: str) -> "Figure":
+    """Dev F1 against sampled tokens: what was reached for how much."""
+    figure, axes = _canvas(1, 1, (7.0, 4.2))
+    axis, colours = axes[0][0], arm_colours(data.arms, baseline)
+    for arm in data.arms:
+        for number, run in enumerate(data.finished(arm)):
+            curve = run.histories.get("eval/all/f1", {})
+            points = [(run.at("progress/sampled_tokens", step), curve[step]) for step in sorted(curve)]
+            known = [(tokens, value) for tokens, value in points if tokens is not None]
+            axis.plot(*zip(*known, strict=True), color=colours[arm], linewidth=1.2, label=None if number else arm)
+    axis.set_xlabel("tokens sampled in training")
+    axis.set_title("F1 on dev questions by sampled tokens", loc="left", fontsize=10)
+    axis.set_ylim(-0.02, 1.02)
+    _plain(axis, legend=True)
+    return figure
+
+
+def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
+    """The belief in the gold answer after each turn, at the last evaluation, in all, solved and unsolved trajectories."""
+    figure, axes = _canvas(1, 3, (12.0, 4.0))
+    colours = arm_colours(data.arms, baseline)
+    for axis, part, title in zip(axes[0], ("", "_solved", "_unsolved"), ("all", "solved", "unsolved"), strict=True):
+        for arm in data.arms:
+            by_turn: dict[int, list[float]] = {}
+            for run in data.finished(arm):
+                for t in range(8):
+                    value = run.last(f"diagnostics/belief{part}_turn_{t}")
+                    if value is not None:
+                        by_turn.setdefault(t, []).append(value)
+            turns = sorted(by_turn)
+            means = [sum(by_turn[t]) / len(by_turn[t]) for t in turns]
+            if turns:
+                axis.plot(turns, means, "o-", color=colours[arm], label=arm, markersize=4)
+                lows, highs = [min(by_turn[t]) for t in turns], [max(by_turn[t]) for t in turns]
+                axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_xlabel("turns done")
+        axis.set_title(f"Belief in the gold answer, {title} (band: seeds)", loc="left", fontsize=9)
+        _plain(axis, legend=part == "")
+    return figure
+
+
+def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str) -> "Figure":
+    """The difference to the baseline in each cell, with its interval: how the effect moves with the factors."""
+    arms = list(dict.fromkeys(arm for _, pairs in cells for arm in pairs))
+    figure, axes = _canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
+    axis, colours = axes[0][0], arm_colours([baseline, *arms], baseline)
+    axis.axhline(0, color="#999999", linewidth=1)
+    for number, arm in enumerate(arms):
+        shift = 0.5 * (number + 0.5) / len(arms) - 0.25
+        for place, (_, pairs) in enumerate(cells):
+            pair = pairs.get(arm)
+            if pair is None or pair.mean is None:
+                continue
+            if pair.interval:
+                axis.plot([place + shift] * 2, [pair.interval.low, pair.interval.high], color=colours[arm], linewidth=2)
+            axis.plot(place + shift, pair.mean, "o", color=colours[arm], label=None if place else arm)
+    axis.set_xticks(range(len(cells)), [cell for cell, _ in cells], rotation=20, ha="right", fontsize=8)
+    axis.set_title(f"Test F1 minus that of {baseline}, 95% interval", loc="left", fontsize=10)
+    _plain(axis, legend=True)
+    return figure
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an SVG element to put into a page."""
+    import io
+    import re
+
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+
+
+def _plain(axis: Any, *, legend: bool) -> None:
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    if legend and axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)
 
 
 def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:

@@ -4,6 +4,7 @@
     metrics.jsonl   a line a call of `log`: {"step", "timestamp_ms", "metrics"}
     status.json     RUNNING, or how it ended and when
     traces.json     a sample of test trajectories (tasks/traces.py)
+    trajectories.jsonl  a sample of training trajectories at each evaluation, a line each; MLflow gets it when the run ends
     model.json      the last checkpoint, with its headline metrics
 
 tasks/sending.py sends them and remembers in sent.json what MLflow has.
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from igpo_core.errors import DataError
-from igpo_core.folders import write_json
+from igpo_core.folders import file_hash, write_json
 from tasks.traces import TraceRecord
 
+TRAJECTORIES = "trajectories.jsonl"
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -54,6 +56,8 @@ class Outbox:
             for line in read_lines(folder / "metrics.jsonl", 0)[0]
             for name in line["metrics"]
         }
+        cut_torn_line(folder / TRAJECTORIES)
+        self._kept = {line["step"] for line in read_lines(folder / TRAJECTORIES, 0)[0]}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write down what was not written for this step before (a resumed run computes some steps again).
@@ -87,6 +91,13 @@ class Outbox:
                     values[name]["value"] = line["metrics"][name]
         place = checkpoint.relative_to(self.folder).as_posix()
         write_json(self.folder / "model.json", {"checkpoint": place, "step": step, "metrics": values})
+
+    def keep(self, records: Sequence[TraceRecord]) -> None:
+        """Write down training trajectories of a step that were not written before."""
+        fresh = [record for record in records if record.step not in self._kept]
+        with (self.folder / TRAJECTORIES).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in fresh)
+        self._kept |= {record.step for record in fresh}
 
     def set_traces(self, records: Sequence[TraceRecord]) -> None:
         write_json(self.folder / "traces.json", [asdict(record) for record in records])
@@ -153,6 +164,11 @@ def read_traces(folder: Path) -> tuple[list[TraceRecord], str]:
 def read_model(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """(content, hash of the file); None and "" where there is no file."""
     return _read_hashed(folder / "model.json")
+
+
+def trajectories_hash(folder: Path) -> str:
+    """Of the file; "" where there is none."""
+    return file_hash(folder / TRAJECTORIES) if (folder / TRAJECTORIES).is_file() else ""
 
 
 def _read_hashed(path: Path) -> tuple[Any, str]:

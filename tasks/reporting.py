@@ -9,108 +9,39 @@ import statistics as plain
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from igpo_core.errors import DataError
-from tasks.statistics import Reached, paired, summarise_times, time_to_threshold
-from tasks.tracking import client, compare_url, experiment_id, run_url, tag_filter
-from tasks.watch import Moved, moved
-from tasks.wording import markdown, sentences, table_rows, terminal_table
-
-Curve = Mapping[float, float]
-
-SCORE = "test/all/f1"  # what arms are compared on
-HISTORIES = (
-    "eval/all/f1",
-    "eval/all/turns",
-    "test/all/f1",
-    "test/all/em",
-    "test_greedy/all/f1",
-    "train/turns",
-    "advantage/dead_groups",
-    "test/all/questions",
-    "test/all/left_out",
-    "progress/rollouts",
-    "progress/questions",
-    "progress/sampled_tokens",
-    "progress/seconds",
+from tasks.alarms import alarms
+from tasks.statistics import (
+    Paired,
+    Reached,
+    interquartile_mean,
+    paired,
+    probability_of_improvement,
+    seeds_needed,
+    summarise_times,
+    time_to_threshold,
 )
-BUDGETS = ("progress/rollouts", "progress/questions")
+from tasks.sweeps import SCORE, Place, RunData, SweepData, collect
+from tasks.tracking import client, compare_url, run_url, tag_filter
+from tasks.watch import Moved, moved, prefix
+from tasks.wording import Words, markdown, sentences, table_rows, terminal_table
 
-
-@dataclass(frozen=True)
-class RunData:
-    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, where the run has it."""
-
-    run_id: str
-    arm: str
-    seed: int
-    status: str
-    histories: Mapping[str, Curve]
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "FINISHED" and SCORE in self.histories
-
-    def last(self, metric: str) -> float | None:
-        """The value at the last step; None where the run lacks the metric."""
-        history = self.histories.get(metric)
-        return history[max(history)] if history else None
-
-    @property
-    def steps(self) -> float:
-        return max(self.histories.get("train/turns", {0.0: 0.0}))
-
-    def at(self, metric: str, step: float) -> float | None:
-        """A counter's value once `step` steps were done: 0 before the first."""
-        return 0.0 if step == 0 else self.histories.get(metric, {}).get(step)
-
-
-@dataclass(frozen=True)
-class SweepData:
-    """The runs of a sweep, one for each arm and seed; `warnings` say what was left out on the way."""
-
-    experiment: str
-    sweep: str
-    arms: tuple[str, ...]
-    runs: tuple[RunData, ...]
-    warnings: tuple[str, ...] = ()
-
-    def finished(self, arm: str | None = None) -> list[RunData]:
-        return [run for run in self.runs if run.finished and arm in (None, run.arm)]
-
-    def scores(self, metric: str = SCORE) -> dict[str, dict[int, float]]:
-        """scores[arm][seed] of finished runs: the last value of the metric."""
-        return {
-            arm: {run.seed: value for run in self.finished(arm) if (value := run.last(metric)) is not None}
-            for arm in self.arms
-        }
-
-    def select(self, arms: Sequence[str], seeds: Sequence[int]) -> "SweepData":
-        """These arms, in this order, and seeds; a run asked for that did not finish gets a warning."""
-        runs = tuple(run for run in self.runs if run.arm in arms and run.seed in seeds)
-        status = {(run.arm, run.seed): run.status if not run.finished else "" for run in runs}
-        absent = [
-            f"{arm} seed {seed} ({status.get((arm, seed), 'no run')})"
-            for arm in arms
-            for seed in seeds
-            if status.get((arm, seed), "no run")
-        ]
-        told = (
-            (f"MISSING: {', '.join(absent)}. Arms are compared on the seeds that both sides have.",) if absent else ()
-        )
-        return replace(self, arms=tuple(arms), runs=runs, warnings=self.warnings + told)
+BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 
 
 @dataclass(frozen=True)
 class ArmSummary:
     """A row of the table. Means over finished seeds; None where no run has the metric.
 
-    difference, low, high, verdict: test F1 against the baseline over `pairs` seeds (tasks/statistics.py). dead_groups:
-    mean over training. turns: of the last training step. *_to_threshold: until dev F1 first reached it.
+    best_f1: test F1 of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict: test F1
+    against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference of the margin
+    needs (tasks/statistics.py). dead_groups: mean over training. turns: of the last training step. *_to_threshold: until
+    dev F1 first reached it.
     """
 
     arm: str
@@ -118,11 +49,15 @@ class ArmSummary:
     f1: float | None
     em: float | None
     greedy_f1: float | None
+    best_f1: float | None
+    iqm: float | None
     pairs: int
     difference: float | None
     low: float | None
     high: float | None
     verdict: str
+    improvement: float | None
+    needed: int | None
     dead_groups: float | None
     turns: float | None
     steps_to_threshold: Reached
@@ -132,50 +67,37 @@ class ArmSummary:
 
 
 @dataclass(frozen=True)
+class CellReport:
+    """One cell's table and words. slices: metric -> arm -> difference to the baseline in it."""
+
+    cell: str
+    data: SweepData
+    summaries: list[ArmSummary]
+    rows: list[dict[str, str]]
+    words: Words
+    slices: dict[str, dict[str, Paired]]
+
+
+@dataclass(frozen=True)
 class Report:
-    """Where the report is, its texts, and its table as numbers and as text cells."""
+    """Where the report is, its texts, and its table as numbers and as text cells. widest: the widest 95% interval of a
+    difference, None where there is none."""
 
     run_id: str
     url: str
     compare: str
     markdown: str
     terminal: str
-    summaries: list[ArmSummary]
+    cells: list[CellReport]
     rows: list[dict[str, str]]
+    widest: float | None
     moved: list[Moved]
-
-
-def collect(experiment: str, sweep: str, run_keys: Collection[str] | None = None) -> SweepData:
-    """Every training run of the sweep; with run_keys only those runs, so that no run of an arm edited since is taken for
-    it. Where an arm and seed has several runs, the newest finished one counts."""
-    mlflow, place = client(), experiment_id(experiment)
-    found = mlflow.search_runs(
-        [place], tag_filter(sweep=sweep, kind="train"), max_results=1000, order_by=["attributes.start_time ASC"]
-    )
-    chosen: dict[tuple[str, int], RunData] = {}
-    doubled = []
-    for run in found:
-        if run_keys is not None and run.data.tags["run_key"] not in run_keys:
-            continue
-        key = run.data.tags["arm"], int(run.data.tags["seed"])
-        histories = {
-            name: {float(point.step): point.value for point in mlflow.get_metric_history(run.info.run_id, name)}
-            for name in HISTORIES
-            if name in run.data.metrics
-        }
-        data = RunData(run.info.run_id, *key, run.info.status, histories)
-        if key in chosen:
-            doubled.append(f"{key[0]} seed {key[1]}")
-        if key not in chosen or data.finished or not chosen[key].finished:
-            chosen[key] = data
-    arms = tuple(dict.fromkeys(arm for arm, _ in chosen))
-    told = (f"SEVERAL RUNS of {', '.join(doubled)}: the newest finished one counts.",) if doubled else ()
-    return SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told)
 
 
 def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 0.0) -> list[ArmSummary]:
     """The table, from the runs' metrics alone: it can be computed again at any time."""
-    pairs = paired(data.scores(), baseline, margin)
+    scores = data.scores()
+    pairs = paired(scores, baseline, margin)
     rows = []
     for arm in data.arms:
         runs, pair = data.finished(arm), pairs.get(arm)
@@ -188,11 +110,17 @@ def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 
                 f1=_mean([run.last(SCORE) for run in runs]),
                 em=_mean([run.last("test/all/em") for run in runs]),
                 greedy_f1=_mean([run.last("test_greedy/all/f1") for run in runs]),
+                best_f1=_mean([run.last("test_best/all/f1") for run in runs]),
+                iqm=interquartile_mean([run.last(SCORE) or 0.0 for run in runs]),
                 pairs=pair.n if pair else len(runs),
                 difference=pair.mean if pair else None,
                 low=pair.interval.low if pair and pair.interval else None,
                 high=pair.interval.high if pair and pair.interval else None,
                 verdict=pair.verdict if pair else "baseline",
+                improvement=probability_of_improvement([*scores[arm].values()], [*scores.get(baseline, {}).values()])
+                if pair
+                else None,
+                needed=seeds_needed(differences(scores, arm, baseline), margin) if pair else None,
                 dead_groups=_mean([_mean(list(history.values())) for history in dead]),
                 turns=_mean([run.last("train/turns") for run in runs]),
                 steps_to_threshold=summarise_times(reached, [run.steps for run in runs]),
@@ -202,6 +130,24 @@ def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 
             )
         )
     return rows
+
+
+def differences(scores: Mapping[str, Mapping[int, float]], arm: str, baseline: str) -> list[float]:
+    """Of each seed that both have."""
+    reference = scores.get(baseline, {})
+    return [scores[arm][seed] - reference[seed] for seed in sorted(scores[arm]) if seed in reference]
+
+
+def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Paired]]:
+    """Paired differences in test F1 for each source and hop count, where there are several."""
+    names = sorted({
+        name
+        for run in data.finished()
+        for name in run.latest
+        if name.startswith("test/") and name.endswith("/f1") and name != SCORE
+    })  # fmt: skip
+    found = {name.removeprefix("test/").removesuffix("/f1"): paired(data.scores(name), baseline) for name in names}
+    return found if len({name.split("/hops_")[-1] for name in found}) > 2 or len(found) > 2 else {}
 
 
 def _cost(runs: Sequence[RunData], steps: Sequence[float | None], metric: str) -> Reached:
@@ -222,11 +168,21 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return plain.fmean(known) if known else None
 
 
-def unequal_budgets(data: SweepData) -> list[str]:
-    """A loud line for every budget on which finished runs differ; none: the comparison is at equal budget."""
+def unequal_budgets(data: SweepData, budget: str = "steps", amount: float | None = None) -> list[str]:
+    """A loud line for every budget on which finished runs differ; none: the comparison is at equal budget.
+
+    budget sampled_tokens or seconds: runs differ in steps on purpose, and each must have spent the amount.
+    """
     runs = data.finished()
+    if budget != "steps":
+        short = [
+            f"{run.arm} seed {run.seed}" for run in runs if (run.last(f"progress/{budget}") or 0.0) < (amount or 0.0)
+        ]
+        if not short:
+            return []
+        return [f"!! UNEQUAL BUDGET: {', '.join(short)} ended with their last epoch before {budget} reached {amount:g}"]
     lines = []
-    for name in ("steps", *BUDGETS):
+    for name in BUDGETS:
         values: dict[str, list[str]] = {}
         for run in runs:
             value = run.steps if name == "steps" else run.last(name)
@@ -251,77 +207,160 @@ def left_out(data: SweepData) -> list[str]:
     ]
 
 
+def cell_reports(
+    specification: Mapping[str, Any], found: Mapping[str, SweepData], cells: Sequence[str]
+) -> list[CellReport]:
+    """Tables and words of every cell, from the runs' metrics alone. Raises DataError for a sweep without a finished run."""
+    baseline, margin = specification["baseline"], specification["margin"]
+    base = specification["base"]
+    threshold, training = base["evaluation"]["threshold"], base["training"]
+    reports = []
+    for cell in cells:
+        empty = next(iter(found.values()), SweepData("", "", (), ()))
+        data = found.get(cell, replace(empty, arms=(), runs=(), warnings=()))
+        data = data.select(list(specification["arms"]), list(specification["seeds"]))
+        if not data.finished():
+            raise DataError(f"sweep {data.sweep} has no finished run to report on: {' '.join(data.warnings)}")
+        summaries = summarise(data, baseline, threshold, margin)
+        budgets = unequal_budgets(data, training["budget"], training["amount"])
+        warnings = [*budgets, *left_out(data), *data.warnings, *alarms(data)]
+        words = sentences(summaries, specification, baseline, threshold, warnings)
+        rows = table_rows(summaries, threshold)
+        reports.append(CellReport(cell, data, summaries, rows, words, slice_differences(data, baseline)))
+    return reports
+
+
 def write_report(
-    experiment: str,
-    sweep: str,
     specification: Mapping[str, Any],
-    data_version: str,
-    baseline: str,
-    threshold: float,
-    run_keys: Collection[str],
+    sweep: str,
+    versions_by_cell: Mapping[str, str],
+    places: Mapping[str, Sequence[Place]],
+    cells: Sequence[str],
 ) -> Report:
-    """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds."""
+    """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds.
+
+    places: run key -> (cell, arm, seed) that the run stands for.
+    """
     import yaml
 
     from tasks.figures import write_figures
+    from tasks.page import write_page
 
-    data = collect(experiment, sweep, run_keys).select(list(specification["arms"]), list(specification["seeds"]))
-    if not data.finished():
-        raise DataError(f"sweep {sweep} has no finished run to report on: {' '.join(data.warnings)}")
-    summaries = summarise(data, baseline, threshold, specification["margin"])
-    cells = table_rows(summaries, threshold)
+    study, baseline, margin = specification["name"], specification["baseline"], specification["margin"]
+    reports = cell_reports(specification, collect(study, sweep, places), cells)
+    experiment = reports[0].data.experiment
     comparison = _comparison(specification)
-    left = moved(data.experiment, comparison, sweep, summaries)
-    warnings = [*unequal_budgets(data), *left_out(data), *data.warnings, *(arm.sentence() for arm in left)]
-    words = sentences(summaries, specification, baseline, threshold, warnings)
-    compare = compare_url(data.experiment, [run.run_id for run in data.finished()])
-    text = markdown(sweep, cells, words, compare)
-    run_id = _report_run(data.experiment, sweep, specification, data_version, comparison)
+    left = [arm for report in reports for arm in moved(experiment, comparison, sweep, report.cell, report.summaries)]
+    reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
+    compare = compare_url(experiment, sorted({run.run_id for report in reports for run in report.data.finished()}))
+    text = markdown(sweep, [(report.cell, report.rows, report.words) for report in reports], compare)
+    run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
     mlflow = client()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "report.md").write_text(text)
-        (folder / "table.json").write_text(json.dumps([asdict(row) for row in summaries], indent=1))
-        _write_csv(folder / "table.csv", cells)
+        table = [{"cell": report.cell, **asdict(row)} for report in reports for row in report.summaries]
+        (folder / "table.json").write_text(json.dumps(table, indent=1))
+        _write_csv(
+            folder / "table.csv", [{"cell": r.cell, **row} if r.cell else row for r in reports for row in r.rows]
+        )
         (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
-        (folder / "versions.json").write_text(json.dumps(versions(data_version), indent=1))
-        write_figures(data, baseline, folder, specification["margin"])
+        (folder / "places.json").write_text(json.dumps({"cells": list(cells), "places": dict(places)}, indent=1))
+        (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell), indent=1))
+        for report in reports:
+            inside = folder / "figures" / report.cell.replace(",", "_") if report.cell else folder
+            inside.mkdir(parents=True, exist_ok=True)
+            write_figures(report.data, baseline, inside, margin)
+        write_page(folder / "report.html", sweep, specification, reports, compare, read_trajectories(reports))
         mlflow.log_artifacts(run_id, str(folder))
-    _log_summaries(run_id, summaries)
+    for report in reports:
+        _log_summaries(run_id, report.summaries, report.cell)
     mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first
     mlflow.set_terminated(run_id)
-    terminal = terminal_table(cells) + "\n\n" + words.plain()
-    return Report(run_id, run_url(data.experiment, run_id), compare, text, terminal, summaries, cells, left)
+    parts = []
+    for report in reports:
+        head = [f"== {report.cell}"] if report.cell else []
+        parts.append("\n\n".join([*head, terminal_table(report.rows), report.words.plain()]))
+    widths = [
+        row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
+    ]
+    return Report(
+        run_id,
+        run_url(experiment, run_id),
+        compare,
+        text,
+        "\n\n".join(parts),
+        reports,
+        [{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
+        max(widths, default=None),
+        left,
+    )
+
+
+def recompute(run_id: str) -> list[CellReport]:
+    """The tables of a report run, computed again from the training runs in MLflow: its specification and which run stands
+    for what are read from its artifacts, no number is."""
+    import yaml
+
+    mlflow = client()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(mlflow.download_artifacts(run_id, "", name))
+        specification = yaml.safe_load((folder / "specification.yaml").read_text())
+        known = json.loads((folder / "places.json").read_text())
+    places = {key: [tuple(place) for place in places] for key, places in known["places"].items()}
+    sweep = mlflow.get_run(run_id).data.tags["sweep"]
+    return cell_reports(specification, collect(specification["name"], sweep, places), known["cells"])
+
+
+def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
+    """The training trajectories that runs keep, with their cell: the same share of every run where there are too many."""
+    import mlflow.artifacts
+
+    from tasks.outbox import TRAJECTORIES
+
+    runs = [(report.cell, run) for report in reports for run in report.data.finished()]
+    found: list[dict[str, Any]] = []
+    for cell, run in runs:
+        if TRAJECTORIES not in {item.path for item in client().list_artifacts(run.run_id)}:
+            continue
+        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{TRAJECTORIES}")
+        lines = [json.loads(line) for line in text.splitlines()]
+        step = max(1, -(-len(lines) * len(runs) // most))
+        found += [{"cell": cell, **line} for line in lines[::step]]
+    return found
 
 
 def _comparison(specification: Mapping[str, Any]) -> str:
     """The same for sweeps that compare the same: tasks/watch.py compares those."""
     from igpo_core.config import fingerprint
 
-    return fingerprint({name: specification[name] for name in ("name", "base", "arms", "baseline", "seeds")})
+    kept = ("name", "base", "arms", "baseline", "factors", "seeds")
+    return fingerprint({name: specification[name] for name in kept})
 
 
-def _report_run(place: str, sweep: str, specification: Mapping[str, Any], data_version: str, comparison: str) -> str:
+def _report_run(
+    place: str, sweep: str, specification: Mapping[str, Any], versions_by_cell: Mapping[str, str], comparison: str
+) -> str:
     """Each choice of arms and seeds has a report of its own: one never overwrites another."""
     mlflow = client()
     arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
     tags = {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
     found = mlflow.search_runs([place], tag_filter(**tags), max_results=1)
-    tags |= {"specification": comparison, "data_version": data_version}
+    tags |= {"specification": comparison, "data_version": ",".join(sorted(set(versions_by_cell.values())))}
     if found:
         return str(found[0].info.run_id)
     name = f"report {sweep}: {len(specification['arms'])} arms, seeds {seeds}"
     return str(mlflow.create_run(place, tags=tags, run_name=name).info.run_id)
 
 
-def _log_summaries(run_id: str, summaries: Sequence[ArmSummary]) -> None:
+def _log_summaries(run_id: str, summaries: Sequence[ArmSummary], cell: str) -> None:
     """Numbers of the table as metrics; a report written again adds only those that changed."""
     from mlflow.entities import Metric
 
     mlflow, now = client(), int(time.time() * 1000)
     known = mlflow.get_run(run_id).data.metrics
     numbers = {
-        f"report/{row.arm}/{name}": float(value)
+        f"{prefix(cell)}{row.arm}/{name}": float(value)
         for row in summaries
         for name, value in vars(row).items()
         if isinstance(value, (int, float))
@@ -346,14 +385,14 @@ def _commit() -> str:
     return git.stdout.strip() if git.returncode == 0 else f"no commit known: {git.stderr.strip()}"
 
 
-def versions(data_version: str) -> dict[str, Any]:
+def versions(data_versions: Mapping[str, str]) -> dict[str, Any]:
     """What computed the numbers: code, data, interpreter, machine and every installed package."""
     from importlib.metadata import distributions
 
     from igpo_core.config import code_version
 
     return {
-        "data": data_version,
+        "data": sorted(set(data_versions.values())),
         "code": code_version(),
         "git": _commit(),
         "python": platform.python_version(),

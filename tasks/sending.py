@@ -17,6 +17,7 @@ from igpo_core.errors import IgpoError, ServiceError
 from igpo_core.folders import write_json
 from tasks.locks import locked_if_free
 from tasks.outbox import (
+    TRAJECTORIES,
     About,
     Outbox,
     Status,
@@ -26,6 +27,7 @@ from tasks.outbox import (
     read_status,
     read_traces,
     sync,
+    trajectories_hash,
     write_status,
 )
 from tasks.tracking import (
@@ -52,7 +54,7 @@ SLOWEST_SECONDS = 30.0  # between two attempts while MLflow is away
 
 @dataclass(frozen=True)
 class Sent:
-    """What one MLflow server has of a run. metrics: bytes of metrics.jsonl; model, traces: hashes of what was sent."""
+    """What one MLflow server has of a run. metrics: bytes of metrics.jsonl; the others: hashes of what was sent."""
 
     server: str
     experiment_id: str
@@ -60,6 +62,7 @@ class Sent:
     metrics: int = 0
     model: str = ""
     traces: str = ""
+    trajectories: str = ""
     status: str = ""
 
 
@@ -107,6 +110,8 @@ class Sender:
         self._send_metrics()
         self._send_model()
         self._send_traces()
+        if status != "RUNNING":  # a file that grows is sent once
+            self._send_trajectories()
         if status != self._sent.status:
             client().set_terminated(self._sent.run_id, status, ended)
             self._remember(status=status)
@@ -200,6 +205,13 @@ class Sender:
             return
         log_traces(self._sent.run_id, self._sent.experiment_id, records)
         self._remember(traces=digest)
+
+    def _send_trajectories(self) -> None:
+        assert self._sent is not None
+        digest = trajectories_hash(self.folder)
+        if digest and self._sent.trajectories != digest:
+            client().log_artifact(self._sent.run_id, str(self.folder / TRAJECTORIES))
+            self._remember(trajectories=digest)
 
     def _remember(self, **sent: Any) -> None:
         assert self._sent is not None
@@ -328,11 +340,12 @@ def owes(folder: Path) -> bool:
     sent = read_sent(folder)
 
     lines = folder / "metrics.jsonl"
-    return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.status) != (
+    return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.trajectories, sent.status) != (
         tracking_uri(),
         lines.stat().st_size if lines.is_file() else 0,
         read_model(folder)[1],
         read_traces(folder)[1],
+        trajectories_hash(folder),
         read_status(folder)[0],
     )
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 class TurnRecord:
     """One turn. belief_before, belief_after: s_{t-1} and s_t, log-probabilities of the gold answer; gain: g_t.
 
-    None: not scored. The last turn has no observation, hence neither belief_after nor gain.
+    None: not scored. advantage: A_t, of training trajectories alone.
+    The last turn has no observation, hence neither belief_after nor gain.
     """
 
     text: str
@@ -19,6 +20,7 @@ class TurnRecord:
     belief_before: float | None
     belief_after: float | None
     gain: float | None
+    advantage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class TraceRecord:
     em: float
     arm: str
     seed: int
+    split: str = "test"
+    step: int = 0
 
     @property
     def answer(self) -> str | None:

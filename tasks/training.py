@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
     from igpo_core.evaluation import EvaluationResult
     from igpo_core.policies import Policy
-    from igpo_core.training import Trainer
+    from igpo_core.training import StepResult, Trainer
     from tasks.data import PublishedData
     from tasks.sending import Tracker
 
 Say = Callable[[str], None]
+Keep = Callable[[int, "list[Any]", "list[list[float]]"], None]
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,94 @@ def start_trainer(
     return trainer
 
 
-def evaluate_if_missing(trainer: "Trainer", tracker: "Tracker") -> None:
+def evaluate_if_missing(trainer: "Trainer", run: RunIdentity, tracker: "Tracker") -> None:
     """Dev before the first step, and where a run was ended between a step and the evaluation that was due after it."""
     if _evaluation_is_due(trainer) and not tracker.has("eval/all/f1", trainer.step):
-        tracker.log(trainer.step, evaluate_dev(trainer))
+        dev = evaluate_dev(trainer)
+        keep_best(trainer, run, dev["eval/all/f1"])
+        tracker.log(trainer.step, dev)
 
 
-def train_steps(trainer: "Trainer", until: int, log: Callable[[int, dict[str, float]], None], say: Say) -> None:
-    """Steps up to `until`, with an evaluation on dev every config.evaluation.every steps."""
+BEST = "best.json"
+
+
+def keep_best(trainer: "Trainer", run: RunIdentity, f1: float) -> None:
+    """Keep the weights of this step when dev F1 is higher than at any step before (the first of equals).
+
+    A run that is killed and goes on from an earlier step meets the same values again and ends with the same best.
+    """
+    import shutil
+
+    from igpo_core.policies import save_policy
+
+    known = read_best(run)
+    if known is not None and f1 <= known["f1"]:
+        return
+    folder = run.folder / "best" / f"step-{trainer.step:06d}"
+    if not folder.exists():
+        write_folder(folder, lambda path: save_policy(trainer.policy, path))
+    write_json(run.folder / BEST, {"step": trainer.step, "f1": f1})
+    for other in folder.parent.glob("step-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def read_best(run: RunIdentity) -> dict[str, Any] | None:
+    """{"step", "f1"} of the best dev evaluation so far; None before the first."""
+    path = run.folder / BEST
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) -> dict[str, float]:
+    """test_best/ metrics: the one evaluation on test of the checkpoint that was best on dev. last: test metrics of the last
+    checkpoint, "/all/f1" and so on, which serve where it is the best. Changes the trainer's weights: call it last."""
+    from igpo_core.checkpoints import load_weights
+
+    best = read_best(run)
+    assert best is not None  # dev is evaluated before the first step
+    metrics = last
+    if best["step"] != trainer.step:
+        folder = run.folder / "best" / f"step-{best['step']:06d}"
+        verify_folder(folder)
+        load_weights(folder, trainer.policy.model)
+        config = trainer.config
+        first = config.model_copy(
+            update={"evaluation": config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})}
+        )
+        metrics, _ = evaluate_all(
+            trainer.policy, trainer.environment, first, "test", config.evaluation.test_questions, best["step"]
+        )
+    return {
+        "test_best/all/f1": metrics["/all/f1"],
+        "test_best/all/em": metrics["/all/em"],
+        "test_best/step": float(best["step"]),
+    }
+
+
+def train_steps(
+    trainer: "Trainer",
+    until: int,
+    log: Callable[[int, dict[str, float]], None],
+    say: Say,
+    keep: "Keep" = lambda step, explained, advantages: None,
+    best: Callable[[float], None] = lambda f1: None,
+) -> None:
+    """Steps up to `until` or the end of the budget, with an evaluation on dev every config.evaluation.every steps.
+
+    keep(step, explained, advantages) is given the sample of training trajectories that diagnostics look at; best the dev F1
+    of each evaluation.
+    """
     total = trainer.config.training.steps
-    while trainer.step < until:
-        metrics = trainer.run_step().metrics
+    while trainer.step < until and not trainer.done:
+        result = trainer.run_step()
+        metrics = result.metrics
         log(trainer.step, metrics)
         if _evaluation_is_due(trainer):
-            dev = evaluate_dev(trainer)
+            dev = {**evaluate_dev(trainer), **look_into(trainer, result, keep)}
+            best(dev["eval/all/f1"])  # before its line: a run that finds the line does not evaluate again
             log(trainer.step, dev)
             say(
                 f"step {trainer.step}/{total}: dev F1 {dev['eval/all/f1']:.3f}, train F1 {metrics['train/f1']:.3f}, turns "
@@ -160,7 +235,27 @@ def train_steps(trainer: "Trainer", until: int, log: Callable[[int, dict[str, fl
 
 def _evaluation_is_due(trainer: "Trainer") -> bool:
     config = trainer.config
-    return trainer.step % config.evaluation.every == 0 or trainer.step == config.training.steps
+    return trainer.step % config.evaluation.every == 0 or trainer.done
+
+
+def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[str, float]:
+    """diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm."""
+    from itertools import islice
+
+    from igpo_core.diagnostics import belief_metrics, fits_window
+    from igpo_core.rewards.scoring import explain_trajectories
+
+    config, policy = trainer.config, trainer.policy
+    started = time.perf_counter()
+    numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward))
+    sample = list(islice(numbers, config.evaluation.diagnostics))
+    if not sample:
+        return {}
+    trajectories = [result.scored[i].trajectory for i in sample]
+    explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
+    metrics = belief_metrics(policy, explained, config.reward)
+    keep(trainer.step, explained, [result.credit.turns[i] for i in sample])
+    return {**metrics, "time/diagnostics": time.perf_counter() - started}
 
 
 def evaluate_dev(trainer: "Trainer") -> dict[str, float]:

@@ -1,6 +1,5 @@
-"""Scored trajectories as records for people: text by turn, with beliefs and gains."""
+"""Scored trajectories as records for people: text by turn, with beliefs, gains and advantages."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,25 +8,20 @@ from igpo_core.trajectory import Answer, Search
 from tasks.traces import TraceRecord, TurnRecord
 
 
-def trace_records(policy: Any, scored: Sequence[Any], config: ExperimentConfig, arm: str) -> list[TraceRecord]:
-    """The first config.evaluation.traces of `scored` whose answers fit behind their history.
-
-    Beliefs are scored here for the sample alone, so that outcome_only shows them too and pays for no other.
-    """
-    from igpo_core.rewards.information_gain import information_gains
-    from igpo_core.rewards.scoring import longest_probe, score_trajectories
-
-    def fits(item: Any) -> bool:
-        trajectory = item.trajectory
-        room: int = policy.window - len(trajectory.token_ids)
-        return room >= longest_probe(policy, trajectory.question, config.reward)
-
-    scored = list(itertools.islice(filter(fits, scored), config.evaluation.traces))
-    beliefs = score_trajectories(policy, [item.trajectory for item in scored], config.reward)
+def records_of(
+    policy: Any,
+    explained: Sequence[Any],
+    config: ExperimentConfig,
+    arm: str,
+    *,
+    split: str,
+    step: int,
+    advantages: Sequence[Sequence[float]] | None = None,
+) -> list[TraceRecord]:
+    """One record a trajectory; explained: from explain_trajectories. advantages: of its turns, None outside training."""
     records = []
-    for item, seen in zip(scored, beliefs, strict=True):
-        gains = information_gains(seen, config.reward.gain)
-        trajectory = item.trajectory
+    for i, item in enumerate(explained):
+        trajectory, seen, gains = item.trajectory, item.beliefs, item.gains
         turns = []
         for t, turn in enumerate(trajectory.turns):
             last = t == len(trajectory.turns) - 1
@@ -40,6 +34,7 @@ def trace_records(policy: Any, scored: Sequence[Any], config: ExperimentConfig, 
                     belief_before=seen[t],
                     belief_after=None if last else seen[t + 1],
                     gain=None if last else gains[t],
+                    advantage=None if advantages is None else advantages[i][t],
                 )
             )
         records.append(
@@ -53,9 +48,34 @@ def trace_records(policy: Any, scored: Sequence[Any], config: ExperimentConfig, 
                 em=item.em,
                 arm=arm,
                 seed=config.seed,
+                split=split,
+                step=step,
             )
         )
     return records
+
+
+def test_records(
+    policy: Any, scored: Sequence[Any], config: ExperimentConfig, arm: str, step: int
+) -> list[TraceRecord]:
+    """The first config.evaluation.traces of `scored` whose answers fit behind their history.
+
+    Beliefs are scored here for the sample alone, so that outcome_only shows them too and pays for no other.
+    """
+    from itertools import islice
+
+    from igpo_core.diagnostics import fits_window
+    from igpo_core.rewards.scoring import explain_trajectories
+
+    sample = list(
+        islice((item for item in scored if fits_window(policy, item, config.reward)), config.evaluation.traces)
+    )
+    if not sample:
+        return []
+    explained = explain_trajectories(
+        policy, [item.trajectory for item in sample], config.reward, key=(config.seed, step)
+    )
+    return records_of(policy, explained, config, arm, split="test", step=step)
 
 
 def _kind(action: Any) -> Any:

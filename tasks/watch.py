@@ -35,7 +35,12 @@ class Moved:
         )
 
 
-def moved(experiment: str, specification: str, sweep: str, summaries: "Sequence[ArmSummary]") -> list[Moved]:
+def prefix(cell: str) -> str:
+    """What metrics of a report run start with."""
+    return f"report/{cell.replace(',', '/').replace('=', ' ')}/" if cell else "report/"  # MLflow takes no "="
+
+
+def moved(experiment: str, specification: str, sweep: str, cell: str, summaries: "Sequence[ArmSummary]") -> list[Moved]:
     """Arms whose difference left the interval of the newest earlier report.
 
     experiment: MLflow's id. specification: fingerprint that reports of the same comparison share in their tag. An arm
@@ -48,8 +53,9 @@ def moved(experiment: str, specification: str, sweep: str, summaries: "Sequence[
         return []
     found = []
     for row in summaries:
-        low, high = (before.data.metrics.get(f"report/{row.arm}/{end}") for end in ("low", "high"))
+        low, high = (before.data.metrics.get(f"{prefix(cell)}{row.arm}/{end}") for end in ("low", "high"))
         if row.difference is not None and low is not None and high is not None and not low <= row.difference <= high:
             url = run_url(experiment, before.info.run_id)
-            found.append(Moved(row.arm, row.difference, low, high, before.data.tags["sweep"], url))
+            name = f"{row.arm} ({cell})" if cell else row.arm
+            found.append(Moved(name, row.difference, low, high, before.data.tags["sweep"], url))
     return found

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.statistics import MIN_SEEDS
@@ -18,6 +18,10 @@ class Words:
     warnings: tuple[str, ...]
     shown: tuple[str, ...]
     limits: tuple[str, ...]
+
+    def warn(self, lines: Sequence[str]) -> "Words":
+        """The same with more warnings."""
+        return replace(self, warnings=(*self.warnings, *lines))
 
     def plain(self, width: int = 118) -> str:
         """For a terminal."""
@@ -37,8 +41,12 @@ def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict
             "F1": _number(row.f1),
             "EM": _number(row.em),
             "greedy F1": _number(row.greedy_f1),
+            "best-by-dev F1": _number(row.best_f1),
+            "IQM": _number(row.iqm),
             "difference in F1 [95%]": difference(row),
             "verdict": row.verdict,
+            "P(better)": _number(row.improvement, 2),
+            "seeds for margin": "-" if row.needed is None else str(row.needed),
             "dead groups": _number(row.dead_groups, 2),
             "turns": _number(row.turns, 1),
             f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
@@ -63,11 +71,11 @@ def difference(row: "ArmSummary") -> str:
 
 
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
-    """Two blocks of aligned columns, at most 120 wide: the scores, then behaviour and speed."""
+    """Three blocks of aligned columns, at most 120 wide: scores, comparison, then behaviour and speed."""
     names = list(cells[0])
-    cut = names.index("verdict") + 1
+    compared, behaviour = names.index("difference in F1 [95%]"), names.index("dead groups")
     blocks = []
-    for columns in (names[:cut], [names[0], *names[cut:]]):
+    for columns in (names[:compared], [names[0], *names[compared:behaviour]], [names[0], *names[behaviour:]]):
         texts = [columns, *([_shorten(row[name]) for name in columns] for row in cells)]
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         texts.insert(1, ["-" * width for width in widths])
@@ -80,16 +88,17 @@ def _shorten(text: str, width: int = 36) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def markdown(sweep: str, cells: Sequence[Mapping[str, str]], words: Words, compare: str) -> str:
-    """The whole report."""
-    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    warnings = "".join(f"> **{text}**\n\n" for text in words.warnings)
-    limits = "\n".join(f"- {text}" for text in words.limits)
-    return (
-        f"# {sweep}\n\n{warnings}{table}\n\n## What was shown\n\n{chr(10).join(f'- {text}' for text in words.shown)}\n\n"
-        f"## What was not shown\n\n{limits}\n\n[Compare the runs in MLflow]({compare})\n"
-    )
+def markdown(sweep: str, cells: Sequence[tuple[str, Sequence[Mapping[str, str]], Words]], compare: str) -> str:
+    """The whole report: a table and words for each cell."""
+    parts = [f"# {sweep}"]
+    for cell, rows, words in cells:
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        parts += [f"# {cell}"] if cell else []
+        parts += [f"> **{text}**" for text in words.warnings]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts += ["## What was shown", "\n".join(f"- {text}" for text in words.shown)]
+        parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
+    return "\n\n".join([*parts, f"[Compare the runs in MLflow]({compare})"]) + "\n"
 
 
 def sentences(

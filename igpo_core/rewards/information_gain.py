@@ -1,4 +1,4 @@
-"""Beliefs and information gains (paper Eq. 3 and 4).
+"""Beliefs (paper Eq. 3); the gains made of them are in gains.py.
 
 The history of a trajectory is encoded once, under the plain causal mask that attention kernels are fastest at. On its keys
 and values then stand all probes in one pass: for every cut the probe's prefix and each accepted answer, behind a mask in
@@ -6,11 +6,10 @@ which a probe sees the history up to its cut and itself alone. Positions of a pr
 that of a plain forward pass over history and probe; and no mask is quadratic in the history.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -19,10 +18,8 @@ from igpo_core.batching import token_batches
 from igpo_core.logprobs import target_logprobs
 from igpo_core.protocol import AnswerProbe
 
-__all__ = ["AnswerProbe", "answer_log_likelihoods", "belief", "information_gains", "score_beliefs"]
+__all__ = ["AnswerProbe", "answer_log_likelihoods", "score_beliefs"]
 
-Aliases = Literal["logsumexp", "max", "shortest", "first"]
-Gain = Literal["log_prob_diff", "prob_diff"]
 _PAD, _SHARED = -2, -1  # values of `cut` and `answer`
 
 
@@ -164,31 +161,3 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         results.append(logprobs[start : start + len(row.at)])
         start += len(row.at)
     return results
-
-
-def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:
-    """One belief s from the mean log-probabilities of several accepted answers; lengths: their tokens.
-
-    logsumexp (TIPS), max, shortest (fewest tokens; the first of them) or first (the authors' code).
-    """
-    if aliases == "logsumexp":
-        top = max(scores)
-        return top + math.log(math.fsum(math.exp(score - top) for score in scores))
-    if aliases == "max":
-        return max(scores)
-    if aliases == "shortest":
-        return scores[min(range(len(scores)), key=lambda i: lengths[i])]
-    if aliases == "first":
-        return scores[0]
-    raise ValueError(f"unknown aliases {aliases!r}: valid are {', '.join(get_args(Aliases))}")
-
-
-def information_gains(beliefs: Sequence[float], gain: Gain) -> list[float]:
-    """g_t for t = 1..T-1 from s_0..s_{T-1}: log_prob_diff s_t - s_{t-1} (Eq. 4), prob_diff exp(s_t) - exp(s_{t-1})."""
-    if gain == "log_prob_diff":
-        values = list(beliefs)
-    elif gain == "prob_diff":
-        values = [math.exp(value) for value in beliefs]
-    else:
-        raise ValueError(f"unknown gain {gain!r}: valid are {', '.join(get_args(Gain))}")
-    return [after - before for before, after in itertools.pairwise(values)]

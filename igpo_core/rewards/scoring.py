@@ -1,17 +1,22 @@
-"""Trajectories in, their rewards out: [g_1, .., g_{T-1}, outcome] for each.
+"""Trajectories in, what they earned out: outcome, beliefs where they were asked for, gains g_1..g_{T-1}.
 
 In training the beliefs were read while rolling out (igpo_core.rollout.probes); score_trajectories reads them afterwards,
-for replays and for trajectories of an evaluation. Both give the same values up to float32 rounding, and a test holds it.
+for replays, for an older scorer and for trajectories of an evaluation. Both give the same values up to float32 rounding,
+and a test holds it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.credit import TurnRewards
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
-from igpo_core.rewards.information_gain import belief, information_gains, score_beliefs
+from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
+from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
+from igpo_core.rewards.information_gain import score_beliefs
 from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score
 from igpo_core.trajectory import Question, Trajectory
 
@@ -20,30 +25,29 @@ from igpo_core.trajectory import Question, Trajectory
 class Scored:
     """A trajectory with what it earned.
 
-    f1, em: of the answer, 0 without one. outcome: the configured F1, or the format penalty without a well-formed answer.
-    beliefs: s_0..s_{T-1}, None where no belief was asked for (outcome_only makes no scoring pass at all).
+    f1, em: of the answer, 0 without one. reward: the configured F1, 0 without an answer. outcome: the same, or the format
+    penalty without a well-formed answer. beliefs: s_0..s_{T-1}, None where none were asked for (outcome_only makes no
+    scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own.
     """
 
     trajectory: Trajectory
     f1: float
     em: float
+    reward: float
     outcome: float
     beliefs: tuple[float, ...] | None
+    gains: tuple[float, ...] | None = None
 
-    def gains(self, config: RewardConfig) -> list[float]:
-        """g_1..g_{T-1}. Raises ValueError where beliefs and turns do not fit together: no gain is ever dropped."""
-        if self.beliefs is None or len(self.beliefs) != len(self.trajectory.turns):
-            raise ValueError(
-                f"{self.trajectory.question.id}: {self.beliefs and len(self.beliefs)} beliefs for "
-                f"{len(self.trajectory.turns)} turns"
-            )
-        return information_gains(self.beliefs, config.gain)
-
-    def rewards(self, config: RewardConfig) -> list[float]:
-        """What turn_advantages takes. gain_only: the outcome is 0 for all, so its pool has no spread."""
-        if not config.needs_gain:
-            return [0.0] * (len(self.trajectory.turns) - 1) + [self.outcome]
-        return [*self.gains(config), 0.0 if config.reward == "gain_only" else self.outcome]
+    def turn_rewards(self) -> TurnRewards:
+        """What assign_credit takes; the state before a turn is the set of observations seen so far."""
+        trajectory = self.trajectory
+        return TurnRewards(
+            turns=len(trajectory.turns),
+            gains=self.gains or (),
+            outcome=self.reward,
+            answered=trajectory.answer is not None,
+            states=tuple(frozenset(trajectory.observations[:t]) for t in range(len(trajectory.turns))),
+        )
 
 
 Probes = Callable[[Question], list[AnswerProbe]]
@@ -63,16 +67,74 @@ def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
     return probes
 
 
-def reward_trajectories(policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig) -> list[Scored]:
-    """Outcomes of all trajectories, and beliefs where the reward needs them. Makes no pass through the model.
+def reward_trajectories(
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, scorer: Any = None, key: Any = (0, 0)
+) -> list[Scored]:
+    """Outcomes of all trajectories, and gains where the reward has them.
 
-    Raises ValueError when the reward needs beliefs and a trajectory was rolled out without probes.
+    Beliefs that were read while rolling out cost nothing here; other ones (of an older model `scorer`, of counterfactual
+    histories) cost passes of their own. key = (seed, step): keys the draw of counterfactual observations. Raises
+    ValueError when the reward needs beliefs of the rollout and a trajectory was rolled out without probes.
     """
-    beliefs: list[tuple[float, ...] | None] = [None] * len(trajectories)
-    if config.needs_gain:
+    outcomes = [_score(item, config) for item in trajectories]
+    if not config.needs_gain:
+        return outcomes
+    if config.gain == "first_exposure":
+        return [
+            replace(item, gains=tuple(first_exposure(item.trajectory.observations, item.trajectory.question.answers)))
+            for item in outcomes
+        ]
+    judge = policy if scorer is None else replace(policy, model=scorer)
+    if config.beliefs_while_rolling_out:
         probes = answer_probes(policy, config)
         beliefs = [_beliefs(item, item.answer_scores, probes, config) for item in trajectories]
-    return [_score(item, seen, config) for item, seen in zip(trajectories, beliefs, strict=True)]
+    else:
+        beliefs = score_trajectories(judge, trajectories, config)
+    gains = _gains(judge, trajectories, beliefs, config, key)
+    return [
+        replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
+    ]
+
+
+def explain_trajectories(
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: tuple[int, int] = (0, 0)
+) -> list[Scored]:
+    """What reward_trajectories gives, for people to look at: beliefs are the policy's of now and scored afterwards, for
+    every arm alike; gains are the arm's own, or log_prob_diff where it has none. Costs scoring passes."""
+    beliefs = score_trajectories(policy, trajectories, config)
+    if config.needs_beliefs:
+        gains = _gains(policy, trajectories, beliefs, config, key)
+    elif config.needs_gain:
+        gains = [first_exposure(item.observations, item.question.answers) for item in trajectories]
+    else:
+        gains = [information_gains(seen, "log_prob_diff") for seen in beliefs]
+    return [
+        replace(_score(item, config), beliefs=seen, gains=tuple(own))
+        for item, seen, own in zip(trajectories, beliefs, gains, strict=True)
+    ]
+
+
+def _gains(
+    judge: Policy,
+    trajectories: Sequence[Trajectory],
+    beliefs: Sequence[tuple[float, ...]],
+    config: RewardConfig,
+    key: tuple[int, int],
+) -> list[list[float]]:
+    if config.gain == "leave_one_turn_out":
+        without = score_histories(judge, trajectories, [without_each_turn(item) for item in trajectories], config)
+        return [leave_one_turn_out(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
+    if config.credit in ("observation", "query"):
+        histories = instead_of_observations(judge.protocol, trajectories, config.credit, key)
+        flat = [[ids for several in row for ids in several] for row in histories]
+        scores = [iter(row) for row in score_histories(judge, trajectories, flat, config)]
+        # where no other question searched there is nothing to compare with: the turn gains nothing against itself
+        others = [
+            [[next(own) for _ in several] or [seen[t + 1]] for t, several in enumerate(row)]
+            for row, own, seen in zip(histories, scores, beliefs, strict=True)
+        ]
+        return [gains_against(seen[1:], row, config.gain) for seen, row in zip(beliefs, others, strict=True)]
+    return [information_gains(seen, config.gain) for seen in beliefs]
 
 
 def longest_probe(policy: Policy, question: Question, config: RewardConfig) -> int:
@@ -82,7 +144,7 @@ def longest_probe(policy: Policy, question: Question, config: RewardConfig) -> i
 
 def require_room(policy: Policy, questions: Sequence[Question], config: ExperimentConfig) -> None:
     """Raise ConfigError when a history of rollout.max_tokens and a probe exceed the policy's window."""
-    if not config.reward.needs_gain:
+    if not config.reward.needs_beliefs:
         return
     for question in questions:
         longest = longest_probe(policy, question, config.reward)
@@ -109,6 +171,29 @@ def score_trajectories(
     return [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
 
 
+def score_histories(
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    histories: Sequence[Sequence[Sequence[int]]],
+    config: RewardConfig,
+) -> list[list[float]]:
+    """The belief at the end of each history; histories[i]: any token sequences that belong to trajectory i's question."""
+    probes = answer_probes(policy, config)
+    flat = [(item, list(ids)) for item, row in zip(trajectories, histories, strict=True) for ids in row]
+    scores = score_beliefs(
+        policy.model,
+        [ids for _, ids in flat],
+        [[len(ids)] for _, ids in flat],
+        [probes(item.question) for item, _ in flat],
+        max_tokens=config.belief_tokens,
+    )
+    found = iter(
+        belief(by_cut[0], [len(probe.answer_ids) for probe in probes(item.question)], config.aliases)
+        for (item, _), by_cut in zip(flat, scores, strict=True)
+    )
+    return [[next(found) for _ in row] for row in histories]
+
+
 def _beliefs(
     item: Trajectory, scores: Sequence[Sequence[float]] | None, probes: Probes, config: RewardConfig
 ) -> tuple[float, ...]:
@@ -118,10 +203,10 @@ def _beliefs(
     return tuple(belief(values, lengths, config.aliases) for values in scores)
 
 
-def _score(item: Trajectory, beliefs: tuple[float, ...] | None, config: RewardConfig) -> Scored:
+def _score(item: Trajectory, config: RewardConfig) -> Scored:
     if item.answer is None:
-        return Scored(item, 0.0, 0.0, config.format_penalty, beliefs)
+        return Scored(item, 0.0, 0.0, 0.0, config.format_penalty, None)
     answers = item.question.answers
     f1 = f1_score(item.answer, answers)
     outcome = f1 if config.outcome == "f1" else paper_f1_score(item.answer, answers)
-    return Scored(item, f1, exact_match(item.answer, answers), outcome, beliefs)
+    return Scored(item, f1, exact_match(item.answer, answers), outcome, outcome, None)

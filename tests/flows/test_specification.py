@@ -76,10 +76,10 @@ def test_a_selection_keeps_the_baseline_and_the_order(tmp_path: Path) -> None:
 
 def test_the_sweep_changes_with_what_is_compared_and_not_with_arms_or_seeds(tmp_path: Path) -> None:
     specification = load_specification(write(tmp_path, GOOD))
-    assert specification.select(["outcome_only"], [5]).sweep("v1") == specification.sweep("v1")
-    assert specification.sweep("v2") != specification.sweep("v1")
+    assert specification.select(["outcome_only"], [5]).sweep({"": "v1"}) == specification.sweep({"": "v1"})
+    assert specification.sweep({"": "v2"}) != specification.sweep({"": "v1"})
     longer = AblationSpecification.model_validate({**GOOD, "base": {**GOOD["base"], "training": {"epochs": 5}}})
-    assert longer.sweep("v1") != specification.sweep("v1")
+    assert longer.sweep({"": "v1"}) != specification.sweep({"": "v1"})
 
 
 def test_an_unknown_arm_is_told_which_there_are(tmp_path: Path) -> None:

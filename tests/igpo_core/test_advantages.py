@@ -62,7 +62,10 @@ def test_equal_total_gain_in_two_or_four_turns_is_not_paid_equally() -> None:
         ({"rewards": [[0.0], [0.0, math.inf]], "groups": ["q", "q"]}, "reward 1 of trajectory 1 is inf"),
         ({"rewards": [[0.0]], "groups": []}, "1 trajectories but 0 group keys"),
         ({"rewards": [[]], "groups": ["q"]}, "has no rewards"),
-        ({"rewards": [[0.0]], "groups": ["q"], "normalization": "none"}, "separate, joint, outcome_only"),
+        (
+            {"rewards": [[0.0]], "groups": ["q"], "normalization": "nothing"},
+            "separate, joint, raw, turn_group, none, outcome_only",
+        ),
         ({"rewards": [[0.0]], "groups": ["q"], "scale": "max"}, "valid are std, none"),
         ({"rewards": [[0.0]], "groups": ["q"], "gamma": 1.5}, "gamma"),
         ({"rewards": [[0.0]], "groups": ["q"], "eps": 0.0}, "eps"),

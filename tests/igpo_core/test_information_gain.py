@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from igpo_core.rewards.information_gain import (
-    AnswerProbe,
-    answer_log_likelihoods,
-    belief,
-    information_gains,
-    score_beliefs,
-)
+from igpo_core.rewards.gains import belief, information_gains
+from igpo_core.rewards.information_gain import AnswerProbe, answer_log_likelihoods, score_beliefs
 
 VOCABULARY = 53
 

@@ -48,7 +48,29 @@ def test_a_coefficient_without_its_input_raises() -> None:
 
 
 def test_denominators() -> None:
-    assert token_weights([1, 4], "sequence") == [0.5, 0.125]
-    assert token_weights([1, 4], "token") == [0.2, 0.2]
-    with pytest.raises(ValueError, match="sequence, token"):
-        token_weights([1], "batch")  # type: ignore[arg-type]
+    assert token_weights([1, 4], "sequence", most=8) == [0.5, 0.125]
+    assert token_weights([1, 4], "token", most=8) == [0.2, 0.2]
+    assert token_weights([1, 4], "constant", most=8) == [1 / 16, 1 / 16]
+    with pytest.raises(ValueError, match="sequence, token, constant"):
+        token_weights([1], "batch", most=8)  # type: ignore[arg-type]
+
+
+def test_dropped_dead_groups_leave_the_denominator() -> None:
+    live = [True, False, True]
+    assert token_weights([1, 4, 2], "sequence", most=8, live=live) == [0.5, 0.125, 0.25]
+    assert token_weights([1, 4, 2], "token", most=8, live=live) == pytest.approx([1 / 3] * 3)
+    assert token_weights([1, 4, 2], "constant", most=8, live=live) == [1 / 16] * 3
+    assert token_weights([1, 4], "token", most=8, live=[False, False]) == [0.0, 0.0]
+
+
+def test_a_ratio_of_segments_by_hand() -> None:
+    # segment 0: log ratios log 1.5, log 0.5 -> their mean, ratio sqrt(0.75) = 0.866; segment 1: log 1.2
+    logprobs = tensor(math.log(1.5), math.log(0.5), math.log(1.2)).requires_grad_()
+    batch = TokenBatch(
+        logprobs, tensor(0, 0, 0), tensor(1, 2, -1), tensor(0.25, 0.25, 0.5), segments=torch.tensor([0, 0, 1])
+    )
+    terms = policy_loss(batch, **SETTINGS)
+    assert terms.total.item() == pytest.approx(-(0.25 * 0.75**0.5 + 0.5 * 0.75**0.5 - 0.5 * 1.2))
+    terms.total.backward()
+    assert logprobs.grad is not None  # each token moves by its own advantage, times the ratio of its segment
+    assert logprobs.grad.tolist() == pytest.approx([-0.25 * 0.75**0.5, -0.5 * 0.75**0.5, 0.6])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from igpo_core.config import LookupDemonstrations, WarmStart, WarmStartStage
+from igpo_core.credit import Credit
 from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
 from igpo_core.errors import ConfigError
 from igpo_core.evaluation import evaluate
@@ -113,13 +114,15 @@ def scored(group: str, outcomes: tuple[float, ...], turns: int) -> Scored:
     trajectory = Trajectory(
         QUESTION, group, tuple(range(start + 1)), 2, tuple(spans), RolloutStatus.ANSWERED, ("o",) * (turns - 1)
     )
-    return Scored(trajectory, outcomes[0], outcomes[0], outcomes[0], None)
+    return Scored(trajectory, outcomes[0], outcomes[0], outcomes[0], outcomes[0], None)
 
 
 def test_step_metrics_by_hand() -> None:
     items = [scored("a", (1.0,), 2), scored("a", (0.0,), 1), scored("b", (0.0,), 1), scored("b", (0.0,), 3)]
     advantages = [[1.0, 1.0], [-1.0], [0.0], [0.0, 0.0, 0.0]]
-    metrics = rollout_metrics(items, advantages, ["a", "a", "b", "b"])
+    nothing = [[0.0] * len(row) for row in advantages]
+    credit = Credit(advantages, None, advantages, nothing, 0.0, 0.0)
+    metrics = rollout_metrics(items, credit, ["a", "a", "b", "b"])
     assert metrics["train/f1"] == 0.25 and metrics["train/turns"] == 1.75 and metrics["train/searches"] == 0.75
     assert metrics["advantage/dead_groups"] == 0.5  # group b
     # first-turn advantages 1, -1, 0, 0 against turns 2, 1, 1, 3: means 0 and 1.75;

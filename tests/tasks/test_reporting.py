@@ -11,21 +11,24 @@ import yaml
 
 from igpo_core.errors import DataError
 from tasks.outbox import About, Outbox, write_status
-from tasks.reporting import RunData, SweepData, collect, left_out, summarise, unequal_budgets, write_report
+from tasks.reporting import left_out, recompute, summarise, unequal_budgets, write_report
 from tasks.sending import Sender, read_sent
 from tasks.statistics import Reached, interval
+from tasks.sweeps import RunData, SweepData, collect
 from tasks.tracking import client, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
     "name": "study",
+    "description": "",
+    "factors": {},
     "base": {
         "data": {"kind": "lookup"},
         "reward": {"format_penalty": -1.0},
         "rollout": {"questions": 2, "group_size": 4},
-        "training": {"epochs": 1, "steps_per_epoch": 4},
-        "evaluation": {"test_questions": 64},
+        "training": {"epochs": 1, "steps_per_epoch": 4, "budget": "steps", "amount": None},
+        "evaluation": {"test_questions": 64, "threshold": 0.5},
         "warm_start": {"stages": []},
     },
     "arms": {"outcome_only": {}, "igpo": {}},
@@ -48,10 +51,15 @@ def run(arm: str, seed: int, f1: float, dev: tuple[float, float, float], steps: 
         "progress/sampled_tokens": {step: 10 * step for step in every},
         "progress/seconds": {step: 0.5 * step for step in every},
     }
-    return RunData(f"{arm}-{seed}", arm, seed, "FINISHED", histories)
+    return with_curves(f"{arm}-{seed}", arm, seed, histories)
 
 
-KEYS = {f"{arm}-{seed}" for arm in ("outcome_only", "igpo") for seed in range(5)}
+def with_curves(run_id: str, arm: str, seed: int, histories: dict[str, dict[float, float]]) -> RunData:
+    latest = {name: history[max(history)] for name, history in histories.items()}
+    return RunData(run_id, arm, seed, "FINISHED", histories, latest)
+
+
+PLACES = {f"{arm}-{seed}": [("", arm, seed)] for arm in ("outcome_only", "igpo") for seed in range(5)}
 LOW, HIGH = [0.10, 0.12, 0.08, 0.10, 0.10], [0.80, 0.90, 0.70, 0.80, 0.80]
 
 
@@ -119,7 +127,7 @@ def test_a_run_without_its_counters_is_named() -> None:
 
 
 def test_metrics_that_are_missing_show_as_missing() -> None:
-    bare = replace(run("igpo", 0, 0.9, (0, 0, 0)), histories={"test/all/f1": {4.0: 0.9}})
+    bare = with_curves("igpo-0", "igpo", 0, {"test/all/f1": {4.0: 0.9}})
     rows = summarise(replace(five(), arms=("igpo",), runs=(bare,)), "outcome_only", 0.5)
     cells = table_rows(rows, 0.5)[0]
     assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
@@ -134,6 +142,14 @@ def test_equal_budgets_and_every_way_to_differ() -> None:
     assert "5 in igpo seed 9" in lines[0]
     unfinished = replace(longer, runs=(*data.runs, replace(longer.runs[-1], status="FAILED")))
     assert unequal_budgets(unfinished) == []  # only finished runs are compared
+
+
+def test_a_budget_of_tokens_allows_other_steps() -> None:
+    data = five()
+    longer = replace(data, runs=(*data.runs, run("igpo", 9, 0.8, (0, 0, 0), steps=5)))
+    assert unequal_budgets(longer, "sampled_tokens", 40.0) == []
+    (line,) = unequal_budgets(longer, "sampled_tokens", 50.0)  # 40 tokens in four steps, 50 in five
+    assert "outcome_only seed 0" in line and "igpo seed 9" not in line
 
 
 def test_the_terminal_table_fits() -> None:
@@ -182,24 +198,24 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     send("study", replace(data.runs[-1], status="FAILED"), tmp_path)
     send("study", replace(run("other", 0, 1.0, (1, 1, 1)), run_id="foreign"), tmp_path, sweep="study-2")
 
-    found = collect("study", "study-1")
+    found = collect("study", "study-1")[""]
     assert {(item.arm, item.seed): item.histories for item in found.runs} == {
         (item.arm, item.seed): item.histories for item in data.runs
     }
     assert [item.seed for item in found.finished("igpo")] == [0, 1, 2, 3]
 
-    first = write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    first = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
     assert "igpo seed 4 (FAILED)" in first.markdown and "igpo seed 4 (FAILED)" in first.terminal.replace("\n", " ")
-    assert [row.verdict for row in first.summaries] == ["baseline", "too few seeds"]
+    assert [row.verdict for row in first.cells[0].summaries] == ["baseline", "too few seeds"]
 
     write_status(tmp_path / "igpo-4", "FINISHED")
     Sender(tmp_path / "igpo-4").send()
-    second = write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    second = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
     assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
 
     points = client().get_metric_history(second.run_id, "report/igpo/difference")
-    write_report("study", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+    write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
     assert client().get_metric_history(second.run_id, "report/igpo/difference") == points  # unchanged: no new point
 
     reports = client().search_runs([experiment_id("study")], "tags.kind = 'report'")
@@ -210,13 +226,15 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     folder = Path(client().download_artifacts(first.run_id, "", str(tmp_path)))
     table = json.loads((folder / "table.json").read_text())
     assert {row["arm"]: row["f1"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
-    again = summarise(collect("study", "study-1").select(["outcome_only", "igpo"], range(5)), "outcome_only", 0.5)
-    assert again == second.summaries  # the table follows from the runs alone
+    (again,) = recompute(first.run_id)  # from the training runs alone
+    assert again.summaries == second.cells[0].summaries and again.rows == second.rows
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page and "igpo against outcome_only: +0.700" in page
     rows = list(csv.DictReader((folder / "table.csv").open()))
     assert [row["arm"] for row in rows] == ["outcome_only", "igpo"] and rows[1]["F1"] == "0.800"
     assert yaml.safe_load((folder / "specification.yaml").read_text()) == SPECIFICATION
     versions = json.loads((folder / "versions.json").read_text())
-    assert versions["data"] == "v1" and versions["packages"]["mlflow"] and versions["git"]
+    assert versions["data"] == ["v1"] and versions["packages"]["mlflow"] and versions["git"]
     assert (folder / "report.md").read_text() == second.markdown
     for name in ("overview", "f1", "difference", "dead_groups", "turns"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -232,8 +250,8 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
                 send("watch", named, tmp_path, sweep=sweep)
 
     def report(sweep: str, **changes: Any) -> Any:
-        keys = {f"{sweep}-{key}" for key in KEYS}
-        return write_report("watch", sweep, {**SPECIFICATION, **changes}, "v1", "outcome_only", 0.5, keys)
+        places = {f"{sweep}-{key}": there for key, there in PLACES.items()}
+        return write_report({**SPECIFICATION, "name": "watch", **changes}, sweep, {"": "v1"}, places, [""])
 
     first, second, third = report("w-1"), report("w-2"), report("w-3")
     assert first.moved == [] and second.moved == []
@@ -245,18 +263,46 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
     assert report("w-3", seeds=[0, 1, 2, 3]).moved == []  # another specification: nothing to compare with
 
 
+def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_server: str, tmp_path: Path) -> None:
+    """outcome_only was run once a seed; igpo in both cells, with +.70 and +.30 and once with another run of the arm."""
+    factors = {"gamma": {"1": {"reward.gamma": 1.0}, "0.9": {"reward.gamma": 0.9}}}
+    specification = {**SPECIFICATION, "name": "crossed", "factors": factors}
+    places: dict[str, list[tuple[str, str, int]]] = {}
+    for seed in range(5):
+        alone = run("outcome_only", seed, LOW[seed], (0, 0, 0))
+        both = {"gamma=1": 0.8, "gamma=0.9": 0.4}
+        places[alone.run_id] = [(cell, "outcome_only", seed) for cell in both]
+        send("crossed", alone, tmp_path, cell="gamma=1")
+        for cell, f1 in both.items():
+            item = replace(run("igpo", seed, f1, (0, 0, 0)), run_id=f"igpo-{seed}-{cell}")
+            places[item.run_id] = [(cell, "igpo", seed)]
+            send("crossed", item, tmp_path, cell=cell)
+    report = write_report(
+        specification, "study-1", {"gamma=1": "v1", "gamma=0.9": "v1"}, places, ["gamma=1", "gamma=0.9"]
+    )
+    assert [(cell.cell, cell.summaries[1].difference) for cell in report.cells] == [
+        ("gamma=1", pytest.approx(0.7)),
+        ("gamma=0.9", pytest.approx(0.3)),
+    ]
+    metrics = client().get_run(report.run_id).data.metrics
+    assert metrics["report/gamma 0.9/igpo/difference"] == pytest.approx(0.3)
+    assert [cell.summaries for cell in recompute(report.run_id)] == [cell.summaries for cell in report.cells]
+    folder = Path(client().download_artifacts(report.run_id, "", str(tmp_path / "downloaded")))
+    assert "The effect by cell" in (folder / "report.html").read_text()
+
+
 def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: Path) -> None:
     for name, f1, status in (("a", 0.1, "FINISHED"), ("b", 0.3, "FINISHED"), ("c", 0.9, "FAILED")):
         send("pairs", replace(run("igpo", 0, f1, (0, 0, 0)), run_id=name, status=status), tmp_path)
-    found = collect("pairs", "study-1")
+    found = collect("pairs", "study-1")[""]
     assert [item.last("test/all/f1") for item in found.runs] == [0.3]
     assert "SEVERAL RUNS of igpo seed 0" in found.warnings[0]
-    asked = collect("pairs", "study-1", {"a"})
+    asked = collect("pairs", "study-1", {"a": [("", "igpo", 0)]})[""]
     assert [item.last("test/all/f1") for item in asked.runs] == [0.1] and asked.warnings == ()
 
 
 def test_a_sweep_without_finished_runs_is_refused(mlflow_server: str, tmp_path: Path) -> None:
     send("none", replace(run("igpo", 0, 0.1, (0, 0, 0)), status="FAILED"), tmp_path)
     with pytest.raises(DataError, match=r"study-1 has no finished run.*igpo seed 0 \(FAILED\)"):
-        write_report("none", "study-1", SPECIFICATION, "v1", "outcome_only", 0.5, KEYS)
+        write_report({**SPECIFICATION, "name": "none"}, "study-1", {"": "v1"}, PLACES, [""])
     assert client().search_runs([experiment_id("none")], "tags.kind = 'report'") == []

@@ -1,0 +1,253 @@
+"""An arm's whole way from rewards to advantages, put together from the functions of igpo_core/advantages.py.
+
+Order, the same for every arm: normalise within pools; then gate, scale and weigh the gains (before a z-score a weight
+would be inert); then accumulate. With the defaults this is turn_advantages(normalization="separate") to the bit.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from igpo_core.advantages import (
+    Standardiser,
+    accumulate,
+    discounted_returns,
+    in_pools,
+    normalise_gains,
+    normalise_together,
+    require_finite,
+    standardiser,
+)
+from igpo_core.config import RewardConfig
+from igpo_core.seeds import python_rng
+
+Rows = list[list[float]]
+LEAST_OUTCOME, MOST_SCALE = 0.3, 10.0  # DR-Venus (arXiv 2604.19859), IG-Scale
+
+
+@dataclass(frozen=True)
+class TurnRewards:
+    """What one trajectory of T turns earned. gains: g_1..g_{T-1}, empty where the arm has none. outcome: F1 of the answer,
+    0 without one. answered: whether there is a well-formed one. states: for each turn, what had been seen before it."""
+
+    turns: int
+    gains: tuple[float, ...]
+    outcome: float
+    answered: bool
+    states: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Credit:
+    """turns[i][t]: the advantage of every token sampled in turn t. queries[i][t]: what the tokens of its query share
+    besides (credit=query), else None. outcome, gain: the parts that add up to them, for diagnostics. fallback_share: of
+    gains that turn_group normalised in the question's pool. gain_factor: what normalised gains were multiplied by, mean."""
+
+    turns: Rows
+    queries: Rows | None
+    outcome: Rows
+    gain: Rows
+    fallback_share: float
+    gain_factor: float
+
+
+def assign_credit(
+    rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: RewardConfig, *, seed: int, step: int
+) -> Credit:
+    """Advantages of a batch. groups[i]: the question's key. step counts from 0.
+
+    Raises ValueError on NaN and inf, and where gains and turns do not fit together.
+    """
+    _check(rewards, groups, config)
+    pools: list[Hashable] = ["batch"] * len(rewards) if config.baseline == "batch_mean" else list(groups)
+    centre = "leave_one_out" if config.baseline == "leave_one_out" else "mean"
+    standard = standardiser(scale=config.scale, eps=config.eps, centre=centre)
+    outcomes = _outcomes(rewards, pools, standard, config)
+    charges = [_charge(item, config) for item in rewards]
+    if config.reward == "outcome_only":
+        spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
+        return _finish(spread, [[0.0] * item.turns for item in rewards], charges, None, 0.0, 0.0)
+    weight = gain_weight(config, step)
+    if config.reward == "gigpo":
+        spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
+        anchored = [[weight * z for z in row] for row in same_state(rewards, groups, standard, config.gamma)]
+        return _finish(spread, anchored, charges, None, 0.0, weight)
+
+    gains = [list(item.gains) for item in rewards]
+    if config.shuffle_gains:
+        gains = shuffled(gains, groups, seed=seed, step=step)
+    if config.credit == "trajectory":
+        gains = [[math.fsum(row)] for row in gains]
+    fallback = 0.0
+    if config.normalization == "joint":
+        raw = [_outcome_value(item, config) for item in rewards]
+        rows = normalise_together([[*row, o] for row, o in zip(gains, raw, strict=True)], pools, standard)
+        normalised, outcomes = [row[:-1] for row in rows], [row[-1] for row in rows]
+    else:
+        normalised, fallback = normalise_gains(
+            gains, pools, standard, config.normalization, eps=config.eps, smallest=config.turn_group_size
+        )
+    factors = [weight] * len(rewards)
+    if config.gate == "sign":
+        normalised = sign_gate(normalised, gains)
+    elif config.gate == "outcome_spread":
+        raw = [_outcome_value(item, config) for item in rewards]
+        gates = outcome_gates(raw, groups, config.gate_temperature)
+        factors = [weight * gate for gate in gates]
+    if config.gain_scale == "match_outcome":
+        match = matched_scale(normalised, outcomes)
+        factors = [factor * match for factor in factors]
+    weighted = [[factor * z for z in row] for factor, row in zip(factors, normalised, strict=True)]
+    return _accumulated(rewards, weighted, outcomes, charges, config, fallback, math.fsum(factors) / len(factors))
+
+
+def _accumulated(
+    rewards: Sequence[TurnRewards],
+    gains: Rows,
+    outcomes: Sequence[float],
+    charges: Sequence[float],
+    config: RewardConfig,
+    fallback: float,
+    factor: float,
+) -> Credit:
+    if config.credit == "trajectory":
+        spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
+        total = [row * item.turns for row, item in zip(gains, rewards, strict=True)]
+        return _finish(spread, total, charges, None, fallback, factor)
+    if config.credit == "query":
+        spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
+        return _finish(spread, [[*row, 0.0] for row in gains], charges, gains, fallback, factor)
+    if config.outcome_credit == "broadcast":
+        spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
+        summed = [[*accumulate(row, config.gamma, config.accumulation, config.window), 0.0] for row in gains]
+        return _finish(spread, summed, charges, None, fallback, factor)
+    together = [discounted_returns([*row, z], config.gamma) for row, z in zip(gains, outcomes, strict=True)]
+    apart = [discounted_returns([0.0] * len(row) + [z], config.gamma) for row, z in zip(gains, outcomes, strict=True)]
+    own = [discounted_returns([*row, 0.0], config.gamma) for row in gains]
+    charged = _charged(together, charges)
+    return Credit(charged, None, _charged(apart, charges), own, fallback, factor)
+
+
+def _finish(
+    outcome: Rows, gain: Rows, charges: Sequence[float], queries: Rows | None, fallback: float, factor: float
+) -> Credit:
+    outcome = _charged(outcome, charges)
+    turns = outcome if queries is not None else [_add(a, b) for a, b in zip(outcome, gain, strict=True)]
+    return Credit(turns, queries, outcome, gain, fallback, factor)
+
+
+# ------------------------------------------------------------------------------------------- the choices, one by one
+
+
+def gain_weight(config: RewardConfig, step: int) -> float:
+    """The weight at a step: constant, or linear from gain_weight to gain_weight_end within gain_weight_steps."""
+    if config.gain_weight_end is None:
+        return config.gain_weight
+    gone = min(1.0, step / config.gain_weight_steps)
+    return config.gain_weight + gone * (config.gain_weight_end - config.gain_weight)
+
+
+def shuffled(gains: Sequence[Sequence[float]], groups: Sequence[Hashable], *, seed: int, step: int) -> Rows:
+    """The same gains, permuted among all turns of a group: variance without credit. Keyed by (seed, step, group)."""
+    rows: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        rows.setdefault(group, []).append(i)
+    result: Rows = [[] for _ in gains]
+    for group, members in rows.items():
+        pool = [value for i in members for value in gains[i]]
+        python_rng(seed, "shuffled gain", step, str(group)).shuffle(pool)
+        left = iter(pool)
+        for i in members:
+            result[i] = [next(left) for _ in gains[i]]
+    return result
+
+
+def sign_gate(normalised: Sequence[Sequence[float]], gains: Sequence[Sequence[float]]) -> Rows:
+    """z_t where it has the sign of g_t, else 0: subtracting the mean pays no turn for what it did not do (LOTAPO)."""
+    return [
+        [z if z * g > 0 else 0.0 for z, g in zip(*rows, strict=True)] for rows in zip(normalised, gains, strict=True)
+    ]
+
+
+def outcome_gates(outcomes: Sequence[float], groups: Sequence[Hashable], temperature: float) -> list[float]:
+    """sigmoid(-std of the group's outcomes / temperature): gains count where outcomes do not differ (InfoPO,
+    arXiv 2603.00656). 0.5 at most, for equal outcomes."""
+    values: dict[Hashable, list[float]] = {}
+    for outcome, group in zip(outcomes, groups, strict=True):
+        values.setdefault(group, []).append(outcome)
+    gates = {}
+    for group, row in values.items():
+        mean = math.fsum(row) / len(row)
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in row) / len(row))
+        gates[group] = 1 / (1 + math.exp(std / temperature))
+    return [gates[group] for group in groups]
+
+
+def matched_scale(gains: Sequence[Sequence[float]], outcomes: Sequence[float]) -> float:
+    """min(max(mean |z^O|, 0.3) / (mean |z^IG| + 1e-8), 10) over the batch (DR-Venus, IG-Scale)."""
+    flat = [abs(value) for row in gains for value in row]
+    if not flat:
+        return 1.0
+    outcome = math.fsum(map(abs, outcomes)) / len(outcomes)
+    return min(max(outcome, LEAST_OUTCOME) / (math.fsum(flat) / len(flat) + 1e-8), MOST_SCALE)
+
+
+def same_state(
+    rewards: Sequence[TurnRewards], groups: Sequence[Hashable], standard: Standardiser, gamma: float
+) -> Rows:
+    """GiGPO's step advantage: gamma^(T-t) * outcome, standardised among the turns of the group that had seen the same
+    (arXiv 2505.10978). A state that nobody shares gives 0."""
+    flat: list[float] = []
+    pools: list[Hashable] = []
+    for item, group in zip(rewards, groups, strict=True):
+        flat += [gamma ** (item.turns - 1 - t) * item.outcome for t in range(item.turns)]
+        pools += [(group, state) for state in item.states]
+    values = iter(in_pools(flat, pools, standard))
+    return [[next(values) for _ in range(item.turns)] for item in rewards]
+
+
+def _outcome_value(item: TurnRewards, config: RewardConfig) -> float:
+    """What stands in the outcomes' pool."""
+    if config.reward == "gain_only":
+        return 0.0
+    return config.format_penalty if not item.answered and config.penalty_on == "trajectory" else item.outcome
+
+
+def _outcomes(
+    rewards: Sequence[TurnRewards], pools: Sequence[Hashable], standard: Standardiser, config: RewardConfig
+) -> list[float]:
+    """Normalised outcomes. penalty_on=apart: of well-formed answers among themselves; the others get the penalty as it is."""
+    values = [_outcome_value(item, config) for item in rewards]
+    if config.penalty_on != "apart":
+        return in_pools(values, pools, standard)
+    answered = [i for i, item in enumerate(rewards) if item.answered]
+    result = [config.format_penalty] * len(rewards)
+    for i, z in zip(
+        answered, in_pools([values[i] for i in answered], [pools[i] for i in answered], standard), strict=True
+    ):
+        result[i] = z
+    return result
+
+
+def _charge(item: TurnRewards, config: RewardConfig) -> float:
+    """What the last turn alone is charged: malformed, cut off or one search too many, it is the turn at fault (DR-Venus)."""
+    return config.format_penalty if config.penalty_on == "turn" and not item.answered else 0.0
+
+
+def _charged(rows: Rows, charges: Sequence[float]) -> Rows:
+    return [[*row[:-1], row[-1] + charge] if charge else row for row, charge in zip(rows, charges, strict=True)]
+
+
+def _add(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def _check(rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: RewardConfig) -> None:
+    require_finite([[*item.gains, item.outcome] for item in rewards], groups)
+    for i, item in enumerate(rewards):
+        if config.needs_gain and len(item.gains) != item.turns - 1:
+            raise ValueError(
+                f"trajectory {i} has {item.turns} turns but {len(item.gains)} gains: it needs {item.turns - 1}"
+            )
+        if config.reward == "gigpo" and len(item.states) != item.turns:
+            raise ValueError(f"trajectory {i} has {item.turns} turns but {len(item.states)} states")

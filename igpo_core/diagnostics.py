@@ -1,0 +1,55 @@
+"""What a sample of training trajectories shows about beliefs, in every arm alike: measured beside training, never trained on."""
+
+import math
+from collections.abc import Sequence
+
+from igpo_core.config import RewardConfig
+from igpo_core.metrics import SOLVED, evidence_recall, mean, std
+from igpo_core.policies import Policy
+from igpo_core.rewards.counterfactual import instead_of_observations
+from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
+
+TURNS = 8  # metrics by turn go so far
+
+
+def fits_window(policy: Policy, item: Scored, config: RewardConfig) -> bool:
+    """Whether the longest accepted answer fits behind the trajectory."""
+    room = policy.window - len(item.trajectory.token_ids)
+    return room >= longest_probe(policy, item.trajectory.question, config)
+
+
+def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardConfig) -> dict[str, float]:
+    """diagnostics/: beliefs (as probabilities) by turn, for solved and unsolved trajectories; and whence a turn's gain in
+    log-probability comes: gain_thought, what the policy wrote itself (the belief after the call with an empty result,
+    minus the belief before the turn), and gain_observation, what the result added to that.
+
+    explained: from explain_trajectories, with beliefs.
+    """
+    metrics: dict[str, float] = {}
+    parts = {
+        "": explained,
+        "_solved": [item for item in explained if item.f1 >= SOLVED],
+        "_unsolved": [item for item in explained if item.f1 < SOLVED],
+    }
+    for name, items in parts.items():
+        beliefs = [item.beliefs for item in items if item.beliefs is not None]
+        for t in range(min(max(map(len, beliefs), default=0), TURNS)):
+            values = [math.exp(row[t]) for row in beliefs if len(row) > t]
+            metrics[f"diagnostics/belief{name}_turn_{t}"] = mean(values)
+            if not name:
+                metrics[f"diagnostics/belief_std_turn_{t}"] = std(values)
+    trajectories = [item.trajectory for item in explained]
+    empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
+    thought, observation = [], []
+    called = score_histories(policy, trajectories, [[ids for (ids,) in row] for row in empty], config)
+    for item, row in zip(explained, called, strict=True):
+        assert item.beliefs is not None
+        for t, after_call in enumerate(row):
+            thought.append(after_call - item.beliefs[t])
+            observation.append(item.beliefs[t + 1] - after_call)
+    if thought:
+        metrics["diagnostics/gain_thought"], metrics["diagnostics/gain_observation"] = mean(thought), mean(observation)
+    titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
+    for t in range(min(max((len(item.observations) for item in titled), default=0), TURNS)):
+        metrics[f"diagnostics/evidence_recall_turn_{t + 1}"] = mean([evidence_recall(item, t + 1) for item in titled])
+    return metrics

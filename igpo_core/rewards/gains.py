@@ -1,0 +1,83 @@
+"""What a turn earns of itself, as pure functions: beliefs or observations in, gains g_1..g_{T-1} out."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from igpo_core.rewards.outcome import squad_normalise
+
+Aliases = Literal["logsumexp", "max", "shortest", "first"]
+BoundaryGain = Literal["log_prob_diff", "prob_diff", "log_ratio_gap", "watermark"]
+GAP = 0.1  # TRACE's eps: the gap of a belief of probability 1
+
+
+def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:
+    """One belief s from the mean log-probabilities of several accepted answers; lengths: their tokens.
+
+    logsumexp (TIPS), max, shortest (fewest tokens; the first of them) or first (the authors' code).
+    """
+    if aliases == "logsumexp":
+        top = max(scores)
+        return top + math.log(math.fsum(math.exp(score - top) for score in scores))
+    if aliases == "max":
+        return max(scores)
+    if aliases == "shortest":
+        return scores[min(range(len(scores)), key=lambda i: lengths[i])]
+    if aliases == "first":
+        return scores[0]
+    raise ValueError(f"unknown aliases {aliases!r}: valid are {', '.join(get_args(Aliases))}")
+
+
+def information_gains(beliefs: Sequence[float], gain: str) -> list[float]:
+    """g_t for t = 1..T-1 from the beliefs s_0..s_{T-1} at the turns' boundaries.
+
+    log_prob_diff: s_t - s_{t-1} (paper Eq. 4, camera-ready). prob_diff: exp(s_t) - exp(s_{t-1}) (first version).
+    log_ratio_gap: log(d_{t-1} / d_t) with the gap d = eps - s, eps = 0.1: what share of the way to certainty was gone
+    (TRACE, arXiv 2607.13988; its belief is of one answer, s <= 0; with logsumexp over aliases s is cut at 0).
+    watermark: how far s_t exceeds every belief before it, else 0: nothing is paid twice (MIG, arXiv 2602.01034).
+    """
+    pairs = itertools.pairwise
+    if gain == "log_prob_diff":
+        return [after - before for before, after in pairs(beliefs)]
+    if gain == "prob_diff":
+        return [math.exp(after) - math.exp(before) for before, after in pairs(beliefs)]
+    if gain == "log_ratio_gap":
+        gaps = [GAP - min(value, 0.0) for value in beliefs]
+        return [math.log(before / after) for before, after in pairs(gaps)]
+    if gain == "watermark":
+        highest = itertools.accumulate(beliefs, max)
+        return [max(0.0, value - mark) for value, mark in zip(beliefs[1:], highest, strict=False)]
+    raise ValueError(f"unknown gain {gain!r}: valid are {', '.join(get_args(BoundaryGain))}")
+
+
+def gains_against(beliefs: Sequence[float], others: Sequence[Sequence[float]], gain: str) -> list[float]:
+    """g_t = f(s_t) - mean over the others of f(s'_t), f as in information_gains (log_prob_diff or prob_diff).
+
+    beliefs: s_1..s_{T-1} after each turn. others[t]: beliefs had something else been observed in that turn: nothing
+    (credit=observation) or what other questions' searches returned (credit=query; IG-Search, arXiv 2604.15148).
+    """
+    value = math.exp if gain == "prob_diff" else float
+    return [
+        value(seen) - math.fsum(map(value, instead)) / len(instead)
+        for seen, instead in zip(beliefs, others, strict=True)
+    ]
+
+
+def leave_one_turn_out(last: float, without: Sequence[float]) -> list[float]:
+    """g_t = s_{T-1} - s_{T-1} without turn t and its observation (LOTAPO, arXiv 2607.13501, which writes "[DELETE]" where
+    we leave nothing)."""
+    return [last - value for value in without]
+
+
+def first_exposure(observations: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """1 for the first observation that holds one of the answers as whole words, else 0 (TSPO, arXiv 2601.22776). Needs no
+    model. Yes and no are in most texts: they never count."""
+    wanted = [f" {text} " for text in map(squad_normalise, answers) if text and text not in ("yes", "no")]
+    gains = [0.0] * len(observations)
+    for t, observation in enumerate(observations):
+        text = f" {squad_normalise(observation)} "
+        if any(answer in text for answer in wanted):
+            gains[t] = 1.0
+            break
+    return gains

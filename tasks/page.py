@@ -1,0 +1,147 @@
+"""The report as one page that needs nothing else: tables, figures, diagnostics, and a viewer of trajectories."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg
+from tasks.statistics import paired
+
+if TYPE_CHECKING:
+    from tasks.reporting import CellReport
+    from tasks.sweeps import SweepData
+    from tasks.wording import Words
+
+VIEWER = Path(__file__).with_name("viewer.js")
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;max-width:1240px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;border-top:1px solid #ddd;padding-top:1rem}h3{font-size:1rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:.6rem 0}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}th{color:#555;font-weight:600}
+.warn{background:#fff4e5;border-left:4px solid #d55e00;padding:.5rem .8rem;margin:.4rem 0}
+svg{max-width:100%;height:auto}
+#filters{display:flex;flex-wrap:wrap;gap:.8rem;margin:.6rem 0}#filters label{font-size:13px;color:#555}
+#list{max-height:16rem;overflow-y:auto;border:1px solid #ddd;font-size:13px}
+#list div{padding:.25rem .6rem;cursor:pointer;border-bottom:1px solid #f0f0f0}#list div:hover,#list .on{background:#eef4fb}
+.turn{border:1px solid #ddd;border-left:4px solid #0072b2;margin:.6rem 0;padding:.4rem .8rem}
+.turn.bad{border-left-color:#d55e00}.turn.answer{border-left-color:#009e73}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:.3rem 0;font-size:12.5px}
+.num{font-size:13px;color:#444}.bar{display:inline-block;height:.6em;background:#0072b2;vertical-align:baseline}
+"""
+DIAGNOSTICS = (
+    ("advantage/dead_groups", "dead groups"),
+    ("advantage/dead_groups_outcome", ".. of the outcome"),
+    ("advantage/dead_groups_gain", ".. of the gain"),
+    ("advantage/first_turn_by_turns", "first turn's advantage by turns (r)"),
+    ("advantage/gain_to_outcome", "gain part / outcome part"),
+    ("reward/gain_by_f1", "total gain by F1 (r)"),
+    ("reward/gain_up_answer_wrong", "gain up, answer wrong"),
+    ("diagnostics/gain_thought", "gain from the thought"),
+    ("diagnostics/gain_observation", "gain from the observation"),
+    ("train/format_rate", "well-formed"),
+    ("train/turns_solved", "turns, solved"),
+    ("train/turns_unsolved", "turns, unsolved"),
+    ("train/repeated_queries", "repeated queries"),
+    ("train/evidence_recall", "evidence recall"),
+    ("train/entropy", "entropy"),
+    ("train/kl", "KL"),
+    ("train/clip_share", "clipped"),
+    ("train/ratio_error", "ratio error"),
+    ("train/grad_norm", "gradient norm"),
+    ("train/tokens", "tokens"),
+)
+
+
+def write_page(
+    path: Path,
+    sweep: str,
+    specification: Mapping[str, Any],
+    reports: "Sequence[CellReport]",
+    compare: str,
+    trajectories: Sequence[Mapping[str, Any]],
+) -> None:
+    """One HTML file; text from outside (questions, passages, what the policy wrote) is escaped, and no script of it runs."""
+    baseline = specification["baseline"]
+    parts = [f"<h1>{_text(sweep)}</h1>", f"<p>{_text(specification['description'])}</p>"]
+    if len(reports) > 1:
+        cells = [(report.cell, paired(report.data.scores(), baseline, specification["margin"])) for report in reports]
+        parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline))]
+    for report in reports:
+        parts += _cell(report, baseline, specification["margin"])
+    if trajectories:
+        parts.append(_viewer(trajectories))
+    parts.append(f'<p><a href="{_text(compare)}">Compare the runs in MLflow</a></p>')
+    body = "\n".join(parts)
+    path.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(sweep)}</title><style>{STYLE}</style>'
+        f"</head><body>{body}</body></html>",
+        encoding="utf-8",
+    )
+
+
+def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
+    data = report.data
+    parts = [f"<h2>{_text(report.cell or 'Result')}</h2>", *_words(report.words), _table(report.rows)]
+    parts.append(svg(overview(data, baseline, margin)))
+    if report.slices:
+        parts += ["<h3>Difference in test F1 by source and hops</h3>", _table(_slices(report, baseline))]
+    parts += ["<h3>Efficiency</h3>", svg(efficiency(data, baseline))]
+    parts += ["<h3>Belief by turn</h3>", svg(belief_by_turn(data, baseline))]
+    parts += ["<h3>What explains it</h3><p>Means over seeds at the last step.</p>", _table(diagnostics(data))]
+    return parts
+
+
+def _words(words: "Words") -> list[str]:
+    lines = [f'<div class="warn">{_text(text)}</div>' for text in words.warnings]
+    for title, texts in (("What was shown", words.shown), ("What was not shown", words.limits)):
+        items = "".join(f"<li>{_text(text)}</li>" for text in texts)
+        lines.append(f"<h3>{title}</h3><ul>{items}</ul>")
+    return lines
+
+
+def _slices(report: "CellReport", baseline: str) -> list[dict[str, str]]:
+    rows = []
+    for name, pairs in report.slices.items():
+        row = {"slice": name}
+        for arm, pair in pairs.items():
+            bounds = f" [{pair.interval.low:+.3f}, {pair.interval.high:+.3f}]" if pair.interval else ""
+            row[f"{arm} - {baseline}"] = "-" if pair.mean is None else f"{pair.mean:+.3f}{bounds}"
+        rows.append(row)
+    return rows
+
+
+def diagnostics(data: "SweepData") -> list[dict[str, str]]:
+    """A row a metric, a column an arm."""
+    rows = []
+    for metric, title in DIAGNOSTICS:
+        row = {"metric": title}
+        for arm in data.arms:
+            values = [value for run in data.finished(arm) if (value := run.last(metric)) is not None]
+            row[arm] = f"{sum(values) / len(values):.3g}" if values else "-"
+        if any(row[arm] != "-" for arm in data.arms):
+            rows.append(row)
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
+    lines = ["<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row.values()) + "</tr>" for row in rows]
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _viewer(trajectories: Sequence[Mapping[str, Any]]) -> str:
+    data = json.dumps(trajectories, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
+    return (
+        "<h2>Trajectories</h2><p>A sample of training rollouts at each evaluation, with the policy's belief in the gold "
+        'answer after each turn.</p><div id="filters"></div><div id="list"></div><div id="one"></div>'
+        f'<script type="application/json" id="data">{data}</script><script>{VIEWER.read_text()}</script>'
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,154 @@
+"""A sweep as MLflow has it: one set of curves and last values for each arm and seed of each cell."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from tasks.tracking import client, experiment_id, tag_filter
+
+Curve = Mapping[float, float]
+Place = tuple[str, str, int]  # cell, arm, seed
+
+SCORE = "test/all/f1"  # what arms are compared on
+HISTORIES = (
+    "eval/all/f1",
+    "eval/all/turns",
+    "eval/all/format_rate",
+    "test/all/f1",
+    "test/all/em",
+    "test_greedy/all/f1",
+    "test_best/all/f1",
+    "train/turns",
+    "train/entropy",
+    "train/grad_norm",
+    "train/format_rate",
+    "train/status_turn_limit",
+    "advantage/dead_groups",
+    "advantage/dead_groups_outcome",
+    "advantage/dead_groups_gain",
+    "advantage/first_turn_by_turns",
+    "advantage/gain_to_outcome",
+    "reward/gain_up_answer_wrong",
+    "reward/gain_by_f1",
+    "test/all/questions",
+    "test/all/left_out",
+    "progress/rollouts",
+    "progress/questions",
+    "progress/sampled_tokens",
+    "progress/seconds",
+    *(f"diagnostics/belief{part}_turn_{t}" for part in ("", "_solved", "_unsolved") for t in range(8)),
+    "diagnostics/gain_thought",
+    "diagnostics/gain_observation",
+)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of HISTORIES that the run
+    has; latest: the last value of every metric."""
+
+    run_id: str
+    arm: str
+    seed: int
+    status: str
+    histories: Mapping[str, Curve]
+    latest: Mapping[str, float]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED" and SCORE in self.histories
+
+    def last(self, metric: str) -> float | None:
+        """The value at the last step; None where the run lacks the metric."""
+        history = self.histories.get(metric)
+        return history[max(history)] if history else self.latest.get(metric)
+
+    @property
+    def steps(self) -> float:
+        return max(self.histories.get("train/turns", {0.0: 0.0}))
+
+    def at(self, metric: str, step: float) -> float | None:
+        """A counter's value once `step` steps were done: 0 before the first."""
+        return 0.0 if step == 0 else self.histories.get(metric, {}).get(step)
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """The runs of a sweep's cell, one for each arm and seed; `warnings` say what was left out on the way."""
+
+    experiment: str
+    sweep: str
+    arms: tuple[str, ...]
+    runs: tuple[RunData, ...]
+    warnings: tuple[str, ...] = ()
+
+    def finished(self, arm: str | None = None) -> list[RunData]:
+        return [run for run in self.runs if run.finished and arm in (None, run.arm)]
+
+    def scores(self, metric: str = SCORE) -> dict[str, dict[int, float]]:
+        """scores[arm][seed] of finished runs: the last value of the metric."""
+        return {
+            arm: {run.seed: value for run in self.finished(arm) if (value := run.last(metric)) is not None}
+            for arm in self.arms
+        }
+
+    def select(self, arms: Sequence[str], seeds: Sequence[int]) -> "SweepData":
+        """These arms, in this order, and seeds; a run asked for that did not finish gets a warning."""
+        runs = tuple(run for run in self.runs if run.arm in arms and run.seed in seeds)
+        status = {(run.arm, run.seed): run.status if not run.finished else "" for run in runs}
+        absent = [
+            f"{arm} seed {seed} ({status.get((arm, seed), 'no run')})"
+            for arm in arms
+            for seed in seeds
+            if status.get((arm, seed), "no run")
+        ]
+        told = (
+            (f"MISSING: {', '.join(absent)}. Arms are compared on the seeds that both sides have.",) if absent else ()
+        )
+        return replace(self, arms=tuple(arms), runs=runs, warnings=self.warnings + told)
+
+
+def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] | None = None) -> dict[str, SweepData]:
+    """Every training run of the sweep by cell ("" where there are no factors).
+
+    places: run key -> where that run counts (one run serves all cells that its arm does not tell apart); only these runs
+    are taken, so that no run of an arm edited since is taken for it. None: every run, where its tags say. Where an arm and
+    seed has several runs, the newest finished one counts.
+    """
+    mlflow, place = client(), experiment_id(experiment)
+    every = mlflow.search_runs(
+        [place], tag_filter(sweep=sweep, kind="train"), max_results=5000, order_by=["attributes.start_time ASC"]
+    )
+    found = [run for run in every if places is None or run.data.tags["run_key"] in places]
+
+    def curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
+        return {
+            name: {float(point.step): point.value for point in mlflow.get_metric_history(run_id, name)}
+            for name in names
+        }
+
+    with ThreadPoolExecutor(4) as pool:
+        histories = pool.map(
+            lambda run: curves(run.info.run_id, [name for name in HISTORIES if name in run.data.metrics]), found
+        )
+        read = list(zip(found, histories, strict=True))
+    cells: dict[str, dict[tuple[str, int], RunData]] = {}
+    doubled: dict[str, list[str]] = {}
+    for run, history in read:
+        tags = run.data.tags
+        own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
+        for cell, arm, seed in own if places is None else places[tags["run_key"]]:
+            data = RunData(run.info.run_id, arm, seed, run.info.status, history, dict(run.data.metrics))
+            chosen = cells.setdefault(cell, {})
+            if (arm, seed) in chosen:
+                doubled.setdefault(cell, []).append(f"{arm} seed {seed}")
+            if (arm, seed) not in chosen or data.finished or not chosen[arm, seed].finished:
+                chosen[arm, seed] = data
+    result = {}
+    for cell, chosen in cells.items():
+        told = (
+            (f"SEVERAL RUNS of {', '.join(doubled[cell])}: the newest finished one counts.",) if cell in doubled else ()
+        )
+        arms = tuple(dict.fromkeys(arm for arm, _ in chosen))
+        result[cell] = SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told)
+    return result

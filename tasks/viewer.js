@@ -1,0 +1,60 @@
+// The trajectory viewer of a report: filters, a list, one trajectory. Text is set as text, never as HTML.
+const rows = JSON.parse(document.getElementById("data").textContent);
+const chosen = {};
+const show = (value) => (value === null || value === undefined ? "-" : value.toFixed(3));
+const add = (parent, tag, text, kind) => {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (kind) node.className = kind;
+  parent.appendChild(node);
+  return node;
+};
+const solved = (row) => (row.f1 >= 0.5 ? "solved" : "unsolved");
+const fields = { cell: (r) => r.cell, arm: (r) => r.arm, seed: (r) => r.seed, step: (r) => r.step, outcome: solved };
+
+for (const [name, value] of Object.entries(fields)) {
+  const values = [...new Set(rows.map(value))].sort((a, b) => (typeof a === "number" ? a - b : String(a).localeCompare(b)));
+  if (values.length < 2) continue;
+  const label = add(document.getElementById("filters"), "label", name + " ");
+  const select = add(label, "select");
+  for (const option of ["all", ...values]) add(select, "option", option);
+  select.onchange = () => { chosen[name] = select.value; list(); };
+}
+
+function list() {
+  const place = document.getElementById("list");
+  place.replaceChildren();
+  const kept = rows.filter((row) =>
+    Object.entries(chosen).every(([name, value]) => value === "all" || String(fields[name](row)) === value));
+  for (const row of kept) {
+    const title = `${row.cell ? row.cell + "  " : ""}${row.arm} seed ${row.seed} step ${row.step}: F1 ${row.f1.toFixed(2)}, ` +
+      `${row.turns.length} turns, ${row.status}. ${row.question}`;
+    const item = add(place, "div", title);
+    item.onclick = () => {
+      for (const other of place.children) other.className = "";
+      item.className = "on";
+      one(row);
+    };
+  }
+  if (kept.length) place.firstChild.click(); else add(place, "div", "no trajectory of this kind was kept");
+}
+
+function one(row) {
+  const place = document.getElementById("one");
+  place.replaceChildren();
+  add(place, "h3", row.question);
+  add(place, "p", `accepted: ${row.answers.join(" | ")}; F1 ${row.f1.toFixed(3)}, EM ${row.em.toFixed(0)}; ${row.status}`);
+  row.turns.forEach((turn, t) => {
+    const kind = turn.action === "malformed" ? "turn bad" : turn.action === "answer" ? "turn answer" : "turn";
+    const box = add(place, "div", undefined, kind);
+    const before = turn.belief_before === null ? null : Math.exp(turn.belief_before);
+    const after = turn.belief_after === null ? null : Math.exp(turn.belief_after);
+    add(box, "div", `turn ${t + 1}: ${turn.action}; belief ${show(before)} to ${show(after)}; gain ${show(turn.gain)}; ` +
+      `advantage ${show(turn.advantage)}`, "num");
+    const bar = add(box, "span", undefined, "bar");
+    bar.style.width = `${Math.round(200 * Math.min(1, after ?? before ?? 0))}px`;
+    add(box, "pre", turn.text);
+    if (turn.observation !== null) add(box, "pre", turn.observation);
+  });
+}
+list();

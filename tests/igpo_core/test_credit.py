@@ -1,0 +1,213 @@
+"""Every choice of an arm, with numbers derived by hand."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from igpo_core.advantages import accumulate, normalise_gains, standardiser, turn_advantages
+from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.credit import Credit, TurnRewards, assign_credit, matched_scale, outcome_gates, shuffled
+
+EXACT = 1e-12
+
+
+def item(*gains: float, outcome: float, answered: bool = True, states: tuple[Any, ...] = ()) -> TurnRewards:
+    return TurnRewards(len(gains) + 1, tuple(gains), outcome, answered, states)
+
+
+def credit(items: list[TurnRewards], groups: str = "", step: int = 0, **choices: Any) -> Credit:
+    config = RewardConfig(**{"eps": EXACT, **choices})
+    return assign_credit(items, list(groups or "q" * len(items)), config, seed=0, step=step)
+
+
+# gains 0.2, 0.0 | 0.4: mean 0.2, std 0.163299 -> z 0, -1.224745 | 1.224745; outcomes 1 | 0 -> z 1 | -1
+PAIR = [item(0.2, 0.0, outcome=1.0), item(0.4, outcome=0.0)]
+Z = 1.5**0.5
+
+
+def test_the_default_is_the_door() -> None:
+    rewards = [[*one.gains, one.outcome] for one in PAIR]
+    assert credit(PAIR, gamma=0.5).turns == turn_advantages(rewards, ["q", "q"], gamma=0.5, eps=EXACT)
+    assert credit(PAIR, normalization="joint").turns == turn_advantages(
+        rewards, ["q", "q"], normalization="joint", eps=EXACT
+    )
+    assert credit(PAIR, reward="outcome_only").turns == [pytest.approx([1.0] * 3), pytest.approx([-1.0] * 2)]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.floats(-3, 3), max_size=5), st.floats(-1, 1)), min_size=1, max_size=8),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_parts_add_up_and_the_default_is_the_door(rows: list[tuple[list[float], float]], gamma: float) -> None:
+    items = [item(*gains, outcome=outcome) for gains, outcome in rows]
+    groups = [str(i % 2) for i in range(len(items))]
+    config = RewardConfig(gamma=gamma)
+    found = assign_credit(items, groups, config, seed=0, step=0)
+    assert found.turns == turn_advantages([[*g, o] for g, o in rows], groups, gamma=gamma, eps=config.eps)
+    for whole, outcome, gain in zip(found.turns, found.outcome, found.gain, strict=True):
+        assert whole == pytest.approx([a + b for a, b in zip(outcome, gain, strict=True)], abs=1e-9)
+
+
+def test_raw_divides_and_keeps_the_mean() -> None:
+    # std of 0.2, 0.0, 0.4 is 0.163299: 1.224745, 0 | 2.449490; then the outcome 1 | -1 beside each turn, gamma 0
+    found = credit(PAIR, normalization="raw", gamma=0.0, outcome_credit="broadcast")
+    assert found.turns[0] == pytest.approx([1 + Z, 1.0, 1.0]) and found.turns[1] == pytest.approx([2 * Z - 1, -1.0])
+    # equal total gain in two turns or four, mean kept: the shorter one is no longer paid 2.8 against -2.8
+    short, long = [item(0.5, 0.5, outcome=0.0), item(0.25, 0.25, 0.25, 0.25, outcome=0.0)]
+    first = [row[0] for row in credit([short, long], normalization="raw").turns]
+    assert first[0] == pytest.approx(first[1])
+
+
+def test_none_takes_gains_as_they_are() -> None:
+    found = credit(PAIR, normalization="none", gain_weight=0.5)
+    assert found.turns[0] == pytest.approx([1.1, 1.0, 1.0]) and found.turns[1] == pytest.approx([-0.8, -1.0])
+
+
+def test_turn_group_compares_turns_of_one_index() -> None:
+    # turn 1: 1, 2, 3 -> -1.224745, 0, 1.224745; turn 2: 5 alone (below 2) -> its place among 1, 2, 3, 5:
+    # mean 2.75, std sqrt((1.75^2 + 0.75^2 + 0.25^2 + 2.25^2) / 4) = 1.479020 -> 1.521278
+    gains = [[1.0], [2.0], [3.0, 5.0]]
+    found, share = normalise_gains(gains, "qqq", standardiser(scale="std", eps=EXACT), "turn_group", eps=EXACT)
+    assert [row[0] for row in found] == pytest.approx([-Z, 0.0, Z]) and found[2][1] == pytest.approx(1.521278, abs=1e-6)
+    assert share == 0.25
+
+
+def test_a_leave_one_out_baseline_and_no_std_are_rloo() -> None:
+    # 1 - mean(0, 4) = -1; 0 - 2.5 = -2.5; 4 - 0.5 = 3.5
+    items = [item(outcome=value) for value in (1.0, 0.0, 4.0)]
+    found = credit(items, reward="outcome_only", baseline="leave_one_out", scale="none")
+    assert [row[0] for row in found.turns] == pytest.approx([-1.0, -2.5, 3.5])
+
+
+def test_a_batch_mean_sees_all_questions() -> None:
+    # 1, 1 | 0, 0 have no spread in their groups; in the batch they are +1 and -1
+    items = [item(outcome=value) for value in (1.0, 1.0, 0.0, 0.0)]
+    assert [row[0] for row in credit(items, "aabb", reward="outcome_only").turns] == [0.0] * 4
+    found = credit(items, "aabb", reward="outcome_only", baseline="batch_mean")
+    assert [row[0] for row in found.turns] == pytest.approx([1.0, 1.0, -1.0, -1.0])
+
+
+def test_accumulation_by_hand() -> None:
+    # gains 1, 2, 4; sums from each turn on with gamma 0.5: 1 + 1 + 1 = 3, 2 + 2 = 4, 4
+    assert accumulate([1.0, 2.0, 4.0], 0.5, "sum") == [3.0, 4.0, 4.0]
+    assert accumulate([1.0, 2.0, 4.0], 0.5, "root") == pytest.approx([3 / 3**0.5, 4 / 2**0.5, 4.0])
+    # the next two, weighted 1 and 0.5: (1 + 1) / 1.5, (2 + 2) / 1.5, 4
+    assert accumulate([1.0, 2.0, 4.0], 0.5, "window", 2) == pytest.approx([4 / 3, 8 / 3, 4.0])
+    found = credit(PAIR, accumulation="root", outcome_credit="broadcast")
+    assert found.turns[0] == pytest.approx([1 - Z / 2**0.5, 1 - Z, 1.0])
+
+
+def test_the_weight_comes_after_normalising_and_moves_linearly() -> None:
+    halved = credit(PAIR, gain_weight=0.5)
+    assert halved.turns[0] == pytest.approx([1 - Z / 2, 1 - Z / 2, 1.0])
+    schedule = {"gain_weight": 0.1, "gain_weight_end": 0.3, "gain_weight_steps": 200}
+    assert [credit(PAIR, step=step, **schedule).gain_factor for step in (0, 100, 200, 900)] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.3]
+    )
+
+
+def test_match_outcome_by_hand() -> None:
+    # mean |z^O| 1, mean |z^IG| (1 + 3) / 2 = 2 -> 0.5; nothing solved: 0.3 / 2; tiny gains: 10 at most
+    assert matched_scale([[1.0], [-3.0]], [1.0, -1.0]) == pytest.approx(0.5)
+    assert matched_scale([[1.0], [-3.0]], [0.0, 0.0]) == pytest.approx(0.15)
+    assert matched_scale([[1e-6], [1e-6]], [1.0, -1.0]) == 10.0
+    assert matched_scale([[], []], [1.0, -1.0]) == 1.0
+
+
+def test_gates_by_hand() -> None:
+    # outcomes 1, 0: std 0.5, sigmoid(-0.5 / 0.5) = 1 / (1 + e); equal outcomes: 0.5
+    assert outcome_gates([1.0, 0.0, 0.3, 0.3], list("aabb"), 0.5) == pytest.approx([1 / (1 + math.e)] * 2 + [0.5] * 2)
+    # gains 0.2, 0.0 | 0.4 -> z 0, -1.22 | 1.22: 0.0 was no loss, so its negative z is dropped
+    assert credit(PAIR, gate="sign").turns == [pytest.approx([1.0, 1.0, 1.0]), pytest.approx([Z - 1, -1.0])]
+
+
+def test_the_penalty_on_the_trajectory_apart_or_on_the_turn() -> None:
+    items = [item(outcome=1.0), item(outcome=0.0), item(0.5, outcome=0.0, answered=False)]
+    first = {"reward": "outcome_only", "format_penalty": -2.0}
+    # 1, 0, -2: mean -1/3, std sqrt((16/9 + 1/9 + 25/9) / 3) = 1.247219
+    assert [row[-1] for row in credit(items, **first).turns] == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
+    apart = credit(items, penalty_on="apart", **first)
+    assert [row[-1] for row in apart.turns] == pytest.approx([1.0, -1.0, -2.0]) and apart.turns[2][0] == -2.0
+    # 1, 0, 0: mean 1/3, std 0.471405 -> 1.414214, -0.707107, -0.707107; the last turn alone is charged 2 more
+    turn = credit(items, penalty_on="turn", **first)
+    assert [row[-1] for row in turn.turns] == pytest.approx([2**0.5, -(0.5**0.5), -(0.5**0.5) - 2.0])
+    assert turn.turns[2][0] == pytest.approx(-(0.5**0.5))
+
+
+def test_belief_return_pays_the_total_to_every_turn() -> None:
+    # totals 0.2 | 0.4 -> -1 | 1 beside outcomes 1 | -1: nothing is left, in any turn
+    found = credit(PAIR, credit="trajectory")
+    assert found.turns == [pytest.approx([0.0] * 3, abs=1e-9), pytest.approx([0.0] * 2, abs=1e-9)]
+    assert found.gain == [pytest.approx([-1.0] * 3), pytest.approx([1.0] * 2)]
+
+
+def test_query_credit_stays_beside_the_outcome() -> None:
+    found = credit(PAIR, credit="query", gain_weight=0.3)
+    assert found.turns == [pytest.approx([1.0] * 3), pytest.approx([-1.0] * 2)]
+    assert found.queries == [pytest.approx([0.0, -0.3 * Z], abs=1e-9), pytest.approx([0.3 * Z])]
+
+
+def test_gigpo_compares_turns_that_had_seen_the_same() -> None:
+    """Both start at state {}: returns 0.5^2 * 1 and 0.5 * 0 -> z 1, -1. {a} is shared by turn 2 of both: 0.5 and 0 -> 1, -1.
+    {a, b} is nobody else's: 0."""
+    items = [
+        item(0.0, 0.0, outcome=1.0, states=("", "a", "ab")),
+        item(0.0, outcome=0.0, states=("", "a")),
+    ]
+    found = credit(items, reward="gigpo", gamma=0.5, gain_weight=0.5)
+    assert found.turns == [pytest.approx([1.5, 1.5, 1.0]), pytest.approx([-1.5, -1.5])]
+
+
+def test_shuffled_gains_are_the_same_gains() -> None:
+    gains = [[float(i), float(i) + 0.5] for i in range(8)]
+    groups = ["a"] * 4 + ["b"] * 4
+    found = shuffled(gains, groups, seed=1, step=3)
+    assert found == shuffled(gains, groups, seed=1, step=3) != shuffled(gains, groups, seed=1, step=4)
+    for rows in (slice(0, 4), slice(4, 8)):
+        before, after = (sorted(itertools.chain(*part[rows])) for part in (gains, found))
+        assert before == after
+    assert found != gains and [len(row) for row in found] == [2] * 8
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"reward": "outcome_only", "gain": "prob_diff"}, "reward=outcome_only ignores gain"),
+        ({"reward": "outcome_only", "gain_weight": 0.5}, "ignores gain_weight"),
+        ({"reward": "gigpo", "scorer": "frozen"}, "reward=gigpo ignores scorer"),
+        ({"gain": "first_exposure", "aliases": "max"}, "gain=first_exposure ignores aliases"),
+        ({"credit": "trajectory", "gamma": 0.9}, "credit=trajectory ignores gamma"),
+        ({"normalization": "raw", "gate": "sign"}, "changes no sign, ignores gate"),
+        ({"turn_group_size": 5}, "any normalization but turn_group ignores turn_group_size"),
+        ({"gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_steps"),
+        ({"gain_weight_end": 0.3}, "gain_weight_steps=0 ignores gain_weight_end"),
+        ({"scorer_steps": 3}, "any scorer but lagged"),
+        ({"reward": "gain_only", "format_penalty": -2.0}, "reward=gain_only"),
+        ({"accumulation": "root"}, "set outcome_credit=broadcast"),
+        ({"credit": "query", "gain": "watermark"}, "use gain=log_prob_diff or prob_diff"),
+        ({"credit": "query", "normalization": "joint"}, "has no such pool"),
+        ({"normalization": "joint", "penalty_on": "apart"}, "one pool for all"),
+        ({"normalization": "median"}, "'separate', 'joint', 'raw', 'turn_group' or 'none'"),
+    ],
+)
+def test_inert_and_impossible_choices_are_refused(choices: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        RewardConfig(**choices)
+
+
+def test_clipping_with_one_update_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"updates_per_step=1 ignores clip_high: the ratio is 1"):
+        ExperimentConfig.model_validate({"optimizer": {"clip_high": 0.28}})
+    ExperimentConfig.model_validate({"optimizer": {"clip_high": 0.28, "updates_per_step": 2}})
+
+
+def test_gains_that_do_not_fit_the_turns_raise() -> None:
+    with pytest.raises(ValueError, match="3 turns but 1 gains"):
+        credit([TurnRewards(3, (0.1,), 1.0, True)])
+    with pytest.raises(ValueError, match="reward 0 of trajectory 0 is nan"):
+        credit([item(math.nan, outcome=1.0)])

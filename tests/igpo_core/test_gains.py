@@ -1,0 +1,131 @@
+"""Gains by hand, and the histories that did not happen."""
+
+import math
+from typing import Any
+
+import pytest
+
+from igpo_core.config import RewardConfig
+from igpo_core.environments.base import Observation
+from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
+from igpo_core.rewards.gains import first_exposure, gains_against, information_gains, leave_one_turn_out
+from igpo_core.rewards.information_gain import answer_log_likelihoods
+from igpo_core.rewards.scoring import explain_trajectories, reward_trajectories
+from igpo_core.rollout.transformers_engine import rollout
+
+
+def test_watermark_pays_nothing_twice() -> None:
+    # -3, -1, -2, -1, -0.5: +2; fell; back to the mark; +0.5 above it
+    assert information_gains([-3.0, -1.0, -2.0, -1.0, -0.5], "watermark") == [2.0, 0.0, 0.0, 0.5]
+
+
+def test_log_ratio_gap_by_hand() -> None:
+    # gaps 0.1 + 0.9 = 1.0, 0.5, 0.1: log 2, log 5; a belief above 0 (several aliases) has the smallest gap, 0.1
+    assert information_gains([-0.9, -0.4, 0.0, 0.3], "log_ratio_gap") == pytest.approx([math.log(2), math.log(5), 0.0])
+
+
+def test_gains_against_other_observations() -> None:
+    assert gains_against([-1.0, -2.0], [[-3.0, -1.0], [-2.0]], "log_prob_diff") == [1.0, 0.0]
+    assert gains_against([0.0], [[math.log(0.5), math.log(0.1)]], "prob_diff") == [pytest.approx(0.7)]
+
+
+def test_leave_one_turn_out_by_hand() -> None:
+    assert leave_one_turn_out(-0.5, [-2.0, -0.25]) == [1.5, -0.25]
+
+
+def test_first_exposure_counts_the_first_observation_that_holds_an_answer() -> None:
+    seen = ["The Parisian", "It is in Paris, France.", "paris again"]
+    assert first_exposure(seen, ["London", "Paris"]) == [0.0, 1.0, 0.0]
+    assert first_exposure(["yes, indeed", "no"], ["yes"]) == [0.0, 0.0]  # in most texts
+    assert first_exposure([], ["Paris"]) == []
+
+
+@pytest.fixture(scope="module")
+def drawn(taught: Any) -> tuple[Any, Any, list[Any]]:
+    config, environment, policy = taught
+    questions = environment.questions("train")[:6]
+
+    class Finds:
+        """Every search finds a fact of its question's chain, by the length of the query: observations differ."""
+
+        def search(self, requests: Any) -> list[Observation]:
+            facts = [list(question.facts.values()) for question, _ in requests]
+            lengths = [len(query) for _, query in requests]
+            return [Observation(several[length % len(several)]) for several, length in zip(facts, lengths, strict=True)]
+
+    found = rollout(policy, Finds(), questions, config.rollout, members=4, key=(0, "test", 0))
+    assert sum(len(item.turns) > 2 for item in found) >= 3
+    return config, policy, found
+
+
+def test_histories_without_a_turn(drawn: tuple[Any, Any, list[Any]]) -> None:
+    for item in drawn[2]:
+        rows = without_each_turn(item)
+        assert len(rows) == len(item.turns) - 1
+        for turn, ids in zip(item.turns, rows, strict=False):
+            gone = turn.observation_end - turn.start
+            assert len(ids) == item.cuts[-1] - gone and ids[: turn.start] == list(item.token_ids[: turn.start])
+
+
+def test_other_questions_observations(drawn: tuple[Any, Any, list[Any]]) -> None:
+    _, policy, found = drawn
+    rows = instead_of_observations(policy.protocol, found, "query", (0, 0))
+    assert rows == instead_of_observations(policy.protocol, found, "query", (0, 0))
+    compared = 0
+    for item, row in zip(found, rows, strict=True):
+        own = {
+            other.token_ids[turn.end : turn.observation_end]
+            for other in found
+            if other.question.id == item.question.id
+            for turn in other.turns[:-1]
+        }
+        for turn, several in zip(item.turns, row, strict=False):
+            assert len(several) <= 3
+            for ids in several:
+                assert ids[: turn.end] == list(item.token_ids[: turn.end]) and tuple(ids[turn.end :]) not in own
+                compared += 1
+    assert compared > 5
+
+
+CHOICES = [
+    {"gain": "leave_one_turn_out"},
+    {"credit": "observation"},
+    {"credit": "query", "gain": "prob_diff"},
+]
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[Any]], choices: dict[str, Any]) -> None:
+    """Each belief again by one forward of its own history."""
+    _, policy, found = drawn
+    config = RewardConfig(**choices)
+    result = reward_trajectories(policy, found, config, key=(0, 0))
+    checked = 0
+
+    def believe(item: Any, ids: Any) -> float:
+        probe = policy.protocol.probe(item.question.answers[0])
+        return answer_log_likelihoods(policy.model, [list(ids)], [[len(ids)]], [probe])[0][0]
+
+    histories = instead_of_observations(policy.protocol, found, config.credit, (0, 0)) if "credit" in choices else None
+    for i, (item, scored) in enumerate(zip(found, result, strict=True)):
+        assert len(item.question.answers) == 1 and scored.gains is not None
+        for t, gain in enumerate(scored.gains):
+            if histories is None:
+                whole, without = item.token_ids[: item.cuts[-1]], without_each_turn(item)[t]
+                expected = believe(item, whole) - believe(item, without)
+            else:
+                value = math.exp if config.gain == "prob_diff" else float
+                others = [value(believe(item, ids)) for ids in histories[i][t]]
+                own = value(believe(item, item.token_ids[: item.turns[t].observation_end]))
+                expected = own - sum(others) / len(others) if others else 0.0
+            assert gain == pytest.approx(expected, abs=1e-4)
+            checked += 1
+    assert checked > 5
+
+
+def test_an_explanation_has_beliefs_for_every_arm(drawn: tuple[Any, Any, list[Any]]) -> None:
+    _, policy, found = drawn
+    for choices in ({"reward": "outcome_only"}, {"gain": "first_exposure"}, {"reward": "gigpo"}, {}):
+        for item in explain_trajectories(policy, found, RewardConfig(**choices)):
+            assert item.beliefs is not None and item.gains is not None
+            assert len(item.beliefs) == len(item.gains) + 1 == len(item.trajectory.turns)
