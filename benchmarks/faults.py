@@ -352,7 +352,7 @@ def every_minute(lab: Laboratory, run_id: str) -> str:
     """A schedule of a minute for five, whose first sweep takes longer than a minute: never two at once, none left out."""
     lab.finish(run_id)
     path = lab.home / "cron.yaml"
-    longer = {**SPECIFICATION["base"], "training": {"epochs": 8, "steps_per_epoch": 40}}
+    longer = {**SPECIFICATION["base"], "training": {"epochs": 8, "steps_per_epoch": 120}}
     path.write_text(yaml.safe_dump({"name": "cron", **SPECIFICATION, "base": longer}))
     api = lab.environment["PREFECT_API_URL"]
     deployment = httpx.get(f"{api}/deployments/name/ablation/tiny").raise_for_status().json()["id"]
@@ -360,6 +360,8 @@ def every_minute(lab: Laboratory, run_id: str) -> str:
     made = httpx.post(f"{api}/deployments/{deployment}/schedules", json=[wanted]).raise_for_status().json()
     most, deadline = 0, time.monotonic() + 300
     seen: dict[str, str] = {}
+    late: dict[str, float] = {}
+    took: dict[str, float] = {}
     while time.monotonic() < deadline:
         asked = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "limit": 100}
         answer = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30)
@@ -367,11 +369,16 @@ def every_minute(lab: Laboratory, run_id: str) -> str:
             runs = [run for run in answer.json() if run["auto_scheduled"] and run["state_name"] != "Scheduled"]
             most = max(most, sum(run["state_type"] == "RUNNING" for run in runs))
             seen |= {run["id"]: run["state_name"] for run in runs}
+            late |= {run["id"]: run["estimated_start_time_delta"] for run in runs if run["start_time"]}
+            took |= {run["id"]: run["total_run_time"] for run in runs}
         time.sleep(1)
     httpx.delete(f"{api}/deployments/{deployment}/schedules/{made[0]['id']}").raise_for_status()
     states = [*seen.values()]
     counts = ", ".join(f"{states.count(name)} {name}" for name in sorted(set(states)))
-    return f"five minutes: {counts}; {most} at once at most"
+    return (
+        f"five minutes: {counts}; {most} at once at most; the longest took {max(took.values()):.0f} s, the latest waited "
+        f"{max(late.values()):.0f} s"
+    )
 
 
 FAULTS: dict[str, Callable[[Laboratory, str], str]] = {

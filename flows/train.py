@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from tasks.data import PublishedData
 
 
-@flow(name="warm-start", flow_run_name="warm start seed {seed}", validate_parameters=True)
+def run_name() -> str:
+    """What the run's page and MLflow call it."""
+    given = flow_run.parameters
+    return " ".join(filter(None, [given.get("arm", "warm start"), f"seed {given['seed']}", given.get("cell", "")]))
+
+
+@flow(name="warm-start", flow_run_name=run_name, validate_parameters=True)
 def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -> str:
     """Make, or find, the policy that every arm of this seed starts from. Returns its folder.
 
@@ -41,7 +47,7 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     return str(training.ensure_warm_start(experiment, data, home(), get_run_logger().info))
 
 
-@flow(name="train", flow_run_name="{arm} seed {seed} {cell}", validate_parameters=True)
+@flow(name="train", flow_run_name=run_name, validate_parameters=True)
 def train(
     preset: str,
     arm: str,
