@@ -81,9 +81,14 @@ def ablation(
                 f"the widest interval is {report.widest:.3f}, wider than {specification.until.width}: seeds {more} are added"
             )
             specification = specification.select(None, [*specification.seeds, *more])
-    create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=f"Sweep {sweep}")
-    create_table_artifact(report.rows, description=f"Sweep {sweep}")
-    create_link_artifact(link=report.url, link_text="MLflow report run")
+    create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description="The report: tables and words")
+    create_table_artifact(report.rows, description="The result as a table")
+    create_link_artifact(
+        link=report.url, link_text="Report in MLflow: report.html", description="The report's run in MLflow"
+    )
+    create_link_artifact(
+        link=report.compare, link_text="Compare the runs in MLflow", description="The runs, compared in MLflow"
+    )
     tell_what_moved(specification.name, report)
     return {
         "sweep": sweep,
@@ -108,7 +113,9 @@ def run_all(specification: AblationSpecification, preset: str, children: Childre
 
         def start(name: str, before: Any, cell: str, **parameters: Any) -> PrefectFuture[str]:
             given = {"preset": preset, **parameters, **({"cell": cell} if cell else {})}
-            asked = {"name": name, "parameters": given, "failed_before": before}
+            words = [name.replace("_", " "), parameters.get("arm", ""), f"seed {parameters['seed']}", cell]
+            title = " ".join(filter(None, words))
+            asked = {"title": title, "name": name, "parameters": given, "failed_before": before}
             future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
             return future
 
@@ -187,8 +194,8 @@ def _budget(base: Any) -> str:
     return f"{training.amount:g} {training.budget.replace('_', ' ')}, {training.steps} steps at most"
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{name} {parameters}")
-def isolated(name: Name, parameters: dict[str, Any], failed_before: str, children: Any) -> str:
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def isolated(title: str, name: Name, parameters: dict[str, Any], failed_before: str, children: Any) -> str:
     """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
 
     "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
@@ -262,7 +269,9 @@ def show_links(study: str, sweep: str) -> dict[str, str]:
     except MlflowAway as error:
         get_run_logger().warning(f"{error} The sweep goes on; its runs send what they owe when MLflow answers")
         return {}
-    create_link_artifact(link=chart, link_text="MLflow: curves of this sweep")
+    create_link_artifact(
+        link=chart, link_text="Curves of this sweep in MLflow", description="Curves in MLflow, while the runs go on"
+    )
     return {"chart": chart}
 
 

@@ -45,6 +45,6 @@ def evaluate(
     records = [record for result in results.values() for record in result.records]
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
     create_table_artifact(metric_rows(metrics), description=f"{model} on {split}")
-    create_link_artifact(link=url, link_text="MLflow run of this evaluation")
+    create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")
     get_run_logger().info(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
     return metrics

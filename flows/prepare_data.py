@@ -43,7 +43,11 @@ def prepare_data(preset: str) -> dict[str, Any]:
                 f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later"
             )
         else:
-            create_link_artifact(link=url, link_text="Data Docs and quarantine in MLflow")
+            create_link_artifact(
+                link=url,
+                link_text="Data Docs and quarantine in MLflow",
+                description="Data Docs and quarantine in MLflow",
+            )
     return {
         "version": published.version,
         "folder": str(published.folder),
