@@ -17,6 +17,7 @@ def evaluate(
     preset: str,
     split: Literal["train", "dev", "test"] = "test",
     limit: Annotated[int | None, Field(ge=1)] = None,
+    cell: str = "",
 ) -> dict[str, float]:
     """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation.
 
@@ -25,6 +26,7 @@ def evaluate(
         preset: Preset name in deployments/presets, or path of a specification.
         split: Which of the preset's questions.
         limit: Questions at most, from the table's beginning. Empty: all.
+        cell: Whose settings, where the preset has factors. Empty: the first cell's.
     """
     from igpo_core.environments import open_environment
     from igpo_core.policies import load_policy
@@ -33,7 +35,9 @@ def evaluate(
     from tasks.mlflow_runs import log_evaluation
 
     specification = load_specification(preset)
-    experiment = specification.experiment(specification.baseline, specification.seeds[0])
+    experiment = specification.experiment(
+        specification.baseline, specification.seeds[0], cell or specification.cells[0]
+    )
     data = prepare(experiment.data, home())
     folder = locate(model, home())
     policy = load_policy(folder, experiment)

@@ -84,8 +84,16 @@ def write_page(
 
 def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
     data = report.data
-    parts = [f"<h2>{_text(report.cell or 'Result')}</h2>", *_words(report.words), _table(report.rows)]
-    parts.append(svg(overview(data, baseline, margin)))
+    cut = list(report.rows[0]).index("dead groups")
+    scores = [dict(list(row.items())[:cut]) for row in report.rows]
+    behaviour = [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows]
+    parts = [
+        f"<h2>{_text(report.cell or 'Result')}</h2>",
+        *_warnings(report.words),
+        _table(scores),
+        *_words(report.words),
+    ]
+    parts += [svg(overview(data, baseline, margin)), _table(behaviour)]
     if report.slices:
         parts += ["<h3>Difference in test F1 by source and hops</h3>", _table(_slices(report, baseline))]
     parts += ["<h3>Efficiency</h3>", svg(efficiency(data, baseline))]
@@ -94,8 +102,12 @@ def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
     return parts
 
 
+def _warnings(words: "Words") -> list[str]:
+    return [f'<div class="warn">{_text(text)}</div>' for text in words.warnings]
+
+
 def _words(words: "Words") -> list[str]:
-    lines = [f'<div class="warn">{_text(text)}</div>' for text in words.warnings]
+    lines = []
     for title, texts in (("What was shown", words.shown), ("What was not shown", words.limits)):
         items = "".join(f"<li>{_text(text)}</li>" for text in texts)
         lines.append(f"<h3>{title}</h3><ul>{items}</ul>")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.ablation import more_seeds, plan
 from flows.specification import PRESETS, AblationSpecification, load_specification
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
@@ -34,19 +35,19 @@ def test_the_promised_presets_are_shipped() -> None:
 def test_a_shipped_preset_gives_a_whole_configuration_for_every_arm_and_seed(preset: str) -> None:
     specification = load_specification(preset)
     assert specification.name == preset
-    for arm in specification.arms:
-        for seed in specification.seeds:
-            experiment = specification.experiment(arm, seed)
-            assert type(experiment).model_validate(experiment.model_dump()) == experiment
-            assert experiment.seed == seed
-            assert experiment.reward.needs_gain == (arm != "outcome_only")
+    for cell, arm, seed in specification.runs():
+        experiment = specification.experiment(arm, seed, cell)
+        assert type(experiment).model_validate(experiment.model_dump()) == experiment
+        assert experiment.seed == seed
+        assert experiment.reward.needs_gain == (arm != "outcome_only")
 
 
 @pytest.mark.parametrize("preset", SHIPPED)
 def test_arms_of_a_seed_differ_in_the_reward_alone(preset: str) -> None:
     specification = load_specification(preset)
-    rest = [specification.experiment(arm, 3).model_dump(exclude={"reward"}) for arm in specification.arms]
-    assert all(other == rest[0] for other in rest)
+    for cell in specification.cells:
+        rest = [specification.experiment(arm, 3, cell).model_dump(exclude={"reward"}) for arm in specification.arms]
+        assert all(other == rest[0] for other in rest)
 
 
 def test_paths_in_a_preset_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +157,86 @@ def test_prefect_can_take_the_data_settings_of_every_preset_as_a_parameter(name:
     """Prefect walks parameters with dict(model), which breaks on a field that is called as a method of dict is."""
     data = load_specification(name).base.data
     assert dict(data) == {field: getattr(data, field) for field in type(data).model_fields}
+
+
+def crossed(tmp_path: Path, factors: Any, **changes: Any) -> AblationSpecification:
+    return load_specification(write(tmp_path, {**GOOD, "factors": factors, **changes}))
+
+
+SIZES = {
+    "small": {"rollout.group_size": 4, "rollout.questions": 4},
+    "large": {"rollout.group_size": 8, "rollout.questions": 2},
+}
+GAMMAS = {"1": {"reward.gamma": 1.0}, "0.5": {"reward.gamma": 0.5}}
+THREE = {"outcome_only": {"reward": "outcome_only"}, "igpo": {}, "prob": {"gain": "prob_diff"}}
+
+
+def test_factors_are_crossed_and_an_arm_that_ignores_one_is_run_once(tmp_path: Path) -> None:
+    specification = crossed(tmp_path, {"size": SIZES, "gamma": GAMMAS}, arms=THREE, seeds=[0, 1])
+    assert specification.cells == (
+        "size=small,gamma=1", "size=small,gamma=0.5", "size=large,gamma=1", "size=large,gamma=0.5"
+    )  # fmt: skip
+    experiment = specification.experiment("igpo", 1, "size=large,gamma=0.5")
+    assert (experiment.rollout.group_size, experiment.rollout.questions, experiment.reward.gamma) == (8, 2, 0.5)
+    assert specification.ignored_factors("outcome_only") == ["gamma"] and specification.ignored_factors("igpo") == []
+    runs = specification.runs()
+    # two seeds x (two arms in four cells, the baseline in two)
+    assert len(runs) == 2 * (2 * 4 + 2) and len(set(runs)) == len(runs)
+    assert {cell for cell, arm, _ in runs if arm == "outcome_only"} == {"size=small,gamma=1", "size=large,gamma=1"}
+    text = plan(specification, 2)
+    assert "= 20 runs" in text and "outcome_only ignores gamma: one run a seed serves all its levels" in text
+
+
+def test_a_seed_added_later_adds_its_runs_alone(tmp_path: Path) -> None:
+    specification = crossed(tmp_path, {"size": SIZES}, arms=THREE, seeds=[0, 1])
+    more = specification.select(None, [0, 1, 2])
+    old = {run: specification.experiment(run[1], run[2], run[0]) for run in specification.runs()}
+    new = {run: more.experiment(run[1], run[2], run[0]) for run in more.runs()}
+    assert {run: new[run] for run in old} == old and {run[2] for run in new.keys() - old.keys()} == {2}
+    assert more.sweep({"": "v"}) == specification.sweep({"": "v"})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"factors": {"g": {"1": {"reward.gamma": 1.0}}}}, "has one level"),
+        ({"factors": {"g": {"a": {"reward.gamma": 1.0}, "b": {"rollout.questions": 2}}}}, "set different things"),
+        ({"factors": {"g": {"a": {"reward.gama": 1.0}, "b": {"reward.gama": 0.5}}}}, "reward.gama"),
+        ({"factors": {"g": {"a": {"warm.0.x": 1}, "b": {"warm.0.x": 2}}}}, "there is no such setting"),
+        ({"factors": {"g": {"a,b": {"reward.gamma": 1.0}, "c": {"reward.gamma": 0.5}}}}, "name factors and levels"),
+        ({"factors": {"s": {"a": {"seed": 1}, "b": {"seed": 2}}}}, "sets seed"),
+        ({"factors": {"g": {"a": {"reward.gamma": 0.3}, "b": {"reward.gamma": 0.3}}}}, "are the same|changes nothing"),
+        ({"arms": {"outcome_only": {"reward": "outcome_only"}, "a": {}, "b": {}}}, "A/A comparison.*replicate: 1"),
+        ({"arms": {"outcome_only": {"reward": "outcome_only"}, "a": {"optimizer": {"learning_rate": 1}}}}, "confound"),
+        ({"arms": {"outcome_only": {"reward": "outcome_only"}, "a": {"gamma": 0.9, "reward": "gigpo", "gain": "prob_diff"}}},
+         "reward=gigpo ignores gain"),
+        ({"until": {"width": 0.1}}, "until.seeds"),
+    ],
+)  # fmt: skip
+def test_what_would_confound_or_change_nothing_is_refused(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_specification(write(tmp_path, {**GOOD, **content}))
+
+
+def test_a_replicate_is_another_draw_of_the_same_arm(tmp_path: Path) -> None:
+    arms = {"outcome_only": {"reward": "outcome_only"}, "again": {"reward": "outcome_only", "replicate": 1}}
+    specification = load_specification(write(tmp_path, {**GOOD, "arms": arms}))
+    one, other = (specification.experiment(arm, 0) for arm in arms)
+    assert one.reward == other.reward and (one.replicate, other.replicate) == (0, 1)
+
+
+def test_an_arm_may_set_the_base_optimiser(tmp_path: Path) -> None:
+    dr_grpo = {"reward": "outcome_only", "scale": "none", "optimizer": {"denominator": "constant"}}
+    specification = load_specification(write(tmp_path, {**GOOD, "arms": {**GOOD["arms"], "dr_grpo": dr_grpo}}))
+    assert specification.experiment("dr_grpo", 0).optimizer.denominator == "constant"
+    assert specification.experiment("outcome_only", 0).optimizer.denominator == "sequence"
+
+
+def test_seeds_are_added_until_the_answer_is_narrow(tmp_path: Path) -> None:
+    arms = {"arms": THREE, "seeds": [0, 3]}
+    specification = load_specification(write(tmp_path, {**GOOD, **arms, "until": {"width": 0.1, "seeds": 5}}))
+    wide, narrow = (type("R", (), {"widest": width})() for width in (0.2, 0.05))
+    assert more_seeds(specification, wide, 6) == [1, 2]  # six workers, three arms
+    assert more_seeds(specification, narrow, 6) == []
+    assert more_seeds(specification.select(None, [0, 1, 2, 3, 4]), wide, 6) == []  # the limit
+    assert more_seeds(load_specification(write(tmp_path, {**GOOD, **arms})), wide, 6) == []

@@ -11,10 +11,13 @@ from tasks.statistics import (
     Reached,
     curve_band,
     expanded_tail,
+    interquartile_mean,
     interval,
     paired,
     percentiles,
+    probability_of_improvement,
     resample_means,
+    seeds_needed,
     summarise_times,
     time_to_threshold,
 )
@@ -141,3 +144,45 @@ def test_curve_band_uses_steps_that_all_have() -> None:
     assert [(point.step, point.mean) for point in band] == [(0, 0.25), (5, pytest.approx(0.4))]
     assert band[1].interval == Interval(0.2, 0.6)
     assert curve_band([{0: 1.0}])[0].interval is None and curve_band([]) == []
+
+
+def test_interquartile_mean_by_hand() -> None:
+    # 8 values: the lowest and the highest two go; (2 + 3 + 5 + 6) / 4
+    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 100.0]) == pytest.approx(4.0)
+    assert interquartile_mean([]) is None
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # 1 beats 0 and ties 1; 3 beats both: (1 + 0.5 + 1 + 1) / 4
+    assert probability_of_improvement([1.0, 3.0], [0.0, 1.0]) == pytest.approx(0.875)
+    assert probability_of_improvement([], [1.0]) is None
+
+
+def test_seeds_needed_against_a_simulation() -> None:
+    """The smallest n with 80% power for an effect of one standard deviation is 10 (Cohen's tables: d = 1.0, paired)."""
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+    differences = list(np.array([-1.0, 1.0]) / 2**0.5)  # sample standard deviation 1
+    assert seeds_needed(differences, 1.0) == 10
+    rng = np.random.default_rng(0)
+    found = ttest_1samp(rng.normal(1.0, 1.0, (4000, 10)), 0.0, axis=1).pvalue < 0.05
+    fewer = ttest_1samp(rng.normal(1.0, 1.0, (4000, 8)), 0.0, axis=1).pvalue < 0.05
+    assert found.mean() > 0.78 > fewer.mean()
+    assert seeds_needed([0.1], 1.0) is None and seeds_needed([0.2, 0.2], 0.1) == 2
+
+
+def test_equal_arms_are_found_equal() -> None:
+    """200 A/A comparisons of 20 normal seeds: the interval covers zero in about 95% of them, and verdicts are rare."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    covered = verdicts = 0
+    for _ in range(200):
+        scores = {arm: dict(enumerate(rng.normal(0.5, 0.1, 20).tolist())) for arm in ("a", "b")}
+        pair = paired(scores, "a")["b"]
+        assert pair.interval is not None
+        covered += pair.interval.low <= 0 <= pair.interval.high
+        verdicts += pair.verdict in ("better", "worse")
+    assert 182 <= covered <= 198  # 190 expected, three standard deviations are 9
+    assert verdicts == 200 - covered
