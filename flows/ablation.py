@@ -77,9 +77,7 @@ def ablation(
             more = more_seeds(specification, report, workers)
             if not more:
                 break
-            say(
-                f"the widest interval is {report.widest:.3f}, wider than {specification.until.width}: seeds {more} are added"
-            )
+            say(f"the widest interval is {report.widest:.3f}, wider than asked for: seeds {more} are added")
             specification = specification.select(None, [*specification.seeds, *more])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description="The report: tables and words")
     create_table_artifact(report.rows, description="The result as a table")

@@ -77,7 +77,9 @@ def _log_ratio(batch: TokenBatch) -> torch.Tensor:
     if batch.segments is None:
         return difference
     count = int(batch.segments.max()) + 1
-    sums = torch.zeros(count, dtype=difference.dtype, device=difference.device).index_add_(0, batch.segments, difference.detach())
+    sums = torch.zeros(count, dtype=difference.dtype, device=difference.device).index_add_(
+        0, batch.segments, difference.detach()
+    )
     sizes = torch.bincount(batch.segments, minlength=count).clamp(min=1)
     return (sums / sizes)[batch.segments] + batch.logprobs - batch.logprobs.detach()
 
