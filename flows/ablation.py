@@ -65,7 +65,7 @@ def ablation(
         links = show_links(specification.name, sweep)
         failed: dict[str, str] = {}
         while True:
-            reasons = run_all(specification, preset, children_of(str(flow_run.id), where), workers)
+            reasons = run_all(specification, versions, preset, children_of(str(flow_run.id), where), workers)
             failed = {name: reason for name, reason in reasons.items() if reason}
             require_same_code()
             if failed:
@@ -101,11 +101,16 @@ def ablation(
     }
 
 
-def run_all(specification: AblationSpecification, preset: str, children: Children, workers: int) -> dict[str, str]:
+def run_all(
+    specification: AblationSpecification, versions: dict[str, str], preset: str, children: Children, workers: int
+) -> dict[str, str]:
     """Every warm start, then every arm of its seed. Run name -> why it did not complete, "" where it did.
 
-    First come, first served: the runs of the first seeds start while the last warm starts are being made.
+    First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
+    share a warm start wait for one.
     """
+    from tasks.training import warm_start_key
+
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
@@ -118,14 +123,16 @@ def run_all(specification: AblationSpecification, preset: str, children: Childre
             return future
 
         try:
-            starts: dict[tuple[str, int], PrefectFuture[str]] = {}
+            starts: dict[str, PrefectFuture[str]] = {}
             runs: dict[str, PrefectFuture[str]] = {}
-            for cell, _, seed in specification.runs():
-                if (cell, seed) not in starts:
-                    starts[cell, seed] = start("warm_start", "", cell, seed=seed)
+            needed = {}
             for cell, arm, seed in specification.runs():
+                needed[cell, arm, seed] = warm_start_key(specification.experiment(arm, seed, cell), versions[cell])
+                if needed[cell, arm, seed] not in starts:
+                    starts[needed[cell, arm, seed]] = start("warm_start", "", cell, seed=seed)
+            for (cell, arm, seed), key in needed.items():
                 name = " ".join(filter(None, [arm, f"seed {seed}", cell]))
-                runs[name] = start("train", starts[cell, seed], cell, arm=arm, seed=seed)
+                runs[name] = start("train", starts[key], cell, arm=arm, seed=seed)
             wait(list(runs.values()))
         except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
             children.end()
