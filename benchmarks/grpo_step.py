@@ -113,8 +113,8 @@ def main() -> None:
         "max_tokens": 8192,
     }  # fmt: skip
     environment = Fixed(questions(PROMPTS), search)
-    own_step = step_of(configuration("outcome_only", **rollout_settings), ours, environment)
-    own_gain_step = step_of(configuration("outcome_and_gain", **rollout_settings), ours, environment)
+    own_step = step_of(configuration("outcome_only", **rollout_settings), ours, environment, MEMBERS)
+    own_gain_step = step_of(configuration("outcome_and_gain", **rollout_settings), ours, environment, MEMBERS)
     with scripted(own_script):
         peer, own, gain = alternate(
             {"TRL": peer_step, "igpo-lab, outcome only": own_step, "igpo-lab, with the gain": own_gain_step},

@@ -32,14 +32,20 @@ def alone(preset: str, seed: int, home: Path) -> None:
     warm = training.ensure_warm_start(experiment, data, home, lambda line: None)
     identity = training.RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
     trainer = training.start_trainer(experiment, data, identity, warm, lambda line: None)
+    training.keep_best(trainer, identity, training.evaluate_dev(trainer)["eval/all/f1"])
     for epoch in range(1, experiment.training.epochs + 1):
         training.train_steps(
-            trainer, epoch * experiment.training.steps_per_epoch, lambda step, metrics: None, lambda line: None
+            trainer,
+            epoch * experiment.training.steps_per_epoch,
+            lambda step, metrics: None,
+            lambda line: None,
+            best=lambda f1: training.keep_best(trainer, identity, f1),
         )
         training.save_checkpoint(trainer, identity)
-    training.evaluate_all(
+    metrics, _ = training.evaluate_all(
         trainer.policy, trainer.environment, experiment, "test", experiment.evaluation.test_questions, trainer.step
     )
+    training.evaluate_best(trainer, identity, metrics)
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:

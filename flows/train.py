@@ -196,7 +196,22 @@ def finish(
 
 
 # One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
-COLOURS = ("#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+COLOURS = (
+    "#7f7f7f",
+    "#1f77b4",
+    "#d62728",
+    "#2ca02c",
+    "#9467bd",
+    "#ff7f0e",
+    "#8c564b",
+    "#e377c2",
+    "#bcbd22",
+    "#17becf",
+    "#000000",
+    "#aec7e8",
+    "#98df8a",
+    "#ffbb78",
+)
 
 
 def _tags(

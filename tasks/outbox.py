@@ -96,7 +96,7 @@ class Outbox:
         """Write down training trajectories of a step that were not written before."""
         fresh = [record for record in records if record.step not in self._kept]
         with (self.folder / TRAJECTORIES).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in fresh)
+            file.write("".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in fresh))
         self._kept |= {record.step for record in fresh}
 
     def set_traces(self, records: Sequence[TraceRecord]) -> None:

@@ -220,10 +220,12 @@ def train_steps(
     total = trainer.config.training.steps
     while trainer.step < until and not trainer.done:
         result = trainer.run_step()
-        metrics = result.metrics
+        metrics, due = result.metrics, _evaluation_is_due(trainer)
+        if due:  # with the step's own line: whoever goes on from this step has its weights but not its rollouts
+            metrics = {**metrics, **look_into(trainer, result, keep)}
         log(trainer.step, metrics)
-        if _evaluation_is_due(trainer):
-            dev = {**evaluate_dev(trainer), **look_into(trainer, result, keep)}
+        if due:
+            dev = evaluate_dev(trainer)
             best(dev["eval/all/f1"])  # before its line: a run that finds the line does not evaluate again
             log(trainer.step, dev)
             say(

@@ -57,7 +57,7 @@ def steps_with(folder: Path, metric: str) -> list[int]:
 def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None, tmp_path: Path) -> None:
     trainer, run, tracker = setting
     said: list[str] = []
-    evaluate_if_missing(trainer, tracker)
+    evaluate_if_missing(trainer, run, tracker)
     train_steps(trainer, 3, tracker.log, said.append)
     leave_checkpoint(trainer, run, tracker, said.append)
     newest = newest_checkpoint(tmp_path, pytest.fail)
@@ -80,22 +80,23 @@ def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, tmp_pat
 
 
 def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, tmp_path: Path) -> None:
-    trainer, _, tracker = setting
+    trainer, run, tracker = setting
 
     def interrupted(step: int, metrics: dict[str, float]) -> None:
         if step == 2 and "eval/all/f1" in metrics:
             raise KeyboardInterrupt
         tracker.log(step, metrics)
 
-    evaluate_if_missing(trainer, tracker)
+    evaluate_if_missing(trainer, run, tracker)
     with pytest.raises(KeyboardInterrupt):
         train_steps(trainer, 6, interrupted, print)
     assert trainer.step == 2 and steps_with(tmp_path, "eval/all/f1") == [0]
-    evaluate_if_missing(trainer, tracker)
-    evaluate_if_missing(trainer, tracker)
+    evaluate_if_missing(trainer, run, tracker)
+    evaluate_if_missing(trainer, run, tracker)
     train_steps(trainer, 6, tracker.log, print)
-    evaluate_if_missing(trainer, tracker)  # at the very end: nothing is missing
+    evaluate_if_missing(trainer, run, tracker)  # at the very end: nothing is missing
     assert steps_with(tmp_path, "eval/all/f1") == [0, 2, 4, 6]
+    assert steps_with(tmp_path, "time/diagnostics") == [2, 4, 6]
     assert steps_with(tmp_path, "train/loss") == [1, 2, 3, 4, 5, 6]
 
 

@@ -1,5 +1,6 @@
 """Where MLflow is, links to its pages, and which errors say that it is away."""
 
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -9,6 +10,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from igpo_core.errors import ConfigError, ServiceError
 from tasks import tracking
+from tasks.mlflow_runs import log_data
 from tasks.tracking import client, experiment_id, flatten, tag_filter
 
 
@@ -61,6 +63,23 @@ def test_experiment_is_found_again_and_a_deleted_one_named(mlflow_server: str) -
     client().delete_experiment(made)
     with pytest.raises(ServiceError, match="'gone' was deleted"):
         experiment_id("gone")
+
+
+def test_a_data_run_that_was_cut_off_is_completed(mlflow_server: str, tmp_path: Path) -> None:
+    """A sweep killed while it logged its data left a run RUNNING for ever, and the next start made another."""
+    (tmp_path / "data_docs").mkdir()
+    (tmp_path / "data_docs" / "index.html").write_text("docs")
+    (tmp_path / "quarantine.jsonl").write_text("")
+    (tmp_path / "summary.json").write_text('{"counts": {"train": 4, "dev": 2}, "quarantined": 1}')
+    whole = log_data("cut-off", "v1", tmp_path)
+    mlflow, experiment = client(), experiment_id("cut-off")
+    run = whole.rsplit("/", 1)[1]
+    mlflow.update_run(run, status="RUNNING")
+    assert log_data("cut-off", "v1", tmp_path) == whole
+    only = mlflow.search_runs([experiment])
+    assert [(found.info.run_id, found.info.status) for found in only] == [(run, "FINISHED")]
+    assert only[0].data.metrics == {"data/train_questions": 4, "data/dev_questions": 2, "data/quarantined": 1}
+    assert len(mlflow.get_metric_history(run, "data/train_questions")) == 1
 
 
 @pytest.mark.parametrize(
