@@ -241,9 +241,25 @@ def load_specification(name: str) -> AblationSpecification:
         raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
+    if isinstance(content.get("base"), dict) and "from" in content["base"]:
+        content["base"] = _derived(content["base"], str(path))
     specification = validated(content, str(path))
     base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
     return specification.model_copy(update={"base": base})
+
+
+def _derived(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """The base of another preset with some settings changed: {from: core-arms, rollout.group_size: 4}."""
+    changes = dict(given)
+    content: dict[str, Any] = json.loads(
+        load_specification(changes.pop("from")).base.model_dump_json(exclude_unset=True)
+    )
+    try:
+        for path, value in changes.items():
+            _put(content, path, value)
+    except ValueError as error:
+        raise ConfigError(f"{where} does not describe an ablation:\n  {error}") from error
+    return content
 
 
 def from_project(data: DataConfig) -> DataConfig:

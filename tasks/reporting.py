@@ -297,21 +297,6 @@ def write_report(
     )
 
 
-def recompute(run_id: str) -> list[CellReport]:
-    """The tables of a report run, computed again from the training runs in MLflow: its specification and which run stands
-    for what are read from its artifacts, no number is."""
-    import yaml
-
-    mlflow = client()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(mlflow.download_artifacts(run_id, "", name))
-        specification = yaml.safe_load((folder / "specification.yaml").read_text())
-        known = json.loads((folder / "places.json").read_text())
-    places = {key: [tuple(place) for place in places] for key, places in known["places"].items()}
-    sweep = mlflow.get_run(run_id).data.tags["sweep"]
-    return cell_reports(specification, collect(specification["name"], sweep, places), known["cells"])
-
-
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
     """The training trajectories that runs keep, with their cell: the same share of every run where there are too many."""
     import mlflow.artifacts

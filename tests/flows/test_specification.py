@@ -1,5 +1,6 @@
 """Every shipped preset loads and gives whole configurations; bad input is refused in words, before anything runs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,25 @@ def test_a_shipped_preset_gives_a_whole_configuration_for_every_arm_and_seed(pre
 def test_arms_of_a_seed_differ_in_the_reward_alone(preset: str) -> None:
     specification = load_specification(preset)
     for cell in specification.cells:
-        rest = [specification.experiment(arm, 3, cell).model_dump(exclude={"reward"}) for arm in specification.arms]
+        apart = {"reward", "replicate"}
+        rest = [specification.experiment(arm, 3, cell).model_dump(exclude=apart) for arm in specification.arms]
         assert all(other == rest[0] for other in rest)
+
+
+def test_a_base_may_be_that_of_a_preset_with_changes(tmp_path: Path) -> None:
+    base = {"from": "core-arms", "rollout.group_size": 4, "warm_start.stages.2.steps": 7}
+    derived, origin = (
+        load_specification(write(tmp_path, {**GOOD, "base": base})).base,
+        load_specification("core-arms").base,
+    )
+    assert derived.rollout.group_size == 4 and origin.rollout.group_size == 8
+    assert derived.warm_start is not None and derived.warm_start.stages[2].steps == 7
+    back = derived.model_copy(update={"rollout": origin.rollout, "warm_start": origin.warm_start})
+    assert back == origin
+    with pytest.raises(ConfigError, match=r"study.yaml.*\n.*rollout.grp"):
+        load_specification(write(tmp_path, {**GOOD, "base": {"from": "core-arms", "rollout.grp": 4}}))
+    with pytest.raises(ConfigError, match="no specification 'core'"):
+        load_specification(write(tmp_path, {**GOOD, "base": {"from": "core"}}))
 
 
 def test_paths_in_a_preset_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +258,17 @@ def test_seeds_are_added_until_the_answer_is_narrow(tmp_path: Path) -> None:
     assert more_seeds(specification, narrow, 6) == []
     assert more_seeds(specification.select(None, [0, 1, 2, 3, 4]), wide, 6) == []  # the limit
     assert more_seeds(load_specification(write(tmp_path, {**GOOD, **arms})), wide, 6) == []
+
+
+def test_the_recipes_of_the_documents_are_specifications(tmp_path: Path) -> None:
+    """Every method that docs/arms.md writes as an arm, and the example of docs/experiments.md."""
+    block = re.search(r"```yaml\n(.*?)```", (PROJECT / "docs" / "arms.md").read_text(), re.DOTALL)
+    assert block is not None
+    arms = yaml.safe_load(block[1])["arms"]
+    base = {**GOOD["base"], "optimizer": {"updates_per_step": 2}}
+    path = write(tmp_path, {**GOOD, "base": base, "baseline": "grpo", "arms": arms})
+    assert {"grpo", "dr_grpo", "rloo", "gspo", "igpo", "trace", "gigpo"} <= set(load_specification(path).arms)
+    example = re.search(r"```yaml\n(.*?)```", (PROJECT / "docs" / "experiments.md").read_text(), re.DOTALL)
+    assert example is not None
+    (tmp_path / "example.yaml").write_text(example[1])
+    assert len(load_specification(str(tmp_path / "example.yaml")).cells) == 4

@@ -11,7 +11,8 @@ import yaml
 
 from igpo_core.errors import DataError
 from tasks.outbox import About, Outbox, write_status
-from tasks.reporting import left_out, recompute, summarise, unequal_budgets, write_report
+from tasks.recompute import recompute
+from tasks.reporting import left_out, summarise, unequal_budgets, write_report
 from tasks.sending import Sender, read_sent
 from tasks.statistics import Reached, interval
 from tasks.sweeps import RunData, SweepData, collect
