@@ -22,7 +22,7 @@ from flows.prepare_data import prepare_data
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import data_folder, home
+from tasks.home import data_folder, home, warm_start_folder
 from tasks.locks import locked
 from tasks.prefect_runs import flow_run_url
 from tasks.servers import require_servers
@@ -65,7 +65,8 @@ def ablation(
         links = show_links(specification.name, sweep)
         failed: dict[str, str] = {}
         while True:
-            reasons = run_all(specification, versions, preset, children_of(str(flow_run.id), where), workers)
+            children = children_of(str(flow_run.id), where)
+            reasons = run_all(specification, versions, sweep, preset, children, workers)
             failed = {name: reason for name, reason in reasons.items() if reason}
             require_same_code()
             if failed:
@@ -102,7 +103,12 @@ def ablation(
 
 
 def run_all(
-    specification: AblationSpecification, versions: dict[str, str], preset: str, children: Children, workers: int
+    specification: AblationSpecification,
+    versions: dict[str, str],
+    sweep: str,
+    preset: str,
+    children: Children,
+    workers: int,
 ) -> dict[str, str]:
     """Every warm start, then every arm of its seed. Run name -> why it did not complete, "" where it did.
 
@@ -133,6 +139,8 @@ def run_all(
             for (cell, arm, seed), key in needed.items():
                 name = " ".join(filter(None, [arm, f"seed {seed}", cell]))
                 runs[name] = start("train", starts[key], cell, arm=arm, seed=seed)
+            next(iter(starts.values())).wait()
+            get_run_logger().info(outlook(specification, versions, sweep, workers))
             wait(list(runs.values()))
         except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
             children.end()
@@ -189,6 +197,26 @@ def plan(specification: AblationSpecification, workers: int) -> str:
     if len(specification.seeds) == 1:
         lines.append("warning: one seed has no interval; a difference of one seed says little")
     return "\n".join(lines)
+
+
+def outlook(specification: AblationSpecification, versions: dict[str, str], sweep: str, workers: int) -> str:
+    """What is left to be made and what it will take, once a step has been timed; how much of it is there already."""
+    from tasks.planning import estimate, read_timing
+    from tasks.training import warm_start_key
+
+    asked = specification.runs()
+    left = [
+        (specification.experiment(arm, seed, cell), versions[cell])
+        for cell, arm, seed in asked
+        if identify(specification.experiment(arm, seed, cell), versions[cell], sweep, home()).result() is None
+    ]
+    starts = {warm_start_key(experiment, version) for experiment, version in left}
+    missing = [key for key in starts if not warm_start_folder(key).exists()]
+    timing = read_timing(home(), sweep)
+    if timing is None:
+        return "no step could be timed: the first warm start failed"
+    text = estimate([experiment for experiment, _ in left], len(missing), timing, workers, home())
+    return f"{len(asked) - len(left)} of {len(asked)} runs were there; {text}"
 
 
 def _budget(base: Any) -> str:

@@ -13,8 +13,8 @@ from flows.prepare_data import versions_of
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.checkpoints import checkpoint_folder
 from igpo_core.folders import write_json
-from tasks import training
-from tasks.home import home
+from tasks import planning, training
+from tasks.home import home, warm_start_folder
 from tasks.locks import locked
 from tasks.outbox import About
 from tasks.prefect_runs import RunPage, flow_run_url
@@ -42,9 +42,19 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     from tasks.data import prepare
 
     specification = load_specification(preset)
-    experiment = specification.experiment(specification.baseline, seed, cell)
+    experiment, say = specification.experiment(specification.baseline, seed, cell), get_run_logger().info
     data = prepare(experiment.data, home())
-    return str(training.ensure_warm_start(experiment, data, home(), get_run_logger().info))
+    found = warm_start_folder(training.warm_start_key(experiment, data.version)).exists()
+    started = time.perf_counter()
+    folder = training.ensure_warm_start(experiment, data, home(), say)
+    sweep = specification.sweep(versions_of(specification))
+    if planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
+        took = None if found else time.perf_counter() - started
+        arms = [specification.experiment(arm, seed, cell) for arm in specification.arms]
+        costly = next((arm for arm in arms if arm.reward.needs_beliefs), experiment)
+        nobody = training.identify(costly, data.version, "timing", home())
+        planning.keep_timing(home(), sweep, planning.time_a_step(costly, data, folder, nobody, took, say))
+    return str(folder)
 
 
 @flow(name="train", flow_run_name=run_name, validate_parameters=True)

@@ -112,6 +112,7 @@ def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(serve
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
     printed = done.stdout + done.stderr
     assert done.returncode == 0
+    assert "4 of 4 runs were there; nothing is left to train" in printed
     assert printed.count("finished before") == 4 and printed.count("MLflow had lost it") == 1
     after = all_runs(servers)
     again = [run for run in after if run["tags"].get("run_key") == lost["tags"]["run_key"]]
