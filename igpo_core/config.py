@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Source = Literal["hotpotqa", "2wikimultihopqa", "musique", "nq", "triviaqa", "popqa", "bamboogle", "custom"]
 Decoding = Literal["sampled", "greedy"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
@@ -77,14 +78,58 @@ class QuestionFile(Settings):
     split: Literal["train", "dev", "test"] | None = None
 
 
+class BM25Search(Settings):
+    """BM25 over the corpus, on this machine."""
+
+    kind: Literal["bm25"] = "bm25"
+
+
+class DenseSearch(Settings):
+    """Nearest passages by the inner product of a sentence-transformers model's normalised embeddings (extra [dense])."""
+
+    kind: Literal["dense"] = "dense"
+    model: str = Field(min_length=1, description="Hub name or folder of a sentence-transformers model.")
+    revision: str | None = None
+    query_prefix: str = Field("", description='What the model wants before a query ("query: " for E5).')
+    passage_prefix: str = Field("", description='.. and before a passage ("passage: " for E5).')
+    index: Literal["exact", "faiss"] = Field(
+        "exact", description="exact: all inner products; faiss: HNSW, approximate."
+    )
+    batch_size: int = Field(256, ge=1, description="Passages encoded at a time.")
+
+
+class WebSearch(Settings):
+    """Search by HTTP (igpo_core/retrieval/web.py). Results are pinned in a cache that all runs share."""
+
+    kind: Literal["web"] = "web"
+    api: Literal["serper", "bing", "retriever"] = Field(description="retriever: Search-R1's form, which needs no key.")
+    url: str = Field(pattern=r"^https?://", description="Where the API answers.")
+    key_variable: str = Field(
+        "SEARCH_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="Variable that holds the key."
+    )
+    mode: Literal["live", "replay"] = Field("live", description="replay: the cache alone; what it lacks is a failure.")
+    parameters: dict[str, str | int] = Field({}, description="Sent with every query (language, country, ...).")
+    concurrency: int = Field(16, ge=1, le=1024, description="Searches at a time, of a process.")
+    rate: float | None = Field(None, gt=0, description="Calls a second, of all processes together.")
+    timeout: float = Field(20.0, gt=0, description="Seconds for one call.")
+    attempts: int = Field(4, ge=1, le=20, description="Calls for one query, where the failure may pass.")
+    max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
+    max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes (IGPO_SEARCH_CALLS).")
+    max_failure_share: Share = Field(0.1, description="Of recent searches; above it the run stops.")
+
+
+SearchConfig = Annotated[BM25Search | DenseSearch | WebSearch, Field(discriminator="kind")]
+
+
 class QuestionFiles(Settings):
     """Question tables and a passage corpus from files, in any format that igpo_core.data reads."""
 
     kind: Literal["files"] = "files"
     questions: tuple[QuestionFile, ...] = Field(min_length=1, description="Question files, each with its split.")
     corpus: tuple[Path, ...] = Field(
-        min_length=1, description="Passage files; an official question file serves with its paragraphs."
+        (), description="Passage files; an official question file serves with its paragraphs. None for web search."
     )
+    search: SearchConfig = Field(default_factory=BM25Search)
     evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
     only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
     sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
@@ -95,6 +140,15 @@ class QuestionFiles(Settings):
     max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
     max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
+
+    @model_validator(mode="after")
+    def _corpus_to_search(self) -> "QuestionFiles":
+        if bool(self.corpus) is isinstance(self.search, WebSearch):
+            raise ValueError(
+                f"search.kind={self.search.kind} with {len(self.corpus)} corpus files: bm25 and dense search a corpus, web "
+                "search has none; give data.corpus, or leave it out"
+            )
+        return self
 
 
 DataConfig = Annotated[LookupWorld | AtlasWorld | QuestionFiles, Field(discriminator="kind")]
@@ -141,8 +195,6 @@ PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind
 
 
 # ---------------------------------------------------------------------------------------------------- warm start
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LookupDemonstrations(Settings):

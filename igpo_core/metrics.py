@@ -78,6 +78,7 @@ def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
             values[f"tokens_{name}"] = mean([float(len(item.token_ids)) for item in some])
     queries = [[turn.action.query for turn in item.turns if isinstance(turn.action, Search)] for item in trajectories]
     values["repeated_queries"] = mean([1 - len(set(row)) / len(row) for row in queries if row])
+    values["failed_searches"] = mean([float(turn.search_failed) for item in trajectories for turn in item.turns[:-1]])
     titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
     if titled:
         values["evidence_recall"] = mean([evidence_recall(item) for item in titled])

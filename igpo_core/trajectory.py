@@ -73,6 +73,7 @@ class Turn:
     action: Action
     logprobs: tuple[float, ...]
     hop: int | None = None  # which fact of the chain the search found (synthetic worlds), None: none or unknown
+    search_failed: bool = False  # the observation is the error of a search back end
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= self.observation_end:

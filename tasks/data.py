@@ -1,6 +1,6 @@
 """Read, validate, publish: from the data settings to a folder that training and evaluation open.
 
-`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet and bm25/; quarantine.jsonl; data_docs/;
+`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet and bm25/ or dense/; quarantine.jsonl; data_docs/;
 summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
 file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
 hash of the good rows, of the data settings without paths and of this layout's number: where the files lie and what was
@@ -20,10 +20,20 @@ from typing import Any, get_args
 
 import pandas
 
-from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, code_version, fingerprint
+from igpo_core.config import (
+    AtlasWorld,
+    DenseSearch,
+    LookupWorld,
+    QuestionFiles,
+    Source,
+    WebSearch,
+    code_version,
+    fingerprint,
+)
 from igpo_core.data import CORPUS_SCHEMA, SPLITS, load_corpus, load_questions
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
+from tasks.secrets import provide
 from tasks.validation import Validation, validate
 
 Config = LookupWorld | AtlasWorld | QuestionFiles
@@ -67,8 +77,9 @@ class Tables:
 def prepare(config: Config, home: Path) -> PublishedData:
     """Read, validate and publish, or find published: the same settings and files are not read a second time.
 
-    Raises DataError: a file that cannot be read, fewer good rows than asked for, no space.
+    Raises DataError: a file that cannot be read, fewer good rows than asked for, no space; ConfigError: a missing key.
     """
+    provide(config)
     receipt = home / "data" / "receipts" / f"{_inputs_key(config)}.json"
     found = _found(receipt)
     if found is not None:
@@ -134,7 +145,11 @@ def _read_files(config: QuestionFiles) -> Tables:
     if config.sources:
         others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
         keep(~questions["source"].isin(others), "of another source")
-    corpus = _read_corpus(config.corpus, dropped)
+    corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
+    if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
+        from igpo_core.retrieval.web import read_key
+
+        read_key(config.search)
     return Tables(questions.reset_index(drop=True), corpus, dropped)
 
 
@@ -204,12 +219,10 @@ def publish(
         spent = {**seconds, "write": time.monotonic() - started}
         index_bytes, search = 0, None
         if isinstance(config, QuestionFiles) and validation.corpus is not None:
-            from igpo_core.retrieval.bm25 import BM25
-
             started = time.monotonic()
-            BM25.build(validation.corpus, path / "bm25")
+            index = _build_index(config, validation.corpus, path)
             spent["index"] = time.monotonic() - started
-            index_bytes = sum(file.stat().st_size for file in (path / "bm25").iterdir())
+            index_bytes = sum(file.stat().st_size for file in index.iterdir())
             search = _measure_search(config, path)
         summary = {
             "version": version,
@@ -236,6 +249,19 @@ def publish(
 
     fill_folder(folder, fill)
     return _published(folder, reused=False)
+
+
+def _build_index(config: QuestionFiles, corpus: pandas.DataFrame, folder: Path) -> Path:
+    """The index's folder, bm25 or dense."""
+    if isinstance(config.search, DenseSearch):
+        from igpo_core.retrieval.dense import Dense
+
+        Dense.build(corpus, folder / "dense", config.search)
+        return folder / "dense"
+    from igpo_core.retrieval.bm25 import BM25
+
+    BM25.build(corpus, folder / "bm25")
+    return folder / "bm25"
 
 
 def _measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
@@ -267,9 +293,13 @@ def data_version(validation: Validation, config: Config) -> str:
 
 
 def _index_settings(config: Config) -> dict[str, Any] | None:
-    """What decides an index besides its corpus, the library's version included; None for a synthetic world."""
-    if not isinstance(config, QuestionFiles):
+    """What decides an index besides its corpus, the library's version included; None where there is no index."""
+    if not isinstance(config, QuestionFiles) or isinstance(config.search, WebSearch):
         return None
+    if isinstance(config.search, DenseSearch):
+        from igpo_core.retrieval.dense import settings
+
+        return settings(config.search)
     from igpo_core.retrieval.bm25 import SETTINGS
 
     return SETTINGS

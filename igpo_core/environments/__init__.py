@@ -9,7 +9,7 @@ from igpo_core.errors import DataError
 
 
 def open_environment(config: ExperimentConfig, folder: Path) -> Environment:
-    """The environment over a published data folder (questions.parquet; corpus.parquet and bm25/ for files).
+    """The environment over a published data folder (questions.parquet; corpus.parquet and an index for files).
 
     Raises DataError when the folder is not a published one.
     """

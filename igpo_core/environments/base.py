@@ -10,10 +10,12 @@ from igpo_core.trajectory import Answer, Question, Search
 
 @dataclass(frozen=True)
 class Observation:
-    """What the search tool returned: plain text (never a control token), and the hop it found (synthetic worlds)."""
+    """What the search tool returned: plain text (never a control token), the hop it found (synthetic worlds), and whether
+    its back end failed, so that the text is a short error."""
 
     text: str
     hop: int | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)

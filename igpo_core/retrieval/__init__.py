@@ -1,4 +1,4 @@
-"""Search over a corpus: queries in, passages out. One small file for each way to search."""
+"""Search over a corpus or the web: queries in, passages out. One small file for each way to search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,26 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage of a corpus; `id` is its passage_id."""
+    """A passage of a corpus; `id` is its passage_id, or its address on the web."""
 
     id: str
     title: str
     text: str
 
 
-class Retriever(Protocol):
-    """A pure function of its corpus: the same query finds the same passages in the same order."""
+@dataclass(frozen=True)
+class SearchFailure:
+    """What a back end that failed leaves in place of passages: the policy reads a short error, the run counts it."""
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+    reason: str
+
+
+Found = Sequence[Passage] | SearchFailure
+
+
+class Retriever(Protocol):
+    """The same query finds the same passages in the same order: over a corpus always, on the web from its cache."""
+
+    def search(self, queries: Sequence[str], k: int) -> Sequence[Found]:
         """The best passages of each query, at most k, best first; none for a query that matches nothing."""
         ...

@@ -61,9 +61,7 @@ class BM25:
         )
         index = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"], backend="numpy")
         index.index(tokens, create_empty_token=False, show_progress=False)
-        passages = pyarrow.table(
-            {name: pyarrow.array(corpus[name], pyarrow.large_string()) for name in ("passage_id", "title", "text")}
-        )
+        passages = passage_table(corpus)
 
         def write(path: Path) -> None:
             index.save(path, show_progress=False)
@@ -125,6 +123,13 @@ class BM25:
         rows = np.flatnonzero((scores >= least) & (scores > 0))
         best: list[int] = rows[np.lexsort((rows, -scores[rows]))][:k].tolist()
         return best
+
+
+def passage_table(corpus: "pandas.DataFrame") -> pyarrow.Table:
+    """The passages of a frame as an Arrow table, in its order."""
+    return pyarrow.table(
+        {name: pyarrow.array(corpus[name], pyarrow.large_string()) for name in ("passage_id", "title", "text")}
+    )
 
 
 class _Words(Sequence[str]):

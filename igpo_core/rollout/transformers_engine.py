@@ -8,7 +8,7 @@ generator keyed by (seed, purpose, step, question, member), so a trajectory does
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -142,7 +142,9 @@ def _run(
                 continue
             last = row.turns[-1]
             row.ids += ids
-            row.turns[-1] = Turn(last.start, last.end, len(row.ids), last.action, last.logprobs, observation.hop)
+            row.turns[-1] = replace(
+                last, observation_end=len(row.ids), hop=observation.hop, search_failed=observation.failed
+            )
             row.observations.append(observation.text)
             keep.append(i)
             pending.append(ids)

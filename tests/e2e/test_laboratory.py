@@ -224,3 +224,13 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
     assert experiment is not None
     states = [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.kind = 'train'")]
     assert states == ["KILLED", "KILLED"]
+
+
+def test_a_key_comes_from_a_secret_block(servers: Servers) -> None:
+    settings = {"questions": [{"path": "q"}], "search": {"kind": "web", "api": "serper", "url": "http://127.0.0.1:1"}}
+    code = (
+        "import json, os; from igpo_core.config import QuestionFiles; from prefect.blocks.system import Secret; "
+        "from tasks.secrets import provide; Secret(value='hush').save('search-api-key'); os.environ.pop('SEARCH_API_KEY', 0); "
+        f"provide(QuestionFiles.model_validate({settings!r})); print(json.dumps(os.environ['SEARCH_API_KEY']))"
+    )
+    assert query(servers, code) == "hush"

