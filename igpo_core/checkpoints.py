@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from igpo_core.errors import CheckpointError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from igpo_core.policies import Policy, save_policy
+from igpo_core.weights import ADAPTER, has_adapter, load_adapter
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -25,8 +26,8 @@ FORMAT = 1
 class CheckpointState:
     """Everything besides weights that is needed to go on. The position in the data and every random draw follow from
     `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator. configuration: the
-    fingerprint of what was trained, for a checkpoint of another run must not be gone on with. scorer: the weights of a
-    lagged scorer, None for any other."""
+    fingerprint of what was trained, for a checkpoint of another run must not be gone on with. scorer: the trained
+    weights of a lagged scorer, None for any other."""
 
     configuration: str
     step: int
@@ -34,7 +35,7 @@ class CheckpointState:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     torch_rng: Any
-    scorer: dict[str, Any] | None = None
+    scorer: list[Any] | None = None
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -109,10 +110,24 @@ def read_checkpoint(folder: Path, policy: Policy) -> CheckpointState:
 
 
 def load_weights(folder: Path, model: Any) -> None:
-    """Copy a folder's safetensors into `model`. Raises CheckpointError, naming what differs, on another architecture."""
+    """Copy a folder's safetensors into `model`, of an adapter into its adapter. Raises CheckpointError, naming what differs,
+    on another architecture."""
     import torch
     from safetensors.torch import load_file
 
+    if has_adapter(model) is not (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder} holds {'an adapter' if (folder / ADAPTER).is_file() else 'a whole model'}, and this policy is trained "
+            f"{'with' if has_adapter(model) else 'without'} one: use the configuration that the checkpoint was made with"
+        )
+    if has_adapter(model):
+        try:
+            load_adapter(folder, model)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder} holds another adapter: {error}. Use the configuration that the checkpoint was made with."
+            ) from error
+        return
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors.update(load_file(path))

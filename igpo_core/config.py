@@ -157,6 +157,16 @@ DataConfig = Annotated[LookupWorld | AtlasWorld | QuestionFiles, Field(discrimin
 # -------------------------------------------------------------------------------------------------------- policy
 
 
+class Lora(Settings):
+    """A low-rank adapter is trained, in float32, in place of the model's weights (extra [lora])."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="The adapter's output is scaled by alpha / rank.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Names of the layers that get an adapter; all-linear: all but the output head."
+    )
+
+
 class NewPolicy(Settings):
     """A small random causal LM, built here. `words`: the world's own vocabulary, one token a word.
     `chat`: a byte-level BPE trained on the corpus, with Qwen2.5's control tokens and a ChatML template."""
@@ -183,12 +193,18 @@ class NewPolicy(Settings):
 
 
 class PretrainedPolicy(Settings):
-    """A causal LM with a chat template, from a hub name or a folder; safetensors only, remote code off."""
+    """A causal LM with a chat template, from a hub name or a folder; safetensors only, remote code off unless asked for."""
 
     kind: Literal["pretrained"] = "pretrained"
     name: str = Field(min_length=1, description="Hub name or path.")
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What is computed in. Trained weights are float32 in either case: with bfloat16 they are cast as they "
+        "are used; weights that LoRA leaves alone are kept in it.",
+    )
+    lora: Lora | None = None
+    trust_remote_code: bool = Field(False, description="Run the code that comes with the model. Know whose it is.")
 
 
 PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind")]
@@ -445,6 +461,10 @@ class OptimizerConfig(Settings):
     )
     updates_per_step: int = Field(1, ge=1, description="Updates on the same rollouts; with 1 the ratio is 1.")
     tokens_per_batch: int = Field(2048, ge=1, description="Most tokens (padding included) in one forward pass.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep each layer's input alone and compute the rest again on the way back: less memory, 4/3 time.",
+    )
 
     @model_validator(mode="after")
     def _on_policy_ratio_is_one(self) -> "OptimizerConfig":

@@ -1,7 +1,8 @@
 """Load or build a causal LM with its tokenizer and grammar."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.protocol import ChatProtocol, TurnProtocol, WordProtocol
 from igpo_core.seeds import derive
+from igpo_core.weights import add_lora, has_adapter, merge_adapter
 
 # ChatML with tool calls: the same token layout as Qwen2.5's template (system, tools, user, assistant, tool reply as a
 # user turn). The wording of the tool section is ours.
@@ -34,11 +36,21 @@ CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qw
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal LM and the grammar it speaks. window: the longest sequence it takes, in tokens."""
+    """A causal LM and the grammar it speaks. window: the longest sequence it takes, in tokens. half: whether it computes in
+    bfloat16."""
 
     model: Any
     protocol: TurnProtocol
     window: int
+    half: bool = False
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """What every forward pass runs within: bfloat16 where the policy computes in it, else nothing."""
+        if not self.half:
+            return nullcontext()
+        import torch
+
+        return torch.autocast(self.model.device.type, torch.bfloat16)
 
 
 def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
@@ -57,20 +69,25 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
 
 
 def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
-    """A policy from a folder or hub name: safetensors only, no remote code."""
+    """A policy from a folder or hub name: safetensors only, no remote code unless config.policy asks for it. A folder with an
+    adapter is loaded with the model that it belongs to; config.policy.lora adds a fresh one where there is none."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = getattr(torch, config.policy.dtype) if isinstance(config.policy, PretrainedPolicy) else torch.float32
+    settings = config.policy if isinstance(config.policy, PretrainedPolicy) else PretrainedPolicy(name=str(name))
+    half = settings.dtype == "bfloat16"
+    # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
+    dtype = torch.bfloat16 if half and settings.lora else torch.float32
+    remote = settings.trust_remote_code
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=remote)
         model = AutoModelForCausalLM.from_pretrained(
             str(name),
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=remote,
             attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring; a model without it is refused
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -78,7 +95,9 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
             f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
             "*.safetensors."
         ) from error
-    policy = speak(model, tokenizer)
+    if settings.lora and not has_adapter(model):
+        add_lora(model, settings.lora, config.seed)
+    policy = speak(model, tokenizer, half)
     if config.rollout.max_tokens > policy.window:
         raise ConfigError(
             f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {policy.window} tokens that {name} takes: lower it"
@@ -87,7 +106,8 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Weights as safetensors, config and tokenizer: loads with AutoModelForCausalLM.from_pretrained(folder)."""
+    """Weights as safetensors, config and tokenizer: loads with AutoModelForCausalLM.from_pretrained(folder). Of a policy
+    with an adapter the adapter alone, which names its model (export_policy merges them)."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a checkpoint is no news
@@ -95,12 +115,23 @@ def save_policy(policy: Policy, folder: Path) -> None:
     policy.protocol.tokenizer.save_pretrained(folder)
 
 
-def speak(model: Any, tokenizer: Any) -> Policy:
+def export_policy(policy: Policy, folder: Path) -> None:
+    """The whole model, an adapter merged into its weights: loads with AutoModelForCausalLM.from_pretrained and in vLLM."""
+    import copy
+
+    if has_adapter(policy.model):
+        merged = copy.deepcopy(policy.model)
+        merge_adapter(merged)
+        policy = replace(policy, model=merged)
+    save_policy(policy, folder)
+
+
+def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
     """A model with the grammar that its tokenizer speaks."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
     speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
     protocol: TurnProtocol = WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
-    return Policy(model, protocol, int(model.config.max_position_embeddings))
+    return Policy(model, protocol, int(model.config.max_position_embeddings), half)
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:

@@ -1,9 +1,9 @@
 """One training step after another: rollouts, rewards, advantages, update; accelerate inside."""
 
-import copy
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from igpo_core.rewards.scoring import Scored, answer_probes, require_room, rewar
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Question, Trajectory
+from igpo_core.weights import Snapshot, require_no_dropout, trained
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class Trainer:
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         self.accelerator = Accelerator(mixed_precision="no")
+        if settings.gradient_checkpointing:
+            require_no_dropout(policy.model)
+            policy.model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
+            trained(policy.model),
             lr=settings.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -64,12 +68,10 @@ class Trainer:
         warmup = max(1, settings.warmup_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / warmup))
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(policy.model, optimizer, scheduler)
-        self.reference = None
-        if settings.kl_coefficient:
-            self.reference = copy.deepcopy(policy.model).requires_grad_(False)
-        self.scorer = None  # an older policy whose beliefs count; None: the policy's own
+        self.reference = Snapshot(policy.model) if settings.kl_coefficient else None
+        self.scorer = None  # the older weights whose beliefs count; None: the policy's own
         if config.reward.needs_beliefs and config.reward.scorer != "current":
-            self.scorer = copy.deepcopy(policy.model).requires_grad_(False)
+            self.scorer = Snapshot(policy.model)
         self.step = 0
         self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
         self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
@@ -102,10 +104,9 @@ class Trainer:
         )
         rolled = time.perf_counter()
         if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
-            self.scorer.load_state_dict(self.policy.model.state_dict())
-        scored = reward_trajectories(
-            self.policy, trajectories, config.reward, scorer=self.scorer, key=(config.seed, step)
-        )
+            self.scorer.take()
+        with self.scorer.instead() if self.scorer else nullcontext():
+            scored = reward_trajectories(self.policy, trajectories, config.reward, key=(config.seed, step))
         if config.reward.needs_beliefs and not config.reward.beliefs_while_rolling_out:  # passes of their own
             times.scoring += time.perf_counter() - rolled
             times.total += time.perf_counter() - rolled
@@ -174,7 +175,7 @@ class Trainer:
         active = [i for i, row in enumerate(rows) if regular or any(row)]
         metrics: dict[str, float] = {}
         for _ in range(settings.updates_per_step):
-            for parameter in self.model.parameters():  # zeros, not None: AdamW must also move on an empty update
+            for parameter in trained(self.model):  # zeros, not None: AdamW must also move on an empty update
                 parameter.grad = torch.zeros_like(parameter)
             parts = []
             tokens = padded = 0
@@ -186,7 +187,7 @@ class Trainer:
                 parts.append(terms)
                 lengths = [sizes[i] for i in batch]
                 tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(trained(self.model), settings.max_grad_norm)
             metrics = _update_metrics(parts, float(norm))
             metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
             if not all(map(math.isfinite, metrics.values())):
@@ -221,13 +222,15 @@ class Trainer:
         settings = self.config.optimizer
         temperature = self.config.rollout.temperature
         pad = self.policy.protocol.pad_id
-        logprobs, entropies = sampled_logprobs(
-            self.model, trajectories, pad, temperature, entropy=settings.entropy_coefficient > 0
-        )
         reference = None
         if self.reference is not None:
-            with torch.no_grad():
-                reference, _ = sampled_logprobs(self.reference, trajectories, pad, temperature)
+            with torch.no_grad(), self.reference.instead(), self.policy.precision():
+                reference, _ = sampled_logprobs(self.model, trajectories, pad, temperature)
+        self.model.train(settings.gradient_checkpointing)  # transformers checkpoints in training mode alone
+        with self.policy.precision():
+            logprobs, entropies = sampled_logprobs(
+                self.model, trajectories, pad, temperature, entropy=settings.entropy_coefficient > 0
+            )
         device = logprobs.device
         tokens = [item.sampled_tokens for item in trajectories]
         batch = TokenBatch(
@@ -260,7 +263,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             torch_rng=torch.get_rng_state(),
-            scorer=self.scorer.state_dict() if self.scorer is not None and self._lags else None,
+            scorer=self.scorer.state() if self.scorer is not None and self._lags else None,
         )
         write_checkpoint(folder, self.policy, state)
 
@@ -276,7 +279,7 @@ class Trainer:
         self.scheduler.load_state_dict(state.scheduler)
         torch.set_rng_state(state.torch_rng)
         if self.scorer is not None and state.scorer is not None:
-            self.scorer.load_state_dict(state.scorer)
+            self.scorer.load(state.scorer)
         self.step, self.counters = state.step, dict(state.counters)
 
 

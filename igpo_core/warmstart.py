@@ -14,6 +14,7 @@ from igpo_core.policies import Policy
 from igpo_core.protocol import TurnProtocol
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Search
+from igpo_core.weights import trained
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
 
 def _backward(policy: Policy, examples: Sequence[Example], budget: int) -> float:
     """Gradients of the mean loss over all trained tokens, batch by batch; returns that loss."""
-    trained = sum(map(bool, (weight for example in examples for weight in example.weights)))
+    count = sum(map(bool, (weight for example in examples for weight in example.weights)))
     total = 0.0
     for batch in token_batches(range(len(examples)), [len(example.ids) for example in examples], budget):
-        loss = supervised_loss(policy, [examples[i] for i in batch]) / trained
+        with policy.precision():
+            loss = supervised_loss(policy, [examples[i] for i in batch]) / count
         torch.autograd.backward(loss)
         total += loss.item()
     return total
@@ -100,7 +102,7 @@ def run_warm_start(
     losses: dict[str, float] = {}
     for number, stage in enumerate(config.warm_start.stages):
         optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+            trained(policy.model), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
         for step in range(stage.steps):
             for group in optimizer.param_groups:
@@ -114,7 +116,7 @@ def run_warm_start(
                 raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
             optimizer.zero_grad()
             loss = _backward(policy, examples, config.optimizer.tokens_per_batch)
-            torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained(policy.model), 1.0)
             optimizer.step()
             done += 1
             if done % 10 == 0 or done == total:

@@ -68,13 +68,14 @@ def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
 
 
 def reward_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, scorer: Any = None, key: Any = (0, 0)
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: Any = (0, 0)
 ) -> list[Scored]:
     """Outcomes of all trajectories, and gains where the reward has them.
 
-    Beliefs that were read while rolling out cost nothing here; other ones (of an older model `scorer`, of counterfactual
-    histories) cost passes of their own. key = (seed, step): keys the draw of counterfactual observations. Raises
-    ValueError when the reward needs beliefs of the rollout and a trajectory was rolled out without probes.
+    Beliefs that were read while rolling out cost nothing here; other ones (of older weights, which the policy's model has
+    while this is called, and of counterfactual histories) cost passes of their own. key = (seed, step): keys the draw of
+    counterfactual observations. Raises ValueError when the reward needs beliefs of the rollout and a trajectory was rolled
+    out without probes.
     """
     outcomes = [_score(item, config) for item in trajectories]
     if not config.needs_gain:
@@ -84,13 +85,12 @@ def reward_trajectories(
             replace(item, gains=tuple(first_exposure(item.trajectory.observations, item.trajectory.question.answers)))
             for item in outcomes
         ]
-    judge = policy if scorer is None else replace(policy, model=scorer)
     if config.beliefs_while_rolling_out:
         probes = answer_probes(policy, config)
         beliefs = [_beliefs(item, item.answer_scores, probes, config) for item in trajectories]
     else:
-        beliefs = score_trajectories(judge, trajectories, config)
-    gains = _gains(judge, trajectories, beliefs, config, key)
+        beliefs = score_trajectories(policy, trajectories, config)
+    gains = _gains(policy, trajectories, beliefs, config, key)
     return [
         replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
     ]
@@ -115,19 +115,19 @@ def explain_trajectories(
 
 
 def _gains(
-    judge: Policy,
+    policy: Policy,
     trajectories: Sequence[Trajectory],
     beliefs: Sequence[tuple[float, ...]],
     config: RewardConfig,
     key: tuple[int, int],
 ) -> list[list[float]]:
     if config.gain == "leave_one_turn_out":
-        without = score_histories(judge, trajectories, [without_each_turn(item) for item in trajectories], config)
+        without = score_histories(policy, trajectories, [without_each_turn(item) for item in trajectories], config)
         return [leave_one_turn_out(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
     if config.credit in ("observation", "query"):
-        histories = instead_of_observations(judge.protocol, trajectories, config.credit, key)
+        histories = instead_of_observations(policy.protocol, trajectories, config.credit, key)
         flat = [[ids for several in row for ids in several] for row in histories]
-        scores = [iter(row) for row in score_histories(judge, trajectories, flat, config)]
+        scores = [iter(row) for row in score_histories(policy, trajectories, flat, config)]
         # where no other question searched there is nothing to compare with: the turn gains nothing against itself
         others = [
             [[next(own) for _ in several] or [seen[t + 1]] for t, several in enumerate(row)]
@@ -161,13 +161,14 @@ def score_trajectories(
 ) -> list[tuple[float, ...]]:
     """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers: its history once, then all probes."""
     probes = answer_probes(policy, config)
-    scores = score_beliefs(
-        policy.model,
-        [item.token_ids for item in trajectories],
-        [item.cuts for item in trajectories],
-        [probes(item.question) for item in trajectories],
-        max_tokens=config.belief_tokens,
-    )
+    with policy.precision():
+        scores = score_beliefs(
+            policy.model,
+            [item.token_ids for item in trajectories],
+            [item.cuts for item in trajectories],
+            [probes(item.question) for item in trajectories],
+            max_tokens=config.belief_tokens,
+        )
     return [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
 
 
@@ -180,13 +181,14 @@ def score_histories(
     """The belief at the end of each history; histories[i]: any token sequences that belong to trajectory i's question."""
     probes = answer_probes(policy, config)
     flat = [(item, list(ids)) for item, row in zip(trajectories, histories, strict=True) for ids in row]
-    scores = score_beliefs(
-        policy.model,
-        [ids for _, ids in flat],
-        [[len(ids)] for _, ids in flat],
-        [probes(item.question) for item, _ in flat],
-        max_tokens=config.belief_tokens,
-    )
+    with policy.precision():
+        scores = score_beliefs(
+            policy.model,
+            [ids for _, ids in flat],
+            [[len(ids)] for _, ids in flat],
+            [probes(item.question) for item, _ in flat],
+            max_tokens=config.belief_tokens,
+        )
     found = iter(
         belief(by_cut[0], [len(probe.answer_ids) for probe in probes(item.question)], config.aliases)
         for (item, _), by_cut in zip(flat, scores, strict=True)

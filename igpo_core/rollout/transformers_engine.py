@@ -102,8 +102,9 @@ def rollout(
             rng = numpy_rng(seed, purpose, step, place, member)
             uniforms = torch.from_numpy(rng.random(config.max_turns * config.max_new_tokens))
             rows.append(_Row(question, f"{place}/{question.id}", list(prompt), len(prompt), uniforms))
-    for start in range(0, len(rows), config.batch_size):
-        _run(policy, environment, rows[start : start + config.batch_size], config, decoding, probes, times)
+    with policy.precision():
+        for start in range(0, len(rows), config.batch_size):
+            _run(policy, environment, rows[start : start + config.batch_size], config, decoding, probes, times)
     times.total += time.perf_counter() - started
     return [row.finished() for row in rows]
 
