@@ -25,6 +25,7 @@ from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import data_folder, home, warm_start_folder
 from tasks.locks import locked
 from tasks.prefect_runs import flow_run_url
+from tasks.secrets import require_judge
 from tasks.servers import require_servers
 from tasks.training import identify
 
@@ -57,6 +58,7 @@ def ablation(
     specification = load_specification(preset).select(arms, seeds)
     workers = len(specification.runs()) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
+    require_judge(specification.base)
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):

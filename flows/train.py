@@ -18,6 +18,7 @@ from tasks.home import home, warm_start_folder
 from tasks.locks import locked
 from tasks.outbox import About
 from tasks.prefect_runs import RunPage, flow_run_url
+from tasks.secrets import require_judge
 
 if TYPE_CHECKING:
     from igpo_core.config import ExperimentConfig
@@ -77,6 +78,7 @@ def train(
     say = get_run_logger().info
     specification = load_specification(preset)
     experiment = specification.experiment(arm, seed, cell)
+    require_judge(experiment)
     data = prepare(experiment.data, home())
     sweep = specification.sweep(versions_of(specification))
     run = training.identify(experiment, data.version, sweep, home())
@@ -174,8 +176,11 @@ def finish(
     checkpoint = checkpoint_folder(run.folder, trainer.step)
     tracker.set_model(checkpoint, trainer.step, [])
 
+    judged: dict[str, float] = {}
+
     def set_traces(result: Any) -> None:
         tracker.set_traces(test_records(trainer.policy, result.scored, config, arm, trainer.step))
+        judged.update(training.judge(result, config, home()))
 
     metrics, _ = training.evaluate_all(
         trainer.policy,
@@ -188,6 +193,7 @@ def finish(
     )
     metrics = {
         **{f"test{name}": value for name, value in metrics.items()},
+        **judged,
         **training.evaluate_best(trainer, run, metrics),
     }
     tracker.log(trainer.step, metrics)

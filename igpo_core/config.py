@@ -98,23 +98,27 @@ class DenseSearch(Settings):
     batch_size: int = Field(256, ge=1, description="Passages encoded at a time.")
 
 
-class WebSearch(Settings):
+class HttpSettings(Settings):
+    """How a service is called (igpo_core/http.py)."""
+
+    url: str = Field(pattern=r"^https?://", description="Where it answers.")
+    key_variable: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key.")
+    concurrency: int = Field(16, ge=1, le=1024, description="Calls at a time, of a process.")
+    rate: float | None = Field(None, gt=0, description="Calls a second, of all processes together.")
+    timeout: float = Field(20.0, gt=0, description="Seconds for one call.")
+    attempts: int = Field(4, ge=1, le=20, description="Calls for one answer, where the failure may pass.")
+    max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
+    max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes.")
+
+
+class WebSearch(HttpSettings):
     """Search by HTTP (igpo_core/retrieval/web.py). Results are pinned in a cache that all runs share."""
 
     kind: Literal["web"] = "web"
     api: Literal["serper", "bing", "retriever"] = Field(description="retriever: Search-R1's form, which needs no key.")
-    url: str = Field(pattern=r"^https?://", description="Where the API answers.")
-    key_variable: str = Field(
-        "SEARCH_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="Variable that holds the key."
-    )
+    key_variable: str = Field("SEARCH_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
     mode: Literal["live", "replay"] = Field("live", description="replay: the cache alone; what it lacks is a failure.")
     parameters: dict[str, str | int] = Field({}, description="Sent with every query (language, country, ...).")
-    concurrency: int = Field(16, ge=1, le=1024, description="Searches at a time, of a process.")
-    rate: float | None = Field(None, gt=0, description="Calls a second, of all processes together.")
-    timeout: float = Field(20.0, gt=0, description="Seconds for one call.")
-    attempts: int = Field(4, ge=1, le=20, description="Calls for one query, where the failure may pass.")
-    max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
-    max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes (IGPO_SEARCH_CALLS).")
     max_failure_share: Share = Field(0.1, description="Of recent searches; above it the run stops.")
 
 
@@ -506,6 +510,14 @@ class TrainingConfig(Settings):
         return self
 
 
+class JudgeSettings(HttpSettings):
+    """A language model that judges the test's answers (igpo_core/judge.py), at an endpoint like OpenAI's."""
+
+    model: str = Field(min_length=1)
+    key_variable: str = Field("JUDGE_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    timeout: float = Field(60.0, gt=0, description="Seconds for one call.")
+
+
 class EvaluationConfig(Settings):
     """What is evaluated. Dev during training; test once, at the end."""
 
@@ -521,6 +533,9 @@ class EvaluationConfig(Settings):
     traces: int = Field(4, ge=0, description="Test trajectories logged as MLflow traces.")
     diagnostics: int = Field(
         32, ge=0, description="Training trajectories whose beliefs are looked into at each evaluation, in every arm."
+    )
+    judge: JudgeSettings | None = Field(
+        None, description="Judges the test's answers, first decoding, at the run's end."
     )
     kept: int = Field(4, ge=0, description="Of these, kept whole for the report's trajectory viewer.")
 

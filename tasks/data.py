@@ -147,9 +147,9 @@ def _read_files(config: QuestionFiles) -> Tables:
         keep(~questions["source"].isin(others), "of another source")
     corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
     if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
-        from igpo_core.retrieval.web import read_key
+        from igpo_core.retrieval.web import search_key
 
-        read_key(config.search)
+        search_key(config.search)
     return Tables(questions.reset_index(drop=True), corpus, dropped)
 
 

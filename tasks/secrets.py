@@ -2,26 +2,36 @@
 
 import os
 
-from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, WebSearch
+from igpo_core.config import AtlasWorld, ExperimentConfig, HttpSettings, LookupWorld, QuestionFiles, WebSearch
 
 
 def provide(config: LookupWorld | AtlasWorld | QuestionFiles) -> None:
-    """Put the key of a web search into this process's environment, from the Secret block named after its variable.
-
-    Nothing is done where the variable is set or no key is needed. A missing block leaves it unset, which
-    igpo_core.retrieval.web.read_key reports.
-    """
+    """The key of a web search, into this process's environment. A missing one is reported by who needs it."""
     search = config.search if isinstance(config, QuestionFiles) else None
-    if not isinstance(search, WebSearch) or search.api == "retriever" or search.mode == "replay":
-        return
-    if os.environ.get(search.key_variable):
+    if isinstance(search, WebSearch) and search.api != "retriever" and search.mode != "replay":
+        from_block(search)
+
+
+def require_judge(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError, before work starts, where a judge is asked for and its key is missing."""
+    from igpo_core.http import read_key
+
+    judge = experiment.evaluation.judge
+    if judge is not None:
+        from_block(judge)
+        read_key(judge, "evaluation.judge")
+
+
+def from_block(settings: HttpSettings) -> None:
+    """Set the variable from the Secret block named after it. Nothing is done where it is set or there is no such block."""
+    if os.environ.get(settings.key_variable):
         return
     from prefect.blocks.system import Secret
 
-    name = search.key_variable.lower().replace("_", "-")
+    name = settings.key_variable.lower().replace("_", "-")
     try:
         block = Secret.load(name, _sync=True)  # type: ignore[call-arg]  # its decorator takes it
     except ValueError:  # there is none of that name
         return
     assert isinstance(block, Secret)
-    os.environ[search.key_variable] = str(block.get())
+    os.environ[settings.key_variable] = str(block.get())

@@ -303,6 +303,16 @@ def evaluate_all(
     return metrics, results
 
 
+def judge(result: "EvaluationResult", experiment: ExperimentConfig, home: Path) -> dict[str, float]:
+    """test/all/judged and its agreement with EM, where a judge is asked for; its verdicts stay in <home>/judge.sqlite."""
+    if experiment.evaluation.judge is None:
+        return {}
+    from igpo_core.judge import Judge, judged_metrics
+
+    found = judged_metrics(Judge(experiment.evaluation.judge, home / "judge.sqlite"), result.scored)
+    return {f"test/all/{name}": value for name, value in found.items()}
+
+
 def save_checkpoint(trainer: "Trainer", run: RunIdentity) -> tuple[Path, float]:
     """Write the checkpoint of the current step; keep it and the one before. Returns its folder and the seconds."""
     import shutil

@@ -11,8 +11,8 @@ import pytest
 
 from igpo_core.config import WebSearch
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
-from igpo_core.retrieval.cache import SearchCache
 from igpo_core.retrieval.web import WebRetriever
 from tests.igpo_core.hostile import Hostile, hostile_server
 
@@ -54,9 +54,9 @@ def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, a
         ("reset", "connection failed", 2),
         ("half", "connection failed", 2),
         ("server error", "status 503", 2),
-        ("garbage", "not in the form of serper", 2),
-        ("deep", "not in the form of serper", 2),
-        ("wrong types", "not in the form of serper", 2),
+        ("garbage", "an answer in another form", 2),
+        ("deep", "an answer in another form", 2),
+        ("wrong types", "an answer in another form", 2),
         ("huge", "more than 100000 bytes", 1),
         ("bomb", "more than 100000 bytes", 1),
         ("redirect", "status 302", 1),
@@ -69,7 +69,7 @@ def test_a_failing_back_end_is_data(server: Hostile, tmp_path: Path, query: str,
     assert isinstance(failure, SearchFailure) and reason in failure.reason
     assert not isinstance(good, SearchFailure) and len(good) == 2  # beside it, others go on
     assert server.asked[query] == calls
-    assert (web.counts.asked, web.counts.failed, web.counts.calls) == (2, 1, calls + 1)
+    assert (web.counts.asked, web.counts.failed, web.caller.calls) == (2, 1, calls + 1)
     web.search([query], 2)
     assert server.asked[query] == 2 * calls  # a failure is not pinned
 
@@ -119,14 +119,13 @@ def test_results_are_pinned_and_replayed_without_a_server(tmp_path: Path) -> Non
     assert replayed.search(["cats", "dogs"], 3) == first
     (failure,) = replayed.search(["birds"], 3)
     assert isinstance(failure, SearchFailure) and "not in the cache" in failure.reason
-    assert (replayed.counts.cached, replayed.counts.failed, replayed.counts.calls) == (2, 1, 0)
+    assert (replayed.counts.cached, replayed.counts.failed, replayed.caller.calls) == (2, 1, 0)
 
 
 def test_the_first_answer_stays(tmp_path: Path) -> None:
-    cache = SearchCache(tmp_path / "c" / "search.sqlite")
-    first, second = [Passage("1", "a", "x")], [Passage("2", "b", "y")]
-    assert cache.get("k") is None and cache.pin("k", "q", first) == first
-    assert cache.pin("k", "q", second) == first == cache.get("k")
+    store = Pinned(tmp_path / "c" / "search.sqlite")
+    assert store.get("k") is None and store.pin("k", "q", [["1", "a"]]) == [["1", "a"]]
+    assert store.pin("k", "q", ["other"]) == [["1", "a"]] == store.get("k")
 
 
 def test_calls_are_counted_over_processes_and_stop_at_the_budget(
@@ -143,7 +142,7 @@ def test_calls_are_counted_over_processes_and_stop_at_the_budget(
 
 
 def _take(path: Path, taken: Any) -> None:
-    cache = SearchCache(path)
+    cache = Pinned(path)
     for _ in range(25):
         taken.put((cache.spend("budget", 60), cache.turn("rate", 0.05)))
 
@@ -151,7 +150,7 @@ def _take(path: Path, taken: Any) -> None:
 def test_processes_share_budget_and_rate(tmp_path: Path) -> None:
     taken: Any = multiprocessing.get_context("fork").Queue()
     path = tmp_path / "search.sqlite"
-    SearchCache(path)
+    Pinned(path)
     started = time.monotonic()
     workers = [multiprocessing.get_context("fork").Process(target=_take, args=(path, taken)) for _ in range(4)]
     for worker in workers:
@@ -159,9 +158,9 @@ def test_processes_share_budget_and_rate(tmp_path: Path) -> None:
     got = [taken.get(timeout=60) for _ in range(100)]
     for worker in workers:
         worker.join(10)
-    assert sum(allowed for allowed, _ in got) == 60 == SearchCache(path).spent("budget")
+    assert sum(allowed for allowed, _ in got) == 60 == Pinned(path).spent("budget")
     # a hundred moments 50 ms apart begin before now: with none lost, the next one is so far away
-    assert SearchCache(path).turn("rate", 0.05) >= 100 * 0.05 - (time.monotonic() - started)
+    assert Pinned(path).turn("rate", 0.05) >= 100 * 0.05 - (time.monotonic() - started)
 
 
 def test_searches_run_beside_each_other_up_to_a_limit(server: Hostile, tmp_path: Path) -> None:

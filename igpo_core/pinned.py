@@ -1,26 +1,24 @@
-"""What was found for a query stays: one SQLite file that all processes of a sweep share, also over a network folder.
+"""What a service answered stays: one SQLite file that all processes of a sweep share, also over a network folder.
 
-The first answer to a query is pinned: whoever asked at the same time gets it too, so that all arms and a repeated sweep
-read the same observations. The file also holds what must be shared: the next free moment of a rate limit, calls spent.
+The first answer to a question is pinned: whoever asked at the same time gets it too, so that all arms and a repeated sweep
+read the same. The file also holds what must be shared: the next free moment of a rate limit, calls spent.
 """
 
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
 from pathlib import Path
-
-from igpo_core.retrieval import Passage
+from typing import Any
 
 PATIENCE = 60.0  # seconds that a writer waits for another
 
 TABLES = """
-create table if not exists found (key text primary key, query text, passages text);
+create table if not exists found (key text primary key, label text, value text);
 create table if not exists meters (name text primary key, spent integer, free_at real);
 """
 
 
-class SearchCache:
+class Pinned:
     """Connections are opened for each call: the file is used from many threads and processes, and seldom."""
 
     def __init__(self, path: Path) -> None:
@@ -29,20 +27,17 @@ class SearchCache:
         with self._open() as database:
             database.executescript(TABLES)
 
-    def get(self, key: str) -> list[Passage] | None:
+    def get(self, key: str) -> Any:
         """What is pinned under the key; None where nothing is."""
         with self._open() as database:
-            row = database.execute("select passages from found where key = ?", (key,)).fetchone()
-        return None if row is None else [Passage(*fields) for fields in json.loads(row[0])]
+            row = database.execute("select value from found where key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
-    def pin(self, key: str, query: str, passages: Sequence[Passage]) -> list[Passage]:
-        """Keep passages, unless another process was first; what stands there now."""
-        text = json.dumps([[passage.id, passage.title, passage.text] for passage in passages])
+    def pin(self, key: str, label: str, value: Any) -> Any:
+        """Keep a value that JSON can hold, unless another process was first; what stands there now. label: for people."""
         with self._open() as database:
-            database.execute("insert or ignore into found values (?, ?, ?)", (key, query, text))
-        found = self.get(key)
-        assert found is not None
-        return found
+            database.execute("insert or ignore into found values (?, ?, ?)", (key, label, json.dumps(value)))
+        return self.get(key)
 
     def turn(self, name: str, interval: float) -> float:
         """Seconds to wait for the next of the moments that lie `interval` seconds apart, for all processes together."""

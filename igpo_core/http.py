@@ -1,0 +1,151 @@
+"""Calls of paid or fragile services by HTTP: concurrent, spaced, repeated where that may help, and counted.
+
+What comes from outside is untrusted: no redirects, bodies up to a limit. A call that fails for good raises CallFailed, which
+its user turns into data; where the key or the budget is at fault the run stops with ServiceError.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from igpo_core.config import HttpSettings
+from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.pinned import Pinned
+
+LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
+T = TypeVar("T")
+
+
+class CallFailed(Exception):
+    """A call that failed for good, with the reason."""
+
+
+class _Transient(CallFailed):
+    """A call that may succeed when it is repeated. after: seconds that the server asked for."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Caller:
+    """Calls one service from a thread of its own, at most settings.concurrency at a time.
+
+    store: the file with the shared meters; meter: their name there; budget: the variable that may allow more calls.
+    """
+
+    def __init__(self, settings: HttpSettings, store: Pinned, meter: str, budget: str) -> None:
+        self.settings, self.store, self.meter, self.budget = settings, store, meter, budget
+        self.calls = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._slots: asyncio.Semaphore | None = None
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Begin some work that calls; whoever has other things to do need not wait for it."""
+        if self._loop is None:  # not before the first call: a forked process has no threads of its parent's
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def call(self, request: dict[str, Any], parse: Callable[[bytes], T]) -> T:
+        """What parse makes of the answer's body; a ValueError and its like there is an answer in another form, worth another
+        try. request: httpx's arguments. Raises CallFailed and ServiceError (see module)."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.settings.concurrency)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Transient),
+            stop=stop_after_attempt(self.settings.attempts),
+            wait=_wait,
+            reraise=True,
+        )
+        async with self._slots:
+            async for attempt in retrying:
+                with attempt:
+                    body = await self._once(request)
+                    try:
+                        return parse(body)
+                    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+                        raise _Transient(f"an answer in another form ({type(error).__name__})") from error
+        raise AssertionError("tenacity ended without a result")
+
+    async def _once(self, request: dict[str, Any]) -> bytes:
+        settings, url = self.settings, request["url"]
+        if settings.rate is not None:
+            await asyncio.sleep(self.store.turn(self.meter, 1 / settings.rate))
+        most = int(os.environ.get(self.budget) or settings.max_calls)
+        if not self.store.spend(self.meter, most):
+            raise ServiceError(
+                f"{most} calls to {url} are spent, all that max_calls allows. Allow more with {self.budget}=<calls> and start "
+                "again: the run goes on from its last checkpoint, and what was answered is kept"
+            )
+        self.calls += 1
+        if self._client is None:
+            limits = httpx.Limits(max_connections=settings.concurrency)
+            self._client = httpx.AsyncClient(timeout=settings.timeout, limits=limits, follow_redirects=False)
+        try:
+            async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end
+                async with self._client.stream(**request) as response:
+                    _check_status(response, settings)
+                    return await _body(response, settings.max_bytes)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise _Transient(f"no answer within {settings.timeout:g} s") from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _Transient(f"the connection failed ({type(error).__name__})") from error
+
+
+def read_key(settings: HttpSettings, what: str) -> str:
+    """A service's key from its environment variable. Raises ConfigError, before any work, where it is missing."""
+    key = os.environ.get(settings.key_variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"{what} needs a key: set the environment variable {settings.key_variable}, or make a Prefect Secret block of that "
+            f"name in lower case with dashes ({settings.key_variable.lower().replace('_', '-')})"
+        )
+    return key
+
+
+def clean_text(value: Any) -> str:
+    """Text without what no tokenizer or database takes: NUL, unpaired surrogates. None: empty; no text raises TypeError."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def _wait(state: RetryCallState) -> float:
+    """Doubling with jitter, or what the server asked for."""
+    outcome = state.outcome.exception() if state.outcome is not None else None
+    asked = outcome.after if isinstance(outcome, _Transient) else 0.0
+    return max(min(asked, LONGEST_WAIT), wait_exponential_jitter(multiplier=0.5, max=20.0)(state))
+
+
+def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
+    status = response.status_code
+    if status in (401, 402, 403):
+        raise ServiceError(
+            f"{response.url.copy_with(query=None)} refuses the key in {settings.key_variable} or has no credit left (status "
+            f"{status}): see to it and start again; the run goes on from its last checkpoint"
+        )
+    if status == 429 or status >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise _Transient(f"status {status}", float(after) if after.isdecimal() else 0.0)
+    if status != 200:
+        raise CallFailed(f"status {status}")
+
+
+async def _body(response: httpx.Response, most: int) -> bytes:
+    """At most `most` bytes, unpacked ones counted: a small body may unpack to gigabytes."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > most:
+            raise CallFailed(f"a body of more than {most} bytes")
+    return bytes(body)

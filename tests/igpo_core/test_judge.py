@@ -1,0 +1,87 @@
+"""A language model's verdicts, from a real local endpoint that hesitates, fails and rambles."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from igpo_core.config import JudgeSettings
+from igpo_core.errors import ConfigError
+from igpo_core.judge import Judge, Verdict, judged_metrics
+
+REPLIES = {"right": "Yes.", "wrong": "no", "thinks": "<think>yes or no?</think> No", "rambles": "It depends."}
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """asked: the prompts; keys: what stood in the headers."""
+    state = SimpleNamespace(asked=[], keys=set(), url="")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = content["messages"][0]["content"]
+            state.asked.append(prompt)
+            state.keys.add(self.headers["Authorization"])
+            reply = next(reply for answer, reply in REPLIES.items() if f"Given answer: {answer}" in prompt)
+            body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
+    monkeypatch.setenv("JUDGE_API_KEY", "hush")
+    yield state
+    server.shutdown()
+
+
+def settings(endpoint: Any, **changes: Any) -> JudgeSettings:
+    return JudgeSettings.model_validate({"url": endpoint.url, "model": "m", "attempts": 2, **changes})
+
+
+def test_verdicts_are_read_and_pinned(endpoint: Any, tmp_path: Path) -> None:
+    cases = [("Q?", ["a", "b"], answer) for answer in REPLIES]
+    found = Judge(settings(endpoint), tmp_path / "judge.sqlite").verdicts(cases)
+    assert found[:3] == [Verdict(True), Verdict(False), Verdict(False)]
+    assert found[3].correct is None and "another form" in found[3].reason
+    assert endpoint.keys == {"Bearer hush"} and len(endpoint.asked) == 3 + 2
+    assert "Accepted answers: a; b" in endpoint.asked[0]
+    again = Judge(settings(endpoint), tmp_path / "judge.sqlite").verdicts(cases[:3])
+    assert again == found[:3] and len(endpoint.asked) == 5
+    Judge(settings(endpoint, model="another"), tmp_path / "judge.sqlite").verdicts(cases[:1])
+    assert len(endpoint.asked) == 6
+
+
+def test_a_missing_key_is_an_error(endpoint: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("JUDGE_API_KEY")
+    with pytest.raises(ConfigError, match=r"evaluation.judge needs a key.*JUDGE_API_KEY"):
+        Judge(settings(endpoint), tmp_path / "judge.sqlite")
+
+
+def test_agreement_with_exact_match(endpoint: Any, tmp_path: Path) -> None:
+    """Six trajectories: judge and EM say 1,1  1,0  0,0  0 (no answer),0, one cannot be judged, 0,1."""
+
+    def scored(answer: str | None, em: float) -> Any:
+        question = SimpleNamespace(text="Q?", answers=("a",))
+        return SimpleNamespace(trajectory=SimpleNamespace(answer=answer, question=question), em=em)
+
+    items = [scored("right", 1.0), scored("right", 0.0), scored("wrong", 0.0), scored(None, 0.0), scored("rambles", 0.0),
+             scored("thinks", 1.0)]  # fmt: skip
+    found = judged_metrics(Judge(settings(endpoint), tmp_path / "judge.sqlite"), items)
+    # of five: judged right .4, exact .4, agreed .6; chance .4 x .4 + .6 x .6 = .52; kappa .08 / .48
+    assert found == {
+        "judged": pytest.approx(0.4),
+        "judged_failed": pytest.approx(1 / 6),
+        "judged_em_agreement": pytest.approx(0.6),
+        "judged_em_kappa": pytest.approx(1 / 6),
+    }
