@@ -27,11 +27,12 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help environment ablation test lint format up down status send worker bench
+.PHONY: help environment ablation dry-run test lint format up down status send worker bench
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
 	@echo "make test      set up, ruff and every test     make lint     ruff and mypy alone     make format   ruff format"
+	@echo "make dry-run [PRESET=..]   what a preset would do and need, in seconds; nothing is trained"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
 	@echo "make send      sends what runs owe to MLflow, after it was away or lost something"
@@ -63,6 +64,9 @@ ablation: environment
 	@$(BIN)/python -m flows.specification $(PRESET)
 	@$(BIN)/python -m deployments.services servers
 	@$(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
+
+dry-run: environment
+	@$(BIN)/python -m flows.dry_run $(PRESET)
 
 test: environment
 	@$(BIN)/ruff check .

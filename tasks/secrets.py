@@ -26,12 +26,13 @@ def from_block(settings: HttpSettings) -> None:
     """Set the variable from the Secret block named after it. Nothing is done where it is set or there is no such block."""
     if os.environ.get(settings.key_variable):
         return
+    import httpx
     from prefect.blocks.system import Secret
 
     name = settings.key_variable.lower().replace("_", "-")
     try:
         block = Secret.load(name, _sync=True)  # type: ignore[call-arg]  # its decorator takes it
-    except ValueError:  # there is none of that name
+    except (ValueError, httpx.ConnectError):  # there is none of that name, or no server that could have one
         return
     assert isinstance(block, Secret)
     os.environ[settings.key_variable] = str(block.get())

@@ -1,0 +1,174 @@
+"""What a preset would do, in seconds and without an accelerator: python -m flows.dry_run PRESET.
+
+Loads the specification, checks keys, publishes and validates the data, asks the search once, renders a first batch and probes
+with the policy's own tokenizer, and counts memory and time. Everything that would stop the run stops this.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flows.ablation import plan
+from flows.specification import load_specification
+from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.errors import ConfigError, IgpoError
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.estimates import Shape
+    from igpo_core.policies import Policy
+
+# GiB, dense operations a second in bfloat16 and in float32, bytes a second: the makers' data sheets
+ACCELERATORS = {
+    "L4 24 GB": (22, 121e12, 30e12, 0.30e12),
+    "A100 80 GB": (79, 312e12, 19.5e12, 2.0e12),
+    "H100 80 GB": (79, 989e12, 67e12, 3.35e12),
+    "H200 141 GB": (139, 989e12, 67e12, 4.8e12),
+}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens: of prompts, of one observation, of the longest probe, of a whole trajectory at most."""
+
+    prompt: int
+    observation: int
+    probe: int
+    trajectory: int
+
+
+def dry_run(preset: str) -> Iterator[str]:
+    """Lines as they become known. Raises IgpoError where the run would."""
+    from igpo_core.environments import open_environment
+    from tasks.data import prepare
+    from tasks.home import home
+    from tasks.secrets import require_judge
+
+    specification = load_specification(preset)
+    yield plan(specification, specification.processes)
+    arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
+    costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
+    require_judge(costly)
+    data = prepare(costly.data, home())
+    counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
+    yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
+    yield from (f"  warning: {warning}" for warning in data.warnings)
+    environment = open_environment(costly, data.folder)
+    policy, shape = describe(costly, environment)
+    yield f"policy: {shape.parameters / 1e9:.3g} billion parameters, a window of {policy.window} tokens" + _trained(
+        costly, shape
+    )
+    lengths = first_batch(costly, environment, policy)
+    yield (
+        f"first batch: {costly.rollout.questions} questions x {costly.rollout.group_size} rollouts; prompts of {lengths.prompt} "
+        f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
+        f"{lengths.trajectory} tokens"
+    )
+    yield from needs(costly, shape, lengths)
+
+
+def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
+    """The policy's grammar and window, without its weights (model is None), and its shape. Raises ConfigError when its
+    configuration or tokenizer cannot be loaded or its template cannot be continued token for token."""
+    import torch
+
+    from igpo_core.estimates import Shape
+    from igpo_core.policies import Policy, build_policy
+    from igpo_core.protocol import ChatProtocol
+
+    if isinstance(config.policy, NewPolicy):
+        with torch.device("meta"):
+            policy = build_policy(config, environment)
+        return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
+    from transformers import AutoConfig, AutoTokenizer
+
+    where = {"revision": config.policy.revision, "trust_remote_code": config.policy.trust_remote_code}
+    try:
+        model = AutoConfig.from_pretrained(config.policy.name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(config.policy.name, **where)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"policy.name={config.policy.name}: its configuration or tokenizer cannot be loaded: {error}"
+        ) from error
+    window = int(model.max_position_embeddings)
+    if config.rollout.max_tokens > window:
+        raise ConfigError(
+            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {window} tokens that the policy takes"
+        )
+    return Policy(None, ChatProtocol(tokenizer), window), Shape.of(model)
+
+
+def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
+    """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or the search fails."""
+    from igpo_core.rewards.scoring import answer_probes, require_room
+    from igpo_core.rollout.transformers_engine import prompt_fits
+
+    every = [q for q in environment.questions("train") if prompt_fits(policy, config.rollout, q)]
+    if not every:
+        raise ConfigError(
+            f"no train question leaves room for a turn within rollout.max_tokens={config.rollout.max_tokens}"
+        )
+    require_room(policy, every, config)
+    questions = every[: config.rollout.questions]
+    prompts = [len(policy.protocol.prompt(question.text)) for question in questions]
+    found = environment.search([(questions[0], questions[0].text)])
+    if found[0].failed:
+        raise ConfigError(f"the search failed for {questions[0].text!r}: see to its back end")
+    observation = len(policy.protocol.observation(found[0].text))
+    probes = answer_probes(policy, config.reward) if config.reward.needs_beliefs else None
+    probe = (
+        max((len(p.prefix_ids) + len(p.answer_ids) for q in questions for p in probes(q)), default=0) if probes else 0
+    )
+    prompt = round(statistics.mean(prompts))
+    turns = config.rollout.max_turns
+    whole = prompt + turns * config.rollout.max_new_tokens + (turns - 1) * observation
+    return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
+
+
+def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterator[str]:
+    """Memory on one accelerator, and the seconds of a step on those known: operations and bytes alone, while small models
+    wait for kernels to start."""
+    from igpo_core.estimates import GIB, memory, work
+
+    held = memory(shape, config)
+    parts = {
+        "weights": held.weights, "gradients and moments": held.optimizer, "older weights": held.copies,
+        "rollout cache": held.cache, "or activations": held.activations,
+    }  # fmt: skip
+    listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
+    yield f"memory, all on one accelerator: {held.total / GIB:.3g} GiB ({listed})"
+    turns = config.rollout.max_turns
+    sampled = min(turns * config.rollout.max_new_tokens, lengths.trajectory - lengths.prompt)
+    step = work(shape, config, tokens=lengths.trajectory, sampled=sampled, probes=turns * lengths.probe)
+    half = isinstance(config.policy, PretrainedPolicy) and config.policy.dtype == "bfloat16"
+    for name, (gib, in_half, in_single, bandwidth) in ACCELERATORS.items():
+        seconds = step.seconds(in_half if half else in_single, bandwidth)
+        fits = (
+            "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
+        )
+        yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, were 40% of its speed reached"
+
+
+def _trained(config: ExperimentConfig, shape: "Shape") -> str:
+    lora = config.policy.lora if isinstance(config.policy, PretrainedPolicy) else None
+    return f", of which an adapter of {shape.adapter(lora) / 1e6:.3g} million is trained" if lora else ""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
+    parser.add_argument("preset")
+    try:
+        for line in dry_run(parser.parse_args(arguments).preset):
+            print(line)
+    except IgpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("nothing stands in the way of this run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
