@@ -9,6 +9,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
 from igpo_core.metrics import behaviour
 from igpo_core.policies import Policy
+from igpo_core.ranks import Ranks
 from igpo_core.rewards.scoring import Scored, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.trajectory import Question
@@ -34,6 +35,7 @@ def evaluate(
     limit: int,
     decoding: Decoding,
     step: int,
+    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
 ) -> EvaluationResult:
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
@@ -45,16 +47,19 @@ def evaluate(
             f"{config.rollout.max_tokens}: raise it, or give shorter questions"
         )
     times = RolloutTimes()
-    trajectories = rollout(
+    asked = ranks.share(fitting)
+    own = rollout(
         policy,
         environment,
-        fitting,
+        [question for _, question in asked],
         config.rollout,
         members=1,
         key=(config.seed, f"evaluation/{split}", 0),
         decoding=decoding,
         times=times,
+        places=[place for place, _ in asked],
     )
+    trajectories = ranks.gathered([(place, item) for (place, _), item in zip(asked, own, strict=True)])
     outcome_only = config.reward.model_copy(update={"reward": "outcome_only"})
     scored = reward_trajectories(policy, trajectories, outcome_only)
     metrics = {

@@ -1,6 +1,7 @@
 """One training step after another: rollouts, rewards, advantages, update; accelerate inside."""
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,11 +17,12 @@ from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkp
 from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
-from igpo_core.errors import CheckpointError, DataError, IgpoError
+from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
 from igpo_core.policies import Policy
+from igpo_core.ranks import Ranks
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.seeds import python_rng
@@ -55,7 +57,7 @@ class Trainer:
         require_room(policy, self.questions, config)
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
-        self.accelerator = Accelerator(mixed_precision="no")
+        self.accelerator = Accelerator(mixed_precision="no", cpu=policy.model.device.type == "cpu")
         if settings.gradient_checkpointing:
             require_no_dropout(policy.model)
             policy.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -67,7 +69,16 @@ class Trainer:
         )
         warmup = max(1, settings.warmup_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / warmup))
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(policy.model, optimizer, scheduler)
+        # accelerate's own scheduler would step once for each process
+        self.model, self.optimizer = self.accelerator.prepare(SampledLogprobs(policy.model), optimizer)
+        self.scheduler = scheduler
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked != self.ranks.count:  # accelerate falls back to one process where it finds no backend
+            raise ConfigError(
+                f"{asked} processes were asked for and accelerate made {self.ranks.count}: each would train alone. Launch them "
+                "with `training.processes`, and see that torch.distributed has gloo or nccl"
+            )
         self.reference = Snapshot(policy.model) if settings.kl_coefficient else None
         self.scorer = None  # the older weights whose beliefs count; None: the policy's own
         if config.reward.needs_beliefs and config.reward.scorer != "current":
@@ -92,21 +103,24 @@ class Trainer:
         """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
         started, config, step = time.perf_counter(), self.config, self.step
         times = RolloutTimes()
-        trajectories = rollout(
+        asked = self.ranks.share(self._step_questions(step))
+        own = rollout(
             self.policy,
             self.environment,
-            self._step_questions(step),
+            [question for _, question in asked],
             config.rollout,
             members=config.rollout.group_size,
             key=(config.seed, f"rollout {config.replicate}" if config.replicate else "rollout", step),
             probes=answer_probes(self.policy, config.reward) if config.reward.beliefs_while_rolling_out else None,
             times=times,
+            places=[place for place, _ in asked],
         )
         rolled = time.perf_counter()
         if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
             self.scorer.take()
         with self.scorer.instead() if self.scorer else nullcontext():
-            scored = reward_trajectories(self.policy, trajectories, config.reward, key=(config.seed, step))
+            scored = self._reward(own, [place for place, _ in asked])
+        trajectories = [item.trajectory for item in scored]
         if config.reward.needs_beliefs and not config.reward.beliefs_while_rolling_out:  # passes of their own
             times.scoring += time.perf_counter() - rolled
             times.total += time.perf_counter() - rolled
@@ -131,6 +145,16 @@ class Trainer:
             **{f"progress/{name}": value for name, value in self.counters.items()},
         }
         return StepResult(self.step, metrics, scored, credit)
+
+    def _reward(self, own: list[Trajectory], places: Sequence[int]) -> list[Scored]:
+        """All trajectories of the step, rewarded: each process its own, unless a gain needs those of other questions."""
+        config, size = self.config, self.config.rollout.group_size
+        placed = [(places[n // size] * size + n % size, item) for n, item in enumerate(own)]
+        key = (config.seed, self.step)
+        if config.reward.needs_gain and config.reward.credit == "query":
+            return reward_trajectories(self.policy, self.ranks.gathered(placed), config.reward, key=key)
+        scored = reward_trajectories(self.policy, own, config.reward, key=key) if own else []
+        return self.ranks.gathered([(place, item) for (place, _), item in zip(placed, scored, strict=True)])
 
     def _step_questions(self, step: int) -> list[Question]:
         """The questions of a step: consecutive places in an endless run of permutations, each keyed by its number."""
@@ -175,20 +199,31 @@ class Trainer:
         active = [i for i, row in enumerate(rows) if regular or any(row)]
         metrics: dict[str, float] = {}
         for _ in range(settings.updates_per_step):
-            for parameter in trained(self.model):  # zeros, not None: AdamW must also move on an empty update
+            for parameter in trained(self.policy.model):  # zeros, not None: AdamW must also move on an empty update
                 parameter.grad = torch.zeros_like(parameter)
-            parts = []
+            parts: list[dict[str, float]] = []
             tokens = padded = 0
-            for batch in token_batches(active, sizes, settings.tokens_per_batch):
-                terms = self._loss(
-                    [trajectories[i] for i in batch], [rows[i] for i in batch], [weights[i] for i in batch]
-                )
-                self.accelerator.backward(terms.total)
-                parts.append(terms)
-                lengths = [sizes[i] for i in batch]
-                tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
-            norm = self.accelerator.clip_grad_norm_(trained(self.model), settings.max_grad_norm)
-            metrics = _update_metrics(parts, float(norm))
+            batches = token_batches(active, sizes, settings.tokens_per_batch)
+            own, rounds = batches[self.ranks.number :: self.ranks.count], -(-len(batches) // self.ranks.count)
+            for number in range(rounds):
+                # gradients are summed over processes at the last one, for which all must come: an idle one with no weight
+                batch = own[number] if number < len(own) else batches[0][:1]
+                scale = 1.0 if number < len(own) else 0.0
+                with nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model):
+                    terms = self._loss(
+                        [trajectories[i] for i in batch],
+                        [rows[i] for i in batch],
+                        [scale * weights[i] for i in batch],
+                    )
+                    self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
+                if scale:
+                    parts.append(_numbers(terms))
+                    lengths = [sizes[i] for i in batch]
+                    tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
+            norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
+            every = self.ranks.each((parts, tokens, padded))
+            metrics = _update_metrics([part for several, _, _ in every for part in several], float(norm))
+            tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
             metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
             if not all(map(math.isfinite, metrics.values())):
                 raise IgpoError(
@@ -197,7 +232,7 @@ class Trainer:
                 )
             self.whole = False
             self.optimizer.step()
-        metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         return metrics
 
@@ -225,12 +260,10 @@ class Trainer:
         reference = None
         if self.reference is not None:
             with torch.no_grad(), self.reference.instead(), self.policy.precision():
-                reference, _ = sampled_logprobs(self.model, trajectories, pad, temperature)
+                reference, _ = sampled_logprobs(self.policy.model, trajectories, pad, temperature)
         self.model.train(settings.gradient_checkpointing)  # transformers checkpoints in training mode alone
         with self.policy.precision():
-            logprobs, entropies = sampled_logprobs(
-                self.model, trajectories, pad, temperature, entropy=settings.entropy_coefficient > 0
-            )
+            logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
         device = logprobs.device
         tokens = [item.sampled_tokens for item in trajectories]
         batch = TokenBatch(
@@ -255,7 +288,10 @@ class Trainer:
         )
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to go on, atomically (igpo_core.checkpoints)."""
+        """Write everything needed to go on, atomically (igpo_core.checkpoints); the first process writes, all wait for it."""
+        if not self.ranks.first:
+            self.accelerator.wait_for_everyone()
+            return
         state = CheckpointState(
             configuration=fingerprint(self.config),
             step=self.step,
@@ -266,6 +302,7 @@ class Trainer:
             scorer=self.scorer.state() if self.scorer is not None and self._lags else None,
         )
         write_checkpoint(folder, self.policy, state)
+        self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another configuration."""
@@ -291,6 +328,19 @@ def _segments(trajectories: Sequence[Trajectory], ratio: str, device: Any) -> to
     if ratio == "sequence":
         sizes = [item.sampled_tokens for item in trajectories]
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+
+
+class SampledLogprobs(torch.nn.Module):
+    """sampled_logprobs as a module: what accelerate wraps, so that gradients of several processes meet."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.policy = model
+
+    def forward(
+        self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return sampled_logprobs(self.policy, trajectories, pad, temperature, entropy=entropy)
 
 
 def sampled_logprobs(
@@ -320,15 +370,21 @@ def sampled_logprobs(
     return target_logprobs(head, predicting, targets, temperature), None
 
 
-def _update_metrics(parts: Sequence[LossTerms], norm: float) -> dict[str, float]:
+def _numbers(terms: LossTerms) -> dict[str, float]:
+    return {name: value.item() for name, value in vars(terms).items()}
+
+
+def _update_metrics(parts: Sequence[dict[str, float]], norm: float) -> dict[str, float]:
+    """Of all micro-batches of all processes."""
+
     def total(name: str) -> float:
-        return math.fsum(getattr(part, name).item() for part in parts)
+        return math.fsum(part[name] for part in parts)
 
     return {
         "train/loss": total("total"),
         "train/surrogate": total("surrogate"),
         "train/kl": total("kl"),
         "train/clip_share": total("clipped"),
-        "train/ratio_error": max((part.ratio_error.item() for part in parts), default=0.0),
+        "train/ratio_error": max((part["ratio_error"] for part in parts), default=0.0),
         "train/grad_norm": norm,
     }

@@ -81,17 +81,19 @@ def rollout(
     decoding: Decoding = "sampled",
     probes: Callable[[Question], Sequence[AnswerProbe]] | None = None,
     times: RolloutTimes | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Trajectory]:
     """`members` trajectories for each question, in question order.
 
     key = (seed, purpose, step) seeds the sampling. probes: the answer probes of a question, for Trajectory.answer_scores;
-    None makes no scoring at all. Raises ValueError for a prompt that leaves no room for a turn (see
+    None makes no scoring at all. places: of the questions in the step, where they are a part of it (several processes); they
+    key the sampling and name the groups. Raises ValueError for a prompt that leaves no room for a turn (see
     prompt_fits). Log-probabilities kept with the tokens are those of the sampling distribution (float32).
     """
     started, times = time.perf_counter(), times or RolloutTimes()
     seed, purpose, step = key
     rows = []
-    for place, question in enumerate(questions):
+    for place, question in zip(places or range(len(questions)), questions, strict=True):
         prompt = policy.protocol.prompt(question.text)
         if len(prompt) + config.max_new_tokens > config.max_tokens:
             raise ValueError(

@@ -1,0 +1,76 @@
+"""Two processes and one make the same update, whatever the arm, with questions and micro-batches that do not divide."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from igpo_core.policies import save_policy
+from igpo_core.ranks import Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+ARMS: dict[str, dict[str, Any]] = {
+    "igpo": {"reward": {"gain": "prob_diff"}},
+    "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
+    "kl": {
+        "reward": {"gain": "prob_diff", "scorer": "frozen", "gain_scale": "match_outcome"},
+        "optimizer": {"kl_coefficient": 0.1, "updates_per_step": 2, "denominator": "token"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which one process and two have run the same steps."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_policy(taught[2], folder / "start")
+    content = json.loads(taught[0].model_dump_json())
+    content["rollout"] |= {"questions": 5, "group_size": 3}
+    content["optimizer"] |= {"tokens_per_batch": 200, "learning_rate": 1e-4}
+    content["data"] |= {"train": 64, "dev": 16, "test": 4}
+    arms = {
+        name: {**content, **{part: {**content[part], **values} for part, values in changes.items()}}
+        for name, changes in ARMS.items()
+    }
+    (folder / "arms.json").write_text(json.dumps(arms))
+    script = [str(Path(__file__).with_name("rank_script.py")), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command in ([sys.executable, *script], [*launcher, *script]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
+    one, two = (json.loads((made / f"{arm}-{count}.json").read_text()) for count in (1, 2))
+    assert two["tokens"] == one["tokens"] and two["groups"] == one["groups"] and two["dev"] == one["dev"]
+    for own, other in zip(one["advantages"][0], two["advantages"][0], strict=True):
+        assert other == pytest.approx(
+            own, abs=1e-4
+        )  # beliefs are rounded by their batch: 1e-6 in z-scores of small spread
+    assert two["metrics"][1] == pytest.approx(one["metrics"][1], abs=2e-5, rel=2e-4)
+    assert one["metrics"][1]["train/grad_norm"] > 1e-3
+    alone, together = (load_file(made / f"{arm}-{count}.safetensors") for count in (1, 2))
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6  # clipped to a norm of 1
+    assert max(float(gradient.abs().max()) for gradient in alone.values()) > 1e-2
+    start = load_file(made / "start" / "model.safetensors")
+    alone, together = (load_file(made / f"{arm}-{count}" / "model.safetensors") for count in (1, 2))
+    assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 1e-4
+    # AdamW's first steps have the size of the learning rate however small a gradient is, and so has its rounding
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-5
+
+
+def test_shares_lose_nothing_and_keep_the_order() -> None:
+    items = list("abcdefg")
+    shares = [Ranks(number, 3).share(items) for number in range(3)]
+    assert [[item for _, item in share] for share in shares] == [list("adg"), list("be"), list("cf")]
+    assert sorted(pair for share in shares for pair in share) == list(enumerate(items))
+    assert Ranks().gathered(Ranks().share(items)) == items and Ranks().each(3) == [3]
+    assert Ranks(4, 5).share(items[:2]) == []
