@@ -112,10 +112,12 @@ def train_run(
     try:
         write_json(run.folder / "config.json", settings)
         training.evaluate_if_missing(trainer, run, tracker)
+        saving = 0.0
         for epoch in range(trainer.step // experiment.training.steps_per_epoch, experiment.training.epochs):
             if trainer.done:
                 break
-            run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")(trainer, epoch, arm, run, tracker, page, say)
+            of_this_epoch = run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")
+            saving = of_this_epoch(trainer, epoch, arm, run, tracker, page, say, saving)
         result = finish(trainer, specification, arm, tags["cell"], run, tracker)
         training.write_result(run, result)
     except (TerminationSignal, KeyboardInterrupt):
@@ -130,19 +132,21 @@ def train_run(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_epoch(trainer: Any, epoch: int, arm: str, run: Any, tracker: Any, page: Any, say: Any) -> None:
-    """The steps of one epoch, then its checkpoint: metrics are on disk before the checkpoint claims their steps.
+def run_epoch(trainer: Any, epoch: int, arm: str, run: Any, tracker: Any, page: Any, say: Any, saving: float) -> float:
+    """The steps of one epoch, then its checkpoint: metrics are on disk before the checkpoint claims their steps. Returns the
+    checkpoint's seconds.
 
-    time/logging of a step is what the line of the step before took, which nobody knows earlier.
+    time/logging of a step is what the line of the step before took, time/checkpoint what a checkpoint just before it took
+    (saving: of the epoch before): nobody knows earlier, and a kill right after a checkpoint must leave no hole.
     """
     spent = 0.0
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        nonlocal spent
+        nonlocal spent, saving
         started = time.perf_counter()
-        tracker.log(step, {**metrics, "time/logging": spent})
+        tracker.log(step, {**metrics, "time/logging": spent, "time/checkpoint": saving})
         page.report(step)
-        spent = time.perf_counter() - started
+        spent, saving = time.perf_counter() - started, 0.0
 
     def keep(step: int, explained: list[Any], advantages: list[list[float]]) -> None:
         from tasks.trajectories import records_of
@@ -159,7 +163,7 @@ def run_epoch(trainer: Any, epoch: int, arm: str, run: Any, tracker: Any, page: 
     training.train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say, keep, best)
     tracker.sync()
     _, seconds = training.save_checkpoint(trainer, run)
-    tracker.log(trainer.step, {"time/checkpoint": seconds})
+    return seconds
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="test and publish")
