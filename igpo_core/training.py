@@ -128,6 +128,8 @@ class Trainer:
         credit = assign_credit(
             [item.turn_rewards() for item in scored], groups, config.reward, seed=config.seed, step=step
         )
+        # before the update: whoever is told to end between it and its line of metrics has to give the step up
+        seen = rollout_metrics(scored, credit, groups)
         weighed = time.perf_counter()
         update = self._update(trajectories, credit.turns, credit.queries)
         ended = time.perf_counter()
@@ -135,7 +137,7 @@ class Trainer:
         self._count(trajectories, ended - started)
         self.whole = True
         metrics = {
-            **rollout_metrics(scored, credit, groups),
+            **seen,
             **update,
             "time/rollout": times.total - times.search - times.scoring,
             "time/search": times.search,
