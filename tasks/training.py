@@ -8,7 +8,8 @@ lock in `<home>/locks`; another that wants the same waits, and then finds it.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,11 +220,12 @@ def train_steps(
     """
     total = trainer.config.training.steps
     while trainer.step < until and not trainer.done:
-        result = trainer.run_step()
-        metrics, due = result.metrics, _evaluation_is_due(trainer)
-        if due:  # with the step's own line: whoever goes on from this step has its weights but not its rollouts
-            metrics = {**metrics, **look_into(trainer, result, keep)}
-        log(trainer.step, metrics)
+        with whole_steps(trainer):
+            result = trainer.run_step()
+            metrics, due = result.metrics, _evaluation_is_due(trainer)
+            if due:  # with the step's own line: whoever goes on from this step has its weights but not its rollouts
+                metrics = {**metrics, **look_into(trainer, result, keep)}
+            log(trainer.step, metrics)
         if due:
             dev = evaluate_dev(trainer)
             best(dev["eval/all/f1"])  # before its line: a run that finds the line does not evaluate again
@@ -233,6 +235,37 @@ def train_steps(
                 f"{metrics['train/turns']:.1f}, dead groups {metrics['advantage/dead_groups']:.2f}, "
                 f"{metrics['progress/seconds']:.0f} s"
             )
+
+
+@contextmanager
+def whole_steps(trainer: "Trainer") -> Iterator[None]:
+    """A signal to end waits from the beginning of a step's update until the line of its metrics is written; before, during
+    rollouts, it ends the step at once. Elsewhere than in the main thread nothing is changed: signals are not seen there."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, waiting = trainer.step, []
+    own = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def told(number: int, frame: Any) -> None:
+        handler = own[signal.Signals(number)]
+        if trainer.step == before and trainer.whole and callable(handler):
+            handler(number, frame)
+        else:
+            waiting.append(number)
+
+    for number in own:
+        signal.signal(number, told)
+    try:
+        yield
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
 
 
 def _evaluation_is_due(trainer: "Trainer") -> bool:

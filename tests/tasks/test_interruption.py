@@ -79,6 +79,38 @@ def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, tmp_pat
     assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
+@pytest.mark.parametrize(("moment", "done"), [("rollout", 1), ("update", 2), ("line", 2)])
+def test_a_signal_waits_until_the_steps_line_is_written(
+    setting: Any, signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, done: int
+) -> None:
+    """During the rollouts of step 2 it ends the run with step 1; from the update on with step 2, whole."""
+    trainer, run, tracker = setting
+
+    def told(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, told)
+    step, sample = trainer.optimizer.step, trainer._step_questions
+
+    def at(what: str) -> None:
+        if trainer.step == (2 if what == "line" else 1) and what == moment:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "_step_questions", lambda number: (at("rollout"), sample(number))[1])
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: (at("update"), step())[1])
+
+    def log(number: int, metrics: dict[str, float]) -> None:
+        at("line")
+        tracker.log(number, metrics)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_steps(trainer, 6, log, print)
+    leave_checkpoint(trainer, run, tracker, print)
+    newest = newest_checkpoint(tmp_path, pytest.fail)
+    assert newest is not None and newest.name == f"step-{done:06d}"
+    assert steps_with(tmp_path, "train/loss") == list(range(1, done + 1))
+
+
 def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, tmp_path: Path) -> None:
     trainer, run, tracker = setting
 
