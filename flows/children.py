@@ -12,7 +12,9 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import Any, Literal, Protocol
+from uuid import UUID
 
 import psutil
 
@@ -159,7 +161,7 @@ class Pool:
             if self._ending:
                 return NOT_STARTED
             key = f"{self._flow_run_id} {name} {sorted(parameters.items())} {number}"
-            run, fresh = patiently(lambda key=key: _start_on_pool(name, parameters, key))  # type: ignore[misc]
+            run, fresh = patiently(partial(_start_on_pool, name, parameters, key))
             self._running.add(run.id)
             if self._ending:  # told while it was being started
                 self._cancel(run.id)
@@ -212,7 +214,7 @@ def children_of(flow_run_id: str, where: Where) -> Children:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        if client.read_flow_run(flow_run_id).work_pool_name == ARMS_POOL:  # type: ignore[arg-type]
+        if client.read_flow_run(UUID(flow_run_id)).work_pool_name == ARMS_POOL:
             raise ConfigError(
                 f"this sweep runs on work pool {ARMS_POOL} and its arms would wait there for the slot that it holds: start "
                 "sweeps on another pool"

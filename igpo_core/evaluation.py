@@ -9,7 +9,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
 from igpo_core.metrics import behaviour
 from igpo_core.policies import Policy
-from igpo_core.ranks import Ranks
+from igpo_core.ranks import ALONE, Ranks
 from igpo_core.rewards.scoring import Scored, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.trajectory import Question
@@ -35,7 +35,7 @@ def evaluate(
     limit: int,
     decoding: Decoding,
     step: int,
-    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""

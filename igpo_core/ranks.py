@@ -43,3 +43,6 @@ class Ranks:
 
         found: list[Any] = gather_object([value])
         return found
+
+
+ALONE = Ranks()

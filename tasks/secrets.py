@@ -3,6 +3,7 @@
 import os
 
 from igpo_core.config import AtlasWorld, ExperimentConfig, HttpSettings, LookupWorld, QuestionFiles, WebSearch
+from igpo_core.errors import ConfigError
 
 
 def provide(config: LookupWorld | AtlasWorld | QuestionFiles) -> None:
@@ -23,16 +24,27 @@ def require_judge(experiment: ExperimentConfig) -> None:
 
 
 def from_block(settings: HttpSettings) -> None:
-    """Set the variable from the Secret block named after it. Nothing is done where it is set or there is no such block."""
+    """Set the variable from the Secret block named after it. Nothing is done where it is set or there is no such block.
+
+    Raises ConfigError where it is not set and the Prefect server, which may have the block, does not answer.
+    """
     if os.environ.get(settings.key_variable):
         return
     import httpx
     from prefect.blocks.system import Secret
+    from prefect.exceptions import ObjectNotFound
 
     name = settings.key_variable.lower().replace("_", "-")
     try:
-        block = Secret.load(name, _sync=True)  # type: ignore[call-arg]  # its decorator takes it
-    except (ValueError, httpx.ConnectError):  # there is none of that name, or no server that could have one
-        return
+        block = Secret.load(name)
+    except ValueError as error:
+        if isinstance(error.__cause__, ObjectNotFound):
+            return
+        raise
+    except httpx.ConnectError as error:
+        raise ConfigError(
+            f"{settings.key_variable} is not set, and the Prefect server, which may have it as Secret block {name}, does not "
+            f"answer ({error}): set the variable, or start the server"
+        ) from error
     assert isinstance(block, Secret)
     os.environ[settings.key_variable] = str(block.get())
