@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +25,51 @@ ARM = "igpo_prob_diff"
 def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
     from flows.specification import load_specification
-    from tasks import training
     from tasks.data import prepare
+    from tasks.evaluation import evaluate_all, evaluate_best, evaluate_dev, keep_best
+    from tasks.runs import RunIdentity, save_checkpoint
+    from tasks.training import start_trainer, train_steps
+    from tasks.warm_starts import ensure_warm_start
 
     experiment = load_specification(preset).experiment(ARM, seed)
     data = prepare(experiment.data, home)
-    warm = training.ensure_warm_start(experiment, data, home, lambda line: None)
-    identity = training.RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
-    trainer = training.start_trainer(experiment, data, identity, warm, lambda line: None)
-    training.keep_best(trainer, identity, training.evaluate_dev(trainer)["eval/all/f1"])
+    warm = ensure_warm_start(experiment, data, home, lambda line: None)
+    identity = RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
+    trainer = start_trainer(experiment, data, identity, warm, lambda line: None)
+    keep_best(trainer, identity, evaluate_dev(trainer)["eval/all/f1"])
     for epoch in range(1, experiment.training.epochs + 1):
-        training.train_steps(
+        train_steps(
             trainer,
             epoch * experiment.training.steps_per_epoch,
             lambda step, metrics: None,
             lambda line: None,
-            best=lambda f1: training.keep_best(trainer, identity, f1),
+            best=lambda f1: keep_best(trainer, identity, f1),
         )
-        training.save_checkpoint(trainer, identity)
-    metrics, _ = training.evaluate_all(
+        save_checkpoint(trainer, identity)
+    metrics, _ = evaluate_all(
         trainer.policy, trainer.environment, experiment, "test", experiment.evaluation.test_questions, trainer.step
     )
-    training.evaluate_best(trainer, identity, metrics)
+    evaluate_best(trainer, identity, metrics)
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:
     """Prints the seconds of both sides; runs with the servers' environment."""
     from flows.specification import load_specification
     from flows.train import train
-    from tasks import training
     from tasks.data import prepare
+    from tasks.warm_starts import ensure_warm_start
 
     flow, plain = [], []
     for seed in range(repeats + 1):
         experiment = load_specification(preset).experiment(ARM, seed)
-        training.ensure_warm_start(experiment, prepare(experiment.data, home), home, lambda line: None)
-        for side, call in (
-            (flow, lambda seed=seed: train(preset=preset, arm=ARM, seed=seed)),
-            (plain, lambda seed=seed: alone(preset, seed, home)),
-        ):
+        ensure_warm_start(experiment, prepare(experiment.data, home), home, lambda line: None)
+        calls = [
+            (flow, partial(train, preset=preset, arm=ARM, seed=seed)),
+            (plain, partial(alone, preset, seed, home)),
+        ]
+        for side, call in calls[:: 1 if seed % 2 else -1]:  # which goes first alternates
             started = time.perf_counter()
-            call()  # type: ignore[no-untyped-call]
+            call()
             if seed:  # the first pair pays imports and the experiment's making
                 side.append(time.perf_counter() - started)
     print("\n" + json.dumps({"flow": flow, "alone": plain}))
@@ -92,13 +97,13 @@ def free_ports() -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.folder:
         measure(str(chosen.folder / "preset.yaml"), chosen.folder / "home", chosen.repeats)
         return
-    from deployments.services import Place
+    from deployments.place import Place
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,9 +25,9 @@ from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import data_folder, home, warm_start_folder
 from tasks.locks import locked
 from tasks.prefect_runs import flow_run_url
+from tasks.runs import identify
 from tasks.secrets import require_judge
 from tasks.servers import require_servers
-from tasks.training import identify
 
 if TYPE_CHECKING:
     from tasks.reporting import Report
@@ -117,7 +117,7 @@ def run_all(
     First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
     share a warm start wait for one.
     """
-    from tasks.training import warm_start_key
+    from tasks.warm_starts import warm_start_key
 
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
@@ -204,7 +204,7 @@ def plan(specification: AblationSpecification, workers: int) -> str:
 def outlook(specification: AblationSpecification, versions: dict[str, str], sweep: str, workers: int) -> str:
     """What is left to be made and what it will take, once a step has been timed; how much of it is there already."""
     from tasks.planning import estimate, read_timing
-    from tasks.training import warm_start_key
+    from tasks.warm_starts import warm_start_key
 
     asked = specification.runs()
     left = [

@@ -7,7 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.specification import load_specification
-from tasks import training
+from tasks.evaluation import evaluate_all
 from tasks.home import home
 
 
@@ -31,8 +31,8 @@ def evaluate(
     from igpo_core.environments import open_environment
     from igpo_core.policies import load_policy
     from tasks.data import prepare
-    from tasks.evaluation import locate, metric_rows, require_vocabulary
     from tasks.mlflow_runs import log_evaluation
+    from tasks.stored_models import locate, metric_rows, require_vocabulary
 
     specification = load_specification(preset)
     experiment = specification.experiment(
@@ -44,7 +44,7 @@ def evaluate(
     environment = open_environment(experiment, data.folder)
     require_vocabulary(policy, environment, folder)
     questions = limit or len(environment.questions(split))
-    metrics, results = training.evaluate_all(policy, environment, experiment, split, questions, 0)
+    metrics, results = evaluate_all(policy, environment, experiment, split, questions, 0)
     metrics = {f"{split}{name}": value for name, value in metrics.items()}
     records = [record for result in results.values() for record in result.records]
     url = log_evaluation(specification.name, folder, data.version, metrics, records)

@@ -13,12 +13,17 @@ from flows.prepare_data import versions_of
 from flows.specification import AblationSpecification, load_specification
 from igpo_core.checkpoints import checkpoint_folder
 from igpo_core.folders import write_json
-from tasks import planning, training
+from tasks import planning
+from tasks.evaluation import evaluate_all, evaluate_best, evaluate_if_missing, judge, keep_best
 from tasks.home import home, warm_start_folder
+from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
 from tasks.outbox import About
 from tasks.prefect_runs import RunPage, flow_run_url
+from tasks.runs import RunIdentity, Say, bring_up_to_date, identify, save_checkpoint, write_result
 from tasks.secrets import require_judge
+from tasks.training import start_trainer, train_steps
+from tasks.warm_starts import ensure_warm_start, warm_start_key
 
 if TYPE_CHECKING:
     from igpo_core.config import ExperimentConfig
@@ -45,15 +50,15 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     specification = load_specification(preset)
     experiment, say = specification.experiment(specification.baseline, seed, cell), get_run_logger().info
     data = prepare(experiment.data, home())
-    found = warm_start_folder(training.warm_start_key(experiment, data.version)).exists()
+    found = warm_start_folder(warm_start_key(experiment, data.version)).exists()
     started = time.perf_counter()
-    folder = training.ensure_warm_start(experiment, data, home(), say)
+    folder = ensure_warm_start(experiment, data, home(), say)
     sweep = specification.sweep(versions_of(specification))
     if planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
         took = None if found else time.perf_counter() - started
         arms = [specification.experiment(arm, seed, cell) for arm in specification.arms]
         costly = next((arm for arm in arms if arm.reward.needs_beliefs), experiment)
-        nobody = training.identify(costly, data.version, "timing", home())
+        nobody = identify(costly, data.version, "timing", home())
         planning.keep_timing(home(), sweep, planning.time_a_step(costly, data, folder, nobody, took, say))
     return str(folder)
 
@@ -81,11 +86,11 @@ def train(
     require_judge(experiment)
     data = prepare(experiment.data, home())
     sweep = specification.sweep(versions_of(specification))
-    run = training.identify(experiment, data.version, sweep, home())
+    run = identify(experiment, data.version, sweep, home())
     with locked(home(), run.run_key, say):
         finished = run.result()
         if finished is not None:
-            say(f"finished before (run key {run.run_key}): reused. {training.bring_up_to_date(run)}")
+            say(f"finished before (run key {run.run_key}): reused. {bring_up_to_date(run)}")
             return finished
         tags = _tags(specification, arm, seed, cell, sweep, data.version)
         return train_run(specification, experiment, arm, data, run, tags, say)
@@ -96,22 +101,22 @@ def train_run(
     experiment: "ExperimentConfig",
     arm: str,
     data: "PublishedData",
-    run: training.RunIdentity,
+    run: RunIdentity,
     tags: dict[str, str],
-    say: training.Say,
+    say: Say,
 ) -> dict[str, Any]:
     """From the newest checkpoint, or the warm start, to the result. Terminated on the way, it leaves a checkpoint."""
     from tasks.sending import Tracker
 
     name = " ".join(filter(None, [arm, f"seed {experiment.seed}", tags["cell"]]))
-    warm = training.ensure_warm_start(experiment, data, home(), say)
-    trainer = training.start_trainer(experiment, data, run, warm, say)
+    warm = ensure_warm_start(experiment, data, home(), say)
+    trainer = start_trainer(experiment, data, run, warm, say)
     settings = experiment.model_dump(mode="json")
     page = RunPage(name, experiment.training.steps, say)
     tracker = Tracker(run.folder, About(specification.name, name, run.run_key, tags, settings), say, page.link)
     try:
         write_json(run.folder / "config.json", settings)
-        training.evaluate_if_missing(trainer, run, tracker)
+        evaluate_if_missing(trainer, run, tracker)
         saving = 0.0
         for epoch in range(trainer.step // experiment.training.steps_per_epoch, experiment.training.epochs):
             if trainer.done:
@@ -119,9 +124,9 @@ def train_run(
             of_this_epoch = run_epoch.with_options(task_run_name=f"epoch {epoch + 1}")
             saving = of_this_epoch(trainer, epoch, arm, run, tracker, page, say, saving)
         result = finish(trainer, specification, arm, tags["cell"], run, tracker)
-        training.write_result(run, result)
+        write_result(run, result)
     except (TerminationSignal, KeyboardInterrupt):
-        training.leave_checkpoint(trainer, run, tracker, say)
+        leave_checkpoint(trainer, run, tracker, say)
         raise
     except BaseException:
         tracker.finish("FAILED")
@@ -158,11 +163,11 @@ def run_epoch(trainer: Any, epoch: int, arm: str, run: Any, tracker: Any, page: 
         tracker.keep(records)
 
     def best(f1: float) -> None:
-        training.keep_best(trainer, run, f1)
+        keep_best(trainer, run, f1)
 
-    training.train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say, keep, best)
+    train_steps(trainer, (epoch + 1) * trainer.config.training.steps_per_epoch, log, say, keep, best)
     tracker.sync()
-    _, seconds = training.save_checkpoint(trainer, run)
+    _, seconds = save_checkpoint(trainer, run)
     return seconds
 
 
@@ -184,9 +189,9 @@ def finish(
 
     def set_traces(result: Any) -> None:
         tracker.set_traces(test_records(trainer.policy, result.scored, config, arm, trainer.step))
-        judged.update(training.judge(result, config, home()))
+        judged.update(judge(result, config, home()))
 
-    metrics, _ = training.evaluate_all(
+    metrics, _ = evaluate_all(
         trainer.policy,
         trainer.environment,
         config,
@@ -198,7 +203,7 @@ def finish(
     metrics = {
         **{f"test{name}": value for name, value in metrics.items()},
         **judged,
-        **training.evaluate_best(trainer, run, metrics),
+        **evaluate_best(trainer, run, metrics),
     }
     tracker.log(trainer.step, metrics)
     tracker.set_model(checkpoint, trainer.step, ["test/all/f1", "test/all/em"])

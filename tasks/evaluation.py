@@ -1,52 +1,165 @@
-"""Small pieces of the evaluate flow."""
+"""Evaluations of a run: on dev as it trains, on test at its end, of the last checkpoint and of the best by dev."""
 
-import re
-from collections.abc import Mapping
+import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from igpo_core.checkpoints import MANIFEST, verify_folder
-from igpo_core.errors import CheckpointError
+from igpo_core.checkpoints import verify_folder, write_folder
+from igpo_core.config import ExperimentConfig
+from igpo_core.folders import write_json
+from tasks.runs import RunIdentity
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
+    from igpo_core.evaluation import EvaluationResult
     from igpo_core.policies import Policy
+    from igpo_core.training import StepResult, Trainer
+    from tasks.sending import Tracker
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/model
+Keep = Callable[[int, "list[Any]", "list[list[float]]"], None]
 
 
-def locate(model: str, home: Path) -> str:
-    """The folder behind a run key, a run's folder or a checkpoint (verified); a hub name is passed on as it is.
+def evaluation_is_due(trainer: "Trainer") -> bool:
+    config = trainer.config
+    return trainer.step % config.evaluation.every == 0 or trainer.done
 
-    Raises CheckpointError when there is no such run or folder, and when the newest checkpoint of a run is damaged: no
-    older one is evaluated in its place.
+
+def evaluate_if_missing(trainer: "Trainer", run: RunIdentity, tracker: "Tracker") -> None:
+    """Dev before the first step, and where a run was ended between a step and the evaluation that was due after it."""
+    if evaluation_is_due(trainer) and not tracker.has("eval/all/f1", trainer.step):
+        dev = evaluate_dev(trainer)
+        keep_best(trainer, run, dev["eval/all/f1"])
+        tracker.log(trainer.step, dev)
+
+
+BEST = "best.json"
+
+
+def keep_best(trainer: "Trainer", run: RunIdentity, f1: float) -> None:
+    """Keep the weights of this step when dev F1 is higher than at any step before (the first of equals).
+
+    A run that is killed and goes on from an earlier step meets the same values again and ends with the same best.
     """
-    run = home / "runs" / model
-    folder = run if run.is_dir() else Path(model)
-    if not folder.exists() and not HUB_NAME.fullmatch(model):
-        raise CheckpointError(
-            f"no run {model} in {home / 'runs'}, and no folder of this name: give a run key (tag run_key in MLflow), the "
-            "path of a checkpoint or model folder, or a hub name as owner/model"
-        )
-    if (folder / "checkpoints").is_dir():
-        folder = max((folder / "checkpoints").glob("step-*"), default=folder)
-    if (folder / MANIFEST).is_file():
+    from igpo_core.policies import save_policy
+
+    known = read_best(run)
+    if known is not None and f1 <= known["f1"]:
+        return
+    folder = run.folder / "best" / f"step-{trainer.step:06d}"
+    if not folder.exists():
+        write_folder(folder, lambda path: save_policy(trainer.policy, path))
+    write_json(run.folder / BEST, {"step": trainer.step, "f1": f1})
+    for other in folder.parent.glob("step-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def read_best(run: RunIdentity) -> dict[str, Any] | None:
+    """{"step", "f1"} of the best dev evaluation so far; None before the first."""
+    path = run.folder / BEST
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) -> dict[str, float]:
+    """test_best/ metrics: the one evaluation on test of the checkpoint that was best on dev. last: test metrics of the last
+    checkpoint, "/all/f1" and so on, which serve where it is the best. Changes the trainer's weights: call it last."""
+    from igpo_core.checkpoints import load_weights
+
+    best = read_best(run)
+    assert best is not None  # dev is evaluated before the first step
+    metrics = last
+    if best["step"] != trainer.step:
+        folder = run.folder / "best" / f"step-{best['step']:06d}"
         verify_folder(folder)
-    return str(folder) if folder.exists() else model
-
-
-def require_vocabulary(policy: "Policy", environment: "Environment", name: str) -> None:
-    """Raise CheckpointError when a word-level policy lacks words of the world: it would read <unk> and score nothing."""
-    lacking = sorted(set(environment.vocabulary()) - set(policy.protocol.tokenizer.get_vocab()))
-    if lacking:
-        raise CheckpointError(
-            f"{name} lacks {len(lacking)} words of this world ({', '.join(lacking[:5])}, ..): it was made for another one. "
-            "Give the preset that it was trained with"
+        load_weights(folder, trainer.policy.model)
+        config = trainer.config
+        first = config.model_copy(
+            update={"evaluation": config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})}
         )
+        metrics, _ = evaluate_all(
+            trainer.policy, trainer.environment, first, "test", config.evaluation.test_questions, best["step"]
+        )
+    return {
+        "test_best/all/f1": metrics["/all/f1"],
+        "test_best/all/em": metrics["/all/em"],
+        "test_best/step": float(best["step"]),
+    }
 
 
-def metric_rows(metrics: Mapping[str, float]) -> list[dict[str, str | float]]:
-    """One row a slice: F1, EM, format rate, turns, searches."""
-    shown = ("f1", "em", "format_rate", "turns", "searches")
-    slices = sorted({name.rsplit("/", 1)[0] for name in metrics if name.endswith("/f1")})
-    return [{"slice": part, **{key: round(metrics[f"{part}/{key}"], 4) for key in shown}} for part in slices]
+def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[str, float]:
+    """diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm."""
+    from itertools import islice
+
+    from igpo_core.diagnostics import belief_metrics, fits_window
+    from igpo_core.rewards.scoring import explain_trajectories
+
+    config, policy = trainer.config, trainer.policy
+    started = time.perf_counter()
+    numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward))
+    sample = list(islice(numbers, config.evaluation.diagnostics))
+    if not sample:
+        return {}
+    trajectories = [result.scored[i].trajectory for i in sample]
+    explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
+    metrics = belief_metrics(policy, explained, config.reward)
+    keep(trainer.step, explained, [result.credit.turns[i] for i in sample])
+    return {**metrics, "time/diagnostics": time.perf_counter() - started}
+
+
+def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
+    started = time.perf_counter()
+    metrics, _ = evaluate_all(
+        trainer.policy,
+        trainer.environment,
+        trainer.config,
+        "dev",
+        trainer.config.evaluation.dev_questions,
+        trainer.step,
+    )
+    return {
+        **{f"eval{name}": value for name, value in metrics.items()},
+        "time/evaluation": time.perf_counter() - started,
+    }
+
+
+def evaluate_all(
+    policy: "Policy",
+    environment: "Environment",
+    config: ExperimentConfig,
+    split: str,
+    limit: int,
+    step: int,
+    after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
+) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
+    """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others.
+
+    after_first is called with the result of the first decoding, before the others are made.
+    """
+    from igpo_core.evaluation import evaluate
+
+    metrics: dict[str, float] = {}
+    results: dict[str, EvaluationResult] = {}
+    for place, decoding in enumerate(config.evaluation.decoding):
+        result = evaluate(policy, environment, config, split=split, limit=limit, decoding=decoding, step=step)
+        prefix = "/" if place == 0 else f"_{decoding}/"
+        metrics |= {prefix + name: value for name, value in result.metrics.items()}
+        results[decoding] = result
+        if place == 0:
+            after_first(result)
+    return metrics, results
+
+
+def judge(result: "EvaluationResult", experiment: ExperimentConfig, home: Path) -> dict[str, float]:
+    """test/all/judged and its agreement with EM, where a judge is asked for; its verdicts stay in <home>/judge.sqlite."""
+    if experiment.evaluation.judge is None:
+        return {}
+    from igpo_core.judge import Judge, judged_metrics
+
+    found = judged_metrics(Judge(experiment.evaluation.judge, home / "judge.sqlite"), result.scored)
+    return {f"test/all/{name}": value for name, value in found.items()}

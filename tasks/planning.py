@@ -17,7 +17,7 @@ from tasks.training import start_trainer
 
 if TYPE_CHECKING:
     from tasks.data import PublishedData
-    from tasks.training import RunIdentity, Say
+    from tasks.runs import RunIdentity, Say
 
 # weights on disk, in sizes of the model in float32: two checkpoints with two moments each, the best on dev, MLflow's copy
 COPIES = 2 * 3 + 1 + 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.services import ARMS_POOL, POOL, SWEEPS_QUEUE
+from deployments.registration import ARMS_POOL, POOL, SWEEPS_QUEUE
 from flows.ablation import ablation
 from flows.children import DEPLOYMENTS
 from flows.evaluate import evaluate

@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments import processes, services
+from deployments import place as places
+from deployments import processes, servers, services
+from deployments.place import Place
 from deployments.processes import Record, StateFile
-from deployments.services import Place, Server
+from deployments.servers import Server
 from igpo_core.errors import ServiceError
 
 # answers every request with 200, after starting a child in a session of its own
@@ -51,8 +53,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     ):
         monkeypatch.setenv(variable, value)
     place = Place.from_environment()
-    monkeypatch.setattr(services, "prefect_server", lambda _: small_server("prefect", place.prefect_port))
-    monkeypatch.setattr(services, "mlflow_server", lambda _: small_server("mlflow", place.mlflow_port))
+    monkeypatch.setattr(servers, "prefect_server", lambda _: small_server("prefect", place.prefect_port))
+    monkeypatch.setattr(servers, "mlflow_server", lambda _: small_server("mlflow", place.mlflow_port))
     yield place
     if place.state.path.is_file() and place.state.path.read_text().startswith("{"):
         for record in place.state.read().values():
@@ -130,7 +132,7 @@ def test_ours_on_another_port_is_neither_doubled_nor_taken_for_the_one_asked(
 ) -> None:
     assert services.main(["servers"]) == 0
     before = place.state.read()
-    monkeypatch.setattr(services, "mlflow_server", lambda _: small_server("mlflow", free_port()))
+    monkeypatch.setattr(servers, "mlflow_server", lambda _: small_server("mlflow", free_port()))
     assert services.main(["servers"]) == 1
     assert f"MLFLOW_PORT={place.mlflow_port}" in capsys.readouterr().err
     assert place.state.read() == before
@@ -140,7 +142,7 @@ def test_a_server_that_dies_at_its_start_shows_the_end_of_its_log(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = Server("mlflow", "MLflow", ("no_such_module",), place.mlflow_port, "MLFLOW_PORT", "http://127.0.0.1:9/")
-    monkeypatch.setattr(services, "mlflow_server", lambda _: broken)
+    monkeypatch.setattr(servers, "mlflow_server", lambda _: broken)
     assert services.main(["servers"]) == 1
     message = capsys.readouterr().err
     assert "MLflow ended while it was starting" in message and "no_such_module" in message
@@ -158,10 +160,10 @@ def test_another_programs_answer_is_not_taken_for_ours(place: Place, tmp_path: P
     try:
         deadline = time.monotonic() + 20
         url = f"http://127.0.0.1:{port}/"
-        while not (services.answers(first, url) or services.answers(second, url)):
+        while not (servers.answers(first, url) or servers.answers(second, url)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert services.answers(first, url) != services.answers(second, url)
+        assert servers.answers(first, url) != servers.answers(second, url)
     finally:
         processes.end(first, patience=1)
         processes.end(second, patience=1)
@@ -243,7 +245,7 @@ def test_a_damaged_state_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_child_processes_are_told_where_the_services_are_and_to_be_quiet(place: Place) -> None:
-    told = services.environment()
+    told = places.environment()
     assert told["PREFECT_API_URL"] == f"http://127.0.0.1:{place.prefect_port}/api"
     assert told["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{place.mlflow_port}"
     assert told["PREFECT_HOME"] == str(place.home / "prefect")

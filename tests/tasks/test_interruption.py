@@ -12,9 +12,12 @@ from prefect.exceptions import PrefectHTTPStatusError
 from igpo_core.checkpoints import newest_checkpoint
 from igpo_core.training import Trainer
 from tasks import prefect_runs
+from tasks.evaluation import evaluate_if_missing
+from tasks.interruption import leave_checkpoint
 from tasks.outbox import About, Outbox, read_status, write_status
 from tasks.prefect_runs import RunPage, away, patiently
-from tasks.training import RunIdentity, evaluate_if_missing, leave_checkpoint, train_steps
+from tasks.runs import RunIdentity
+from tasks.training import train_steps
 
 
 class QuietTracker(Outbox):

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from flows.ablation import require_same_code
-from igpo_core import config as configuration
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig, RewardConfig, identity
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.rewards.scoring import require_room
-from tasks.evaluation import locate, require_vocabulary
 from tasks.locks import locked, locked_if_free
-from tasks.training import identify
+from tasks.runs import identify
+from tasks.stored_models import locate, require_vocabulary
 
 
 def hold(home: Path, seconds: float, ready: Any) -> None:
@@ -65,7 +64,7 @@ def test_a_run_belongs_to_one_sweep(tmp_path: Path) -> None:
 
 def test_code_edited_since_it_was_imported_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     require_same_code()
-    monkeypatch.setattr(configuration, "_IMPORTED", "another one")
+    monkeypatch.setattr(identity, "_IMPORTED", "another one")
     with pytest.raises(ConfigError, match="edited while the sweep ran"):
         require_same_code()
 

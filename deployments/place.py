@@ -1,0 +1,141 @@
+"""Where the services of one folder are, and how their processes are started."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments import processes
+from deployments.processes import Record, StateFile
+from igpo_core.errors import ServiceError
+from tasks.home import PROJECT, home
+
+DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
+START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on busy ones
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the services of one folder are."""
+
+    home: Path
+    mlflow_port: int
+    prefect_port: int
+    elsewhere: bool = False  # servers that MLFLOW_TRACKING_URI and PREFECT_API_URL name, instead of those of the folder
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        ports = {}
+        for variable, default in DEFAULT_PORTS.items():
+            text = os.environ.get(variable) or str(default)
+            if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+                raise ServiceError(f"{variable}={text} is no port: give a number between 1024 and 65535")
+            ports[variable] = int(text)
+        if ports["MLFLOW_PORT"] == ports["PREFECT_PORT"]:
+            raise ServiceError(
+                f"MLFLOW_PORT and PREFECT_PORT are both {ports['MLFLOW_PORT']}: give two different ports"
+            )
+        return cls(home(), ports["MLFLOW_PORT"], ports["PREFECT_PORT"])
+
+    @property
+    def mlflow_url(self) -> str:
+        if self.elsewhere:
+            return given("MLFLOW_TRACKING_URI")
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        if self.elsewhere:
+            return given("PREFECT_API_URL").removesuffix("/api")
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def state(self) -> StateFile:
+        return StateFile(self.home / "services.json")
+
+    def log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+    def environment(self) -> dict[str, str]:
+        """What a service, a worker's flow runs included, finds in its environment."""
+        return {
+            **os.environ,
+            "IGPO_HOME": str(self.home),
+            "MLFLOW_PORT": str(self.mlflow_port),
+            "PREFECT_PORT": str(self.prefect_port),
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "PREFECT_API_URL": f"{self.prefect_url}/api",
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # deployments/automations/end-dead-runs.yaml counts on it
+            "PREFECT_CLIENT_MAX_RETRIES": "8",  # some eight minutes without a server
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "TQDM_DISABLE": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # unused here, and seven processes of 240 MB
+            "GX_ANALYTICS_ENABLED": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def given(variable: str) -> str:
+    """Raises ServiceError when it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise ServiceError(f"{variable} is not set: name the server that this machine shall work for")
+    return value
+
+
+def environment() -> dict[str, str]:
+    """What a process needs to reach the services of the folder and ports that this one was told."""
+    return Place.from_environment().environment()
+
+
+def own(place: Place, name: str) -> Record | None:
+    """The service of that name that was started here and still runs."""
+    record = place.state.read().get(name)
+    return record if record and processes.is_alive(record) else None
+
+
+def wait_until_ready(place: Place, name: str, title: str, record: Record, *, ready: Callable[[], bool]) -> None:
+    try:
+        processes.wait_for(
+            ready,
+            what=title,
+            log=place.log(name),
+            alive=lambda: processes.is_alive(record),
+            seconds=START_SECONDS,
+            say=say,
+        )
+    except ServiceError:
+        processes.end(record)
+        place.state.set(name, None)
+        raise
+
+
+def run_once(place: Place, name: str, arguments: list[str]) -> None:
+    """Run `python -m arguments...` to its end. Raises ServiceError with the end of its log."""
+    log = place.log(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=PROJECT,
+            env=place.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        raise ServiceError(
+            f"`{' '.join(arguments[:3])}` ended with exit status {done.returncode}. The end of {log}:\n"
+            f"{processes.tail(log)}"
+        )

@@ -1,0 +1,62 @@
+"""What a Prefect server is told: pools, a queue, the deployments of prefect.yaml, automations."""
+
+import os
+
+import httpx
+import yaml
+
+from deployments.place import Place, run_once, say
+from tasks.home import PROJECT
+
+POOL = "igpo"
+SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
+ARMS_POOL = "igpo-arms"
+AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
+AUTOMATIONS = PROJECT / "deployments" / "automations"
+
+
+def create_pools(place: Place) -> None:
+    """The work pools and the queue of sweeps, once: their settings are the user's from then on."""
+    with client(place) as api:
+        for pool in (POOL, ARMS_POOL):
+            found = api.get(f"/work_pools/{pool}")
+            if found.status_code == httpx.codes.NOT_FOUND:
+                template = str(PROJECT / "deployments" / "pools" / "process.json")
+                created = ["work-pool", "create", pool, "--type", "process", "--base-job-template", template]
+                run_once(place, "work-pool", ["prefect", *created])
+                # not the worker's own --limit: with one, prefect 3.8's worker dies of a sweep that is started again at once
+                # ("this borrower is already holding one of this CapacityLimiter's tokens")
+                limit = {"concurrency_limit": AT_ONCE if pool == POOL else None}
+                api.patch(f"/work_pools/{pool}", json=limit).raise_for_status()
+            say(f"Work pool {pool}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
+        if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:
+            queue = {
+                "name": SWEEPS_QUEUE,
+                "concurrency_limit": 1,
+                "description": "Sweeps run one after another, whoever started them.",
+            }
+            api.post(f"/work_pools/{POOL}/queues", json=queue).raise_for_status()
+
+
+def client(place: Place) -> httpx.Client:
+    """Of the Prefect server's REST API."""
+    account = os.environ.get("PREFECT_API_AUTH_STRING")  # user:password, where the server asks for it
+    auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
+    return httpx.Client(base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False, auth=auth)
+
+
+def set_automations(place: Place) -> None:
+    """Those of deployments/automations, made once under their name: switched on or off, or changed, they stay the user's."""
+    with client(place) as api:
+        known = {entry["name"] for entry in api.post("/automations/filter", json={}).raise_for_status().json()}
+        for path in sorted(AUTOMATIONS.glob("*.yaml")):
+            automation = yaml.safe_load(path.read_text())
+            if automation["name"] not in known:
+                api.post("/automations/", json=automation).raise_for_status()
+                known.add(automation["name"])
+    say(f"Automations: {', '.join(sorted(name for name in known if name.startswith('igpo')))}")
+
+
+def deploy(place: Place) -> None:
+    say("Deployments: registering those of prefect.yaml")
+    run_once(place, "deploy", ["prefect", "--no-prompt", "deploy", "--all"])

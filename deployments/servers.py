@@ -1,0 +1,114 @@
+"""MLflow and the Prefect server, on this machine."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+from sqlalchemy.engine import make_url
+
+from deployments import processes
+from deployments.place import Place, given, own, run_once, say, wait_until_ready
+from deployments.processes import Record
+from igpo_core.errors import ServiceError
+from tasks.home import PROJECT
+
+
+@dataclass(frozen=True)
+class Server:
+    """What tells one server from the other. preparation: a command that runs to its end before a new start."""
+
+    name: str
+    title: str
+    arguments: tuple[str, ...]
+    port: int
+    variable: str
+    health: str
+    preparation: tuple[str, ...] = ()
+
+
+def mlflow_server(place: Place) -> Server:
+    folder = place.home / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    address = make_url(database)
+    if address.password or "password" in address.query:
+        raise ServiceError(
+            "MLFLOW_BACKEND_STORE_URI carries a password, which every user of this machine could read in the list of "
+            "processes: leave it out and put it into PGPASSWORD or ~/.pgpass"
+        )
+    accounts: tuple[str, ...] = ()
+    if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
+        given("MLFLOW_FLASK_SERVER_SECRET_KEY")
+        accounts = ("--app-name", "basic-auth")
+    listen = ("--host", "127.0.0.1", "--port", str(place.mlflow_port), "--workers", "1")
+    stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
+    return Server(
+        name="mlflow",
+        title="MLflow",
+        arguments=("mlflow", "server", *listen, *stores, *accounts),
+        port=place.mlflow_port,
+        variable="MLFLOW_PORT",
+        health=f"{place.mlflow_url}/health",
+        # several processes that first touch a new database at once crash one another
+        preparation=("mlflow", "db", "upgrade", database),
+    )
+
+
+def prefect_server(place: Place) -> Server:
+    return Server(
+        name="prefect",
+        title="Prefect",
+        arguments=("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(place.prefect_port)),
+        port=place.prefect_port,
+        variable="PREFECT_PORT",
+        health=f"{place.prefect_url}/api/health",
+    )
+
+
+def start_servers(place: Place) -> None:
+    """Keep our own running servers, start the others, wait until all answer. What fails to start is ended."""
+    wanted = (prefect_server(place), mlflow_server(place))
+    for server in wanted:
+        require_startable(place, server)
+    for server in wanted:
+        if own(place, server.name):
+            say(f"{server.title}: runs on port {server.port}, reused")
+            continue
+        say(f"{server.title}: starting on port {server.port}")
+        if server.preparation:
+            run_once(place, f"{server.name}-preparation", list(server.preparation))
+        record = processes.start(
+            server.arguments,
+            folder=PROJECT,
+            environment=place.environment(),
+            log=place.log(server.name),
+            port=server.port,
+        )
+        place.state.set(server.name, record)
+    for server in wanted:
+        record = place.state.read()[server.name]
+        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
+
+
+def require_startable(place: Place, server: Server) -> None:
+    """Raise ServiceError when ours runs on another port, or when the port belongs to another program."""
+    record = place.state.read().get(server.name)
+    if record and not processes.is_alive(record):
+        processes.end(record)  # a killed server leaves children that hold its port
+        place.state.set(server.name, None)
+    elif record and record.port != server.port:
+        raise ServiceError(
+            f"{server.title} of {place.home} runs on port {record.port}, not on {server.port}: run `make down` first, "
+            f"or set {server.variable}={record.port}"
+        )
+    elif record:
+        return
+    processes.require_free_port(server.port, server.variable)
+
+
+def answers(record: Record, url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success and processes.listens(record)
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,71 @@
+"""What an experiment is: one tree of settings, importable without torch.
+
+Class defaults are the vetted laptop settings; presets in deployments/presets change them. Unknown keys are errors.
+Limits stand in Field() so that Prefect's form refuses a bad value before a run exists.
+"""
+
+from igpo_core.config.base import Decoding, Settings, Share, Source
+from igpo_core.config.data import (
+    AtlasWorld,
+    BM25Search,
+    DataConfig,
+    DenseSearch,
+    HttpSettings,
+    LookupWorld,
+    QuestionFile,
+    QuestionFiles,
+    SearchConfig,
+    WebSearch,
+)
+from igpo_core.config.experiment import ExperimentConfig
+from igpo_core.config.identity import code_on_disk, code_version, fingerprint
+from igpo_core.config.policy import (
+    AtlasDemonstrations,
+    FileDemonstrations,
+    LookupDemonstrations,
+    Lora,
+    NewPolicy,
+    PolicyConfig,
+    PretrainedPolicy,
+    WarmStart,
+    WarmStartStage,
+)
+from igpo_core.config.reward import GainName, RewardConfig
+from igpo_core.config.training import EvaluationConfig, JudgeSettings, OptimizerConfig, RolloutConfig, TrainingConfig
+
+__all__ = [
+    "AtlasDemonstrations",
+    "AtlasWorld",
+    "BM25Search",
+    "DataConfig",
+    "Decoding",
+    "DenseSearch",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "FileDemonstrations",
+    "GainName",
+    "HttpSettings",
+    "JudgeSettings",
+    "LookupDemonstrations",
+    "LookupWorld",
+    "Lora",
+    "NewPolicy",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "PretrainedPolicy",
+    "QuestionFile",
+    "QuestionFiles",
+    "RewardConfig",
+    "RolloutConfig",
+    "SearchConfig",
+    "Settings",
+    "Share",
+    "Source",
+    "TrainingConfig",
+    "WarmStart",
+    "WarmStartStage",
+    "WebSearch",
+    "code_on_disk",
+    "code_version",
+    "fingerprint",
+]

@@ -1,0 +1,140 @@
+"""Questions, and what is searched for their answers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from igpo_core.config.base import Settings, Share, Source
+
+
+class LookupWorld(Settings):
+    """World `lookup`: a chain of facts that can be known only by searching; the gold is named by the last one alone.
+
+    "who is the r3 of the r2 of the r1 of F5 ?"; a search "r of E" finds the fact when it is on the question's chain.
+    """
+
+    kind: Literal["lookup"] = "lookup"
+    seed: int = Field(0, description="Seed of the questions; the same for every arm and run seed.")
+    hops: int = Field(3, ge=1, le=8, description="Facts between the question and its answer.")
+    names: int = Field(40, ge=4, le=1000, description="Names in the vocabulary.")
+    people: int = Field(32, ge=4, le=1000, description="People in one question's world.")
+    distractors: int = Field(0, ge=0, le=8, description="Facts off the chain that each search result carries besides.")
+    train: int = Field(4096, ge=1, description="Training questions.")
+    dev: int = Field(512, ge=1)
+    test: int = Field(512, ge=1)
+
+    @model_validator(mode="after")
+    def _people_have_names(self) -> "LookupWorld":
+        if self.people > self.names:
+            raise ValueError(f"people={self.people} exceeds names={self.names}: raise names or lower people")
+        if self.people <= self.hops:
+            raise ValueError(f"people={self.people} cannot form a chain of {self.hops} hops: raise people")
+        return self
+
+
+class AtlasWorld(Settings):
+    """World `atlas`: each hop's result narrows the answer (continent, country, city), so belief grows hop by hop.
+
+    The tool understands key words @i; which relation word means which key is fixed and never taught.
+    """
+
+    kind: Literal["atlas"] = "atlas"
+    seed: int = Field(0, description="Seed of the questions and of the geography.")
+    hops: int = Field(3, ge=2, le=5)
+    names: int = Field(40, ge=6, le=1000)
+    key_count: int = Field(
+        12, ge=6, le=64, description="Key words the tool knows; a blind hit has chance 1 / key_count."
+    )
+    continents: int = Field(4, ge=2, le=16)
+    branching: int = Field(4, ge=2, le=16, description="Countries in a continent, and cities in a country.")
+    train: int = Field(4096, ge=1)
+    dev: int = Field(512, ge=1)
+    test: int = Field(512, ge=1)
+
+
+class QuestionFile(Settings):
+    """One question file, and the split of its rows that name none (official files hold one split each)."""
+
+    path: Path
+    split: Literal["train", "dev", "test"] | None = None
+
+
+class BM25Search(Settings):
+    """BM25 over the corpus, on this machine."""
+
+    kind: Literal["bm25"] = "bm25"
+
+
+class DenseSearch(Settings):
+    """Nearest passages by the inner product of a sentence-transformers model's normalised embeddings (extra [dense])."""
+
+    kind: Literal["dense"] = "dense"
+    model: str = Field(min_length=1, description="Hub name or folder of a sentence-transformers model.")
+    revision: str | None = None
+    query_prefix: str = Field("", description='What the model wants before a query ("query: " for E5).')
+    passage_prefix: str = Field("", description='.. and before a passage ("passage: " for E5).')
+    index: Literal["exact", "faiss"] = Field(
+        "exact", description="exact: all inner products; faiss: HNSW, approximate."
+    )
+    batch_size: int = Field(256, ge=1, description="Passages encoded at a time.")
+
+
+class HttpSettings(Settings):
+    """How a service is called (igpo_core/http.py)."""
+
+    url: str = Field(pattern=r"^https?://", description="Where it answers.")
+    key_variable: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key.")
+    concurrency: int = Field(16, ge=1, le=1024, description="Calls at a time, of a process.")
+    rate: float | None = Field(None, gt=0, description="Calls a second, of all processes together.")
+    timeout: float = Field(20.0, gt=0, description="Seconds for one call.")
+    attempts: int = Field(4, ge=1, le=20, description="Calls for one answer, where the failure may pass.")
+    max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
+    max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes.")
+
+
+class WebSearch(HttpSettings):
+    """Search by HTTP (igpo_core/retrieval/web.py). Results are pinned in a cache that all runs share."""
+
+    kind: Literal["web"] = "web"
+    api: Literal["serper", "bing", "retriever"] = Field(description="retriever: Search-R1's form, which needs no key.")
+    key_variable: str = Field("SEARCH_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    mode: Literal["live", "replay"] = Field("live", description="replay: the cache alone; what it lacks is a failure.")
+    parameters: dict[str, str | int] = Field({}, description="Sent with every query (language, country, ...).")
+    max_failure_share: Share = Field(0.1, description="Of recent searches; above it the run stops.")
+
+
+SearchConfig = Annotated[BM25Search | DenseSearch | WebSearch, Field(discriminator="kind")]
+
+
+class QuestionFiles(Settings):
+    """Question tables and a passage corpus from files, in any format that igpo_core.data reads."""
+
+    kind: Literal["files"] = "files"
+    questions: tuple[QuestionFile, ...] = Field(min_length=1, description="Question files, each with its split.")
+    corpus: tuple[Path, ...] = Field(
+        (), description="Passage files; an official question file serves with its paragraphs. None for web search."
+    )
+    search: SearchConfig = Field(default_factory=BM25Search)
+    evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
+    only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
+    sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
+    min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
+    min_dev: int = Field(1, ge=1)
+    min_test: int = Field(1, ge=1)
+    max_question_words: int = Field(200, ge=1)
+    max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
+    top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
+    max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
+
+    @model_validator(mode="after")
+    def _corpus_to_search(self) -> "QuestionFiles":
+        if bool(self.corpus) is isinstance(self.search, WebSearch):
+            raise ValueError(
+                f"search.kind={self.search.kind} with {len(self.corpus)} corpus files: bm25 and dense search a corpus, web "
+                "search has none; give data.corpus, or leave it out"
+            )
+        return self
+
+
+DataConfig = Annotated[LookupWorld | AtlasWorld | QuestionFiles, Field(discriminator="kind")]

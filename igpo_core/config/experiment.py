@@ -1,0 +1,54 @@
+"""One training run, whole."""
+
+from pydantic import Field, model_validator
+
+from igpo_core.config.base import Settings
+from igpo_core.config.data import DataConfig, LookupWorld
+from igpo_core.config.policy import NewPolicy, PolicyConfig, WarmStart
+from igpo_core.config.reward import RewardConfig
+from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
+
+
+class ExperimentConfig(Settings):
+    """One training run, whole: with a seed and a data version it determines every number."""
+
+    seed: int = Field(0, ge=0)
+    replicate: int = Field(
+        0, ge=0, description="Another draw of the training rollouts from the same start: for A/A comparisons."
+    )
+    data: DataConfig = Field(default_factory=LookupWorld)
+    policy: PolicyConfig = Field(default_factory=NewPolicy)
+    warm_start: WarmStart | None = None
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ExperimentConfig":
+        if isinstance(self.policy, NewPolicy):
+            if self.policy.tokenizer == "words" and self.data.kind == "files":
+                raise ValueError(
+                    "policy.tokenizer=words knows a synthetic world's words only: use tokenizer=chat for files"
+                )
+            if self.policy.tokenizer == "chat" and self.data.kind != "files":
+                raise ValueError(
+                    "policy.tokenizer=chat is trained on a corpus, which a synthetic world lacks: use words"
+                )
+            if self.rollout.max_tokens > self.policy.window:
+                raise ValueError(
+                    f"rollout.max_tokens={self.rollout.max_tokens} exceeds policy.window={self.policy.window}: "
+                    "lower the one or raise the other"
+                )
+        if self.reward.needs_gain and self.reward.credit == "query" and self.rollout.questions < 2:
+            raise ValueError(
+                "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
+            )
+        for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1):
+            if stage.demonstrations.kind != self.data.kind:
+                raise ValueError(
+                    f"warm_start stage {number} has demonstrations of kind {stage.demonstrations.kind!r} but data is of "
+                    f"kind {self.data.kind!r}: use kind {self.data.kind!r}"
+                )
+        return self

@@ -1,0 +1,109 @@
+"""The policy, and the supervised stages that it may start from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from igpo_core.config.base import Settings, Share
+
+
+class Lora(Settings):
+    """A low-rank adapter is trained, in float32, in place of the model's weights (extra [lora])."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="The adapter's output is scaled by alpha / rank.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Names of the layers that get an adapter; all-linear: all but the output head."
+    )
+
+
+class NewPolicy(Settings):
+    """A small random causal LM, built here. `words`: the world's own vocabulary, one token a word.
+    `chat`: a byte-level BPE trained on the corpus, with Qwen2.5's control tokens and a ChatML template."""
+
+    kind: Literal["new"] = "new"
+    architecture: Literal["llama", "qwen2"] = "llama"
+    tokenizer: Literal["words", "chat"] = "words"
+    vocabulary: int = Field(4096, ge=300, description="Size of the BPE vocabulary (tokenizer `chat` only).")
+    width: int = Field(96, ge=8)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    key_value_heads: int = Field(4, ge=1)
+    feed_forward: int = Field(192, ge=8)
+    window: int = Field(1024, ge=32, description="Longest sequence in tokens, an answer probe included.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "NewPolicy":
+        if self.width % self.heads or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"width={self.width} must be a multiple of heads={self.heads}, and heads of "
+                f"key_value_heads={self.key_value_heads}: change one of them"
+            )
+        return self
+
+
+class PretrainedPolicy(Settings):
+    """A causal LM with a chat template, from a hub name or a folder; safetensors only, remote code off unless asked for."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = Field(min_length=1, description="Hub name or path.")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What is computed in. Trained weights are float32 in either case: with bfloat16 they are cast as they "
+        "are used; weights that LoRA leaves alone are kept in it.",
+    )
+    lora: Lora | None = None
+    trust_remote_code: bool = Field(False, description="Run the code that comes with the model. Know whose it is.")
+
+
+PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind")]
+
+
+class LookupDemonstrations(Settings):
+    """How careful the demonstrator of world `lookup` is; each value is a probability."""
+
+    kind: Literal["lookup"] = "lookup"
+    right_query: tuple[Share, Share] = Field((0.2, 1.0), description="Range; each demonstration draws its own rate.")
+    stop_early: Share = Field(0.05, description="Answers before the chain is complete.")
+    answer_when_done: Share = 0.8
+    wrong_answer: Share = Field(0.0, description="Names the person in the question or one mentioned in the results.")
+    lazy_query: Share = Field(0.3, description="A wrong query asks the outermost relation of the person named.")
+
+
+class AtlasDemonstrations(Settings):
+    """How the demonstrator of world `atlas` searches. The key token is trained towards a soft target."""
+
+    kind: Literal["atlas"] = "atlas"
+    right_history: tuple[Share, Share] = Field(
+        (0.4, 1.0), description="Range of the rate of right keys in the history."
+    )
+    right_key: Share | None = Field(None, description="Probability of the right key in the target; None: uniform.")
+    stop_early: Share = 0.1
+    answer_when_done: Share = 0.9
+    geography_lines: int = Field(0, ge=0, description="Lines of geography lessons added to each batch.")
+    geography_weight: float = Field(5.0, ge=0)
+
+
+class FileDemonstrations(Settings):
+    """Demonstrations over a corpus: search for the supporting titles, then answer. They teach the format."""
+
+    kind: Literal["files"] = "files"
+    max_searches: int = Field(2, ge=1)
+
+
+class WarmStartStage(Settings):
+    """A run of supervised steps: AdamW, linear warm-up, cosine from learning_rate to final_share of it."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    final_share: Share = Field(0.1, description="Share of the learning rate at the stage's end.")
+    batch_size: int = Field(64, ge=1)
+    warmup_steps: int = Field(50, ge=0)
+    demonstrations: LookupDemonstrations | AtlasDemonstrations | FileDemonstrations = Field(discriminator="kind")
+
+
+class WarmStart(Settings):
+    """Supervised stages before reinforcement learning; shared by every arm of a seed."""
+
+    stages: tuple[WarmStartStage, ...] = Field(min_length=1)

@@ -1,0 +1,127 @@
+"""Rollout, update, budget and evaluation."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from igpo_core.config.base import Decoding, Settings, Share
+from igpo_core.config.data import HttpSettings
+
+
+class RolloutConfig(Settings):
+    """How trajectories are sampled."""
+
+    questions: int = Field(16, ge=1, description="Questions a step.")
+    group_size: int = Field(8, description="Trajectories a question, at least two.")
+    max_turns: int = Field(6, ge=1, le=64, description="Model turns, the answer included.")
+    max_new_tokens: int = Field(16, ge=1, description="Sampled tokens a turn.")
+    max_tokens: int = Field(512, ge=16, description="Tokens of a whole trajectory.")
+    temperature: float = Field(1.0, gt=0, description="Of training rollouts and of `sampled` evaluation.")
+    batch_size: int = Field(256, ge=1, description="Trajectories that share one KV cache.")
+
+    @field_validator("group_size")
+    @classmethod
+    def _group_has_spread(cls, size: int) -> int:
+        if size < 2:
+            raise ValueError(f"a group of {size} has no spread to learn from: give at least 2 trajectories a question")
+        return size
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the clipped surrogate."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up; constant afterwards.")
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    kl_coefficient: float = Field(0.0, ge=0, description="k3 estimate to the start of the run; 0: no reference pass.")
+    entropy_coefficient: float = Field(0.0, ge=0)
+    denominator: Literal["sequence", "token", "constant"] = Field(
+        "sequence",
+        description="sequence: mean over trajectories of the mean over their tokens; token: over all tokens; constant: "
+        "over as many as could be sampled (Dr. GRPO).",
+    )
+    dead_groups: Literal["keep", "drop"] = Field(
+        "keep", description="Whether groups without any advantage count in the denominator."
+    )
+    ratio: Literal["token", "turn", "sequence"] = Field(
+        "token", description="What the probability ratio is of; sequence: GSPO. The same with one update a step."
+    )
+    updates_per_step: int = Field(1, ge=1, description="Updates on the same rollouts; with 1 the ratio is 1.")
+    tokens_per_batch: int = Field(2048, ge=1, description="Most tokens (padding included) in one forward pass.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep each layer's input alone and compute the rest again on the way back: less memory, 4/3 time.",
+    )
+
+    @model_validator(mode="after")
+    def _on_policy_ratio_is_one(self) -> "OptimizerConfig":
+        inert = [name for name in ("ratio", "clip_low", "clip_high") if name in self.model_fields_set]
+        inert = [name for name in inert if getattr(self, name) != type(self).model_fields[name].default]
+        if self.updates_per_step == 1 and inert:
+            raise ValueError(
+                f"updates_per_step=1 ignores {', '.join(inert)}: the ratio is 1 on rollouts of the policy itself; leave it out, "
+                "or set updates_per_step to 2 or more"
+            )
+        return self
+
+
+class TrainingConfig(Settings):
+    """How long, and how often it is saved. Every arm of a comparison has the same budget."""
+
+    epochs: int = Field(4, ge=1)
+    steps_per_epoch: int = Field(10, ge=1)
+    budget: Literal["steps", "sampled_tokens", "seconds"] = Field(
+        "steps",
+        description="What is equal for all arms. steps: and with them rollouts. sampled_tokens, seconds (of steps, which no "
+        "two runs repeat to the bit): a run ends with the step that reaches `amount`, at the latest with its last epoch.",
+    )
+    amount: float | None = Field(None, gt=0, description="Of sampled tokens or seconds.")
+    threads: int = Field(1, ge=1, description="Torch threads of the training process.")
+
+    @property
+    def steps(self) -> int:
+        """The most steps that are made."""
+        return self.epochs * self.steps_per_epoch
+
+    @model_validator(mode="after")
+    def _amount_of_budget(self) -> "TrainingConfig":
+        if (self.amount is None) is not (self.budget == "steps"):
+            raise ValueError(
+                f"training.budget={self.budget} with amount={self.amount}: sampled_tokens and seconds need an amount, and "
+                "steps are given by epochs and steps_per_epoch"
+            )
+        return self
+
+
+class JudgeSettings(HttpSettings):
+    """A language model that judges the test's answers (igpo_core/judge.py), at an endpoint like OpenAI's."""
+
+    model: str = Field(min_length=1)
+    key_variable: str = Field("JUDGE_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    timeout: float = Field(60.0, gt=0, description="Seconds for one call.")
+
+
+class EvaluationConfig(Settings):
+    """What is evaluated. Dev during training; test once, at the end."""
+
+    every: int = Field(5, ge=1, description="Steps between evaluations on dev.")
+    dev_questions: int = Field(128, ge=1)
+    test_questions: int = Field(512, ge=1)
+    decoding: tuple[Decoding, ...] = Field(
+        ("sampled", "greedy"), min_length=1, description="The first is the headline."
+    )
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="Dev F1 whose first reaching gives steps, tokens and seconds."
+    )
+    traces: int = Field(4, ge=0, description="Test trajectories logged as MLflow traces.")
+    diagnostics: int = Field(
+        32, ge=0, description="Training trajectories whose beliefs are looked into at each evaluation, in every arm."
+    )
+    judge: JudgeSettings | None = Field(
+        None, description="Judges the test's answers, first decoding, at the run's end."
+    )
+    kept: int = Field(4, ge=0, description="Of these, kept whole for the report's trajectory viewer.")

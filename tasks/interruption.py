@@ -1,0 +1,60 @@
+"""What a run does when it is told to end: no step is lost to a signal."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.checkpoints import checkpoint_folder
+from tasks.runs import RunIdentity, Say, save_checkpoint
+
+if TYPE_CHECKING:
+    from igpo_core.training import Trainer
+    from tasks.sending import Tracker
+
+
+@contextmanager
+def whole_steps(trainer: "Trainer") -> Iterator[None]:
+    """A signal to end waits from the beginning of a step's update until the line of its metrics is written; before, during
+    rollouts, it ends the step at once. Elsewhere than in the main thread nothing is changed: signals are not seen there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, waiting = trainer.step, []
+    own = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def told(number: int, frame: Any) -> None:
+        handler = own[signal.Signals(number)]
+        if trainer.step == before and trainer.whole and callable(handler):
+            handler(number, frame)
+        else:
+            waiting.append(number)
+
+    for number in own:
+        signal.signal(number, told)
+    try:
+        yield
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
+
+
+def leave_checkpoint(trainer: "Trainer", run: RunIdentity, tracker: "Tracker", say: Say) -> None:
+    """What a run does when it is told to end (SIGTERM, Ctrl-C), within the 30 s that most senders of SIGTERM grant.
+
+    The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
+        signal.signal(number, signal.SIG_IGN)
+    if checkpoint_folder(run.folder, trainer.step).exists() or trainer.step == 0:
+        say("told to end; started again, the run goes on from its last checkpoint")
+    elif trainer.whole and tracker.has("progress/seconds", trainer.step):
+        tracker.sync()
+        save_checkpoint(trainer, run)
+        say(f"told to end: checkpoint of step {trainer.step} written; started again, the run goes on from there")
+    else:
+        say("told to end while a step was being applied: started again, the run goes on from its last checkpoint")
+    tracker.finish("KILLED", patience=10)

@@ -1,0 +1,52 @@
+"""Models that the evaluate flow is given by name: runs, checkpoints, folders, hub names."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpo_core.checkpoints import MANIFEST, verify_folder
+from igpo_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.policies import Policy
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/model
+
+
+def locate(model: str, home: Path) -> str:
+    """The folder behind a run key, a run's folder or a checkpoint (verified); a hub name is passed on as it is.
+
+    Raises CheckpointError when there is no such run or folder, and when the newest checkpoint of a run is damaged: no
+    older one is evaluated in its place.
+    """
+    run = home / "runs" / model
+    folder = run if run.is_dir() else Path(model)
+    if not folder.exists() and not HUB_NAME.fullmatch(model):
+        raise CheckpointError(
+            f"no run {model} in {home / 'runs'}, and no folder of this name: give a run key (tag run_key in MLflow), the "
+            "path of a checkpoint or model folder, or a hub name as owner/model"
+        )
+    if (folder / "checkpoints").is_dir():
+        folder = max((folder / "checkpoints").glob("step-*"), default=folder)
+    if (folder / MANIFEST).is_file():
+        verify_folder(folder)
+    return str(folder) if folder.exists() else model
+
+
+def require_vocabulary(policy: "Policy", environment: "Environment", name: str) -> None:
+    """Raise CheckpointError when a word-level policy lacks words of the world: it would read <unk> and score nothing."""
+    lacking = sorted(set(environment.vocabulary()) - set(policy.protocol.tokenizer.get_vocab()))
+    if lacking:
+        raise CheckpointError(
+            f"{name} lacks {len(lacking)} words of this world ({', '.join(lacking[:5])}, ..): it was made for another one. "
+            "Give the preset that it was trained with"
+        )
+
+
+def metric_rows(metrics: Mapping[str, float]) -> list[dict[str, str | float]]:
+    """One row a slice: F1, EM, format rate, turns, searches."""
+    shown = ("f1", "em", "format_rate", "turns", "searches")
+    slices = sorted({name.rsplit("/", 1)[0] for name in metrics if name.endswith("/f1")})
+    return [{"slice": part, **{key: round(metrics[f"{part}/{key}"], 4) for key in shown}} for part in slices]

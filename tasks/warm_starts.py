@@ -1,0 +1,78 @@
+"""What the arms of a seed start from: made once, found by all."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpo_core.checkpoints import verify_folder, write_folder
+from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from tasks.locks import locked
+from tasks.runs import Say
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.policies import Policy
+    from tasks.data import PublishedData
+
+
+def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
+    """Changes with everything that a warm start depends on, and with nothing that tells arms apart."""
+    relevant = {
+        "policy": experiment.policy.model_dump(mode="json"),
+        "stages": experiment.warm_start.model_dump(mode="json") if experiment.warm_start else None,
+        "rollout": [experiment.rollout.max_turns, experiment.rollout.max_tokens],
+        "batch": experiment.optimizer.tokens_per_batch,
+        "threads": experiment.training.threads,
+        "seed": experiment.seed,
+    }
+    return fingerprint(relevant, data_version, code_version())
+
+
+def set_up(experiment: ExperimentConfig, data: "PublishedData") -> "tuple[Environment, Policy]":
+    """The environment over published data, and the untrained policy. Sets this process's torch threads."""
+    import torch
+
+    from igpo_core.environments import open_environment
+    from igpo_core.policies import build_policy
+
+    torch.set_num_threads(experiment.training.threads)
+    environment = open_environment(experiment, data.folder)
+    return environment, build_policy(experiment, environment)
+
+
+def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home: Path, say: Say) -> Path:
+    """The folder of the policy that every arm of this seed starts from: found whole, or made now."""
+    key = warm_start_key(experiment, data.version)
+    folder = home / "warm_starts" / key
+    with locked(home, key, say):
+        if folder.exists():
+            verify_folder(folder)
+            say(f"warm start {key}: reused")
+        else:
+            _make_warm_start(experiment, data, folder, say)
+    return folder
+
+
+def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder: Path, say: Say) -> None:
+    from igpo_core.policies import save_policy
+    from igpo_core.warmstart import run_warm_start
+
+    environment, policy = set_up(experiment, data)
+    if experiment.warm_start is not None:
+        total = sum(stage.steps for stage in experiment.warm_start.stages)
+        started = time.monotonic()
+
+        def progress(done: int, steps: int, metrics: dict[str, float]) -> None:
+            if done % max(10, total // 6 // 10 * 10) == 0 or done == steps:
+                say(
+                    f"warm start seed {experiment.seed}: step {done}/{steps}, loss {metrics['warm_start/loss']:.3f}, "
+                    f"{time.monotonic() - started:.0f} s"
+                )
+
+        losses = run_warm_start(experiment, environment, policy, progress=progress)
+        if losses["warm_start/left_out"]:
+            say(
+                f"warning: {losses['warm_start/left_out']:.0f} demonstrations did not fit rollout.max_tokens="
+                f"{experiment.rollout.max_tokens} and were left out, the longest ones: raise it to teach these too"
+            )
+    write_folder(folder, lambda path: save_policy(policy, path))
