@@ -26,30 +26,18 @@ def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
     from flows.specification import load_specification
     from tasks.data import prepare
-    from tasks.evaluation import evaluate_all, evaluate_best, evaluate_dev, keep_best
-    from tasks.runs import RunIdentity, save_checkpoint
-    from tasks.training import start_trainer, train_steps
+    from tasks.outbox import Nowhere
+    from tasks.runs import RunIdentity
+    from tasks.training import Job, start_trainer, train_to_end
     from tasks.warm_starts import ensure_warm_start
 
     experiment = load_specification(preset).experiment(ARM, seed)
     data = prepare(experiment.data, home)
     warm = ensure_warm_start(experiment, data, home, lambda line: None)
-    identity = RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
-    trainer = start_trainer(experiment, data, identity, warm, lambda line: None)
-    keep_best(trainer, identity, evaluate_dev(trainer)["eval/all/f1"])
-    for epoch in range(1, experiment.training.epochs + 1):
-        train_steps(
-            trainer,
-            epoch * experiment.training.steps_per_epoch,
-            lambda step, metrics: None,
-            lambda line: None,
-            best=lambda f1: keep_best(trainer, identity, f1),
-        )
-        save_checkpoint(trainer, identity)
-    metrics, _ = evaluate_all(
-        trainer.policy, trainer.environment, experiment, "test", experiment.evaluation.test_questions, trainer.step
-    )
-    evaluate_best(trainer, identity, metrics)
+    run = RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
+    job = Job(experiment, run, data.folder, warm, home, "alone", ARM, "")
+    run.folder.mkdir(parents=True)
+    train_to_end(start_trainer(job, lambda line: None), job, Nowhere(), lambda line: None, lambda step: None)
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:

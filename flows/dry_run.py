@@ -136,10 +136,12 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterato
     held = memory(shape, config)
     parts = {
         "weights": held.weights, "gradients and moments": held.optimizer, "older weights": held.copies,
-        "rollout cache": held.cache, "or activations": held.activations,
+        "rollout cache": held.cache, "weights gathered for rollouts": held.gathered, "or activations": held.activations,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
-    yield f"memory, all on one accelerator: {held.total / GIB:.3g} GiB ({listed})"
+    processes = config.training.processes * config.training.nodes
+    where = "all on one accelerator" if processes == 1 else f"on each of {processes} accelerators"
+    yield f"memory, {where}: {held.total / GIB:.3g} GiB ({listed})"
     turns = config.rollout.max_turns
     sampled = min(turns * config.rollout.max_new_tokens, lengths.trajectory - lengths.prompt)
     step = work(shape, config, tokens=lengths.trajectory, sampled=sampled, probes=turns * lengths.probe)

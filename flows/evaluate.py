@@ -7,7 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.specification import load_specification
-from tasks.evaluation import evaluate_all
+from tasks.evaluation import evaluate_policy
 from tasks.home import home
 
 
@@ -33,6 +33,7 @@ def evaluate(
     from tasks.data import prepare
     from tasks.mlflow_runs import log_evaluation
     from tasks.stored_models import locate, metric_rows, require_vocabulary
+    from tasks.warm_starts import device
 
     specification = load_specification(preset)
     experiment = specification.experiment(
@@ -41,10 +42,11 @@ def evaluate(
     data = prepare(experiment.data, home())
     folder = locate(model, home())
     policy = load_policy(folder, experiment)
+    policy.model.to(device(experiment))
     environment = open_environment(experiment, data.folder)
     require_vocabulary(policy, environment, folder)
     questions = limit or len(environment.questions(split))
-    metrics, results = evaluate_all(policy, environment, experiment, split, questions, 0)
+    metrics, results = evaluate_policy(policy, environment, experiment, split, questions, 0)
     metrics = {f"{split}{name}": value for name, value in metrics.items()}
     records = [record for result in results.values() for record in result.records]
     url = log_evaluation(specification.name, folder, data.version, metrics, records)

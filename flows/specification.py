@@ -198,7 +198,7 @@ class AblationSpecification(BaseModel):
     def sweep(self, data_versions: Mapping[str, str]) -> str:
         """The name that runs of this study share: changes with base, factors, code and data, not with seeds, arms or
         processes. data_versions: by cell (flows.prepare_data.versions_of)."""
-        base = self.base.model_dump(mode="json", exclude={"seed": True, "data": True})
+        base = {name: part for name, part in self.base.identity().items() if name not in ("seed", "data")}
         return f"{self.name}-{fingerprint(base, self.factors, dict(data_versions), code_version())[:6]}"
 
     def _known(self, arms: list[str]) -> None:

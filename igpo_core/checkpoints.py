@@ -2,12 +2,13 @@
 
 A folder holds the policy (safetensors, config, tokenizer: loads with from_pretrained), state.pt (optimizer, scheduler,
 torch RNG; loaded with weights_only, so no code in it can run), and manifest.json with the SHA-256 of every other file.
-The manifest is written last, and the folder gets its name only when whole.
+The manifest is written last, and the folder gets its name only when whole. Where weights are sharded, each process writes
+its part of the optimizer's moments into shards/ (torch.distributed.checkpoint), which any number of processes reads.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,27 @@ from safetensors import SafetensorError
 from igpo_core.errors import CheckpointError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from igpo_core.policies import Policy, save_policy
-from igpo_core.weights import ADAPTER, has_adapter, load_adapter
+from igpo_core.ranks import ALONE, Ranks
+from igpo_core.weights import ADAPTER, copy_into, has_adapter, load_adapter
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+SHARDS = "shards"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class CheckpointState:
     """Everything besides weights that is needed to go on. The position in the data and every random draw follow from
     `step` (see Trainer); torch_rng is kept for models that draw from torch's global generator. configuration: the
-    fingerprint of what was trained, for a checkpoint of another run must not be gone on with. scorer: the trained
-    weights of a lagged scorer, None for any other."""
+    fingerprint of what was trained, for a checkpoint of another run must not be gone on with. tensors: the optimizer's
+    state by the names of parameters (torch's get_optimizer_state_dict), and the weights of a lagged scorer."""
 
     configuration: str
     step: int
     counters: dict[str, float]
-    optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     torch_rng: Any
-    scorer: list[Any] | None = None
+    tensors: dict[str, Any]
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -82,37 +84,59 @@ def verify_folder(folder: Path) -> None:
             )
 
 
-def write_checkpoint(folder: Path, policy: Policy, state: CheckpointState) -> None:
-    """Raises CheckpointError when the disk is full or not writable; nothing half-written keeps the name."""
+def write_checkpoint(
+    folder: Path, policy: Policy, state: CheckpointState, weights: dict[str, Any] | None = None, ranks: Ranks = ALONE
+) -> None:
+    """The first process writes, and where there are weights of a sharded model (igpo_core.sharding.full_state) all do; all
+    call this and wait for one another.
+
+    Raises CheckpointError when the disk is full or not writable; nothing half-written keeps the name.
+    """
     import torch
 
     def fill(path: Path) -> None:
-        save_policy(policy, path)
+        save_policy(policy, path, weights)
         try:
-            torch.save(asdict(state), path / "state.pt")
+            torch.save(vars(state if weights is None else replace(state, tensors={})), path / "state.pt")
         except RuntimeError as error:  # torch reports a full disk as RuntimeError
             raise OSError(f"state.pt: {error}") from error
+        if weights is not None:
+            _write_shards(ranks.agreed(path), state)
 
-    write_folder(folder, fill)
+    if ranks.first:
+        write_folder(folder, fill)
+    elif weights is not None:
+        _write_shards(ranks.agreed(folder), state)
+    ranks.agreed(None)
 
 
-def read_checkpoint(folder: Path, policy: Policy) -> CheckpointState:
-    """Verify the folder, load its weights into `policy`, return the rest.
+def _write_shards(path: Path, state: CheckpointState) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(state.tensors, checkpoint_id=path / SHARDS)
+
+
+def read_checkpoint(folder: Path, policy: Policy, tensors: dict[str, Any]) -> CheckpointState:
+    """Verify the folder, load its weights into `policy`, return the rest. tensors: like those of the state that is read,
+    sharded as they are wanted; shards are read into them.
 
     Raises CheckpointError when a file is damaged or missing, or when the weights are of another architecture.
     """
     import torch
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     verify_folder(folder)
     load_weights(folder, policy.model)
-    state = torch.load(folder / "state.pt", weights_only=True)
-    return CheckpointState(**state)
+    state = CheckpointState(**torch.load(folder / "state.pt", weights_only=True))
+    if not (folder / SHARDS).is_dir():
+        return state
+    load(tensors, checkpoint_id=folder / SHARDS)
+    return replace(state, tensors=tensors)
 
 
 def load_weights(folder: Path, model: Any) -> None:
     """Copy a folder's safetensors into `model`, of an adapter into its adapter. Raises CheckpointError, naming what differs,
     on another architecture."""
-    import torch
     from safetensors.torch import load_file
 
     if has_adapter(model) is not (folder / ADAPTER).is_file():
@@ -149,9 +173,7 @@ def load_weights(folder: Path, model: Any) -> None:
             f"{folder} is of another architecture: {len(differing)} tensors differ, first {name} ({shapes[0]} in the "
             f"checkpoint, {shapes[1]} in the model). Use the configuration that the checkpoint was made with."
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    copy_into(own, tensors)
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:

@@ -66,18 +66,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one accelerator that does everything: weights with gradients and moments, copies that stand in, then the
-    larger of the rollout's cache and the update's activations. total: the sum of what is held at once."""
+    """Bytes on one accelerator, of which each process has one: weights with gradients and moments, copies that stand in, then
+    the larger of the rollout's cache and the update's activations. gathered: sharded weights that a rollout has whole. total:
+    the sum of what is held at once."""
 
     weights: int
     optimizer: int
     copies: int
     cache: int
     activations: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.copies + max(self.cache, self.activations)
+        return self.weights + self.optimizer + self.copies + max(self.cache + self.gathered, self.activations)
 
 
 def memory(shape: Shape, config: ExperimentConfig) -> Memory:
@@ -95,7 +97,10 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     if half and not lora:
         weights += shape.parameters * 2  # autocast keeps the cast weights of a pass
     older = (config.optimizer.kl_coefficient > 0) + (config.reward.needs_beliefs and config.reward.scorer != "current")
-    rollouts = min(config.rollout.batch_size, config.rollout.questions * config.rollout.group_size)
+    processes = config.training.processes * config.training.nodes
+    questions = -(-config.rollout.questions // processes)
+    rollouts = min(config.rollout.batch_size, questions * config.rollout.group_size)
+    shares = processes if config.training.sharding == "fsdp" else 1
     a_token = 2 * shape.layers * shape.key_value_heads * shape.head_width * compute
     tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
     query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
@@ -106,9 +111,10 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
         kept = shape.width * compute * shape.layers + block
     logits = 3 * 4 * LOGITS_AT_A_TIME
     return Memory(
-        weights=weights,
-        optimizer=3 * 4 * trained,  # gradient and two moments, float32
-        copies=older * 4 * trained,
+        weights=weights // shares,
+        optimizer=3 * 4 * trained // shares,  # gradient and two moments, float32
+        copies=older * 4 * trained // shares,
+        gathered=weights - weights // shares,
         cache=rollouts * config.rollout.max_tokens * a_token,
         activations=tokens * (kept + 2 * shape.width * 4) + logits,  # the last norm's as well
     )
@@ -116,8 +122,8 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one training step: operations of prefills and decoding, of beliefs, of the update; and bytes that decoding reads,
-    which on an accelerator take longer than its operations."""
+    """Of one training step, of each process: operations of prefills and decoding, of beliefs, of the update; and bytes that
+    decoding reads, which on an accelerator take longer than its operations."""
 
     rollout: float
     beliefs: float
@@ -134,8 +140,10 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
 
     Two operations a weight and token; attention over t tokens adds 2 * 2 * t / 2 * heads * head_width a token and block.
     The update costs three passes, four with checkpointing, and LoRA two in place of three: no gradient of its weights.
+    What processes tell one another is left out.
     """
-    rollouts = config.rollout.questions * config.rollout.group_size
+    questions = -(-config.rollout.questions // (config.training.processes * config.training.nodes))
+    rollouts = questions * config.rollout.group_size
     lora = isinstance(config.policy, PretrainedPolicy) and config.policy.lora is not None
     attention = 2 * tokens * shape.heads * shape.head_width * shape.layers
     head = 2 * shape.width * shape.vocabulary

@@ -105,13 +105,14 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
     return policy
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Weights as safetensors, config and tokenizer: loads with AutoModelForCausalLM.from_pretrained(folder). Of a policy
-    with an adapter the adapter alone, which names its model (export_policy merges them)."""
+    with an adapter the adapter alone, which names its model (export_policy merges them). weights: of a sharded model
+    (igpo_core.sharding.full_state)."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a checkpoint is no news
-    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     policy.protocol.tokenizer.save_pretrained(folder)
 
 

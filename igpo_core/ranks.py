@@ -35,6 +35,16 @@ class Ranks:
 
         return [item for _, item in sorted(gather_object(list(own)), key=lambda pair: pair[0])]
 
+    def agreed(self, value: T) -> T:
+        """What the first process has, everywhere."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        told = [value]
+        broadcast_object_list(told)
+        return told[0]
+
     def each(self, value: T) -> list[T]:
         """What every process has of a value, in the order of their numbers."""
         if self.count == 1:

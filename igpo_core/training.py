@@ -1,19 +1,24 @@
 """One training step after another: rollouts, rewards, advantages, update; accelerate inside."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 from igpo_core.batching import token_batches
-from igpo_core.checkpoints import CheckpointState, read_checkpoint, write_checkpoint
+from igpo_core.checkpoints import SHARDS, CheckpointState, read_checkpoint, write_checkpoint, write_folder
 from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
@@ -21,13 +26,14 @@ from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
-from igpo_core.policies import Policy
-from igpo_core.ranks import Ranks
+from igpo_core.policies import Policy, save_policy
+from igpo_core.ranks import ALONE, Ranks
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
 from igpo_core.seeds import python_rng
+from igpo_core.sharding import full_state, is_sharded, shard, whole_weights
 from igpo_core.trajectory import Question, Trajectory
-from igpo_core.weights import Snapshot, require_no_dropout, trained
+from igpo_core.weights import Snapshot, copy_into, require_no_dropout, trained
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,20 @@ class Trainer:
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         self.accelerator = Accelerator(mixed_precision="no", cpu=policy.model.device.type == "cpu")
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        asked = config.training.processes * config.training.nodes
+        if asked != self.ranks.count:  # accelerate falls back to one process where it finds no backend
+            raise ConfigError(
+                f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes {asked}, and "
+                f"{self.ranks.count} found one another: launch them with tasks/together.py, as the flow train does, and see that "
+                "torch.distributed has gloo or nccl"
+            )
         if settings.gradient_checkpointing:
             require_no_dropout(policy.model)
             policy.model.activation_checkpointing_enable({"use_reentrant": False})
+        sampled: torch.nn.Module = SampledLogprobs(policy.model)
+        if config.training.sharding == "fsdp":
+            shard(sampled, policy.model)
         optimizer = torch.optim.AdamW(
             trained(policy.model),
             lr=settings.learning_rate,
@@ -70,15 +87,12 @@ class Trainer:
         warmup = max(1, settings.warmup_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / warmup))
         # accelerate's own scheduler would step once for each process
-        self.model, self.optimizer = self.accelerator.prepare(SampledLogprobs(policy.model), optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.model = sampled if is_sharded(sampled) else self.accelerator.prepare(sampled)
         self.scheduler = scheduler
-        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        if asked != self.ranks.count:  # accelerate falls back to one process where it finds no backend
-            raise ConfigError(
-                f"{asked} processes were asked for and accelerate made {self.ranks.count}: each would train alone. Launch them "
-                "with `training.processes`, and see that torch.distributed has gloo or nccl"
-            )
+        if is_sharded(sampled):  # its units know one another from the first pass of the whole on
+            with torch.no_grad():
+                self.model([], policy.protocol.pad_id, 1.0, False)
         self.reference = Snapshot(policy.model) if settings.kl_coefficient else None
         self.scorer = None  # the older weights whose beliefs count; None: the policy's own
         if config.reward.needs_beliefs and config.reward.scorer != "current":
@@ -95,6 +109,10 @@ class Trainer:
             return True
         return training.amount is not None and self.counters[training.budget] >= training.amount
 
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """What forward passes without gradient run within, for which no other process waits; all processes enter it."""
+        return whole_weights(self.model)
+
     @property
     def _lags(self) -> bool:
         return self.config.reward.scorer == "lagged"
@@ -104,21 +122,22 @@ class Trainer:
         started, config, step = time.perf_counter(), self.config, self.step
         times = RolloutTimes()
         asked = self.ranks.share(self._step_questions(step))
-        own = rollout(
-            self.policy,
-            self.environment,
-            [question for _, question in asked],
-            config.rollout,
-            members=config.rollout.group_size,
-            key=(config.seed, f"rollout {config.replicate}" if config.replicate else "rollout", step),
-            probes=answer_probes(self.policy, config.reward) if config.reward.beliefs_while_rolling_out else None,
-            times=times,
-            places=[place for place, _ in asked],
-        )
+        with self.whole_weights():
+            own = rollout(
+                self.policy,
+                self.environment,
+                [question for _, question in asked],
+                config.rollout,
+                members=config.rollout.group_size,
+                key=(config.seed, f"rollout {config.replicate}" if config.replicate else "rollout", step),
+                probes=answer_probes(self.policy, config.reward) if config.reward.beliefs_while_rolling_out else None,
+                times=times,
+                places=[place for place, _ in asked],
+            )
         rolled = time.perf_counter()
         if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
             self.scorer.take()
-        with self.scorer.instead() if self.scorer else nullcontext():
+        with self.scorer.instead() if self.scorer else nullcontext(), self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
         trajectories = [item.trajectory for item in scored]
         if config.reward.needs_beliefs and not config.reward.beliefs_while_rolling_out:  # passes of their own
@@ -223,6 +242,8 @@ class Trainer:
                     lengths = [sizes[i] for i in batch]
                     tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
             norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
+            if isinstance(norm, DTensor):
+                norm = norm.full_tensor()
             every = self.ranks.each((parts, tokens, padded))
             metrics = _update_metrics([part for several, _, _ in every for part in several], float(norm))
             tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
@@ -262,7 +283,7 @@ class Trainer:
         reference = None
         if self.reference is not None:
             with torch.no_grad(), self.reference.instead(), self.policy.precision():
-                reference, _ = sampled_logprobs(self.policy.model, trajectories, pad, temperature)
+                reference, _ = self.model(trajectories, pad, temperature, False)
         self.model.train(settings.gradient_checkpointing)  # transformers checkpoints in training mode alone
         with self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
@@ -289,36 +310,50 @@ class Trainer:
             entropy_coefficient=settings.entropy_coefficient,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write everything needed to go on, atomically (igpo_core.checkpoints); the first process writes, all wait for it."""
-        if not self.ranks.first:
-            self.accelerator.wait_for_everyone()
-            return
+    def save(self, folder: Path, *, alone: bool = False) -> None:
+        """Write everything needed to go on, atomically (igpo_core.checkpoints). All processes call it, unless the first one
+        does alone, as it can where it has all weights."""
         state = CheckpointState(
-            configuration=fingerprint(self.config),
+            configuration=fingerprint(self.config.identity()),
             step=self.step,
             counters=self.counters,
-            optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             torch_rng=torch.get_rng_state(),
-            scorer=self.scorer.state() if self.scorer is not None and self._lags else None,
+            tensors=self._tensors(),
         )
-        write_checkpoint(folder, self.policy, state)
-        self.accelerator.wait_for_everyone()
+        write_checkpoint(folder, self.policy, state, full_state(self.policy.model), ALONE if alone else self.ranks)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy alone. All processes call it."""
+        weights = full_state(self.policy.model)
+        if self.ranks.first:
+            write_folder(folder, lambda path: save_policy(self.policy, path, weights))
+        self.ranks.agreed(None)
+
+    def _tensors(self) -> dict[str, Any]:
+        """The optimizer's moments by names of parameters, and a lagged scorer's weights: as this process holds them."""
+        tensors: dict[str, Any] = {"optimizer": get_optimizer_state_dict(self.policy.model, self.optimizer.optimizer)}
+        if self.scorer is not None and self._lags:
+            tensors["scorer"] = {str(place): tensor for place, tensor in enumerate(self.scorer.kept)}
+        return tensors
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another configuration."""
-        state = read_checkpoint(folder, self.policy)
-        if state.configuration != fingerprint(self.config):
+        state = read_checkpoint(folder, self.policy, self._tensors())
+        if state.configuration != fingerprint(self.config.identity()):
             raise CheckpointError(
                 f"{folder} is of another configuration than this run: going on from it would mix two runs. Delete the "
                 "folder, or name another checkpoint."
             )
-        self.optimizer.load_state_dict(state.optimizer)
+        options = StateDictOptions(full_state_dict=not (folder / SHARDS).is_dir())
+        set_optimizer_state_dict(
+            self.policy.model, self.optimizer.optimizer, state.tensors["optimizer"], options=options
+        )
         self.scheduler.load_state_dict(state.scheduler)
         torch.set_rng_state(state.torch_rng)
-        if self.scorer is not None and state.scorer is not None:
-            self.scorer.load(state.scorer)
+        if self.scorer is not None and "scorer" in state.tensors:
+            kept = {str(place): tensor for place, tensor in enumerate(self.scorer.kept)}
+            copy_into(kept, state.tensors["scorer"])
         self.step, self.counters = state.step, dict(state.counters)
 
 
@@ -342,6 +377,8 @@ class SampledLogprobs(torch.nn.Module):
     def forward(
         self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not trajectories:
+            return torch.zeros(0, device=self.policy.device), None
         return sampled_logprobs(self.policy, trajectories, pad, temperature, entropy=entropy)
 
 

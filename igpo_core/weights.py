@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from igpo_core.config import Lora
 from igpo_core.errors import ConfigError
@@ -59,7 +60,7 @@ def add_lora(model: Any, config: Lora, seed: int) -> None:
 
 def load_adapter(folder: Path, model: Any) -> None:
     """Copy an adapter's weights into the model's own adapter. Raises ValueError, naming what differs, on other shapes."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
     # transformers writes peft's prefix of a wrapped model, which this one is not
@@ -73,7 +74,17 @@ def load_adapter(folder: Path, model: Any) -> None:
         raise ValueError(
             f"{name} ({shapes.get(name, 'absent')} in the checkpoint, {expected.get(name, 'absent')} in the model)"
         )
-    set_peft_model_state_dict(model, tensors)
+    copy_into(own, tensors)
+
+
+def copy_into(own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    """Copy tensors over a model's own of the same names; of a sharded one each process takes its part."""
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            place = own[name]
+            if isinstance(place, DTensor) and not isinstance(tensor, DTensor):
+                tensor = distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+            place.copy_(tensor)
 
 
 def merge_adapter(model: Any) -> None:
@@ -91,15 +102,15 @@ def merge_adapter(model: Any) -> None:
 
 class Snapshot:
     """The trained weights of a moment, which can stand in for the model's own: the reference of the KL term, an older
-    scorer. Costs one copy of what is trained, with LoRA of the adapter alone."""
+    scorer. Costs one copy of what is trained, with LoRA of the adapter alone; of sharded weights a process copies its own."""
 
     def __init__(self, model: Any) -> None:
         self._own = trained(model)
-        self._kept = [parameter.detach().clone() for parameter in self._own]
+        self.kept = [parameter.detach().clone() for parameter in self._own]
 
     @contextmanager
     def instead(self) -> Iterator[None]:
-        """Within the block the model has the kept weights; afterwards its own ones again, the very same tensors."""
+        """Within the block the model has the kept weights; afterwards its own ones again."""
         self._exchange()
         try:
             yield
@@ -108,18 +119,13 @@ class Snapshot:
 
     def take(self) -> None:
         """Keep the weights of now."""
-        for parameter, kept in zip(self._own, self._kept, strict=True):
+        for parameter, kept in zip(self._own, self.kept, strict=True):
             kept.copy_(parameter.detach())
 
-    def state(self) -> list[torch.Tensor]:
-        return self._kept
-
-    def load(self, state: list[torch.Tensor]) -> None:
-        for kept, tensor in zip(self._kept, state, strict=True):
-            kept.copy_(tensor)
-
+    @torch.no_grad()
     def _exchange(self) -> None:
-        for place, parameter in enumerate(self._own):
-            kept = self._kept[place]
-            self._kept[place] = parameter.data
-            parameter.data = kept
+        """In place: FSDP gathers from the tensors that it knows."""
+        for parameter, kept in zip(self._own, self.kept, strict=True):
+            own = parameter.detach().clone()
+            parameter.copy_(kept)
+            kept.copy_(own)

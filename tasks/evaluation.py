@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.checkpoints import verify_folder, write_folder
+from igpo_core.checkpoints import verify_folder
 from igpo_core.config import ExperimentConfig
 from igpo_core.folders import write_json
+from igpo_core.ranks import ALONE, Ranks
+from tasks.outbox import Writing
 from tasks.runs import RunIdentity
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from igpo_core.evaluation import EvaluationResult
     from igpo_core.policies import Policy
     from igpo_core.training import StepResult, Trainer
-    from tasks.sending import Tracker
 
 Keep = Callable[[int, "list[Any]", "list[list[float]]"], None]
 
@@ -27,12 +28,12 @@ def evaluation_is_due(trainer: "Trainer") -> bool:
     return trainer.step % config.evaluation.every == 0 or trainer.done
 
 
-def evaluate_if_missing(trainer: "Trainer", run: RunIdentity, tracker: "Tracker") -> None:
+def evaluate_if_missing(trainer: "Trainer", run: RunIdentity, outbox: Writing) -> None:
     """Dev before the first step, and where a run was ended between a step and the evaluation that was due after it."""
-    if evaluation_is_due(trainer) and not tracker.has("eval/all/f1", trainer.step):
+    if evaluation_is_due(trainer) and not trainer.ranks.agreed(outbox.has("eval/all/f1", trainer.step)):
         dev = evaluate_dev(trainer)
         keep_best(trainer, run, dev["eval/all/f1"])
-        tracker.log(trainer.step, dev)
+        outbox.log(trainer.step, dev)
 
 
 BEST = "best.json"
@@ -43,14 +44,14 @@ def keep_best(trainer: "Trainer", run: RunIdentity, f1: float) -> None:
 
     A run that is killed and goes on from an earlier step meets the same values again and ends with the same best.
     """
-    from igpo_core.policies import save_policy
-
-    known = read_best(run)
+    known = trainer.ranks.agreed(read_best(run))
     if known is not None and f1 <= known["f1"]:
         return
     folder = run.folder / "best" / f"step-{trainer.step:06d}"
-    if not folder.exists():
-        write_folder(folder, lambda path: save_policy(trainer.policy, path))
+    if not trainer.ranks.agreed(folder.exists()):
+        trainer.save_policy(folder)
+    if not trainer.ranks.first:
+        return
     write_json(run.folder / BEST, {"step": trainer.step, "f1": f1})
     for other in folder.parent.glob("step-*"):
         if other != folder:
@@ -71,7 +72,7 @@ def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) 
     checkpoint, "/all/f1" and so on, which serve where it is the best. Changes the trainer's weights: call it last."""
     from igpo_core.checkpoints import load_weights
 
-    best = read_best(run)
+    best = trainer.ranks.agreed(read_best(run))
     assert best is not None  # dev is evaluated before the first step
     metrics = last
     if best["step"] != trainer.step:
@@ -82,9 +83,7 @@ def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) 
         first = config.model_copy(
             update={"evaluation": config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})}
         )
-        metrics, _ = evaluate_all(
-            trainer.policy, trainer.environment, first, "test", config.evaluation.test_questions, best["step"]
-        )
+        metrics, _ = evaluate_all(trainer, first, "test", config.evaluation.test_questions, best["step"])
     return {
         "test_best/all/f1": metrics["/all/f1"],
         "test_best/all/em": metrics["/all/em"],
@@ -93,7 +92,8 @@ def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) 
 
 
 def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[str, float]:
-    """diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm."""
+    """diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm; {} in
+    other processes than the first."""
     from itertools import islice
 
     from igpo_core.diagnostics import belief_metrics, fits_window
@@ -101,27 +101,23 @@ def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[st
 
     config, policy = trainer.config, trainer.policy
     started = time.perf_counter()
-    numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward))
-    sample = list(islice(numbers, config.evaluation.diagnostics))
-    if not sample:
-        return {}
-    trajectories = [result.scored[i].trajectory for i in sample]
-    explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
-    metrics = belief_metrics(policy, explained, config.reward)
-    keep(trainer.step, explained, [result.credit.turns[i] for i in sample])
-    return {**metrics, "time/diagnostics": time.perf_counter() - started}
+    with trainer.whole_weights():
+        if not trainer.ranks.first:
+            return {}
+        numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward))
+        sample = list(islice(numbers, config.evaluation.diagnostics))
+        if not sample:
+            return {}
+        trajectories = [result.scored[i].trajectory for i in sample]
+        explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
+        metrics = belief_metrics(policy, explained, config.reward)
+        keep(trainer.step, explained, [result.credit.turns[i] for i in sample])
+        return {**metrics, "time/diagnostics": time.perf_counter() - started}
 
 
 def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
-    started = time.perf_counter()
-    metrics, _ = evaluate_all(
-        trainer.policy,
-        trainer.environment,
-        trainer.config,
-        "dev",
-        trainer.config.evaluation.dev_questions,
-        trainer.step,
-    )
+    started, config = time.perf_counter(), trainer.config
+    metrics, _ = evaluate_all(trainer, config, "dev", config.evaluation.dev_questions, trainer.step)
     return {
         **{f"eval{name}": value for name, value in metrics.items()},
         "time/evaluation": time.perf_counter() - started,
@@ -129,6 +125,21 @@ def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
 
 
 def evaluate_all(
+    trainer: "Trainer",
+    config: ExperimentConfig,
+    split: str,
+    limit: int,
+    step: int,
+    after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
+) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
+    """evaluate_policy of what the trainer trains, by all its processes."""
+    with trainer.whole_weights():
+        return evaluate_policy(
+            trainer.policy, trainer.environment, config, split, limit, step, after_first, trainer.ranks
+        )
+
+
+def evaluate_policy(
     policy: "Policy",
     environment: "Environment",
     config: ExperimentConfig,
@@ -136,6 +147,7 @@ def evaluate_all(
     limit: int,
     step: int,
     after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
+    ranks: Ranks = ALONE,
 ) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
     """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others.
 
@@ -146,7 +158,9 @@ def evaluate_all(
     metrics: dict[str, float] = {}
     results: dict[str, EvaluationResult] = {}
     for place, decoding in enumerate(config.evaluation.decoding):
-        result = evaluate(policy, environment, config, split=split, limit=limit, decoding=decoding, step=step)
+        result = evaluate(
+            policy, environment, config, split=split, limit=limit, decoding=decoding, step=step, ranks=ranks
+        )
         prefix = "/" if place == 0 else f"_{decoding}/"
         metrics |= {prefix + name: value for name, value in result.metrics.items()}
         results[decoding] = result

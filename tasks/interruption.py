@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.checkpoints import checkpoint_folder
+from tasks.outbox import Writing
 from tasks.runs import RunIdentity, Say, save_checkpoint
 
 if TYPE_CHECKING:
     from igpo_core.training import Trainer
-    from tasks.sending import Tracker
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def whole_steps(trainer: "Trainer") -> Iterator[None]:
         signal.raise_signal(waiting[0])
 
 
-def leave_checkpoint(trainer: "Trainer", run: RunIdentity, tracker: "Tracker", say: Say) -> None:
+def leave_checkpoint(trainer: "Trainer", run: RunIdentity, outbox: Writing, say: Say) -> None:
     """What a run does when it is told to end (SIGTERM, Ctrl-C), within the 30 s that most senders of SIGTERM grant.
 
     The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
@@ -51,10 +51,11 @@ def leave_checkpoint(trainer: "Trainer", run: RunIdentity, tracker: "Tracker", s
         signal.signal(number, signal.SIG_IGN)
     if checkpoint_folder(run.folder, trainer.step).exists() or trainer.step == 0:
         say("told to end; started again, the run goes on from its last checkpoint")
-    elif trainer.whole and tracker.has("progress/seconds", trainer.step):
-        tracker.sync()
-        save_checkpoint(trainer, run)
+    elif trainer.config.training.sharding != "none":  # no process has all weights, and the others may be gone
+        say("told to end: started again, the run goes on from its last checkpoint")
+    elif trainer.whole and outbox.has("progress/seconds", trainer.step):
+        outbox.sync()
+        save_checkpoint(trainer, run, alone=True)
         say(f"told to end: checkpoint of step {trainer.step} written; started again, the run goes on from there")
     else:
         say("told to end while a step was being applied: started again, the run goes on from its last checkpoint")
-    tracker.finish("KILLED", patience=10)

@@ -4,18 +4,19 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
-def locked(home: Path, key: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock; wait for a process that holds it."""
+def locked(home: Path, key: str, say: Callable[[str], None]) -> Iterator[IO[str]]:
+    """Hold the lock; wait for a process that holds it. Another process that is given the file holds it too."""
     with _file(home, key).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"{key} is being made by another process: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
 @contextlib.contextmanager

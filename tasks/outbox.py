@@ -103,6 +103,26 @@ class Outbox:
         write_json(self.folder / "traces.json", [asdict(record) for record in records])
 
 
+class Nowhere:
+    """In place of an outbox, of those of several processes that write nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def has(self, name: str, step: int) -> bool:
+        return False
+
+    def sync(self) -> None: ...
+
+    def set_model(self, checkpoint: Path, step: int, metrics: Sequence[str]) -> None: ...
+
+    def keep(self, records: Sequence[TraceRecord]) -> None: ...
+
+    def set_traces(self, records: Sequence[TraceRecord]) -> None: ...
+
+
+Writing = Outbox | Nowhere
+
+
 def sync(path: Path) -> None:
     """Wait until a file, if there is one, is on disk."""
     if path.is_file():

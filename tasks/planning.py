@@ -16,8 +16,8 @@ from igpo_core.folders import write_json
 from tasks.training import start_trainer
 
 if TYPE_CHECKING:
-    from tasks.data import PublishedData
-    from tasks.runs import RunIdentity, Say
+    from tasks.runs import Say
+    from tasks.training import Job
 
 # weights on disk, in sizes of the model in float32: two checkpoints with two moments each, the best on dev, MLflow's copy
 COPIES = 2 * 3 + 1 + 1
@@ -46,23 +46,21 @@ def read_timing(home: Path, sweep: str) -> Timing | None:
     return Timing(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def time_a_step(
-    experiment: ExperimentConfig,
-    data: "PublishedData",
-    warm: Path,
-    nobody: "RunIdentity",
-    seconds: float | None,
-    say: "Say",
-) -> Timing:
-    """Two training steps from the warm start, the second timed. nobody: a run without a folder."""
-    trainer = start_trainer(experiment, data, nobody, warm, say)
+def on_one_process(experiment: ExperimentConfig) -> ExperimentConfig:
+    alone = {"processes": 1, "nodes": 1, "sharding": "none"}
+    return experiment.model_copy(update={"training": experiment.training.model_copy(update=alone)})
+
+
+def time_a_step(job: "Job", seconds: float | None, say: "Say") -> Timing:
+    """Two training steps from the warm start, by this process alone, the second timed. seconds: of the warm start."""
+    trainer = start_trainer(job, say)
     trainer.run_step()
     started = time.perf_counter()
     metrics = trainer.run_step().metrics
     step = time.perf_counter() - started
-    rollouts = experiment.rollout.questions * experiment.rollout.group_size
+    rollouts = job.experiment.rollout.questions * job.experiment.rollout.group_size
     rollout = (step - metrics["time/update"]) / rollouts
-    return Timing(step, rollouts, rollout, seconds, (warm / "model.safetensors").stat().st_size)
+    return Timing(step, rollouts, rollout, seconds, sum(file.stat().st_size for file in job.warm.glob("*.safetensors")))
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
@@ -72,15 +70,17 @@ def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
 
 
 def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
-    """Of one run: its steps (all of them, where a budget of tokens may end it earlier) and its evaluations."""
+    """Of one run: its steps (all of them, where a budget of tokens may end it earlier) and its evaluations, an equal share
+    of each done by every process."""
     training, rollout, evaluation = experiment.training, experiment.rollout, experiment.evaluation
-    steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts
+    processes = training.processes * training.nodes
+    steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts / processes
     if training.budget == "seconds" and training.amount is not None:
         steps = min(steps, training.amount)
     decodings = len(evaluation.decoding)
     dev = (training.steps // evaluation.every + 1) * evaluation.dev_questions * decodings
     test = evaluation.test_questions * (decodings + 1)  # the checkpoint best on dev with the first decoding alone
-    return steps + (dev + test) * timing.rollout
+    return steps + (dev + test) * timing.rollout / processes
 
 
 def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:

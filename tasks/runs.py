@@ -45,18 +45,19 @@ class RunIdentity:
 
 def identify(experiment: ExperimentConfig, data_version: str, sweep: str, home: Path) -> RunIdentity:
     """sweep: part of the identity, for MLflow keeps a run under one sweep: runs are shared within a sweep only."""
-    run_key = fingerprint(experiment, data_version, sweep, code_version())
+    run_key = fingerprint(experiment.identity(), data_version, sweep, code_version())
     return RunIdentity(run_key, home / "runs" / run_key)
 
 
-def save_checkpoint(trainer: "Trainer", run: RunIdentity) -> tuple[Path, float]:
-    """Write the checkpoint of the current step; keep it and the one before. Returns its folder and the seconds."""
+def save_checkpoint(trainer: "Trainer", run: RunIdentity, *, alone: bool = False) -> float:
+    """Write the checkpoint of the current step; keep it and the one before. Returns the seconds. alone: see Trainer.save."""
     started = time.perf_counter()
     folder = checkpoint_folder(run.folder, trainer.step)
-    trainer.save(folder)
-    for old in sorted(folder.parent.glob("step-*"))[:-2]:
-        shutil.rmtree(old)
-    return folder, time.perf_counter() - started
+    trainer.save(folder, alone=alone)
+    if trainer.ranks.first:
+        for old in sorted(folder.parent.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
+    return time.perf_counter() - started
 
 
 def bring_up_to_date(run: RunIdentity) -> str:

@@ -1,11 +1,13 @@
 """What the arms of a seed start from: made once, found by all."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpo_core.checkpoints import verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from igpo_core.errors import ConfigError
 from tasks.locks import locked
 from tasks.runs import Say
 
@@ -28,16 +30,34 @@ def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
     return fingerprint(relevant, data_version, code_version())
 
 
-def set_up(experiment: ExperimentConfig, data: "PublishedData") -> "tuple[Environment, Policy]":
-    """The environment over published data, and the untrained policy. Sets this process's torch threads."""
+def set_up(experiment: ExperimentConfig, data: Path) -> "tuple[Environment, Policy]":
+    """The environment over a published data folder, and the untrained policy on its device. Sets this process's torch
+    threads. Raises ConfigError when there is no such device."""
     import torch
 
     from igpo_core.environments import open_environment
     from igpo_core.policies import build_policy
 
     torch.set_num_threads(experiment.training.threads)
-    environment = open_environment(experiment, data.folder)
-    return environment, build_policy(experiment, environment)
+    environment = open_environment(experiment, data)
+    policy = build_policy(experiment, environment)
+    policy.model.to(device(experiment))
+    return environment, policy
+
+
+def device(experiment: ExperimentConfig) -> str:
+    """Of this process: among those that a launcher started, each has an accelerator of its own."""
+    import torch
+
+    if experiment.training.device == "cpu":
+        return "cpu"
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= torch.cuda.device_count():
+        raise ConfigError(
+            f"training.device=cuda with processes={experiment.training.processes}: this machine has "
+            f"{torch.cuda.device_count()} such devices. Lower training.processes, or set training.device to cpu"
+        )
+    return f"cuda:{place}"
 
 
 def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home: Path, say: Say) -> Path:
@@ -57,7 +77,7 @@ def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder
     from igpo_core.policies import save_policy
     from igpo_core.warmstart import run_warm_start
 
-    environment, policy = set_up(experiment, data)
+    environment, policy = set_up(experiment, data.folder)
     if experiment.warm_start is not None:
         total = sum(stage.steps for stage in experiment.warm_start.stages)
         started = time.monotonic()

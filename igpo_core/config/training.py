@@ -80,12 +80,27 @@ class TrainingConfig(Settings):
         "two runs repeat to the bit): a run ends with the step that reaches `amount`, at the latest with its last epoch.",
     )
     amount: float | None = Field(None, gt=0, description="Of sampled tokens or seconds.")
-    threads: int = Field(1, ge=1, description="Torch threads of the training process.")
+    threads: int = Field(1, ge=1, description="Torch threads of a training process.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    processes: int = Field(1, ge=1, description="Processes a machine that train together, an accelerator each.")
+    nodes: int = Field(1, ge=1, description="Machines (docs/scale.md).")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="fsdp: weights, gradients and moments are spread over the processes (FSDP2); none: each has all (DDP).",
+    )
 
     @property
     def steps(self) -> int:
         """The most steps that are made."""
         return self.epochs * self.steps_per_epoch
+
+    @model_validator(mode="after")
+    def _shards_for_several(self) -> "TrainingConfig":
+        if self.sharding == "fsdp" and self.processes * self.nodes == 1:
+            raise ValueError(
+                "training.sharding=fsdp with one process: there is nothing to spread over; set training.processes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _amount_of_budget(self) -> "TrainingConfig":

@@ -1,9 +1,15 @@
-"""What each of several processes does in test_ranks.py: python rank_script.py FOLDER, under torch's elastic launcher or alone."""
+"""What each of several processes does in test_ranks.py, under torch's elastic launcher or alone:
+
+python rank_script.py FOLDER         each arm: two steps, an evaluation, a checkpoint, and a third step
+python rank_script.py FOLDER again   alone: a third step from the checkpoints that two processes left
+"""
 
 import copy
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,40 +20,63 @@ from igpo_core.environments import lookup
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.evaluation import evaluate
 from igpo_core.policies import load_policy
-from igpo_core.training import Trainer
+from igpo_core.training import StepResult, Trainer
+
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def main(folder: Path) -> None:
+def metrics(step: StepResult) -> dict[str, float]:
+    return {k: v for k, v in step.metrics.items() if "time/" not in k and "seconds" not in k}
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found.detach().clone()
+
+
+def main(folder: Path, again: bool) -> None:
     torch.set_num_threads(1)
     for name, content in json.loads((folder / "arms.json").read_text()).items():
+        sharding = content["training"]["sharding"] if WORLD > 1 else "none"
+        content["training"] |= {"processes": WORLD, "sharding": sharding}
         config = ExperimentConfig.model_validate(content)
         assert config.data.kind == "lookup"
         environment = LookupEnvironment(
             config.data, to_questions(lookup.generate(config.data)), config.rollout.max_turns
         )
-        policy = copy.deepcopy(load_policy(folder / "start", config))
+        start = load_policy(folder / "start", config)
+        own, other = folder / f"{name}-{WORLD}", folder / f"{name}-{2 if again else 1}"
+        if WORLD > 1 or again:  # go on from what another number of processes left
+            trainer = Trainer(config, environment, copy.deepcopy(start))
+            trainer.restore(other)
+            third = trainer.run_step()
+            if trainer.ranks.first:
+                place = folder / f"{name}-third{'-again' if again else ''}.json"
+                place.write_text(json.dumps(metrics(third)))
+            if again:
+                continue
+        policy = copy.deepcopy(start)
         trainer = Trainer(config, environment, policy)
         steps = [trainer.run_step()]
-        gradients = {n: p.grad.detach().clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+        gradients = {n: whole(p.grad) for n, p in policy.model.named_parameters() if p.grad is not None}
         steps.append(trainer.run_step())
-        dev = evaluate(
-            policy, environment, config, split="dev", limit=7, decoding="sampled", step=2, ranks=trainer.ranks
-        )
-        out = folder / f"{name}-{trainer.ranks.count}"
-        trainer.save(out)
+        with trainer.whole_weights():
+            dev = evaluate(
+                policy, environment, config, split="dev", limit=7, decoding="sampled", step=2, ranks=trainer.ranks
+            )
+        trainer.save(own)
+        steps.append(trainer.run_step())
         if trainer.ranks.first:
-            save_file(gradients, folder / f"{name}-{trainer.ranks.count}.safetensors")
+            save_file(gradients, own.with_suffix(".safetensors"))
             found = {
                 "tokens": [[item.trajectory.token_ids for item in step.scored] for step in steps],
                 "groups": [[item.trajectory.group for item in step.scored] for step in steps],
                 "advantages": [step.credit.turns for step in steps],
-                "metrics": [
-                    {k: v for k, v in s.metrics.items() if "time/" not in k and "seconds" not in k} for s in steps
-                ],
+                "metrics": [metrics(step) for step in steps],
                 "dev": [record["answer"] for record in dev.records],
             }
-            (folder / f"{name}-{trainer.ranks.count}.json").write_text(json.dumps(found))
+            own.with_suffix(".json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "again" in sys.argv)

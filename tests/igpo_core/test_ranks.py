@@ -1,4 +1,5 @@
-"""Two processes and one make the same update, whatever the arm, with questions and micro-batches that do not divide."""
+"""Two processes and one make the same update, whatever the arm, with questions and micro-batches that do not divide, and go
+on from one another's checkpoints; so do two between which the weights are spread."""
 
 import json
 import os
@@ -10,17 +11,25 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from igpo_core.config import ExperimentConfig
+from igpo_core.errors import ConfigError
 from igpo_core.policies import save_policy
 from igpo_core.ranks import Ranks
+from igpo_core.training import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
+KL = {
+    "reward": {"gain": "prob_diff", "scorer": "lagged", "gain_scale": "match_outcome"},
+    "optimizer": {"kl_coefficient": 0.1, "updates_per_step": 2, "denominator": "token"},
+}
+FSDP = {"training": {"sharding": "fsdp"}}
 ARMS: dict[str, dict[str, Any]] = {
     "igpo": {"reward": {"gain": "prob_diff"}},
     "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
-    "kl": {
-        "reward": {"gain": "prob_diff", "scorer": "frozen", "gain_scale": "match_outcome"},
-        "optimizer": {"kl_coefficient": 0.1, "updates_per_step": 2, "denominator": "token"},
-    },
+    "kl": KL,
+    "igpo_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
+    "kl_fsdp": {**KL, **FSDP},
+    "lora_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
 }
 
 
@@ -37,11 +46,12 @@ def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {**content, **{part: {**content[part], **values} for part, values in changes.items()}}
         for name, changes in ARMS.items()
     }
+    arms["lora_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "start"), "lora": {"rank": 4}}
     (folder / "arms.json").write_text(json.dumps(arms))
     script = [str(Path(__file__).with_name("rank_script.py")), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([sys.executable, *script], [*launcher, *script]):
+    for command in ([sys.executable, *script], [*launcher, *script], [sys.executable, *script, "again"]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -60,11 +70,29 @@ def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
     alone, together = (load_file(made / f"{arm}-{count}.safetensors") for count in (1, 2))
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6  # clipped to a norm of 1
     assert max(float(gradient.abs().max()) for gradient in alone.values()) > 1e-2
-    start = load_file(made / "start" / "model.safetensors")
-    alone, together = (load_file(made / f"{arm}-{count}" / "model.safetensors") for count in (1, 2))
-    assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 1e-4
+    weights = "adapter_model.safetensors" if arm == "lora_fsdp" else "model.safetensors"
+    alone, together = (load_file(made / f"{arm}-{count}" / weights) for count in (1, 2))
     # AdamW's first steps have the size of the learning rate however small a gradient is, and so has its rounding
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-5
+    if arm != "lora_fsdp":
+        start = load_file(made / "start" / "model.safetensors")
+        assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 1e-4
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_another_number_of_processes_goes_on_from_a_checkpoint(made: Path, arm: str) -> None:
+    """The third step, moments and older weights included, as the process makes it that never stopped."""
+    assert (made / f"{arm}-2" / "shards").is_dir() is arm.endswith("fsdp")
+    stayed = json.loads((made / f"{arm}-1.json").read_text())["metrics"][2]
+    for name in ("third", "third-again"):  # one process's checkpoint by two, and two's by one
+        assert json.loads((made / f"{arm}-{name}.json").read_text()) == pytest.approx(stayed, abs=5e-5, rel=5e-4)
+
+
+def test_a_world_of_another_size_than_asked_for_is_refused(taught: Any) -> None:
+    content = json.loads(taught[0].model_dump_json())
+    content["training"] |= {"processes": 2}
+    with pytest.raises(ConfigError, match=r"processes=2 on training\.nodes=1 makes 2, and 1 found one another"):
+        Trainer(ExperimentConfig.model_validate(content), taught[1], taught[2])
 
 
 def test_shares_lose_nothing_and_keep_the_order() -> None:
@@ -72,5 +100,5 @@ def test_shares_lose_nothing_and_keep_the_order() -> None:
     shares = [Ranks(number, 3).share(items) for number in range(3)]
     assert [[item for _, item in share] for share in shares] == [list("adg"), list("be"), list("cf")]
     assert sorted(pair for share in shares for pair in share) == list(enumerate(items))
-    assert Ranks().gathered(Ranks().share(items)) == items and Ranks().each(3) == [3]
+    assert Ranks().gathered(Ranks().share(items)) == items and Ranks().each(3) == [3] and Ranks().agreed(3) == 3
     assert Ranks(4, 5).share(items[:2]) == []

@@ -1,0 +1,200 @@
+"""Several processes train one policy: torch's elastic launcher starts them, and each goes through tasks/training.py.
+
+The first one writes the run's files and says its lines, as JSON on its standard output; the flow's process passes them on and
+sends to MLflow what is written. What else the processes print goes to processes.log in the run's folder. When the flow's
+process is told to end, or dies, the processes end too, the first one with a checkpoint.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from igpo_core.config import ExperimentConfig, code_version
+from igpo_core.errors import ConfigError, IgpoError
+from igpo_core.folders import write_json
+from tasks.home import PROJECT
+from tasks.outbox import Nowhere, Outbox, read_about
+from tasks.runs import RunIdentity, Say
+from tasks.training import Job, OnStep
+
+JOB = "job.json"
+END_SECONDS = 25.0  # of the 30 s that most senders of SIGTERM grant
+MARK = "igpo-lab: "
+OWNER = "IGPO_OWNER"  # process number and start of the flow's process
+
+
+def write_job(job: Job) -> None:
+    content = {
+        "experiment": job.experiment.model_dump(mode="json"),
+        "run_key": job.run.run_key,
+        "code_version": code_version(),
+        **{name: str(getattr(job, name)) for name in ("data", "warm", "home", "study", "arm", "cell")},
+    }
+    job.run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.run.folder / JOB, content)
+
+
+def read_job(folder: Path) -> Job:
+    """Raises ConfigError where this process runs other code than the one that wrote it."""
+    content = json.loads((folder / JOB).read_text())
+    if content["code_version"] != code_version():
+        raise ConfigError(
+            f"igpo_core is {code_version()} here and {content['code_version']} where the run was started: install the same "
+            "on all machines, and start the run again"
+        )
+    return Job(
+        experiment=ExperimentConfig.model_validate(content["experiment"]),
+        run=RunIdentity(content["run_key"], folder),
+        data=Path(content["data"]),
+        warm=Path(content["warm"]),
+        home=Path(content["home"]),
+        study=content["study"],
+        arm=content["arm"],
+        cell=content["cell"],
+    )
+
+
+def train_together(job: Job, lock: IO[str], say: Say, on_step: OnStep) -> dict[str, Any]:
+    """Train with as many processes as the job's experiment asks for; returns the run's result.
+
+    lock: of the run; the launcher holds it too, so that nobody else works on the run before its processes have ended.
+    Raises IgpoError with what the first of them that failed said.
+    """
+    write_job(job)
+    log = job.run.folder / "processes.log"
+    owner = f"{os.getpid()} {psutil.Process().create_time()}"
+    with log.open("ab") as errors:
+        launcher = subprocess.Popen(
+            _command(job),
+            cwd=PROJECT,
+            env={**os.environ, OWNER: owner, "OMP_NUM_THREADS": str(job.experiment.training.threads)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            pass_fds=[lock.fileno()],
+        )
+    assert launcher.stdout is not None
+    failures: list[str] = []
+    try:
+        for line in launcher.stdout:
+            _pass_on(line, say, on_step, failures.append)
+        launcher.wait()
+    except BaseException:
+        _end(launcher)
+        raise
+    result = job.run.result()
+    if launcher.returncode or result is None:
+        raise IgpoError(
+            f"the processes of this run ended with exit status {launcher.returncode}: "
+            f"{failures[0] if failures else 'none of them said why'}. More in {log}"
+        )
+    return result
+
+
+def _command(job: Job) -> list[str]:
+    training = job.experiment.training
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(training.processes)]
+    return [*launcher, "--standalone", "-m", "tasks.together", str(job.run.folder)]
+
+
+def _pass_on(line: str, say: Say, on_step: OnStep, failed: Say) -> None:
+    told: Mapping[str, Any] = json.loads(line.removeprefix(MARK)) if line.startswith(MARK) else {"say": line.rstrip()}
+    if "step" in told:
+        on_step(told["step"])
+    elif "failed" in told:
+        failed(told["failed"])
+    else:
+        say(told["say"])
+
+
+def _end(launcher: "subprocess.Popen[str]") -> None:
+    """The launcher passes the signal on; what has not ended in time is killed."""
+    try:
+        family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    launcher.terminate()
+    _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
+    for process in alive:
+        if process.is_running():
+            process.kill()
+    launcher.wait()
+
+
+# ------------------------------------------------------------------------------------------ in each of the processes
+
+
+def main(folder: Path) -> None:
+    """What each process does."""
+    from tasks.interruption import leave_checkpoint
+    from tasks.training import start_trainer, train_to_end
+
+    first = os.environ["RANK"] == "0"
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    signal.signal(signal.SIGTERM, _interrupt if first else _linger)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the flow's process decides
+    job = read_job(folder)
+    say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
+    about = read_about(folder)
+    assert about is not None
+    outbox = Outbox(folder, about) if first else Nowhere()
+    trainer = None
+    try:
+        trainer = start_trainer(job, say)
+        train_to_end(trainer, job, outbox, say, lambda step: _tell(step=step) if first else None)
+    except KeyboardInterrupt:
+        if trainer is not None:
+            leave_checkpoint(trainer, job.run, outbox, say)
+        os._exit(0)  # without waiting for processes that may have ended
+    except Exception as error:
+        _tell(failed=f"{type(error).__name__} in process {os.environ['RANK']}: {error}")
+        raise
+
+
+def _tell(**what: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: _end_with_owner sees to that
+        print(MARK + json.dumps(what), flush=True)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _linger(number: int, frame: Any) -> None:
+    """The first process may need this one to finish its step; it does not outlive it for long."""
+    timer = threading.Timer(END_SECONDS - 5, os._exit, [0])
+    timer.daemon = True
+    timer.start()
+
+
+def _end_with_owner() -> None:
+    """Nobody would see the result when the flow's process was killed, and whoever goes on waits for the lock; without the
+    launcher nobody would notice that another process has died."""
+    launcher = os.getppid()
+    number, created = os.environ[OWNER].split()
+    while os.getppid() == launcher and _lives(int(number), float(created)):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lives(number: int, created: float) -> bool:
+    try:
+        process = psutil.Process(number)
+        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,125 @@
+"""A run of several processes, launched for real: its result, its end, and that nobody outlives the process it works for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from igpo_core.config import ExperimentConfig
+from igpo_core.environments.lookup import generate
+from igpo_core.errors import IgpoError
+from igpo_core.policies import save_policy
+from tasks.locks import locked, locked_if_free
+from tasks.outbox import About, Outbox
+from tasks.runs import RunIdentity
+from tasks.together import read_job, train_together, write_job
+from tasks.training import Job, start_trainer, train_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTED = (
+    "import sys; from pathlib import Path; from tasks.locks import locked; from tasks.together import *\n"
+    "job = read_job(Path(sys.argv[1]))\n"
+    "with locked(job.home, job.run.run_key, print) as lock:\n"
+    "    train_together(job, lock, print, lambda step: print('step', step, flush=True))\n"
+)
+
+
+def make_job(taught: Any, home: Path, key: str, processes: int, steps: int = 4, sharding: str = "none") -> Job:
+    config, _, policy = taught
+    content = json.loads(config.model_dump_json())
+    content["training"] |= {"processes": processes, "epochs": 2, "steps_per_epoch": steps // 2, "sharding": sharding}
+    content["rollout"] |= {"questions": 3, "group_size": 2}
+    content["evaluation"] |= {"every": 2, "dev_questions": 5, "test_questions": 5}
+    data, warm = home / "data", home / "warm"
+    if not data.exists():
+        data.mkdir(parents=True)
+        generate(config.data).to_parquet(data / "questions.parquet")
+        save_policy(policy, warm)
+    run = RunIdentity(key, home / "runs" / key)
+    job = Job(ExperimentConfig.model_validate(content), run, data, warm, home, "study", "arm", "")
+    Outbox(run.folder, About("study", key, key, {}, {}))
+    return job
+
+
+def lines(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def launch(job: Job, said: list[str] | None = None, steps: list[int] | None = None) -> dict[str, Any]:
+    said, steps = [] if said is None else said, [] if steps is None else steps
+    with locked(job.home, job.run.run_key, print) as lock:
+        return train_together(job, lock, said.append, steps.append)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_end_with_the_result_of_one(taught: Any, tmp_path: Path, sharding: str) -> None:
+    said: list[str] = []
+    steps: list[int] = []
+    together = make_job(taught, tmp_path, "together", 2, sharding=sharding)
+    result = launch(together, said, steps)
+    alone = make_job(taught, tmp_path, "alone", 1)
+    outbox = Outbox(alone.run.folder, About("study", "alone", "alone", {}, {}))
+    expected = train_to_end(start_trainer(alone, print), alone, outbox, print, lambda step: None)
+    same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
+    assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
+    assert result["steps"] == 4 and sorted(set(steps)) == [1, 2, 3, 4] and any("step 4/4" in line for line in said)
+    kept = [(line["step"], name) for line in lines(alone) for name in line["metrics"]]
+    assert [(line["step"], name) for line in lines(together) for name in line["metrics"]] == kept
+    names = {path.name for path in alone.run.folder.rglob("*") if path.is_file()}
+    assert names <= {path.name for path in together.run.folder.rglob("*") if path.is_file()}
+
+
+def start(job: Job) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    write_job(job)
+    command = [sys.executable, "-c", STARTED, str(job.run.folder)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == f"step {step}":
+            return
+    pytest.fail("it ended before that step")
+
+
+def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: Any, tmp_path: Path) -> None:
+    job = make_job(taught, tmp_path, "killed", 2, steps=400)
+    owner = start(job)
+    wait_for_step(owner, 3)
+    family = psutil.Process(owner.pid).children(recursive=True)
+    assert len(family) >= 3  # the launcher and two processes
+    owner.send_signal(signal.SIGKILL)
+    with locked_if_free(tmp_path, "killed") as free:
+        assert not free  # nobody goes on with the run before they have ended
+    _, alive = psutil.wait_procs(family, timeout=40)
+    assert not alive
+    left = sorted((job.run.folder / "checkpoints").glob("step-*"))
+    last = max(line["step"] for line in lines(job))
+    assert left and int(left[-1].name[5:]) in (last, last - 1)
+    alone = make_job(taught, tmp_path, "killed", 1, steps=400)  # fewer processes are the same run
+    assert start_trainer(alone, print).step == int(left[-1].name[5:])
+
+
+def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_path: Path) -> None:
+    job = make_job(taught, tmp_path, "broken", 2)
+    (tmp_path / "warm" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(IgpoError, match=r"(?s)exit status 1: \w+ in process [01]: .*eader.*More in .*processes\.log"):
+        launch(job)
+
+
+def test_a_job_of_other_code_is_refused(taught: Any, tmp_path: Path) -> None:
+    job = make_job(taught, tmp_path, "old", 2)
+    write_job(job)
+    assert read_job(job.run.folder) == job
+    path = job.run.folder / "job.json"
+    path.write_text(path.read_text().replace('"code_version": "', '"code_version": "0'))
+    with pytest.raises(IgpoError, match="install the same on all machines"):
+        read_job(job.run.folder)
