@@ -7,7 +7,7 @@ timestamps are those of the file; traces and the model are looked up first. sent
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from tasks.outbox import (
     trajectories_hash,
     write_status,
 )
+from tasks.traces import TraceRecord
 from tasks.tracking import (
     MlflowAway,
     answering,
@@ -251,6 +252,11 @@ class Tracker(Outbox):
             raise self._refused
         super().log(step, metrics)
 
+    def set_traces(self, records: Sequence[TraceRecord]) -> None:
+        """Outbox.set_traces, sent at once: the run evaluates on meanwhile."""
+        super().set_traces(records)
+        self._wake.set()
+
     def finish(self, status: Status, patience: float = 60.0) -> None:
         """FINISHED, FAILED or KILLED. Waits until MLflow has everything, or was found to be away, or for `patience` s;
         then says how the rest is sent."""
@@ -290,6 +296,7 @@ class Tracker(Outbox):
             if ending:
                 return
             self._wake.wait(delay)
+            self._wake.clear()
 
 
 def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:

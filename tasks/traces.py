@@ -1,5 +1,6 @@
 """Trajectories as MLflow traces: an agent span, a span a turn with its beliefs, the gain as feedback on the turn."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,8 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
     Returns the ids of the new traces. For a sample, off the hot path. Raises MlflowAway when some did not arrive whole:
     MLflow sends traces and their spans from threads of its own, which drop what a server does not take.
     """
+    # its queue is polled once a second, for which every run would wait at its end
+    os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
     import mlflow
 
     from tasks.tracking import MlflowAway, tracking_uri
@@ -66,7 +69,6 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
     missing = _missing(run_id, experiment_id, records)
     written = [_trace(run_id, experiment_id, record) for record in missing]
     if written:
-        mlflow.flush_trace_async_logging()
         lost = _missing(run_id, experiment_id, records)
         if lost:
             raise MlflowAway(f"MLflow at {tracking_uri()} did not take the traces of {len(lost)} questions")
