@@ -96,7 +96,7 @@ send: environment
 	@$(BIN)/python -m tasks.sending
 
 worker: environment
-	@LIMIT=$(LIMIT) $(BIN)/python -m deployments.services worker
+	@LIMIT=$(LIMIT) POOL=$(POOL) $(BIN)/python -m deployments.services worker
 
 status:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services status; else echo "Nothing runs: no $(VENV)"; fi

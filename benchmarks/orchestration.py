@@ -47,7 +47,8 @@ def measure(preset: str, home: Path, repeats: int) -> None:
     from tasks.data import prepare
     from tasks.warm_starts import ensure_warm_start
 
-    flow, plain = [], []
+    flow: list[tuple[float, float]] = []
+    plain: list[tuple[float, float]] = []
     for seed in range(repeats + 1):
         experiment = load_specification(preset).experiment(ARM, seed)
         ensure_warm_start(experiment, prepare(experiment.data, home), home, lambda line: None)
@@ -56,10 +57,11 @@ def measure(preset: str, home: Path, repeats: int) -> None:
             (plain, partial(alone, preset, seed, home)),
         ]
         for side, call in calls[:: 1 if seed % 2 else -1]:  # which goes first alternates
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.thread_time()
             call()
             if seed:  # the first pair pays imports and the experiment's making
-                side.append(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                side.append((seconds, seconds - (time.thread_time() - worked)))
     print("\n" + json.dumps({"flow": flow, "alone": plain}))
 
 
@@ -107,7 +109,8 @@ def main() -> None:
         finally:
             subprocess.run([*service, "down"], env=environment, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL)
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    flow, plain = Side("flow", tuple(found["flow"])), Side("alone", tuple(found["alone"]))
+    flow, plain = (Side(name, tuple(seconds for seconds, _ in found[name])) for name in ("flow", "alone"))
+    waits = [one - other for (_, one), (_, other) in zip(found["flow"], found["alone"], strict=True)]
     more = [100 * (ratio - 1) for ratio in ratios(flow, plain)]
     seconds = [one - other for one, other in zip(flow.seconds, plain.seconds, strict=True)]
     show(
@@ -118,6 +121,7 @@ def main() -> None:
             ("igpo_core alone", plain.text),
             ("more", spread(more, 1, "%")),
             ("more", spread(seconds, 2, " s")),
+            ("of which it waits", spread(waits, 2, " s")),
         ],
         chosen.repeats,
     )

@@ -11,6 +11,7 @@ from tasks.home import PROJECT
 POOL = "igpo"
 SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
 ARMS_POOL = "igpo-arms"
+NODES_POOL = "igpo-nodes"  # machines that join training runs of several
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 AUTOMATIONS = PROJECT / "deployments" / "automations"
 
@@ -18,7 +19,7 @@ AUTOMATIONS = PROJECT / "deployments" / "automations"
 def create_pools(place: Place) -> None:
     """The work pools and the queue of sweeps, once: their settings are the user's from then on."""
     with client(place) as api:
-        for pool in (POOL, ARMS_POOL):
+        for pool in (POOL, ARMS_POOL, NODES_POOL):
             found = api.get(f"/work_pools/{pool}")
             if found.status_code == httpx.codes.NOT_FOUND:
                 template = str(PROJECT / "deployments" / "pools" / "process.json")

@@ -25,7 +25,7 @@ import httpx
 
 from deployments import processes
 from deployments.place import DEFAULT_PORTS, Place, own, run_once, say, wait_until_ready
-from deployments.registration import ARMS_POOL, POOL, client, create_pools, deploy, set_automations
+from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create_pools, deploy, set_automations
 from deployments.servers import start_servers
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.home import PROJECT
@@ -157,16 +157,23 @@ def down(place: Place) -> None:
 
 
 def worker(place: Place) -> None:
-    """Become a worker of the arms' pool, until Ctrl-C: on this machine, or on another one that reaches both servers and
-    shares IGPO_HOME."""
+    """Become a worker of the arms' pool, or of the one that POOL names, until Ctrl-C: on this machine, or on another one that
+    reaches both servers and shares IGPO_HOME."""
     from tasks.servers import require_servers
 
     place = replace(place, elsewhere=True)
     os.environ.update(place.environment())
     require_servers()
     limit = os.environ.get("LIMIT") or "2"
-    say(f"Arms of sweeps with `where: pool` run here, {limit} at a time, until Ctrl-C; files go to {place.home}")
-    arguments = ["worker", "start", "--pool", ARMS_POOL, "--type", "process", "--limit", limit]
+    pool = os.environ.get("POOL") or ARMS_POOL
+    taken = {
+        ARMS_POOL: "arms of sweeps with `where: pool`",
+        NODES_POOL: "this machine's part of runs with training.nodes",
+    }
+    if pool not in taken:
+        raise ServiceError(f"POOL={pool} is no pool for other machines: give one of {', '.join(taken)}")
+    say(f"Pool {pool}: {taken[pool]}, {limit} at a time, until Ctrl-C; files go to {place.home}")
+    arguments = ["worker", "start", "--pool", pool, "--type", "process", "--limit", limit]
     os.execv(sys.executable, [sys.executable, "-m", "prefect", *arguments])
 
 

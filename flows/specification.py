@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from flows.accelerate_file import take_over
 from igpo_core.config import DataConfig, ExperimentConfig, QuestionFiles, RewardConfig, code_version, fingerprint
 from igpo_core.errors import ConfigError
+from igpo_core.hub import is_hub_name, require_pinned
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
@@ -188,6 +190,17 @@ class AblationSpecification(BaseModel):
                 found.append(factor)
         return found
 
+    @model_validator(mode="after")
+    def _runs_have_their_machines(self) -> "AblationSpecification":
+        training = self.base.training
+        taken = training.nodes > 1 or (training.device == "cuda" and training.processes > 1)
+        if taken and self.processes > 1:
+            raise ValueError(
+                f"processes={self.processes} runs at the same time would share the accelerators that each of them takes all of "
+                "(training.processes, training.nodes): set processes to 1"
+            )
+        return self
+
     def select(self, arms: list[str] | None, seeds: list[int] | None) -> "AblationSpecification":
         """These arms and the baseline, with these seeds; None keeps what is there."""
         self._known(arms or [])
@@ -243,6 +256,8 @@ def load_specification(name: str) -> AblationSpecification:
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
     if isinstance(content.get("base"), dict) and "from" in content["base"]:
         content["base"] = _derived(content["base"], str(path))
+    if isinstance(content.get("base"), dict):
+        content["base"] = take_over(content["base"], str(path))
     specification = validated(content, str(path))
     base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
     return specification.model_copy(update={"base": base})
@@ -263,15 +278,21 @@ def _derived(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_project(data: DataConfig) -> DataConfig:
-    """Relative paths start at the project folder, wherever the flow runs."""
+    """Relative paths start at the project folder, wherever the flow runs; names of the hub stay. Raises ConfigError where one
+    names no commit."""
     if not isinstance(data, QuestionFiles):
         return data
+
+    def placed(path: Path) -> Path:
+        if is_hub_name(path):
+            require_pinned(path)
+            return path
+        return (PROJECT / path).resolve()
+
     found = {
-        "questions": tuple(
-            file.model_copy(update={"path": (PROJECT / file.path).resolve()}) for file in data.questions
-        ),
-        "corpus": tuple((PROJECT / path).resolve() for path in data.corpus),
-        "evaluation": (PROJECT / data.evaluation).resolve() if data.evaluation else None,
+        "questions": tuple(file.model_copy(update={"path": placed(file.path)}) for file in data.questions),
+        "corpus": tuple(placed(path) for path in data.corpus),
+        "evaluation": placed(data.evaluation) if data.evaluation else None,
     }
     return data.model_copy(update=found)
 

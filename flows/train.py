@@ -1,6 +1,7 @@
 """Flow `train`: one arm, one seed. Warm start, epochs of steps, a checkpoint and an evaluation each epoch, the test."""
 
 import time
+from functools import partial
 from typing import IO, Annotated, Any
 
 from prefect import flow, get_run_logger, task
@@ -19,7 +20,7 @@ from tasks.outbox import About
 from tasks.prefect_runs import RunPage, flow_run_url
 from tasks.runs import Say, bring_up_to_date, identify
 from tasks.secrets import require_judge
-from tasks.together import train_together
+from tasks.together import Meeting, train_together
 from tasks.training import Job, OnStep, start_trainer, test_and_publish, train_epoch, train_to_end
 from tasks.warm_starts import ensure_warm_start, warm_start_key
 
@@ -143,7 +144,16 @@ def _test(trainer: Any, job: Job, outbox: Any) -> dict[str, Any]:
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train together")
 def _together(job: Job, lock: IO[str], say: Say, page: RunPage) -> dict[str, Any]:
-    return train_together(job, lock, say, page.report)
+    return train_together(job, lock, say, page.report, partial(_call_others, job))
+
+
+def _call_others(job: Job, meeting: Meeting) -> None:
+    """The other machines' workers take these runs; they fail with this one, whose processes they wait for."""
+    from prefect.deployments import run_deployment
+
+    for node in range(1, job.experiment.training.nodes):
+        told = {"folder": str(job.run.folder.resolve()), "node": node, "address": meeting.address, "port": meeting.port}
+        run_deployment("join/nodes", parameters=told, timeout=0)
 
 
 # One colour an arm in MLflow's charts, in the order of the specification; seeds share it.

@@ -80,6 +80,7 @@ def prepare(config: Config, home: Path) -> PublishedData:
     Raises DataError: a file that cannot be read, fewer good rows than asked for, no space; ConfigError: a missing key.
     """
     provide(config)
+    config = on_this_machine(config)
     receipt = home / "data" / "receipts" / f"{_inputs_key(config)}.json"
     found = _found(receipt)
     if found is not None:
@@ -101,6 +102,20 @@ def prepare(config: Config, home: Path) -> PublishedData:
         beside.write_text(json.dumps({"version": published.version}))
         beside.replace(receipt)
     return published
+
+
+def on_this_machine(config: Config) -> Config:
+    """The same with files of the hub fetched."""
+    if not isinstance(config, QuestionFiles):
+        return config
+    from igpo_core.hub import fetched
+
+    found = {
+        "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
+        "corpus": tuple(fetched(path) for path in config.corpus),
+        "evaluation": fetched(config.evaluation) if config.evaluation else None,
+    }
+    return config.model_copy(update=found)
 
 
 def _found(receipt: Path) -> PublishedData | None:

@@ -9,11 +9,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,25 +66,64 @@ def read_job(folder: Path) -> Job:
     )
 
 
-def train_together(job: Job, lock: IO[str], say: Say, on_step: OnStep) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Meeting:
+    """Where the machines of a run find one another."""
+
+    address: str
+    port: int
+
+
+def train_together(
+    job: Job, lock: IO[str], say: Say, on_step: OnStep, call_others: Callable[[Meeting], None] = lambda meeting: None
+) -> dict[str, Any]:
     """Train with as many processes as the job's experiment asks for; returns the run's result.
 
     lock: of the run; the launcher holds it too, so that nobody else works on the run before its processes have ended.
-    Raises IgpoError with what the first of them that failed said.
+    call_others: told where the other machines shall come to, each to call `join`, where there are several.
+    Raises IgpoError with what the first process that failed said.
     """
+    meeting = None
+    if job.experiment.training.nodes > 1:
+        meeting = Meeting(_address(), _free_port())
     write_job(job)
-    log = job.run.folder / "processes.log"
+    if meeting is not None:
+        call_others(meeting)
+    failures = _launch(job, 0, meeting, say, on_step, [lock.fileno()])
+    result = job.run.result()
+    if failures or result is None:
+        raise IgpoError(f"the processes of this run failed: {failures or 'no result was written'}")
+    return result
+
+
+def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
+    """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
+    failures = _launch(read_job(folder), node, meeting, say, lambda step: None, [])
+    if failures:
+        raise IgpoError(f"the processes of node {node} failed: {failures}")
+
+
+def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnStep, held: list[int]) -> str:
+    """The launcher of this machine's processes until its end; what went wrong, "" when nothing did."""
+    training = job.experiment.training
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(training.processes)]
+    if meeting is None:
+        command += ["--standalone"]
+    else:
+        command += ["--nnodes", str(training.nodes), "--node-rank", str(node)]
+        command += ["--master-addr", meeting.address, "--master-port", str(meeting.port)]
+    log = job.run.folder / ("processes.log" if node == 0 else f"processes-{node}.log")
     owner = f"{os.getpid()} {psutil.Process().create_time()}"
     with log.open("ab") as errors:
         launcher = subprocess.Popen(
-            _command(job),
+            [*command, "-m", "tasks.together", str(job.run.folder)],
             cwd=PROJECT,
-            env={**os.environ, OWNER: owner, "OMP_NUM_THREADS": str(job.experiment.training.threads)},
+            env={**os.environ, OWNER: owner, "OMP_NUM_THREADS": str(training.threads)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            pass_fds=[lock.fileno()],
+            pass_fds=held,
         )
     assert launcher.stdout is not None
     failures: list[str] = []
@@ -93,19 +134,26 @@ def train_together(job: Job, lock: IO[str], say: Say, on_step: OnStep) -> dict[s
     except BaseException:
         _end(launcher)
         raise
-    result = job.run.result()
-    if launcher.returncode or result is None:
-        raise IgpoError(
-            f"the processes of this run ended with exit status {launcher.returncode}: "
-            f"{failures[0] if failures else 'none of them said why'}. More in {log}"
+    if launcher.returncode == 0:
+        return ""
+    said = failures[0] if failures else "none of them said why"
+    return f"exit status {launcher.returncode}, {said}. More in {log}"
+
+
+def _address() -> str:
+    address = os.environ.get("IGPO_ADDRESS")
+    if not address:
+        raise ConfigError(
+            "training.nodes asks for several machines: set IGPO_ADDRESS to the address at which the others reach this one"
         )
-    return result
+    return address
 
 
-def _command(job: Job) -> list[str]:
-    training = job.experiment.training
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(training.processes)]
-    return [*launcher, "--standalone", "-m", "tasks.together", str(job.run.folder)]
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _pass_on(line: str, say: Say, on_step: OnStep, failed: Say) -> None:

@@ -56,7 +56,7 @@ class AtlasWorld(Settings):
 class QuestionFile(Settings):
     """One question file, and the split of its rows that name none (official files hold one split each)."""
 
-    path: Path
+    path: Path = Field(description="A file, or of the hub hf://datasets/<owner>/<name>@<commit>/<file>.")
     split: Literal["train", "dev", "test"] | None = None
 
 

@@ -71,10 +71,25 @@ def read_table(path: str | Path) -> RawTable:
         rows, places = read(path, text)
     if not rows:
         raise DataError(f"{path}: holds no rows: give a table with at least one")
-    table = RawTable(path, tuple(rows), tuple(places))
+    table = RawTable(path, tuple(map(_as_official, rows)), tuple(places))
     if not table.columns:
         raise DataError(f"{path}: none of its {len(rows)} rows is an object with named fields")
     return table
+
+
+def _as_official(row: Any) -> Any:
+    """The hub's parquet form of HotpotQA and 2WikiMultihopQA files, in which lists of [title, x] became a column of titles
+    and one of x, as their official files have it. Lists of two lengths stay as they are, and are a defect."""
+    if not isinstance(row, dict) or "id" not in row or not {"context", "supporting_facts"} <= row.keys():
+        return row
+    found = {"_id": row["id"], **{name: value for name, value in row.items() if name != "id"}}
+    for name, second in (("context", "sentences"), ("supporting_facts", "sent_id")):
+        match row[name]:
+            case {"title": [*titles], **rest}:
+                others = rest.get(second)
+                if isinstance(others, list) and len(others) == len(titles):
+                    found[name] = [list(pair) for pair in zip(titles, others, strict=True)]
+    return found
 
 
 def _parquet(path: Path) -> tuple[list[Any], list[str]]:

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.registration import ARMS_POOL, POOL, SWEEPS_QUEUE
+from deployments.registration import ARMS_POOL, NODES_POOL, POOL, SWEEPS_QUEUE
 from flows.ablation import ablation
 from flows.children import DEPLOYMENTS
 from flows.evaluate import evaluate
+from flows.join import join
 from flows.prepare_data import prepare_data
 from flows.specification import load_specification
 from flows.train import train, warm_start
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, prepare_data, train, warm_start)}
+FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, join, prepare_data, train, warm_start)}
 ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
@@ -45,6 +46,8 @@ def test_sweeps_share_one_queue_and_arms_have_a_pool_of_their_own() -> None:
             assert entry["work_pool"] == {"name": POOL, "work_queue_name": SWEEPS_QUEUE}
         elif entry["name"] == "arms":
             assert entry["work_pool"] == {"name": ARMS_POOL}
+        elif entry["name"] == "nodes":
+            assert entry["work_pool"] == {"name": NODES_POOL}
         else:
             assert entry["work_pool"] == {"name": POOL}
     names = {f"{flow_of(entry).name}/{entry['name']}" for entry in ENTRIES}

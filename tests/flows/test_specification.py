@@ -126,6 +126,7 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"base": {"optimizer": {"learning_rate": -1}}}, ["base.optimizer.learning_rate", "greater than 0, got -1"]),
         ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "no spread", "at least 2"]),
         ({"base": {"rolout": {}}}, ["base.rolout", "no such setting"]),
+        ({"base": {"training": {"nodes": 2}}}, ["processes=2", "set processes to 1"]),
         ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
         ({"arms": {**GOOD["arms"], "odd": {"gain": "squared"}}}, ["'odd'", "gain", "log_prob_diff"]),

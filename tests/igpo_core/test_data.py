@@ -100,6 +100,29 @@ def test_musique(tmp_path: Path) -> None:
     assert load_corpus(path)["text"].tolist() == ["Text a.", "Text b."]
 
 
+def test_the_hubs_parquet_form_is_read_as_the_official_file(tmp_path: Path) -> None:
+    def columns(pairs: list[list[Any]], second: str) -> dict[str, list[Any]]:
+        return {"title": [first for first, _ in pairs], second: [other for _, other in pairs]}
+
+    official = [HOTPOT, {**HOTPOT, "_id": "other"}]
+    hub = [
+        {
+            "id": row["_id"],
+            **{name: value for name, value in row.items() if name != "_id"},
+            "context": columns(row["context"], "sentences"),
+            "supporting_facts": columns(row["supporting_facts"], "sent_id"),
+        }
+        for row in official
+    ]
+    pandas.DataFrame(hub).to_parquet(tmp_path / "hub.parquet")
+    path = write(tmp_path / "official.json", official)
+    for load in (load_questions, load_corpus):
+        assert content_hash(load(tmp_path / "hub.parquet")) == content_hash(load(path))
+    broken = [{**hub[0], "context": {"title": ["A"], "sentences": []}}]
+    pandas.DataFrame(broken).to_parquet(tmp_path / "broken.parquet")
+    assert "context: is dict, not a list" in load_corpus(tmp_path / "broken.parquet")["defect"][0]
+
+
 def test_the_authors_parquet(tmp_path: Path) -> None:
     rows = [AUTHORS, AUTHORS, {**AUTHORS, "data_source": "2wiki"}, {**AUTHORS, "data_source": "Bamboogle"}]
     pandas.DataFrame(rows).to_parquet(tmp_path / "test.bin")

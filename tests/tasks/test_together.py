@@ -13,12 +13,12 @@ import pytest
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
-from igpo_core.errors import IgpoError
+from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.locks import locked, locked_if_free
-from tasks.outbox import About, Outbox
+from tasks.outbox import About, Nowhere, Outbox
 from tasks.runs import RunIdentity
-from tasks.together import read_job, train_together, write_job
+from tasks.together import Meeting, read_job, train_together, write_job
 from tasks.training import Job, start_trainer, train_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +30,24 @@ STARTED = (
 )
 
 
-def make_job(taught: Any, home: Path, key: str, processes: int, steps: int = 4, sharding: str = "none") -> Job:
+JOINED = (
+    "import sys; from pathlib import Path; from tasks.together import *\n"
+    "join(Path(sys.argv[1]), 1, Meeting(sys.argv[2], int(sys.argv[3])), print)\n"
+)
+
+
+def make_job(
+    taught: Any, home: Path, key: str, processes: int, steps: int = 4, sharding: str = "none", nodes: int = 1
+) -> Job:
     config, _, policy = taught
     content = json.loads(config.model_dump_json())
-    content["training"] |= {"processes": processes, "epochs": 2, "steps_per_epoch": steps // 2, "sharding": sharding}
+    content["training"] |= {
+        "processes": processes,
+        "nodes": nodes,
+        "epochs": 2,
+        "steps_per_epoch": steps // 2,
+        "sharding": sharding,
+    }
     content["rollout"] |= {"questions": 3, "group_size": 2}
     content["evaluation"] |= {"every": 2, "dev_questions": 5, "test_questions": 5}
     data, warm = home / "data", home / "warm"
@@ -75,10 +89,30 @@ def test_two_processes_end_with_the_result_of_one(taught: Any, tmp_path: Path, s
     assert names <= {path.name for path in together.run.folder.rglob("*") if path.is_file()}
 
 
-def start(job: Job) -> "subprocess.Popen[str]":
+def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a launcher and a process of its own; here both are this machine."""
+    job = make_job(taught, tmp_path, "nodes", 1, nodes=2)
+    with pytest.raises(ConfigError, match="set IGPO_ADDRESS"):
+        launch(job)
+    monkeypatch.setenv("IGPO_ADDRESS", "127.0.0.1")
+    joined: list[subprocess.Popen[str]] = []
+
+    def call_others(meeting: Meeting) -> None:
+        told = [str(job.run.folder), meeting.address, str(meeting.port)]
+        joined.append(start(JOINED, *told))
+
+    with locked(tmp_path, "nodes", print) as lock:
+        result = train_together(job, lock, print, lambda step: None, call_others)
+    assert joined[0].wait(60) == 0
+    alone = make_job(taught, tmp_path, "alone", 1)
+    expected = train_to_end(start_trainer(alone, print), alone, Nowhere(), print, lambda step: None)
+    same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
+    assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
+
+
+def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    write_job(job)
-    command = [sys.executable, "-c", STARTED, str(job.run.folder)]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -92,7 +126,8 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 
 def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: Any, tmp_path: Path) -> None:
     job = make_job(taught, tmp_path, "killed", 2, steps=400)
-    owner = start(job)
+    write_job(job)
+    owner = start(STARTED, str(job.run.folder))
     wait_for_step(owner, 3)
     family = psutil.Process(owner.pid).children(recursive=True)
     assert len(family) >= 3  # the launcher and two processes
@@ -111,7 +146,7 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
 def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_path: Path) -> None:
     job = make_job(taught, tmp_path, "broken", 2)
     (tmp_path / "warm" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(IgpoError, match=r"(?s)exit status 1: \w+ in process [01]: .*eader.*More in .*processes\.log"):
+    with pytest.raises(IgpoError, match=r"(?s)exit status 1, \w+ in process [01]: .*eader.*More in .*processes\.log"):
         launch(job)
 
 

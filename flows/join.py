@@ -1,0 +1,24 @@
+"""Flow `join`: a machine's processes of a training run that several machines make together (training.nodes)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+
+@flow(name="join", flow_run_name="node {node} at {address}", validate_parameters=True)
+def join(
+    folder: str, node: Annotated[int, Field(ge=1)], address: str, port: Annotated[int, Field(ge=1, le=65535)]
+) -> None:
+    """Started by the flow `train`, on a worker of pool igpo-nodes; ends with the run.
+
+    Args:
+        folder: The run's folder, which all machines share.
+        node: Number of this machine in the run; the one that started it is 0.
+        address: Where the machines meet: of the one that started the run.
+        port: Its port there.
+    """
+    from tasks import together
+
+    together.join(Path(folder), node, together.Meeting(address, port), get_run_logger().info)

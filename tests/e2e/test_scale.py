@@ -1,0 +1,125 @@
+"""The whole ablation with a pretrained model: Qwen2's architecture, Qwen2.5's own chat template, a tokenizer of the real
+corpus; LoRA on and off, one process and two, DDP and FSDP2. And a sweep over the web that is repeated without it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from igpo_core.config import NewPolicy
+from tests.e2e.conftest import ROOT, Servers
+from tests.igpo_core.hostile import hostile_server
+
+pytestmark = [pytest.mark.night, pytest.mark.timeout(900)]
+
+SHARED = ROOT.parent / "shared" / "data"
+TEMPLATE = ROOT / "tests" / "data" / "qwen2_5_chat_template.jinja"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the hub has them: weights, tokenizer, template."""
+    import pandas
+
+    from igpo_core.policies import chat_tokenizer, new_model, save_policy, speak
+
+    shape = NewPolicy.model_validate(
+        {"architecture": "qwen2", "tokenizer": "chat", "vocabulary": 2048, "width": 32, "layers": 2, "heads": 4,
+         "key_value_heads": 2, "feed_forward": 64, "window": 4096}
+    )  # fmt: skip
+    texts = pandas.read_parquet(SHARED / "corpus.parquet")["text"].head(2000)
+    tokenizer = chat_tokenizer(texts, shape)
+    tokenizer.chat_template = TEMPLATE.read_text()
+    folder = tmp_path_factory.mktemp("model")
+    save_policy(speak(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer), folder)
+    return folder
+
+
+def specification(model: Path, folder: Path, name: str, training: dict[str, Any], search: Any = None) -> Path:
+    data: dict[str, Any] = {
+        "kind": "files",
+        "questions": [{"path": str(SHARED / "questions.parquet")}],
+        "corpus": [] if search else [str(SHARED / "corpus.parquet")],
+        "top_k": 1,
+        "max_passage_words": 20,
+    }
+    if search:
+        data["search"] = search
+    content: dict[str, Any] = {
+        "name": name,
+        "baseline": "outcome_only",
+        "seeds": [0, 1],
+        "processes": 1,
+        "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "log_prob_diff"}},
+        "base": {
+            "data": data,
+            "policy": {"kind": "pretrained", "name": str(model)},
+            "rollout": {"questions": 3, "group_size": 2, "max_turns": 2, "max_new_tokens": 24, "max_tokens": 1024},
+            "training": {"epochs": 1, "steps_per_epoch": 2, **training},
+            "evaluation": {"every": 2, "dev_questions": 4, "test_questions": 6, "decoding": ["greedy"], "traces": 1},
+        },
+    }
+    if search:  # an untrained policy would never search
+        stage = {"steps": 150, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
+        content["base"]["warm_start"] = {"stages": [stage]}
+    else:
+        content["factors"] = {"adapter": {"no": {"policy.lora": None}, "lora": {"policy.lora": {"rank": 4}}}}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def sweep(servers: Servers, path: Path) -> str:
+    done = servers.run(sys.executable, "-m", "flows.ablation", str(path), timeout=800)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def results(servers: Servers, study: str) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """By cell, arm and seed."""
+    every = [json.loads(path.read_text()) for path in (servers.home / "runs").glob("*/result.json")]
+    return {(r["cell"], r["arm"], r["seed"]): r for r in every if r["study"] == study}
+
+
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result["metrics"].items() if "seconds" not in name}
+
+
+def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, model: Path, tmp_path: Path) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "scale-one": {},
+        "scale-two": {"processes": 2},
+        "scale-fsdp": {"processes": 2, "sharding": "fsdp"},
+    }
+    for name, training in ways.items():
+        sweep(servers, specification(model, tmp_path, name, training))
+    one = results(servers, "scale-one")
+    assert len(one) == 2 * 2 * 2  # adapters, arms, seeds
+    assert {cell for cell, _, _ in one} == {"adapter=no", "adapter=lora"}
+    for name in ("scale-two", "scale-fsdp"):
+        several = results(servers, name)
+        assert several.keys() == one.keys()
+        for key, result in several.items():
+            assert result["counters"]["rollouts"] == one[key]["counters"]["rollouts"] == 12
+            assert numbers(result) == pytest.approx(numbers(one[key]), abs=1e-3), (name, key)
+    checkpoints = {key: servers.home / result["checkpoint"] for key, result in one.items()}
+    assert (checkpoints["adapter=lora", "igpo", 0] / "adapter_model.safetensors").is_file()
+    assert (checkpoints["adapter=no", "igpo", 0] / "model.safetensors").is_file()
+
+
+def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers, model: Path, tmp_path: Path) -> None:
+    """Live; then from the pinned observations alone, to the bit."""
+    with hostile_server() as server:
+        search = {"kind": "web", "api": "retriever", "url": f"{server.address}/retriever", "mode": "live"}
+        sweep(servers, specification(model, tmp_path, "web-live", {}, search))
+        asked = sum(server.asked.values())
+    assert asked > 100 and max(server.asked.values()) == 1  # each query was asked once, whoever asked
+    sweep(servers, specification(model, tmp_path, "web-replay", {}, {**search, "mode": "replay"}))
+    live, replayed = results(servers, "web-live"), results(servers, "web-replay")
+    assert live.keys() == replayed.keys() and len(live) == 4
+    assert sum(result["metrics"]["test/all/searches"] for result in live.values()) > 0
+    for key, result in live.items():
+        assert numbers(result) == numbers(replayed[key]), key
