@@ -104,7 +104,7 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
 def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
     """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or the search fails."""
     from igpo_core.rewards.scoring import answer_probes, require_room
-    from igpo_core.rollout.transformers_engine import prompt_fits
+    from igpo_core.rollout.rows import prompt_fits
 
     every = [q for q in environment.questions("train") if prompt_fits(policy, config.rollout, q)]
     if not every:

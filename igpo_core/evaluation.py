@@ -11,7 +11,8 @@ from igpo_core.metrics import behaviour
 from igpo_core.policies import Policy
 from igpo_core.ranks import ALONE, Ranks
 from igpo_core.rewards.scoring import Scored, reward_trajectories
-from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
+from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
+from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question
 
 
@@ -36,6 +37,7 @@ def evaluate(
     decoding: Decoding,
     step: int,
     ranks: Ranks = ALONE,
+    engine: Engine = rollout,
 ) -> EvaluationResult:
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
@@ -48,7 +50,7 @@ def evaluate(
         )
     times = RolloutTimes()
     asked = ranks.share(fitting)
-    own = rollout(
+    own = engine(
         policy,
         environment,
         [question for _, question in asked],

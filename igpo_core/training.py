@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,25 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from igpo_core.batching import token_batches
-from igpo_core.checkpoints import SHARDS, CheckpointState, read_checkpoint, write_checkpoint, write_folder
-from igpo_core.config import ExperimentConfig, fingerprint
+from igpo_core.checkpoints import SHARDS, CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
+from igpo_core.config import ExperimentConfig, VllmEngine, fingerprint
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
-from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
-from igpo_core.policies import Policy, save_policy
+from igpo_core.policies import Policy, export_policy, save_policy
 from igpo_core.ranks import ALONE, Ranks
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
-from igpo_core.rollout.transformers_engine import RolloutTimes, prompt_fits, rollout
+from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
+from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
+from igpo_core.rollout.served_engine import ServedEngine
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.sampled import SampledLogprobs
 from igpo_core.seeds import python_rng
 from igpo_core.sharding import full_state, is_sharded, shard, whole_weights
 from igpo_core.trajectory import Question, Trajectory
-from igpo_core.weights import Snapshot, copy_into, require_no_dropout, trained
+from igpo_core.weights import Snapshot, copy_into, has_adapter, require_no_dropout, trained
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class Trainer:
         self.scorer = None  # the older weights whose beliefs count; None: the policy's own
         if config.reward.needs_beliefs and config.reward.scorer != "current":
             self.scorer = Snapshot(policy.model)
+        engine = config.rollout.engine
+        self.served = ServedEngine(engine, self.ranks.number) if isinstance(engine, VllmEngine) else None
+        self._served_step: int | None = None  # whose weights the servers have
         self.step = 0
         self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
         self.counters = {"rollouts": 0.0, "questions": 0.0, "sampled_tokens": 0.0, "seconds": 0.0}
@@ -122,25 +129,14 @@ class Trainer:
         started, config, step = time.perf_counter(), self.config, self.step
         times = RolloutTimes()
         asked = self.ranks.share(self._step_questions(step))
-        with self.whole_weights():
-            own = rollout(
-                self.policy,
-                self.environment,
-                [question for _, question in asked],
-                config.rollout,
-                members=config.rollout.group_size,
-                key=(config.seed, f"rollout {config.replicate}" if config.replicate else "rollout", step),
-                probes=answer_probes(self.policy, config.reward) if config.reward.beliefs_while_rolling_out else None,
-                times=times,
-                places=[place for place, _ in asked],
-            )
+        own = self._roll_out(asked, times)
         rolled = time.perf_counter()
         if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
             self.scorer.take()
         with self.scorer.instead() if self.scorer else nullcontext(), self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
         trajectories = [item.trajectory for item in scored]
-        if config.reward.needs_beliefs and not config.reward.beliefs_while_rolling_out:  # passes of their own
+        if config.reward.needs_beliefs and not self._rides:  # passes of their own
             times.scoring += time.perf_counter() - rolled
             times.total += time.perf_counter() - rolled
         groups = [item.trajectory.group for item in scored]
@@ -164,8 +160,58 @@ class Trainer:
             "time/update": ended - weighed,
             "time/step": ended - started,
             **{f"progress/{name}": value for name, value in self.counters.items()},
+            **mismatch_metrics(trajectories, config.rollout.engine),
         }
         return StepResult(self.step, metrics, scored, credit)
+
+    @property
+    def _rides(self) -> bool:
+        """Whether beliefs are read in the forward passes of the rollout."""
+        return self.config.reward.beliefs_while_rolling_out and self.served is None
+
+    def engine(self) -> Engine:
+        """What samples with the weights of now; servers are given them first. All processes call it."""
+        if self.served is None:
+            return rollout
+        if self._served_step != self.step:
+            weights = full_state(self.policy.model)
+            if self.ranks.first:
+                write = partial(save_policy, self.policy, weights=weights)
+                self.served.load(
+                    partial(export_policy, self.policy) if has_adapter(self.policy.model) else write, self.step
+                )
+            self.ranks.agreed(None)
+            self._served_step = self.step
+        return self.served
+
+    def load_policy(self, folder: Path) -> None:
+        """Take other weights, to evaluate them. All processes call it."""
+        load_weights(folder, self.policy.model)
+        self._served_step = None
+
+    def _roll_out(self, asked: Sequence[tuple[int, Question]], times: RolloutTimes) -> list[Trajectory]:
+        """The trajectories of this process's questions of the step, with the trainer's own log-probabilities."""
+        config = self.config
+        questions, places = [question for _, question in asked], [place for place, _ in asked]
+        purpose = f"rollout {config.replicate}" if config.replicate else "rollout"
+        key = (config.seed, purpose, self.step)
+        size = config.rollout.group_size
+        if self.served is None:
+            probes = answer_probes(self.policy, config.reward) if self._rides else None
+            with self.whole_weights():
+                return rollout(
+                    self.policy, self.environment, questions, config.rollout,
+                    members=size, key=key, probes=probes, times=times, places=places,
+                )  # fmt: skip
+        engine = self.engine()
+        found = engine(
+            self.policy, self.environment, questions, config.rollout, members=size, key=key, times=times, places=places
+        )
+        started = time.perf_counter()
+        with self.whole_weights():
+            found = own_logprobs(self.policy, found, config)
+        times.total += time.perf_counter() - started
+        return found
 
     def _reward(self, own: list[Trajectory], places: Sequence[int]) -> list[Scored]:
         """All trajectories of the step, rewarded: each process its own, unless a gain needs those of other questions."""
@@ -173,8 +219,10 @@ class Trainer:
         placed = [(places[n // size] * size + n % size, item) for n, item in enumerate(own)]
         key = (config.seed, self.step)
         if config.reward.needs_gain and config.reward.credit == "query":
-            return reward_trajectories(self.policy, self.ranks.gathered(placed), config.reward, key=key)
-        scored = reward_trajectories(self.policy, own, config.reward, key=key) if own else []
+            return reward_trajectories(
+                self.policy, self.ranks.gathered(placed), config.reward, key=key, served=not self._rides
+            )
+        scored = reward_trajectories(self.policy, own, config.reward, key=key, served=not self._rides) if own else []
         return self.ranks.gathered([(place, item) for (place, _), item in zip(placed, scored, strict=True)])
 
     def _step_questions(self, step: int) -> list[Question]:
@@ -288,7 +336,6 @@ class Trainer:
         with self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
         device = logprobs.device
-        tokens = [item.sampled_tokens for item in trajectories]
         batch = TokenBatch(
             logprobs=logprobs,
             old_logprobs=torch.tensor(
@@ -296,7 +343,12 @@ class Trainer:
             ),
             advantages=torch.tensor([a for row in advantages for a in row], device=device),
             weights=torch.tensor(
-                [w for w, count in zip(weights, tokens, strict=True) for _ in range(count)], device=device
+                [
+                    weight * factor
+                    for item, weight in zip(trajectories, weights, strict=True)
+                    for factor in importance(item, self.config.rollout.engine)
+                ],
+                device=device,
             ),
             entropies=entropies,
             reference_logprobs=reference,
@@ -365,48 +417,6 @@ def _segments(trajectories: Sequence[Trajectory], ratio: str, device: Any) -> to
     if ratio == "sequence":
         sizes = [item.sampled_tokens for item in trajectories]
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-
-
-class SampledLogprobs(torch.nn.Module):
-    """sampled_logprobs as a module: what accelerate wraps, so that gradients of several processes meet."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.policy = model
-
-    def forward(
-        self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not trajectories:
-            return torch.zeros(0, device=self.policy.device), None
-        return sampled_logprobs(self.policy, trajectories, pad, temperature, entropy=entropy)
-
-
-def sampled_logprobs(
-    model: Any, trajectories: Sequence[Trajectory], pad: int, temperature: float, *, entropy: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities of the sampled tokens, in order of trajectory, turn, token, and where asked for the entropies of
-    the distributions they were drawn from: tensors [N].
-
-    Right padding under a causal mask: no token sees a pad. The vocabulary projection runs on sampled tokens alone.
-    """
-    device = next(model.parameters()).device
-    width = max(len(item.token_ids) for item in trajectories)
-    tokens = torch.full((len(trajectories), width), pad, device=device)
-    for i, item in enumerate(trajectories):
-        tokens[i, : len(item.token_ids)] = torch.tensor(item.token_ids)
-    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-    spans = [
-        (i, place)
-        for i, item in enumerate(trajectories)
-        for turn in item.turns
-        for place in range(turn.start, turn.end)
-    ]
-    owner, place = torch.tensor(spans, device=device).T
-    head, predicting, targets = model.get_output_embeddings(), hidden[owner, place - 1], tokens[owner, place]
-    if entropy:
-        return target_logprobs_and_entropies(head, predicting, targets, temperature)
-    return target_logprobs(head, predicting, targets, temperature), None
 
 
 def _numbers(terms: LossTerms) -> dict[str, float]:

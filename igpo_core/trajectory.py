@@ -87,7 +87,8 @@ class Trajectory:
     """One rollout: prompt tokens [0, prompt_length), then turns back to back. `group` names its question's group.
 
     answer_scores: at each history h_0 .. h_{T-1} the mean log-probability of each accepted answer that was probed for,
-    read while rolling out; None where none was asked for.
+    read while rolling out; None where none was asked for. engine_logprobs: of the sampled tokens in order, as the server that
+    sampled them computed them; None where the policy itself did, whose numbers stand in the turns.
     """
 
     question: Question
@@ -98,6 +99,7 @@ class Trajectory:
     status: RolloutStatus
     observations: tuple[str, ...] = field(default=())
     answer_scores: tuple[tuple[float, ...], ...] | None = None
+    engine_logprobs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:

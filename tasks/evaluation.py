@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
     from igpo_core.evaluation import EvaluationResult
     from igpo_core.policies import Policy
+    from igpo_core.rollout.rows import Engine
     from igpo_core.training import StepResult, Trainer
 
 Keep = Callable[[int, "list[Any]", "list[list[float]]"], None]
@@ -70,15 +71,13 @@ def read_best(run: RunIdentity) -> dict[str, Any] | None:
 def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) -> dict[str, float]:
     """test_best/ metrics: the one evaluation on test of the checkpoint that was best on dev. last: test metrics of the last
     checkpoint, "/all/f1" and so on, which serve where it is the best. Changes the trainer's weights: call it last."""
-    from igpo_core.checkpoints import load_weights
-
     best = trainer.ranks.agreed(read_best(run))
     assert best is not None  # dev is evaluated before the first step
     metrics = last
     if best["step"] != trainer.step:
         folder = run.folder / "best" / f"step-{best['step']:06d}"
         verify_folder(folder)
-        load_weights(folder, trainer.policy.model)
+        trainer.load_policy(folder)
         config = trainer.config
         first = config.model_copy(
             update={"evaluation": config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})}
@@ -133,9 +132,10 @@ def evaluate_all(
     after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
 ) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
     """evaluate_policy of what the trainer trains, by all its processes."""
+    engine = trainer.engine()
     with trainer.whole_weights():
         return evaluate_policy(
-            trainer.policy, trainer.environment, config, split, limit, step, after_first, trainer.ranks
+            trainer.policy, trainer.environment, config, split, limit, step, after_first, trainer.ranks, engine
         )
 
 
@@ -148,18 +148,29 @@ def evaluate_policy(
     step: int,
     after_first: "Callable[[EvaluationResult], None]" = lambda result: None,
     ranks: Ranks = ALONE,
+    engine: "Engine | None" = None,
 ) -> "tuple[dict[str, float], dict[str, EvaluationResult]]":
     """Every decoding of config.evaluation; names start with "/" for the first and "_<decoding>/" for the others.
 
-    after_first is called with the result of the first decoding, before the others are made.
+    after_first is called with the result of the first decoding, before the others are made. engine: None is the policy
+    itself.
     """
     from igpo_core.evaluation import evaluate
+    from igpo_core.rollout.transformers_engine import rollout
 
     metrics: dict[str, float] = {}
     results: dict[str, EvaluationResult] = {}
     for place, decoding in enumerate(config.evaluation.decoding):
         result = evaluate(
-            policy, environment, config, split=split, limit=limit, decoding=decoding, step=step, ranks=ranks
+            policy,
+            environment,
+            config,
+            split=split,
+            limit=limit,
+            decoding=decoding,
+            step=step,
+            ranks=ranks,
+            engine=engine or rollout,
         )
         prefix = "/" if place == 0 else f"_{decoding}/"
         metrics |= {prefix + name: value for name, value in result.metrics.items()}

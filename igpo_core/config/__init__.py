@@ -31,7 +31,16 @@ from igpo_core.config.policy import (
     WarmStartStage,
 )
 from igpo_core.config.reward import GainName, RewardConfig
-from igpo_core.config.training import EvaluationConfig, JudgeSettings, OptimizerConfig, RolloutConfig, TrainingConfig
+from igpo_core.config.training import (
+    EngineConfig,
+    EvaluationConfig,
+    JudgeSettings,
+    OptimizerConfig,
+    RolloutConfig,
+    TrainingConfig,
+    TransformersEngine,
+    VllmEngine,
+)
 
 __all__ = [
     "AtlasDemonstrations",
@@ -40,6 +49,7 @@ __all__ = [
     "DataConfig",
     "Decoding",
     "DenseSearch",
+    "EngineConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FileDemonstrations",
@@ -62,6 +72,8 @@ __all__ = [
     "Share",
     "Source",
     "TrainingConfig",
+    "TransformersEngine",
+    "VllmEngine",
     "WarmStart",
     "WarmStartStage",
     "WebSearch",

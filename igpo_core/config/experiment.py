@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from igpo_core.config.base import Settings
 from igpo_core.config.data import DataConfig, LookupWorld
-from igpo_core.config.policy import NewPolicy, PolicyConfig, WarmStart
+from igpo_core.config.policy import NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
 from igpo_core.config.reward import RewardConfig
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
 
@@ -43,6 +43,12 @@ class ExperimentConfig(Settings):
                     f"rollout.max_tokens={self.rollout.max_tokens} exceeds policy.window={self.policy.window}: "
                     "lower the one or raise the other"
                 )
+        lora = isinstance(self.policy, PretrainedPolicy) and self.policy.lora is not None
+        if self.rollout.engine.kind == "vllm" and lora and self.training.sharding != "none":
+            raise ValueError(
+                "rollout.engine.kind=vllm takes merged weights, which policy.lora with training.sharding=fsdp has in pieces: an "
+                "adapter is small, set training.sharding=none"
+            )
         if self.reward.needs_gain and self.reward.credit == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
@@ -58,4 +64,7 @@ class ExperimentConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """All of it but what says on how many processes and where it is computed: a run may go on with fewer, its numbers
         then agree to rounding instead of to the bit."""
-        return self.model_dump(mode="json", exclude={"training": {"device", "processes", "nodes", "sharding"}})
+        content = self.model_dump(mode="json", exclude={"training": {"device", "processes", "nodes", "sharding"}})
+        for place in ("urls", "weights", "concurrency", "timeout", "attempts"):
+            content["rollout"]["engine"].pop(place, None)
+        return content

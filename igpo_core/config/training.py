@@ -1,11 +1,39 @@
 """Rollout, update, budget and evaluation."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from igpo_core.config.base import Decoding, Settings, Share
 from igpo_core.config.data import HttpSettings
+
+
+class TransformersEngine(Settings):
+    """The policy itself, in the training process. Same seed, same machine: same bits."""
+
+    kind: Literal["transformers"] = "transformers"
+
+
+class VllmEngine(Settings):
+    """vLLM servers that are given the policy's weights before each step's rollouts (igpo_core/rollout/served_engine.py)."""
+
+    kind: Literal["vllm"] = "vllm"
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
+        min_length=1, description="One for each training process, or fewer, as http://host:port."
+    )
+    weights: Path = Field(description="Folder that this run writes and the servers read; each run its own.")
+    concurrency: int = Field(64, ge=1, le=4096, description="Episodes at a time, of a process.")
+    timeout: float = Field(600.0, gt=0, description="Seconds for one turn, or for loading weights.")
+    attempts: int = Field(4, ge=1, le=20)
+    correction: Literal["none", "truncated"] = Field(
+        "truncated",
+        description="truncated: a token weighs its probability by the trainer over that by the server, at most `cap`.",
+    )
+    cap: float = Field(2.0, ge=1)
+
+
+EngineConfig = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
 
 
 class RolloutConfig(Settings):
@@ -18,6 +46,7 @@ class RolloutConfig(Settings):
     max_tokens: int = Field(512, ge=16, description="Tokens of a whole trajectory.")
     temperature: float = Field(1.0, gt=0, description="Of training rollouts and of `sampled` evaluation.")
     batch_size: int = Field(256, ge=1, description="Trajectories that share one KV cache.")
+    engine: EngineConfig = Field(default_factory=TransformersEngine)
 
     @field_validator("group_size")
     @classmethod

@@ -68,9 +68,10 @@ def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
 
 
 def reward_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: Any = (0, 0)
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: Any = (0, 0), served: bool = False
 ) -> list[Scored]:
-    """Outcomes of all trajectories, and gains where the reward has them.
+    """Outcomes of all trajectories, and gains where the reward has them. served: they come from a server, which reads no
+    beliefs.
 
     Beliefs that were read while rolling out cost nothing here; other ones (of older weights, which the policy's model has
     while this is called, and of counterfactual histories) cost passes of their own. key = (seed, step): keys the draw of
@@ -85,7 +86,7 @@ def reward_trajectories(
             replace(item, gains=tuple(first_exposure(item.trajectory.observations, item.trajectory.question.answers)))
             for item in outcomes
         ]
-    if config.beliefs_while_rolling_out:
+    if config.beliefs_while_rolling_out and not served:
         probes = answer_probes(policy, config)
         beliefs = [_beliefs(item, item.answer_scores, probes, config) for item in trajectories]
     else:

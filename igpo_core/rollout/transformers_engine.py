@@ -8,65 +8,28 @@ generator keyed by (seed, purpose, step, question, member), so a trajectory does
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from igpo_core.config import Decoding, RolloutConfig
-from igpo_core.environments.base import Environment, Observation
+from igpo_core.environments.base import Environment
 from igpo_core.logprobs import target_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.probes import ProbeBlock
+from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
 from igpo_core.seeds import numpy_rng
-from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.trajectory import Question, Trajectory
 
 
 @dataclass
-class RolloutTimes:
-    """Seconds spent in the search tool, on probes and in the rollout as a whole.
+class _Row(Row):
+    """uniforms: one number for each token that may be sampled, [max_turns * max_new_tokens], float64."""
 
-    scoring: reading the probes' values, and that share of each prefill's time which their columns have of all columns.
-    """
-
-    search: float = 0.0
-    scoring: float = 0.0
-    total: float = 0.0
-
-
-@dataclass
-class _Row:
-    """A trajectory while it grows."""
-
-    question: Question
-    group: str
-    ids: list[int]
-    prompt_length: int
-    uniforms: torch.Tensor  # [max_turns * max_new_tokens], float64
+    uniforms: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     drawn: int = 0
-    turns: list[Turn] = field(default_factory=list)
-    observations: list[str] = field(default_factory=list)
-    answer_scores: list[tuple[float, ...]] = field(default_factory=list)
-    status: RolloutStatus | None = None
-
-    def finished(self) -> Trajectory:
-        assert self.status is not None
-        return Trajectory(
-            self.question,
-            self.group,
-            tuple(self.ids),
-            self.prompt_length,
-            tuple(self.turns),
-            self.status,
-            tuple(self.observations),
-            tuple(self.answer_scores) or None,
-        )
-
-
-def prompt_fits(policy: Policy, config: RolloutConfig, question: Question) -> bool:
-    """Whether the question's prompt leaves room for one whole turn."""
-    return len(policy.protocol.prompt(question.text)) + config.max_new_tokens <= config.max_tokens
 
 
 @torch.no_grad()
@@ -94,16 +57,11 @@ def rollout(
     seed, purpose, step = key
     rows = []
     for place, question in zip(places or range(len(questions)), questions, strict=True):
-        prompt = policy.protocol.prompt(question.text)
-        if len(prompt) + config.max_new_tokens > config.max_tokens:
-            raise ValueError(
-                f"question {question.id}: a prompt of {len(prompt)} tokens and a turn of {config.max_new_tokens} exceed "
-                f"rollout.max_tokens={config.max_tokens}: raise it or drop the question"
-            )
+        first = begin(policy, question, place, config)
         for member in range(members):
             rng = numpy_rng(seed, purpose, step, place, member)
             uniforms = torch.from_numpy(rng.random(config.max_turns * config.max_new_tokens))
-            rows.append(_Row(question, f"{place}/{question.id}", list(prompt), len(prompt), uniforms))
+            rows.append(_Row(question, first.group, list(first.ids), first.prompt_length, uniforms=uniforms))
     with policy.precision():
         for start in range(0, len(rows), config.batch_size):
             _run(policy, environment, rows[start : start + config.batch_size], config, decoding, probes, times)
@@ -127,57 +85,20 @@ def _run(
         if turn:
             stream.observe(rows, pending)
         sampled = stream.sample_turn(rows)
-        actions: list[Action] = []
-        for row, (ids, logprobs) in zip(rows, sampled, strict=True):
-            action = policy.protocol.parse(ids)
-            actions.append(action)
-            start = len(row.ids)
-            row.ids += ids
-            row.turns.append(Turn(start, len(row.ids), len(row.ids), action, tuple(logprobs)))
-            row.status = _ending(action, ids[-1] in policy.protocol.stop_ids, turn == config.max_turns - 1)
+        actions = [
+            row.take(policy.protocol, ids, logprobs, config) for row, (ids, logprobs) in zip(rows, sampled, strict=True)
+        ]
         searching = [i for i, row in enumerate(rows) if row.status is None]
-        found = _search(environment, [(rows[i].question, actions[i]) for i in searching], times)
-        keep, pending = [], []
-        for i, observation in zip(searching, found, strict=True):
-            row, ids = rows[i], policy.protocol.observation(observation.text)
-            if len(row.ids) + len(ids) + config.max_new_tokens > config.max_tokens:
-                row.status = RolloutStatus.WINDOW_FULL
-                continue
-            last = row.turns[-1]
-            row.ids += ids
-            row.turns[-1] = replace(
-                last, observation_end=len(row.ids), hop=observation.hop, search_failed=observation.failed
-            )
-            row.observations.append(observation.text)
-            keep.append(i)
-            pending.append(ids)
+        started = time.perf_counter()
+        found = search(environment, [(rows[i].question, actions[i]) for i in searching])
+        times.search += time.perf_counter() - started
+        seen = [rows[i].see(policy.protocol, item, config) for i, item in zip(searching, found, strict=True)]
+        keep = [i for i in searching if rows[i].status is None]
+        pending = [ids for ids in seen if ids]
         if not keep:
             return
         stream.keep(keep)
         rows = [rows[i] for i in keep]
-
-
-def _ending(action: Action, stopped: bool, last_turn: bool) -> RolloutStatus | None:
-    """How the trajectory ends with this turn; None: it searches on."""
-    if not stopped:
-        return RolloutStatus.TURN_TRUNCATED
-    if isinstance(action, Malformed):
-        return RolloutStatus.MALFORMED
-    if isinstance(action, Answer):
-        return RolloutStatus.ANSWERED
-    return RolloutStatus.TURN_LIMIT if last_turn else None
-
-
-def _search(
-    environment: Environment, wanted: Sequence[tuple[Question, Action]], times: RolloutTimes
-) -> list[Observation]:
-    requests = [(question, action.query) for question, action in wanted if isinstance(action, Search)]
-    started = time.perf_counter()
-    found = environment.search(requests) if requests else []
-    times.search += time.perf_counter() - started
-    if len(found) != len(requests):
-        raise ValueError(f"the search tool answered {len(found)} of {len(requests)} queries")
-    return found
 
 
 class _Stream:

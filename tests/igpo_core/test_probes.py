@@ -14,7 +14,8 @@ from igpo_core.policies import Policy, speak
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories, score_trajectories
-from igpo_core.rollout.transformers_engine import RolloutTimes, rollout
+from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question, Trajectory
 
 

@@ -8,8 +8,9 @@ import torch
 
 from igpo_core.config import RolloutConfig
 from igpo_core.environments.base import Observation
-from igpo_core.rollout.transformers_engine import RolloutTimes, rollout
-from igpo_core.training import sampled_logprobs
+from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.sampled import sampled_logprobs
 from igpo_core.trajectory import Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
 
 KEY = (5, "rollout", 2)

@@ -14,7 +14,8 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, IgpoError
 from igpo_core.policies import Policy, load_policy, new_model, save_policy, speak
 from igpo_core.rollout.transformers_engine import rollout
-from igpo_core.training import Trainer, sampled_logprobs
+from igpo_core.sampled import sampled_logprobs
+from igpo_core.training import Trainer
 from igpo_core.trajectory import Trajectory
 
 

@@ -1,0 +1,126 @@
+"""A trajectory while it grows, whichever engine samples it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from igpo_core.config import Decoding, RolloutConfig
+from igpo_core.environments.base import Environment, Observation
+from igpo_core.policies import Policy
+from igpo_core.protocol import TurnProtocol
+from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
+
+
+@dataclass
+class RolloutTimes:
+    """Seconds spent in the search tool, on probes and in the rollout as a whole.
+
+    scoring: reading the probes' values, and that share of each prefill's time which their columns have of all columns.
+    search: of episodes that go on at the same time, the mean of their searches' seconds.
+    """
+
+    search: float = 0.0
+    scoring: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class Row:
+    """What a trajectory has so far."""
+
+    question: Question
+    group: str
+    ids: list[int]
+    prompt_length: int
+    turns: list[Turn] = field(default_factory=list)
+    observations: list[str] = field(default_factory=list)
+    answer_scores: list[tuple[float, ...]] = field(default_factory=list)
+    status: RolloutStatus | None = None
+
+    def take(
+        self, protocol: TurnProtocol, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig
+    ) -> Action:
+        """Append a sampled turn; the status is set where the trajectory ends with it."""
+        action = protocol.parse(ids)
+        start = len(self.ids)
+        self.ids += ids
+        self.turns.append(Turn(start, len(self.ids), len(self.ids), action, tuple(logprobs)))
+        if ids[-1] not in protocol.stop_ids:
+            self.status = RolloutStatus.TURN_TRUNCATED
+        elif isinstance(action, Malformed):
+            self.status = RolloutStatus.MALFORMED
+        elif isinstance(action, Answer):
+            self.status = RolloutStatus.ANSWERED
+        elif len(self.turns) == config.max_turns:
+            self.status = RolloutStatus.TURN_LIMIT
+        return action
+
+    def see(self, protocol: TurnProtocol, observation: Observation, config: RolloutConfig) -> list[int]:
+        """Append what the search returned, its tokens are returned; [] where no turn would fit behind it, which ends the
+        trajectory."""
+        ids = protocol.observation(observation.text)
+        if len(self.ids) + len(ids) + config.max_new_tokens > config.max_tokens:
+            self.status = RolloutStatus.WINDOW_FULL
+            return []
+        self.ids += ids
+        self.turns[-1] = replace(
+            self.turns[-1], observation_end=len(self.ids), hop=observation.hop, search_failed=observation.failed
+        )
+        self.observations.append(observation.text)
+        return ids
+
+    def finished(self) -> Trajectory:
+        assert self.status is not None
+        return Trajectory(
+            self.question,
+            self.group,
+            tuple(self.ids),
+            self.prompt_length,
+            tuple(self.turns),
+            self.status,
+            tuple(self.observations),
+            tuple(self.answer_scores) or None,
+        )
+
+
+def begin(policy: Policy, question: Question, place: int, config: RolloutConfig) -> Row:
+    """Raises ValueError for a prompt that leaves no room for a turn."""
+    prompt = policy.protocol.prompt(question.text)
+    if len(prompt) + config.max_new_tokens > config.max_tokens:
+        raise ValueError(
+            f"question {question.id}: a prompt of {len(prompt)} tokens and a turn of {config.max_new_tokens} exceed "
+            f"rollout.max_tokens={config.max_tokens}: raise it or drop the question"
+        )
+    return Row(question, f"{place}/{question.id}", list(prompt), len(prompt))
+
+
+def prompt_fits(policy: Policy, config: RolloutConfig, question: Question) -> bool:
+    """Whether the question's prompt leaves room for one whole turn."""
+    return len(policy.protocol.prompt(question.text)) + config.max_new_tokens <= config.max_tokens
+
+
+def search(environment: Environment, wanted: Sequence[tuple[Question, Action]]) -> list[Observation]:
+    """One observation for each search among the actions."""
+    requests = [(question, action.query) for question, action in wanted if isinstance(action, Search)]
+    found = environment.search(requests) if requests else []
+    if len(found) != len(requests):
+        raise ValueError(f"the search tool answered {len(found)} of {len(requests)} queries")
+    return found
+
+
+class Engine(Protocol):
+    """What samples trajectories without belief probes: evaluation, and training where beliefs have passes of their own."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        environment: Environment,
+        questions: Sequence[Question],
+        config: RolloutConfig,
+        *,
+        members: int,
+        key: tuple[int, str, int],
+        decoding: Decoding = "sampled",
+        times: RolloutTimes | None = None,
+        places: Sequence[int] | None = None,
+    ) -> list[Trajectory]: ...

@@ -1,0 +1,266 @@
+"""Rollouts on a server that speaks vLLM's protocol: a small policy behind /v1/completions, given its weights as a folder."""
+
+import copy
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from igpo_core.checkpoints import load_weights
+from igpo_core.config import ExperimentConfig, RolloutConfig, VllmEngine
+from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.policies import Policy
+from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
+from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.rollout.served_engine import ServedEngine
+from igpo_core.training import Trainer
+
+
+class Server:
+    """tilt: added to the log-probabilities that are told, as another engine's rounding would. fault: what goes wrong."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = Policy(copy.deepcopy(policy.model), policy.protocol, policy.window)
+        self.loaded: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+        self.resets = 0
+        self.tilt, self.fault = 0.0, ""
+        self.lock = threading.Lock()
+        self.url = ""
+
+    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(asked["seed"])
+        ids, told, reason = list(asked["prompt"]), [], "length"
+        with torch.no_grad(), self.lock:
+            for _ in range(asked["max_tokens"]):
+                logits = self.policy.model(torch.tensor([ids])).logits[0, -1].float()
+                logprobs = (logits / (asked["temperature"] or 1.0)).log_softmax(-1)
+                greedy = asked["temperature"] == 0.0
+                token = int(logprobs.argmax() if greedy else torch.multinomial(logprobs.exp(), 1, generator=generator))
+                ids.append(token)
+                told.append(float(logprobs[token]) + self.tilt)
+                if token in asked["stop_token_ids"]:
+                    reason = "stop"
+                    break
+        new = ids[len(asked["prompt"]) :]
+        if self.fault == "no stop token" and reason == "stop":
+            new, told = new[:-1] or new, told[:-1] or told
+        return {"choices": [{"token_ids": new, "logprobs": {"token_logprobs": told}, "finish_reason": reason}]}
+
+
+@contextmanager
+def serving(policy: Policy) -> Iterator[Server]:
+    state = Server(policy)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def reply(self, content: Any, status: int = 200) -> None:
+            body = b"" if content is None else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.reply({"data": [{"id": "served"}]})
+
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "null")
+            if self.path == "/collective_rpc":
+                if state.fault == "no dev mode":
+                    return self.reply({"detail": "Not Found"}, 404)
+                assert content["method"] == "reload_weights"
+                state.loaded.append(content["kwargs"]["weights_path"])
+                load_weights(Path(state.loaded[-1]), state.policy.model)
+                return self.reply(None)
+            if self.path == "/reset_prefix_cache":
+                state.resets += 1
+                return self.reply(None)
+            assert self.path == "/v1/completions" and content["model"] == "served"
+            state.asked.append(content)
+            if state.fault == "busy once" and len(state.asked) == 1:
+                return self.reply(None, 503)
+            if state.fault == "down":
+                return self.reply(None, 500)
+            return self.reply(state.complete(content))
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def server(taught: Any) -> Iterator[Server]:
+    with serving(taught[2]) as state:
+        yield state
+
+
+def engine(server: Server, folder: Path, **given: Any) -> ServedEngine:
+    return ServedEngine(settings(server, folder, **given))
+
+
+def settings(server: Server, folder: Path, **given: Any) -> VllmEngine:
+    return VllmEngine.model_validate({"urls": [server.url], "weights": folder, "concurrency": 4, **given})
+
+
+def play(engine: ServedEngine, taught: Any, questions: int = 4, environment: Any = None, **given: Any) -> Any:
+    config, own, policy = taught
+    rollout: RolloutConfig = config.rollout
+    asked = own.questions("train")[:questions]
+    return engine(policy, environment or own, asked, rollout, members=3, key=(5, "rollout", 2), **given)
+
+
+def test_trajectories_are_whole_and_the_numbers_are_the_policys(server: Server, taught: Any, tmp_path: Path) -> None:
+    config, _, policy = taught
+    found = play(engine(server, tmp_path), taught)
+    assert len(found) == 12 and {item.group for item in found} == {item.group for item in found[::3]}
+    assert len({item.status for item in found}) > 1 and any(len(item.turns) > 1 for item in found)
+    again = play(engine(server, tmp_path / "b"), taught)
+    assert [item.token_ids for item in again] == [item.token_ids for item in found]  # this server does not batch
+    assert len({item.token_ids for item in found[:3]}) > 1  # members draw numbers of their own
+    own = own_logprobs(policy, found, config)
+    every = mismatch_metrics(own, settings(server, tmp_path))
+    assert every["engine/mismatch_max"] < 1e-4 and every["engine/cut"] == 0 and abs(every["engine/kl"]) < 1e-4
+    for before, after in zip(found, own, strict=True):
+        assert after.token_ids == before.token_ids and after.status == before.status
+        assert after.engine_logprobs == tuple(p for turn in before.turns for p in turn.logprobs)
+
+
+def test_each_request_says_the_whole_distribution(server: Server, taught: Any, tmp_path: Path) -> None:
+    """A model's own generation_config would cut the distribution that the update believes in."""
+    play(engine(server, tmp_path), taught, questions=1)
+    for asked in server.asked:
+        assert (asked["top_p"], asked["top_k"], asked["min_p"], asked["repetition_penalty"]) == (1.0, -1, 0.0, 1.0)
+        assert asked["temperature"] == taught[0].rollout.temperature and asked["return_token_ids"]
+        assert asked["add_special_tokens"] is False and asked["stop_token_ids"] == sorted(taught[2].protocol.stop_ids)
+    assert len({asked["seed"] for asked in server.asked}) == len(server.asked)
+    server.asked.clear()
+    greedy = play(engine(server, tmp_path / "b"), taught, questions=2, decoding="greedy")
+    assert {asked["temperature"] for asked in server.asked} == {0.0}
+    assert len({item.token_ids for item in greedy[:3]}) == 1
+
+
+def test_a_slow_search_holds_up_its_own_episode_alone(server: Server, taught: Any, tmp_path: Path) -> None:
+    _, own, _ = taught
+    waited: list[float] = []
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(own, name)
+
+        def search(self, requests: Any) -> Any:
+            assert len(requests) == 1
+            if not waited:
+                waited.append(time.perf_counter())
+                deadline = time.perf_counter() + 5
+                while len(server.asked) < 12 and time.perf_counter() < deadline:  # all others get their first turns
+                    time.sleep(0.01)
+            return own.search(requests)
+
+    times = RolloutTimes()
+    found = play(engine(server, tmp_path), taught, environment=Slow(), times=times)
+    assert waited and len(server.asked) >= 12 and len(found) == 12
+    assert 0 < times.search < times.total
+
+
+def test_a_step_loads_the_weights_and_is_the_step_of_the_policy_itself(
+    server: Server, taught: Any, tmp_path: Path
+) -> None:
+    trainer = Trainer(configure(taught, server, tmp_path), taught[1], copy.deepcopy(taught[2]))
+    with torch.no_grad():
+        for parameter in trainer.policy.model.parameters():
+            parameter.mul_(1.01)  # not what the server has
+    first = trainer.run_step()
+    assert server.loaded == [str(tmp_path / "step-000000")] and server.resets == 1
+    assert first.metrics["engine/mismatch_max"] < 1e-3  # it samples with the trainer's weights
+    assert first.metrics["time/scoring"] > 0 and all(item.beliefs for item in first.scored)
+    trainer.run_step()
+    assert server.loaded[-1] == str(tmp_path / "step-000001") and server.resets == 2
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000001"]
+    trainer.engine()
+    assert len(server.loaded) == 3  # an evaluation after the step is of its weights
+    trainer.engine()
+    assert len(server.loaded) == 3
+
+
+@pytest.mark.parametrize(
+    ("tilt", "correction", "factor"),
+    [(0.5, "truncated", math.exp(-0.5)), (-2.0, "truncated", 2.0), (-2.0, "none", 1.0)],
+)
+def test_truncated_importance_weights(
+    server: Server, taught: Any, tmp_path: Path, tilt: float, correction: str, factor: float
+) -> None:
+    """A server that calls every token e^tilt times as likely: weights e^-tilt, cut at 2."""
+    server.tilt = tilt
+    config = configure(taught, server, tmp_path, correction=correction)
+    found = own_logprobs(taught[2], play(engine(server, tmp_path), taught), config)
+    for item in found:
+        assert importance(item, config.rollout.engine) == pytest.approx([factor] * item.sampled_tokens, rel=1e-3)
+    metrics = mismatch_metrics(found, config.rollout.engine)
+    assert metrics["engine/mismatch"] == pytest.approx(abs(tilt), rel=1e-3)
+    assert metrics["engine/kl"] == pytest.approx(tilt, rel=1e-3)
+    assert metrics["engine/cut"] == (tilt < -math.log(2))
+
+
+def test_the_weights_scale_the_gradient(server: Server, taught: Any, tmp_path: Path) -> None:
+    """All tokens weigh e^-0.5: the update's gradient is that much of the one without correction."""
+    norms = {}
+    server.tilt = 0.5
+    for correction in ("none", "truncated"):
+        config = configure(taught, server, tmp_path / correction, correction=correction)
+        trainer = Trainer(config, taught[1], copy.deepcopy(taught[2]))
+        norms[correction] = trainer.run_step().metrics["train/grad_norm"]
+    assert norms["truncated"] == pytest.approx(norms["none"] * math.exp(-0.5), rel=1e-3)
+
+
+def configure(taught: Any, server: Server, folder: Path, **given: Any) -> ExperimentConfig:
+    content = json.loads(taught[0].model_dump_json())
+    content["reward"] |= {"gain": "prob_diff"}
+    content["rollout"] |= {"questions": 4, "group_size": 3}
+    content["rollout"]["engine"] = json.loads(settings(server, folder, **given).model_dump_json())
+    return ExperimentConfig.model_validate(content)
+
+
+def test_faults_of_a_server(server: Server, taught: Any, tmp_path: Path) -> None:
+    server.fault = "busy once"
+    assert len(play(engine(server, tmp_path / "a"), taught)) == 12
+    server.fault = "down"
+    with pytest.raises(ServiceError, match=r"does not answer: .*status 500.*vllm serve"):
+        play(engine(server, tmp_path / "b", attempts=1), taught)
+    server.fault = "no stop token"
+    with pytest.raises(ServiceError, match="a turn must come whole"):
+        play(engine(server, tmp_path / "c"), taught)
+    server.fault = "no dev mode"
+    with pytest.raises(ServiceError, match=r"status 404.*VLLM_SERVER_DEV_MODE=1"):
+        engine(server, tmp_path / "d").load(lambda path: path.mkdir(), 0)
+    with pytest.raises(ServiceError, match=r"does not answer: .*ConnectError"):
+        ServedEngine(VllmEngine(urls=("http://127.0.0.1:9",), weights=tmp_path / "e", attempts=1))
+
+
+def test_two_runs_cannot_share_a_server(server: Server, tmp_path: Path) -> None:
+    held = engine(server, tmp_path)
+    with pytest.raises(ConfigError, match="used by another run"):
+        engine(server, tmp_path)
+    assert held.settings.weights == tmp_path
+
+
+def test_where_servers_are_is_no_part_of_what_a_run_is(server: Server, taught: Any, tmp_path: Path) -> None:
+    one = configure(taught, server, tmp_path).identity()
+    assert one == configure(taught, server, tmp_path / "other", timeout=5.0).identity()
+    assert one != configure(taught, server, tmp_path, correction="none").identity()
