@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from igpo_core.config import NewPolicy
 from tests.e2e.conftest import ROOT, Servers
@@ -51,7 +52,7 @@ def specification(model: Path, folder: Path, name: str, training: dict[str, Any]
     content: dict[str, Any] = {
         "name": name,
         "baseline": "outcome_only",
-        "seeds": [0, 1],
+        "seeds": [0],
         "processes": 1,
         "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "log_prob_diff"}},
         "base": {
@@ -97,7 +98,7 @@ def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, model: P
     for name, training in ways.items():
         sweep(servers, specification(model, tmp_path, name, training))
     one = results(servers, "scale-one")
-    assert len(one) == 2 * 2 * 2  # adapters, arms, seeds
+    assert len(one) == 2 * 2  # adapters, arms
     assert {cell for cell, _, _ in one} == {"adapter=no", "adapter=lora"}
     for name in ("scale-two", "scale-fsdp"):
         several = results(servers, name)
@@ -116,10 +117,17 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
         search = {"kind": "web", "api": "retriever", "url": f"{server.address}/retriever", "mode": "live"}
         sweep(servers, specification(model, tmp_path, "web-live", {}, search))
         asked = sum(server.asked.values())
-    assert asked > 100 and max(server.asked.values()) == 1  # each query was asked once, whoever asked
+    assert asked > 50 and max(server.asked.values()) == 1  # each query was asked once, whoever asked
+    mlflow = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
+    study = mlflow.get_experiment_by_name("web-live")
+    assert study is not None
+    traces = mlflow.search_traces(locations=[study.experiment_id])
+    assert len(traces) == 2
+    told = json.dumps([span.outputs for trace in traces for span in trace.data.spans])
+    assert "Page 1 of" in told  # what the web answered stands in the trace
     sweep(servers, specification(model, tmp_path, "web-replay", {}, {**search, "mode": "replay"}))
     live, replayed = results(servers, "web-live"), results(servers, "web-replay")
-    assert live.keys() == replayed.keys() and len(live) == 4
+    assert live.keys() == replayed.keys() and len(live) == 2
     assert sum(result["metrics"]["test/all/searches"] for result in live.values()) > 0
     for key, result in live.items():
         assert numbers(result) == numbers(replayed[key]), key
