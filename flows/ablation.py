@@ -215,6 +215,10 @@ def outlook(specification: AblationSpecification, versions: dict[str, str], swee
     starts = {warm_start_key(experiment, version) for experiment, version in left}
     missing = [key for key in starts if not warm_start_folder(key).exists()]
     timing = read_timing(home(), sweep)
+    training = specification.base.training
+    if timing is None and training.processes * training.nodes > 1:
+        there = len(asked) - len(left)
+        return f"{there} of {len(asked)} runs were there; runs of several processes are not timed: see make dry-run"
     if timing is None:
         return "no step could be timed: the first warm start failed"
     text = estimate([experiment for experiment, _ in left], len(missing), timing, workers, home())

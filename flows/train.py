@@ -49,14 +49,15 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     started = time.perf_counter()
     folder = ensure_warm_start(experiment, data, home(), say)
     sweep = specification.sweep(versions_of(specification))
-    if planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
+    alone = (
+        experiment.training.processes * experiment.training.nodes == 1
+    )  # this process could not hold what several share
+    if alone and planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
         took = None if found else time.perf_counter() - started
         arms = [specification.experiment(arm, seed, cell) for arm in specification.arms]
         costly = next((arm for arm in arms if arm.reward.needs_beliefs), experiment)
         nobody = identify(costly, data.version, "timing", home())
-        job = Job(
-            planning.on_one_process(costly), nobody, data.folder, folder, home(), specification.name, "timing", ""
-        )
+        job = Job(costly, nobody, data.folder, folder, home(), specification.name, "timing", "")
         planning.keep_timing(home(), sweep, planning.time_a_step(job, took, say))
     return str(folder)
 

@@ -46,11 +46,6 @@ def read_timing(home: Path, sweep: str) -> Timing | None:
     return Timing(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def on_one_process(experiment: ExperimentConfig) -> ExperimentConfig:
-    alone = {"processes": 1, "nodes": 1, "sharding": "none"}
-    return experiment.model_copy(update={"training": experiment.training.model_copy(update=alone)})
-
-
 def time_a_step(job: "Job", seconds: float | None, say: "Say") -> Timing:
     """Two training steps from the warm start, by this process alone, the second timed. seconds: of the warm start."""
     trainer = start_trainer(job, say)
@@ -70,17 +65,15 @@ def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
 
 
 def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
-    """Of one run: its steps (all of them, where a budget of tokens may end it earlier) and its evaluations, an equal share
-    of each done by every process."""
+    """Of one run: its steps (all of them, where a budget of tokens may end it earlier) and its evaluations."""
     training, rollout, evaluation = experiment.training, experiment.rollout, experiment.evaluation
-    processes = training.processes * training.nodes
-    steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts / processes
+    steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts
     if training.budget == "seconds" and training.amount is not None:
         steps = min(steps, training.amount)
     decodings = len(evaluation.decoding)
     dev = (training.steps // evaluation.every + 1) * evaluation.dev_questions * decodings
     test = evaluation.test_questions * (decodings + 1)  # the checkpoint best on dev with the first decoding alone
-    return steps + (dev + test) * timing.rollout / processes
+    return steps + (dev + test) * timing.rollout
 
 
 def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:

@@ -178,7 +178,7 @@ class ServedEngine:
         retrying = Retrying(
             retry=retry_if_exception_type(_Away),
             stop=stop_after_attempt(self.settings.attempts),
-            wait=wait_exponential_jitter(initial=0.5, max=20.0),
+            wait=wait_exponential_jitter(multiplier=0.5, max=20.0),
             reraise=True,
         )
         try:

@@ -71,7 +71,7 @@ def launch(job: Job, said: list[str] | None = None, steps: list[int] | None = No
         return train_together(job, lock, said.append, steps.append)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.night)])
 def test_two_processes_end_with_the_result_of_one(taught: Any, tmp_path: Path, sharding: str) -> None:
     said: list[str] = []
     steps: list[int] = []
@@ -89,6 +89,7 @@ def test_two_processes_end_with_the_result_of_one(taught: Any, tmp_path: Path, s
     assert names <= {path.name for path in together.run.folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.night
 def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a launcher and a process of its own; here both are this machine."""
     job = make_job(taught, tmp_path, "nodes", 1, nodes=2)
@@ -124,6 +125,7 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
     pytest.fail("it ended before that step")
 
 
+@pytest.mark.night
 def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: Any, tmp_path: Path) -> None:
     job = make_job(taught, tmp_path, "killed", 2, steps=400)
     write_job(job)
