@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from flows.ablation import plan
 from flows.specification import load_specification
-from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
 from igpo_core.errors import ConfigError, IgpoError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def dry_run(preset: str) -> Iterator[str]:
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
     yield from (f"  warning: {warning}" for warning in data.warnings)
     environment = open_environment(costly, data.folder)
+    yield from servers(costly)
     policy, shape = describe(costly, environment)
     yield f"policy: {shape.parameters / 1e9:.3g} billion parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
@@ -68,6 +69,18 @@ def dry_run(preset: str) -> Iterator[str]:
         f"{lengths.trajectory} tokens"
     )
     yield from needs(costly, shape, lengths)
+
+
+def servers(config: ExperimentConfig) -> Iterator[str]:
+    """Each rollout server, asked once. Raises ServiceError where one does not answer."""
+    from igpo_core.rollout.served_engine import ServedEngine
+
+    if not isinstance(config.rollout.engine, VllmEngine):
+        return
+    once = config.rollout.engine.model_copy(update={"attempts": 1})
+    for number, url in enumerate(once.urls):
+        ServedEngine(once, number)
+        yield f"rollout server {url} answers; what it needs itself is not counted below"
 
 
 def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":

@@ -18,6 +18,7 @@ from igpo_core.config import DataConfig, ExperimentConfig, QuestionFiles, Reward
 from igpo_core.errors import ConfigError
 from igpo_core.hub import is_hub_name, require_pinned
 from tasks.home import PROJECT
+from tasks.settings import of_cell, put
 
 PRESETS = PROJECT / "deployments" / "presets"
 # of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
@@ -124,11 +125,7 @@ class AblationSpecification(BaseModel):
             raise ConfigError(f"unknown cell {cell!r}: {self.name} has {'; '.join(self.cells) or 'no factors'}")
         if not cell:
             return self.base
-        content = json.loads(self.base.model_dump_json())
-        for part in cell.split(","):
-            factor, level = part.split("=", 1)
-            for path, value in self.factors[factor][level].items():
-                _put(content, path, value)
+        content = of_cell(json.loads(self.base.model_dump_json()), self.factors, cell)
         try:
             return ExperimentConfig.model_validate(content)
         except ValidationError as error:
@@ -220,17 +217,6 @@ class AblationSpecification(BaseModel):
             raise ConfigError(f"unknown arm {', '.join(unknown)}: {self.name} has {', '.join(self.arms)}")
 
 
-def _put(content: Any, path: str, value: Any) -> None:
-    """Set content["a"]["b"][2] for path "a.b.2"; sections of which all is default so far are made."""
-    *places, last = path.split(".")
-    try:
-        for place in places:
-            content = content[int(place)] if isinstance(content, list) else content.setdefault(place, {})
-        content[int(last) if isinstance(content, list) else last] = value
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"there is no setting {path!r} in base ({error})") from error
-
-
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML in which a repeated key is an error: the first of two values would be lost without a word."""
 
@@ -271,7 +257,7 @@ def _derived(given: dict[str, Any], where: str) -> dict[str, Any]:
     )
     try:
         for path, value in changes.items():
-            _put(content, path, value)
+            put(content, path, value)
     except ValueError as error:
         raise ConfigError(f"{where} does not describe an ablation:\n  {error}") from error
     return content

@@ -6,7 +6,7 @@ Pure arithmetic on a model's configuration; no weight is made or loaded. docs/sc
 from dataclasses import dataclass
 from typing import Any
 
-from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy
+from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy, VllmEngine
 from igpo_core.logprobs import LOGITS_AT_A_TIME
 
 GIB = 2**30
@@ -100,6 +100,8 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     processes = config.training.processes * config.training.nodes
     questions = -(-config.rollout.questions // processes)
     rollouts = min(config.rollout.batch_size, questions * config.rollout.group_size)
+    if isinstance(config.rollout.engine, VllmEngine):
+        rollouts = 0  # their caches are the servers'
     shares = processes if config.training.sharding == "fsdp" else 1
     a_token = 2 * shape.layers * shape.key_value_heads * shape.head_width * compute
     tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
@@ -123,7 +125,8 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
 @dataclass(frozen=True)
 class Work:
     """Of one training step, of each process: operations of prefills and decoding, of beliefs, of the update; and bytes that
-    decoding reads, which on an accelerator take longer than its operations."""
+    decoding reads, which on an accelerator take longer than its operations. Where servers sample, `rollout` is the pass that
+    computes their tokens' log-probabilities anew, and what the servers need is not counted."""
 
     rollout: float
     beliefs: float
@@ -148,9 +151,12 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
     attention = 2 * tokens * shape.heads * shape.head_width * shape.layers
     head = 2 * shape.width * shape.vocabulary
     forward = rollouts * (tokens * (2 * shape.block_weights + attention) + sampled * head)
-    beliefs = (
-        rollouts * probes * (2 * shape.block_weights + 2 * attention + head) if config.reward.needs_beliefs else 0.0
-    )
+    served = isinstance(config.rollout.engine, VllmEngine)
+    beliefs = 0.0
+    if config.reward.needs_beliefs:
+        beliefs = rollouts * probes * (2 * shape.block_weights + 2 * attention + head)
+        if served or not config.reward.beliefs_while_rolling_out:  # a pass over the histories of its own
+            beliefs += rollouts * tokens * (2 * shape.block_weights + attention)
     passes = (2 if lora else 3) + config.optimizer.gradient_checkpointing
     half = isinstance(config.policy, PretrainedPolicy) and config.policy.dtype == "bfloat16"
     batches = -(-rollouts // config.rollout.batch_size)
@@ -162,5 +168,5 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
         rollout=forward,
         beliefs=beliefs,
         update=forward * passes * config.optimizer.updates_per_step,
-        decoding_bytes=steps * (shape.block_weights + head / 2) * (2 if half else 4) + cache,
+        decoding_bytes=0.0 if served else steps * (shape.block_weights + head / 2) * (2 if half else 4) + cache,
     )

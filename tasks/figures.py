@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from tasks.statistics import Interval, Paired, curve_band, paired
@@ -11,8 +12,14 @@ if TYPE_CHECKING:
 
     from tasks.sweeps import SweepData
 
-# Okabe and Ito, "Color Universal Design", 2008; told apart by colour-blind readers. Their yellow is too pale for a line.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito, "Color Universal Design", 2008, without their yellow, too pale for a line; then Tol's "muted" ones: told apart
+# by colour-blind readers
+COLOURS = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+    "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
+)  # fmt: skip
+MOST_TURNS = 32  # shown of a trajectory
+FEW = 7  # arms up to which a line for each seed can be followed
 PANELS = (
     ("f1", "eval/all/f1", "F1 on dev questions", (-0.02, 1.02)),
     ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
@@ -42,7 +49,8 @@ def overview(data: "SweepData", baseline: str, margin: float) -> "Figure":
     forest(axes[0][1], paired(data.scores(), baseline, margin), baseline, colours)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
-        f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds, thin: one seed",
+        f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds"
+        + (", thin: one seed" if len(data.arms) <= FEW else ""),
         fontsize=11,
         x=0.01,
         ha="left",
@@ -51,15 +59,23 @@ def overview(data: "SweepData", baseline: str, margin: float) -> "Figure":
 
 
 def efficiency(data: "SweepData", baseline: str) -> "Figure":
-    """Dev F1 against sampled tokens: what was reached for how much."""
+    """Dev F1 against sampled tokens, what was reached for how much: a line a run, or where arms are many the means of an arm."""
     figure, axes = _canvas(1, 1, (7.0, 4.2))
     axis, colours = axes[0][0], arm_colours(data.arms, baseline)
     for arm in data.arms:
-        for number, run in enumerate(data.finished(arm)):
+        lines = []
+        for run in data.finished(arm):
             curve = run.histories.get("eval/all/f1", {})
             points = [(run.at("progress/sampled_tokens", step), curve[step]) for step in sorted(curve)]
-            known = [(tokens, value) for tokens, value in points if tokens is not None]
-            axis.plot(*zip(*known, strict=True), color=colours[arm], linewidth=1.2, label=None if number else arm)
+            lines.append([(tokens, value) for tokens, value in points if tokens is not None])
+        if len(data.arms) > FEW:  # every run was evaluated at the same steps
+            lines = (
+                [[(mean(t for t, _ in at), mean(f for _, f in at)) for at in zip(*lines, strict=False)]]
+                if lines
+                else []
+            )
+        for number, known in enumerate(lines):
+            axis.plot(*zip(*known, strict=True), color=colours[arm], linewidth=1.4, label=None if number else arm)
     axis.set_xlabel("tokens sampled in training")
     axis.set_title("F1 on dev questions by sampled tokens", loc="left", fontsize=10)
     axis.set_ylim(-0.02, 1.02)
@@ -75,7 +91,7 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
         for arm in data.arms:
             by_turn: dict[int, list[float]] = {}
             for run in data.finished(arm):
-                for t in range(8):
+                for t in range(MOST_TURNS):
                     value = run.last(f"diagnostics/belief{part}_turn_{t}")
                     if value is not None:
                         by_turn.setdefault(t, []).append(value)
@@ -84,10 +100,13 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
             if turns:
                 axis.plot(turns, means, "o-", color=colours[arm], label=arm, markersize=4)
                 lows, highs = [min(by_turn[t]) for t in turns], [max(by_turn[t]) for t in turns]
-                axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
+                if len(data.arms) <= FEW:
+                    axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("turns done")
-        axis.set_title(f"Belief in the gold answer, {title} (band: seeds)", loc="left", fontsize=9)
+        axis.set_title(
+            f"Belief in the gold answer, {title}{' (band: seeds)' * (len(data.arms) <= FEW)}", loc="left", fontsize=9
+        )
         _plain(axis, legend=part == "")
     return figure
 
@@ -154,11 +173,12 @@ def curves(
     limits: tuple[float, float] | None,
     colours: Mapping[str, str],
 ) -> None:
-    """Mean and interval by step for each arm, a thin line a seed, the arm's name at the end of its line."""
+    """Mean and interval by step for each arm, a thin line a seed where arms are few, the arm's name at the end of its line."""
     ends = []
+    few = len(data.arms) <= FEW
     for arm in data.arms:
         rows = [run.histories[metric] for run in data.finished(arm) if run.histories.get(metric)]
-        for row in rows:
+        for row in rows if few else ():
             axis.plot(sorted(row), [row[step] for step in sorted(row)], color=colours[arm], alpha=0.3, linewidth=0.7)
         band = curve_band(rows)
         if not band:
@@ -166,7 +186,7 @@ def curves(
         steps, means = [point.step for point in band], [point.mean for point in band]
         edges = [point.interval or Interval(point.mean, point.mean) for point in band]
         lows, highs = [edge.low for edge in edges], [edge.high for edge in edges]
-        axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12, linewidth=0)
+        axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12 if few else 0.05, linewidth=0)
         axis.plot(steps, means, color=colours[arm], linewidth=2.2, solid_capstyle="round")
         ends.append((means[-1], steps[-1], arm))
     if limits is not None:

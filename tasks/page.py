@@ -21,7 +21,7 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;border-top:1px solid #
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:.6rem 0}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{color:#555;font-weight:600}
-.warn{background:#fff4e5;border-left:4px solid #d55e00;padding:.5rem .8rem;margin:.4rem 0}
+.warn{background:#fff4e5;border-left:4px solid #d55e00;padding:.4rem .8rem;margin:.4rem 0;font-size:13px}
 svg{max-width:100%;height:auto}
 #filters{display:flex;flex-wrap:wrap;gap:.8rem;margin:.6rem 0}#filters label{font-size:13px;color:#555}
 #list{max-height:16rem;overflow-y:auto;border:1px solid #ddd;font-size:13px}
@@ -103,7 +103,9 @@ def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
 
 
 def _warnings(words: "Words") -> list[str]:
-    return [f'<div class="warn">{_text(text)}</div>' for text in words.warnings]
+    """One box, so that the table below it stays on the first screen."""
+    lines = "".join(f"<div>{_text(text)}</div>" for text in words.warnings)
+    return [f'<div class="warn">{lines}</div>'] if lines else []
 
 
 def _words(words: "Words") -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from igpo_core.errors import DataError
 from tasks.alarms import alarms
+from tasks.settings import of_cell
 from tasks.statistics import (
     Paired,
     Reached,
@@ -212,10 +213,10 @@ def cell_reports(
 ) -> list[CellReport]:
     """Tables and words of every cell, from the runs' metrics alone. Raises DataError for a sweep without a finished run."""
     baseline, margin = specification["baseline"], specification["margin"]
-    base = specification["base"]
-    threshold, training = base["evaluation"]["threshold"], base["training"]
     reports = []
     for cell in cells:
+        base = of_cell(specification["base"], specification["factors"], cell)
+        threshold, training = base["evaluation"]["threshold"], base["training"]
         empty = next(iter(found.values()), SweepData("", "", (), ()))
         data = found.get(cell, replace(empty, arms=(), runs=(), warnings=()))
         data = data.select(list(specification["arms"]), list(specification["seeds"]))
@@ -224,7 +225,7 @@ def cell_reports(
         summaries = summarise(data, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
         warnings = [*budgets, *left_out(data), *data.warnings, *alarms(data)]
-        words = sentences(summaries, specification, baseline, threshold, warnings)
+        words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings)
         rows = table_rows(summaries, threshold)
         reports.append(CellReport(cell, data, summaries, rows, words, slice_differences(data, baseline)))
     return reports
@@ -252,7 +253,9 @@ def write_report(
     comparison = _comparison(specification)
     left = [arm for report in reports for arm in moved(experiment, comparison, sweep, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    compare = compare_url(experiment, sorted({run.run_id for report in reports for run in report.data.finished()}))
+    compare = compare_url(
+        experiment, sweep, sorted({run.run_id for report in reports for run in report.data.finished()})
+    )
     text = markdown(sweep, [(report.cell, report.rows, report.words) for report in reports], compare)
     run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
     mlflow = client()

@@ -35,6 +35,7 @@ def client() -> "MlflowClient":
     # by default a call to a server that is away blocks for four minutes, and to one that hangs for sixteen
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file of a report
     return MlflowClient(tracking_uri())
 
 
@@ -115,6 +116,9 @@ def experiment_id(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- links
 
 
+COMPARED = 40  # runs on MLflow's comparison page
+
+
 def run_url(experiment_id: str, run_id: str) -> str:
     return f"{tracking_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
 
@@ -125,8 +129,11 @@ def chart_url(experiment_id: str, sweep: str) -> str:
     return f"{tracking_uri()}/#/experiments/{experiment_id}/runs?searchFilter={search}&compareRunsMode=CHART"
 
 
-def compare_url(experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The comparison page: parallel coordinates and a table, side by side."""
+def compare_url(experiment_id: str, sweep: str, run_ids: Sequence[str]) -> str:
+    """The comparison page: parallel coordinates and a table, side by side. Of more runs than it can show, each of which
+    lengthens the address by 40 characters, the chart view of the sweep."""
+    if len(run_ids) > COMPARED:
+        return chart_url(experiment_id, sweep)
     runs, experiments = (
         quote(json.dumps(ids, separators=(",", ":")), safe="") for ids in ([*run_ids], [experiment_id])
     )

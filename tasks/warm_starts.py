@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpo_core.checkpoints import verify_folder, write_folder
-from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from igpo_core.config import ExperimentConfig, PretrainedPolicy, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from tasks.locks import locked
 from tasks.runs import Say
@@ -25,9 +25,16 @@ def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
         "rollout": [experiment.rollout.max_turns, experiment.rollout.max_tokens],
         "batch": experiment.optimizer.tokens_per_batch,
         "threads": experiment.training.threads,
-        "seed": experiment.seed,
+        "seed": experiment.seed if _depends_on_seed(experiment) else None,
     }
     return fingerprint(relevant, data_version, code_version())
+
+
+def _depends_on_seed(experiment: ExperimentConfig) -> bool:
+    """A pretrained model as it is serves all seeds: one copy of it is kept."""
+    policy = experiment.policy
+    drawn = not isinstance(policy, PretrainedPolicy) or policy.lora is not None
+    return drawn or experiment.warm_start is not None
 
 
 def set_up(experiment: ExperimentConfig, data: Path) -> "tuple[Environment, Policy]":

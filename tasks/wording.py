@@ -120,7 +120,7 @@ def sentences(
         + "; ".join(_speed(row) for row in summaries)
         + ".",
     ]
-    return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, baseline)))
+    return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, specification["factors"], baseline)))
 
 
 def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
@@ -169,13 +169,18 @@ def _certainty(pairs: int, compared: int) -> str:
     )
 
 
-def _limits(summaries: Sequence["ArmSummary"], base: Mapping[str, Any], baseline: str) -> list[str]:
+def _limits(
+    summaries: Sequence["ArmSummary"], base: Mapping[str, Any], factors: Mapping[str, Any], baseline: str
+) -> list[str]:
+    levels = [settings.get("reward.format_penalty") for factor in factors.values() for settings in factor.values()]
+    crossed = sorted({level for level in levels if level is not None})
+    penalties = " and ".join(f"{penalty:g}" for penalty in crossed or [base["reward"]["format_penalty"]])
+    elsewhere = "the other cells" if crossed else "the preset of the other penalty"
     compared = max(1, len(summaries) - 1)
     pairs = min((row.pairs for row in summaries if row.arm != baseline and row.pairs), default=0)
     lines = [
         "The ceiling. A gap at this budget may be one of speed alone: with more steps the arms may end level.",
-        f"Any other format penalty than {base['reward']['format_penalty']:g}, which decides how an arm fails: compare with "
-        "the preset of the other penalty.",
+        f"Any other format penalty than {penalties}, which decides how an arm fails: compare with {elsewhere}.",
         _certainty(pairs, compared),
         f"Any other world, model size, learning rate or task than this one (data: {base['data']['kind']}).",
     ]

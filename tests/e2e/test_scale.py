@@ -2,19 +2,25 @@
 corpus; LoRA on and off, one process and two, DDP and FSDP2. And a sweep over the web that is repeated without it."""
 
 import json
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 from igpo_core.config import NewPolicy
-from tests.e2e.conftest import ROOT, Servers
+from tests.e2e.conftest import ROOT, Servers, free_ports
 from tests.igpo_core.hostile import hostile_server
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(1800)]
 
 SHARED = ROOT.parent / "shared" / "data"
 TEMPLATE = ROOT / "tests" / "data" / "qwen2_5_chat_template.jinja"
@@ -28,8 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from igpo_core.policies import chat_tokenizer, new_model, save_policy, speak
 
     shape = NewPolicy.model_validate(
-        {"architecture": "qwen2", "tokenizer": "chat", "vocabulary": 2048, "width": 32, "layers": 2, "heads": 4,
-         "key_value_heads": 2, "feed_forward": 64, "window": 4096}
+        {"architecture": "qwen2", "tokenizer": "chat", "vocabulary": 2048, "width": 64, "layers": 2, "heads": 2,
+         "key_value_heads": 1, "feed_forward": 128, "window": 4096}
     )  # fmt: skip
     texts = pandas.read_parquet(SHARED / "corpus.parquet")["text"].head(2000)
     tokenizer = chat_tokenizer(texts, shape)
@@ -39,7 +45,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def specification(model: Path, folder: Path, name: str, training: dict[str, Any], search: Any = None) -> Path:
+def specification(
+    model: Path, folder: Path, name: str, training: dict[str, Any], search: Any = None, engine: Any = None
+) -> Path:
+    """An untrained policy would never search: with `search` or `engine` it is warm-started."""
     data: dict[str, Any] = {
         "kind": "files",
         "questions": [{"path": str(SHARED / "questions.parquet")}],
@@ -60,13 +69,16 @@ def specification(model: Path, folder: Path, name: str, training: dict[str, Any]
             "policy": {"kind": "pretrained", "name": str(model)},
             "rollout": {"questions": 3, "group_size": 2, "max_turns": 2, "max_new_tokens": 24, "max_tokens": 1024},
             "training": {"epochs": 1, "steps_per_epoch": 2, **training},
-            "evaluation": {"every": 2, "dev_questions": 4, "test_questions": 6, "decoding": ["greedy"], "traces": 1},
+            "evaluation": {"every": 2, "dev_questions": 4, "test_questions": 6, "decoding": ["sampled"], "traces": 6},
         },
     }
-    if search:  # an untrained policy would never search
-        stage = {"steps": 150, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
+    if search or engine:
+        stage = {"steps": 250, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
         content["base"]["warm_start"] = {"stages": [stage]}
-    else:
+        content["base"]["rollout"]["max_new_tokens"] = 64
+    if engine:
+        content["base"]["rollout"]["engine"] = engine
+    if not search:
         content["factors"] = {"adapter": {"no": {"policy.lora": None}, "lora": {"policy.lora": {"rank": 4}}}}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -122,7 +134,7 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
     study = mlflow.get_experiment_by_name("web-live")
     assert study is not None
     traces = mlflow.search_traces(locations=[study.experiment_id])
-    assert len(traces) == 2
+    assert len(traces) == 2 * 6
     told = json.dumps([span.outputs for trace in traces for span in trace.data.spans])
     assert "Page 1 of" in told  # what the web answered stands in the trace
     sweep(servers, specification(model, tmp_path, "web-replay", {}, {**search, "mode": "replay"}))
@@ -131,3 +143,53 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
     assert sum(result["metrics"]["test/all/searches"] for result in live.values()) > 0
     for key, result in live.items():
         assert numbers(result) == numbers(replayed[key]), key
+
+
+@contextmanager
+def vllm(python: str, model: Path, folder: Path) -> Iterator[str]:
+    """A vLLM server of the environment that `python` belongs to; its address."""
+    port = free_ports()[0]
+    settings = ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-model-len", "2048"]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *settings]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "vllm.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            for _ in range(300):
+                assert server.poll() is None, (folder / "vllm.log").read_text()[-3000:]
+                try:
+                    httpx.get(f"{url}/health", timeout=5).raise_for_status()
+                    break
+                except httpx.TransportError:
+                    time.sleep(1)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+@pytest.mark.skipif("IGPO_VLLM" not in os.environ, reason="IGPO_VLLM names the python of an environment with vLLM")
+def test_the_whole_ablation_with_vllm(servers: Servers, model: Path, tmp_path: Path) -> None:
+    with vllm(os.environ["IGPO_VLLM"], model, tmp_path) as url:
+        engine = {"kind": "vllm", "urls": [url], "weights": str(tmp_path / "weights")}
+        sweep(servers, specification(model, tmp_path, "with-vllm", {}, engine=engine))
+        told = (tmp_path / "vllm.log").read_text()
+    found = results(servers, "with-vllm")
+    assert {cell for cell, _, _ in found} == {"adapter=no", "adapter=lora"} and len(found) == 4
+    mlflow = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
+    study = mlflow.get_experiment_by_name("with-vllm")
+    assert study is not None
+    searched = 0.0
+    for result in found.values():
+        (run,) = mlflow.search_runs([study.experiment_id], f"tags.run_key = '{result['run_key']}'")
+        worst, searches = (
+            [point.value for point in mlflow.get_metric_history(run.info.run_id, name)]
+            for name in ("engine/mismatch_max", "train/searches")
+        )
+        # float32 on both sides: with the untrained weights that the server was started with it would be off by far more
+        assert len(worst) == 2 and max(worst) < 1e-4
+        searched += sum(searches)
+    assert searched > 0
+    assert "/collective_rpc" in told and "/reset_prefix_cache" in told

@@ -8,7 +8,7 @@ import yaml
 
 from flows.dry_run import dry_run, main
 from flows.specification import PRESETS
-from igpo_core.errors import ConfigError
+from igpo_core.errors import ConfigError, ServiceError
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +53,9 @@ def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:
 def test_what_would_stop_the_run(tmp_path: Path, change: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         list(dry_run(changed(tmp_path, **change)))
+
+
+def test_a_rollout_server_is_asked(tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": str(tmp_path / "weights")}
+    with pytest.raises(ServiceError, match=r"127.0.0.1:9.*vllm serve"):
+        list(dry_run(changed(tmp_path, rollout={"questions": 2, "group_size": 2, "engine": engine})))

@@ -112,3 +112,17 @@ def test_memory_of_presets_in_round_numbers() -> None:
     )
     assert lora.weights / 7.616e9 == pytest.approx(2, rel=0.02) and lora.optimizer < 0.5 * GIB
     assert lora.copies == 2 * lora.optimizer // 3
+
+
+def test_rollouts_on_servers_leave_this_accelerator() -> None:
+    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:8000"], "weights": "/tmp/weights"}
+    shape, parts = Shape.of(TINY), {"reward": {"gain": "prob_diff"}, "optimizer": {"tokens_per_batch": 4096}}
+    here, away = configure(**parts), configure(**parts, rollout={"engine": engine})
+    assert memory(shape, here).cache > 0 and memory(shape, away).cache == 0
+    sizes = {"tokens": 50, "sampled": 20, "probes": 30}
+    ours, theirs = work(shape, here, **sizes), work(shape, away, **sizes)
+    assert theirs.decoding_bytes == 0 and theirs.rollout == ours.rollout and theirs.update == ours.update
+    # beliefs cannot ride in a server's passes: each history is read once more, without the vocabulary
+    rollouts = here.rollout.questions * here.rollout.group_size
+    attention = 2 * 50 * 4 * 16 * 3
+    assert theirs.beliefs - ours.beliefs == rollouts * 50 * (2 * shape.block_weights + attention)

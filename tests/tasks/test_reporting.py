@@ -12,11 +12,11 @@ import yaml
 from igpo_core.errors import DataError
 from tasks.outbox import About, Outbox, write_status
 from tasks.recompute import recompute
-from tasks.reporting import left_out, summarise, unequal_budgets, write_report
+from tasks.reporting import cell_reports, left_out, summarise, unequal_budgets, write_report
 from tasks.sending import Sender, read_sent
 from tasks.statistics import Reached, interval
 from tasks.sweeps import RunData, SweepData, collect
-from tasks.tracking import client, experiment_id
+from tasks.tracking import client, compare_url, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
@@ -174,6 +174,31 @@ def test_words_say_what_was_not_shown() -> None:
     assert "MISSING: gone seed 0 (no run)" in text
     for part in ("The ceiling", "penalty than -1", "made on purpose", "0.938 at most", "data: lookup"):
         assert part in text
+
+
+def test_words_of_a_cell_say_what_the_cell_is() -> None:
+    """A sweep over group sizes and penalties: its base describes none of its cells."""
+    levels = {
+        "group": {
+            "2": {"rollout.group_size": 2, "rollout.questions": 4},
+            "4": {"rollout.group_size": 4, "rollout.questions": 2},
+        },
+        "penalty": {"-1": {"reward.format_penalty": -1}, "0": {"reward.format_penalty": 0}},
+    }
+    cell = "group=2,penalty=0"
+    (report,) = cell_reports({**SPECIFICATION, "factors": levels}, {cell: five()}, [cell])
+    told = report.words.plain(10_000)
+    assert "4 steps of 4 questions x 2 rollouts" in told
+    assert (
+        "Any other format penalty than -1 and 0, which decides how an arm fails: compare with the other cells." in told
+    )
+
+
+def test_the_link_to_many_runs_stays_short() -> None:
+    assert compare_url("1", "s-1", ["a", "b"]).endswith(
+        "/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
+    )
+    assert len(compare_url("1", "s-1", [f"{n:032x}" for n in range(200)])) < 300
 
 
 def test_words_claim_nothing_where_nothing_was_shown() -> None:

@@ -38,7 +38,9 @@ def test_links_decode_to_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None
         "searchFilter": ['tags.sweep = "a b&c" and tags.kind = "train"'],
         "compareRunsMode": ["CHART"],
     }
-    compare = urlsplit(urlsplit(tracking.compare_url("7", ["r1", "r2"])).fragment)
+    many = [f"r{i}" for i in range(tracking.COMPARED + 1)]
+    assert tracking.compare_url("7", "a b&c", many) == tracking.chart_url("7", "a b&c")
+    compare = urlsplit(urlsplit(tracking.compare_url("7", "a b&c", ["r1", "r2"])).fragment)
     assert compare.path == "/compare-runs"
     assert parse_qs(compare.query) == {"runs": ['["r1","r2"]'], "experiments": ['["7"]']}
     assert unquote(tracking.traces_url("7")) == "http://host:1/#/experiments/7/traces"

@@ -14,6 +14,7 @@ from igpo_core.rewards.scoring import require_room
 from tasks.locks import locked, locked_if_free
 from tasks.runs import identify
 from tasks.stored_models import locate, require_vocabulary
+from tasks.warm_starts import warm_start_key
 
 
 def hold(home: Path, seconds: float, ready: Any) -> None:
@@ -84,6 +85,17 @@ def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:
     room(252, "outcome_only")
     with pytest.raises(ConfigError, match=rf"{questions[0].id}.*max_tokens=252.*\(5 tokens\).*256"):
         room(252, "outcome_and_gain")
+
+
+def test_a_pretrained_model_as_it_is_is_copied_once_for_all_seeds() -> None:
+    def key(seed: int, **policy: Any) -> str:
+        data = {"kind": "files", "questions": [{"path": "q"}], "corpus": ["c"]}
+        policy = {"kind": "pretrained", "name": "m", **policy}
+        return warm_start_key(ExperimentConfig.model_validate({"data": data, "policy": policy, "seed": seed}), "v")
+
+    assert key(0) == key(1)
+    assert key(0) != key(0, dtype="bfloat16")
+    assert key(0, lora={"rank": 4}) != key(1, lora={"rank": 4})  # an adapter is drawn
 
 
 def test_a_policy_of_another_world_is_refused(taught: Any) -> None:
