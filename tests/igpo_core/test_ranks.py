@@ -24,6 +24,7 @@ KL = {
 }
 FSDP = {"training": {"sharding": "fsdp"}}
 ARMS: dict[str, dict[str, Any]] = {
+    "outcome": {"reward": {"reward": "outcome_only"}},
     "igpo": {"reward": {"gain": "prob_diff"}},
     "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
     "kl": KL,
@@ -62,13 +63,14 @@ def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
     one, two = (json.loads((made / f"{arm}-{count}.json").read_text()) for count in (1, 2))
     assert two["tokens"] == one["tokens"] and two["groups"] == one["groups"] and two["dev"] == one["dev"]
     for own, other in zip(one["advantages"][0], two["advantages"][0], strict=True):
-        assert other == pytest.approx(
-            own, abs=1e-4
-        )  # beliefs are rounded by their batch: 1e-6 in z-scores of small spread
+        # beliefs are rounded by their batch: 1e-6 in z-scores of small spread
+        assert other == pytest.approx(own, abs=0 if arm == "outcome" else 1e-4)
     assert two["metrics"][1] == pytest.approx(one["metrics"][1], abs=2e-5, rel=2e-4)
     assert one["metrics"][1]["train/grad_norm"] > 1e-3
     alone, together = (load_file(made / f"{arm}-{count}.safetensors") for count in (1, 2))
-    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6  # clipped to a norm of 1
+    # clipped to a norm of 1; what beliefs are rounded by passes into the gradient
+    allowed = 1e-6 if arm == "outcome" else 5e-6
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < allowed
     assert max(float(gradient.abs().max()) for gradient in alone.values()) > 1e-2
     weights = "adapter_model.safetensors" if arm == "lora_fsdp" else "model.safetensors"
     alone, together = (load_file(made / f"{arm}-{count}" / weights) for count in (1, 2))
