@@ -16,13 +16,14 @@ from tasks import planning
 from tasks.home import home, warm_start_folder
 from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
-from tasks.outbox import About
+from tasks.outbox import About, read_about
 from tasks.prefect_runs import RunPage, flow_run_url
+from tasks.processors import joined, processor
 from tasks.runs import Say, bring_up_to_date, identify
 from tasks.secrets import require_judge
 from tasks.together import Meeting, train_together
 from tasks.training import Job, OnStep, start_trainer, test_and_publish, train_epoch, train_to_end
-from tasks.warm_starts import ensure_warm_start, warm_start_key
+from tasks.warm_starts import device, ensure_warm_start, warm_start_key
 
 
 def run_name() -> str:
@@ -104,6 +105,9 @@ def train_run(job: Job, tags: dict[str, str], lock: IO[str], say: Say) -> dict[s
     name = " ".join(filter(None, [job.arm, f"seed {experiment.seed}", job.cell]))
     page = RunPage(name, experiment.training.steps, say)
     settings = experiment.model_dump(mode="json")
+    before = read_about(run.folder)
+    known = before.tags.get("processor") if before else None
+    tags = tags | {"processor": joined(known, processor(device(experiment)))}
     tracker = Tracker(run.folder, About(job.study, name, run.run_key, tags, settings), say, page.link)
     several = experiment.training.processes * experiment.training.nodes > 1
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from igpo_core.errors import DataError
 from tasks.alarms import alarms
+from tasks.processors import mixed
 from tasks.settings import of_cell
 from tasks.statistics import (
     Paired,
@@ -224,7 +225,7 @@ def cell_reports(
             raise DataError(f"sweep {data.sweep} has no finished run to report on: {' '.join(data.warnings)}")
         summaries = summarise(data, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
-        warnings = [*budgets, *left_out(data), *data.warnings, *alarms(data)]
+        warnings = [*budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings)
         rows = table_rows(summaries, threshold)
         reports.append(CellReport(cell, data, summaries, rows, words, slice_differences(data, baseline)))
@@ -269,7 +270,8 @@ def write_report(
         )
         (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
         (folder / "places.json").write_text(json.dumps({"cells": list(cells), "places": dict(places)}, indent=1))
-        (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell), indent=1))
+        computed_on = sorted({run.processor for report in reports for run in report.data.finished()})
+        (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell, computed_on), indent=1))
         for report in reports:
             inside = folder / "figures" / report.cell.replace(",", "_") if report.cell else folder
             inside.mkdir(parents=True, exist_ok=True)
@@ -373,8 +375,8 @@ def _commit() -> str:
     return git.stdout.strip() if git.returncode == 0 else f"no commit known: {git.stderr.strip()}"
 
 
-def versions(data_versions: Mapping[str, str]) -> dict[str, Any]:
-    """What computed the numbers: code, data, interpreter, machine and every installed package."""
+def versions(data_versions: Mapping[str, str], computed_on: Sequence[str]) -> dict[str, Any]:
+    """What computed the numbers: code, data, the runs' processors, interpreter, this machine and every installed package."""
     from importlib.metadata import distributions
 
     from igpo_core.config import code_version
@@ -383,6 +385,7 @@ def versions(data_versions: Mapping[str, str]) -> dict[str, Any]:
         "data": sorted(set(data_versions.values())),
         "code": code_version(),
         "git": _commit(),
+        "computed_on": list(computed_on),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

@@ -45,7 +45,7 @@ HISTORIES = (
 @dataclass(frozen=True)
 class RunData:
     """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of HISTORIES that the run
-    has; latest: the last value of every metric."""
+    has; latest: the last value of every metric; processor: what it was computed on, empty where no tag says."""
 
     run_id: str
     arm: str
@@ -53,6 +53,7 @@ class RunData:
     status: str
     histories: Mapping[str, Curve]
     latest: Mapping[str, float]
+    processor: str = ""
 
     @property
     def finished(self) -> bool:
@@ -138,7 +139,8 @@ def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] |
         tags = run.data.tags
         own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
         for cell, arm, seed in own if places is None else places[tags["run_key"]]:
-            data = RunData(run.info.run_id, arm, seed, run.info.status, history, dict(run.data.metrics))
+            latest, where = dict(run.data.metrics), tags.get("processor", "")
+            data = RunData(run.info.run_id, arm, seed, run.info.status, history, latest, where)
             chosen = cells.setdefault(cell, {})
             if (arm, seed) in chosen:
                 doubled.setdefault(cell, []).append(f"{arm} seed {seed}")

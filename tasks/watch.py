@@ -1,7 +1,7 @@
 """Whether an effect moved: a sweep's differences against the intervals of the sweep before of the same specification.
 
 The same specification on unchanged data, code and libraries reuses its runs and cannot move. What can is a new version of
-any of them.
+any of them, or another kind of processor under another home.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class Moved:
     def sentence(self) -> str:
         return (
             f"EFFECT MOVED: {self.arm} differs from the baseline by {self.difference:+.3f}, outside [{self.low:+.3f}, "
-            f"{self.high:+.3f}] of the sweep before of the same specification, {self.before} ({self.before_url}). Data, code "
-            "or a library changed between them: versions.json of both reports says which."
+            f"{self.high:+.3f}] of the sweep before of the same specification, {self.before} ({self.before_url}). Data, code, "
+            "a library or the processor changed between them: versions.json of both reports says which."
         )
 
 

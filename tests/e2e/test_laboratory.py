@@ -12,6 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from tasks.processors import processor
 from tests.e2e.conftest import ROOT, Servers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -90,6 +91,7 @@ def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) ->
     starts = {run["tags"]["seed"]: run["dev"][0] for run in trained if run["tags"]["arm"] == "outcome_only"}
     for run in trained:  # one warm start a seed: equal evaluations before the first step
         assert run["dev"][0] == starts[run["tags"]["seed"]]
+    assert {run["tags"]["processor"] for run in trained} == {processor("cpu")}
     assert sum(run["tags"].get("kind") == "report" for run in runs) == 1
     assert sum(run["tags"].get("kind") == "data" for run in runs) == 1
 
