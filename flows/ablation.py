@@ -28,6 +28,7 @@ from tasks.prefect_runs import flow_run_url
 from tasks.runs import identify
 from tasks.secrets import require_judge
 from tasks.servers import require_servers
+from tasks.statistics import seeds_for_verdict
 
 if TYPE_CHECKING:
     from tasks.reporting import Report
@@ -80,7 +81,8 @@ def ablation(
             more = more_seeds(specification, report, workers)
             if not more:
                 break
-            say(f"the widest interval is {report.widest:.3f}, wider than asked for: seeds {more} are added")
+            widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
+            say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
             specification = specification.select(None, [*specification.seeds, *more])
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description="The report: tables and words")
     create_table_artifact(report.rows, description="The result as a table")
@@ -153,10 +155,14 @@ def run_all(
 def more_seeds(specification: AblationSpecification, report: "Report", workers: int) -> list[int]:
     """Seeds to add where the answer is not as narrow as asked for: as many as keep the workers busy; none at the limit.
 
-    What decides is the width alone, never where the interval lies: stopping when it leaves zero would find too much.
+    What decides is the width alone, never where the interval lies: stopping when it leaves zero would find too much. With
+    fewer seeds than a verdict takes, a narrow interval means little: seeds that happen to fare alike.
     """
     until, seeds = specification.until, specification.seeds
-    if until is None or report.widest is None or report.widest <= until.width:
+    if until is None:
+        return []
+    needed = seeds_for_verdict(max(1, len(specification.arms) - 1))
+    if len(seeds) >= needed and report.widest is not None and report.widest <= until.width:
         return []
     batch = max(1, workers // max(1, len(specification.runs()) // len(seeds)))
     new = (seed for seed in itertools.count() if seed not in seeds)

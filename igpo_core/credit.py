@@ -70,12 +70,14 @@ def assign_credit(
     weight = gain_weight(config, step)
     if config.reward == "gigpo":
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
-        anchored = [[weight * z for z in row] for row in same_state(rewards, groups, standard, config.gamma)]
+        values = [_outcome_value(item, config) for item in rewards]
+        anchored = [[weight * z for z in row] for row in same_state(rewards, values, groups, standard, config.gamma)]
         return _finish(spread, anchored, charges, None, 0.0, weight)
 
     gains = [list(item.gains) for item in rewards]
-    if config.shuffle_gains:
-        gains = shuffled(gains, groups, seed=seed, step=step)
+    if config.shuffle != "none":
+        within = groups if config.shuffle == "group" else range(len(gains))
+        gains = shuffled(gains, within, seed=seed, step=step)
     if config.credit == "trajectory":
         gains = [[math.fsum(row)] for row in gains]
     fallback = 0.0
@@ -148,7 +150,8 @@ def gain_weight(config: RewardConfig, step: int) -> float:
 
 
 def shuffled(gains: Sequence[Sequence[float]], groups: Sequence[Hashable], *, seed: int, step: int) -> Rows:
-    """The same gains, permuted among all turns of a group: variance without credit. Keyed by (seed, step, group)."""
+    """The same gains, permuted among all turns of a group: variance without credit. Keyed by (seed, step, group). With each
+    trajectory a group of its own, its total stays and the turn it belongs to is lost."""
     rows: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         rows.setdefault(group, []).append(i)
@@ -179,7 +182,8 @@ def outcome_gates(outcomes: Sequence[float], groups: Sequence[Hashable], tempera
     for group, row in values.items():
         mean = math.fsum(row) / len(row)
         std = math.sqrt(math.fsum((value - mean) ** 2 for value in row) / len(row))
-        gates[group] = 1 / (1 + math.exp(std / temperature))
+        faded = math.exp(-std / temperature)
+        gates[group] = faded / (1 + faded)
     return [gates[group] for group in groups]
 
 
@@ -193,14 +197,18 @@ def matched_scale(gains: Sequence[Sequence[float]], outcomes: Sequence[float]) -
 
 
 def same_state(
-    rewards: Sequence[TurnRewards], groups: Sequence[Hashable], standard: Standardiser, gamma: float
+    rewards: Sequence[TurnRewards],
+    outcomes: Sequence[float],
+    groups: Sequence[Hashable],
+    standard: Standardiser,
+    gamma: float,
 ) -> Rows:
     """GiGPO's step advantage: gamma^(T-t) * outcome, standardised among the turns of the group that had seen the same
     (arXiv 2505.10978). A state that nobody shares gives 0."""
     flat: list[float] = []
     pools: list[Hashable] = []
-    for item, group in zip(rewards, groups, strict=True):
-        flat += [gamma ** (item.turns - 1 - t) * item.outcome for t in range(item.turns)]
+    for item, outcome, group in zip(rewards, outcomes, groups, strict=True):
+        flat += [gamma ** (item.turns - 1 - t) * outcome for t in range(item.turns)]
         pools += [(group, state) for state in item.states]
     values = iter(in_pools(flat, pools, standard))
     return [[next(values) for _ in range(item.turns)] for item in rewards]

@@ -8,8 +8,7 @@ from igpo_core.metrics import SOLVED, evidence_recall, mean, std
 from igpo_core.policies import Policy
 from igpo_core.rewards.counterfactual import instead_of_observations
 from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
-
-TURNS = 8  # metrics by turn go so far
+from igpo_core.trajectory import TURNS_TOLD
 
 
 def fits_window(policy: Policy, item: Scored, config: RewardConfig) -> bool:
@@ -19,7 +18,8 @@ def fits_window(policy: Policy, item: Scored, config: RewardConfig) -> bool:
 
 
 def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardConfig) -> dict[str, float]:
-    """diagnostics/: beliefs (as probabilities) by turn, for solved and unsolved trajectories; and whence a turn's gain in
+    """diagnostics/: beliefs (as probabilities) by turn, of the trajectories that got so far, for solved and unsolved ones too;
+    and whence a turn's gain in
     log-probability comes: gain_thought, what the policy wrote itself (the belief after the call with an empty result,
     minus the belief before the turn), and gain_observation, what the result added to that.
 
@@ -33,11 +33,10 @@ def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardCo
     }
     for name, items in parts.items():
         beliefs = [item.beliefs for item in items if item.beliefs is not None]
-        for t in range(min(max(map(len, beliefs), default=0), TURNS)):
+        for t in range(min(max(map(len, beliefs), default=0), TURNS_TOLD)):
             values = [math.exp(row[t]) for row in beliefs if len(row) > t]
             metrics[f"diagnostics/belief{name}_turn_{t}"] = mean(values)
-            if not name:
-                metrics[f"diagnostics/belief_std_turn_{t}"] = std(values)
+            metrics[f"diagnostics/belief_std{name}_turn_{t}"] = std(values)
     trajectories = [item.trajectory for item in explained]
     empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
     thought, observation = [], []
@@ -50,6 +49,6 @@ def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardCo
     if thought:
         metrics["diagnostics/gain_thought"], metrics["diagnostics/gain_observation"] = mean(thought), mean(observation)
     titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
-    for t in range(min(max((len(item.observations) for item in titled), default=0), TURNS)):
+    for t in range(min(max((len(item.observations) for item in titled), default=0), TURNS_TOLD)):
         metrics[f"diagnostics/evidence_recall_turn_{t + 1}"] = mean([evidence_recall(item, t + 1) for item in titled])
     return metrics

@@ -2,11 +2,12 @@
 
 import itertools
 import math
+import re
 from collections.abc import Hashable, Sequence
 
 from igpo_core.credit import Credit
 from igpo_core.rewards.scoring import Scored
-from igpo_core.trajectory import RolloutStatus, Search, Trajectory
+from igpo_core.trajectory import TURNS_TOLD, RolloutStatus, Search, Trajectory
 
 SOLVED = 0.5  # F1 from which an answer counts as right
 
@@ -31,7 +32,7 @@ def _advantage_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequenc
         # mean-centred gains pay or charge for the number of turns: always looked at
         "advantage/first_turn_by_turns": correlation([row[0] for row in credit.turns], [float(t) for t in turns]),
     }
-    for t in range(min(max(turns), 8)):
+    for t in range(min(max(turns), TURNS_TOLD)):
         metrics[f"advantage/std_turn_{t + 1}"] = std([row[t] for row in credit.turns if len(row) > t])
     if any(map(any, credit.gain)) or any(item.gains for item in scored):
         metrics["advantage/dead_groups_gain"] = dead_share(credit.gain, groups)
@@ -95,8 +96,8 @@ def evidence_recall(item: Trajectory, turns: int | None = None) -> float:
     """The share of the question's supporting titles that the first `turns` observations (None: all) show as a passage's
     title: "1. Title: text"."""
     seen = "\n".join(item.observations[:turns])
-    wanted = [" ".join(title.split()) for title in item.question.supporting_titles]
-    return mean([float(f". {title}: " in seen) for title in wanted])
+    wanted = [re.escape(" ".join(title.split())) for title in item.question.supporting_titles]
+    return mean([float(re.search(rf"^\d+\. {title}: ", seen, re.MULTILINE) is not None) for title in wanted])
 
 
 def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
@@ -118,7 +119,7 @@ def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
                 [float(math.fsum(row) <= 0 and item.f1 > 0) for item, row in earned if row]
             ),
         }
-        for t in range(min(max(len(row) for _, row in earned), 8)):
+        for t in range(min(max(len(row) for _, row in earned), TURNS_TOLD)):
             metrics[f"reward/gain_turn_{t + 1}"] = mean([row[t] for _, row in earned if len(row) > t])
         by_hop: dict[str, list[float]] = {}
         for item, row in earned:
@@ -136,7 +137,7 @@ def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     if steps:
         metrics["reward/gain_log_mean"], metrics["reward/gain_log_std"] = (mean(steps), std(steps))
         metrics["reward/gain_prob_mean"], metrics["reward/gain_prob_std"] = (mean(jumps), std(jumps))
-        metrics["reward/gain_positive_share"] = mean([float(value > 0) for value in jumps])
+        metrics["reward/gain_prob_share_positive"] = mean([float(value > 0) for value in jumps])
     return metrics
 
 

@@ -14,7 +14,8 @@ class TokenBatch:
     """One value for each sampled token of a batch, all of shape [N]; observation tokens are in none of them.
 
     logprobs: under the policy being trained (with gradient); old_logprobs: as sampled; advantages: A_t of the token's
-    turn; weights: the token's share of the loss denominator (they sum to 1 over the whole step, not the batch);
+    turn; weights: the token's share of the loss denominator (over the whole step, not the batch, they sum to 1, or with
+    denominator "constant" to the share of the tokens that could have been sampled);
     reference_logprobs: under the reference policy, None without KL; entropies: of the full next-token distribution,
     None without an entropy term. segments: the number of the sequence or turn that a token belongs to, where the ratio is of
     these; None: of each token.

@@ -293,7 +293,10 @@ class Trainer:
             if isinstance(norm, DTensor):
                 norm = norm.full_tensor()
             every = self.ranks.each((parts, tokens, padded))
-            metrics = _update_metrics([part for several, _, _ in every for part in several], float(norm))
+            share = math.fsum(w * item.sampled_tokens for w, item in zip(weights, trajectories, strict=True))
+            metrics = _update_metrics([part for several, _, _ in every for part in several], float(norm), share)
+            if self.reference is None:
+                del metrics["train/kl"]  # nothing was compared
             tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
             metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
             if not all(map(math.isfinite, metrics.values())):
@@ -423,8 +426,8 @@ def _numbers(terms: LossTerms) -> dict[str, float]:
     return {name: value.item() for name, value in vars(terms).items()}
 
 
-def _update_metrics(parts: Sequence[dict[str, float]], norm: float) -> dict[str, float]:
-    """Of all micro-batches of all processes."""
+def _update_metrics(parts: Sequence[dict[str, float]], norm: float, share: float) -> dict[str, float]:
+    """Of all micro-batches of all processes. share: what the weights of all tokens sum to, for means over tokens."""
 
     def total(name: str) -> float:
         return math.fsum(part[name] for part in parts)
@@ -432,8 +435,8 @@ def _update_metrics(parts: Sequence[dict[str, float]], norm: float) -> dict[str,
     return {
         "train/loss": total("total"),
         "train/surrogate": total("surrogate"),
-        "train/kl": total("kl"),
-        "train/clip_share": total("clipped"),
+        "train/kl": total("kl") / share if share else 0.0,
+        "train/clip_share": total("clipped") / share if share else 0.0,
         "train/ratio_error": max((part["ratio_error"] for part in parts), default=0.0),
         "train/grad_norm": norm,
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+TURNS_TOLD = 10  # metrics by turn go so far: the paper's most turns
+
 
 @dataclass(frozen=True)
 class Question:

@@ -8,7 +8,8 @@ from tasks.sweeps import Curve, RunData, SweepData
 EARLY_TURNS = 0.6  # of the turns at the start: answers come before the evidence
 LOW_F1 = 0.5  # on dev at the end: fewer turns than at the start are a gain where the answers are right
 ENDLESS = 0.5  # of the rollouts spend all turns on searches
-MALFORMED = 0.5  # of the rollouts end without a well-formed answer, more than at the start
+MALFORMED = 0.5  # of the rollouts end in a malformed turn, half as many again as at the start
+NEARLY_ALL = 0.95  # where the start was as bad already
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,33 @@ def _early(run: RunData) -> float | None:
     return _first(turns, lambda value: value < EARLY_TURNS * start)
 
 
+def _searched_out(run: RunData) -> Curve:
+    """The share of rollouts that ended on a search too many: the last turn allowed, or no room for what it returned."""
+    ends = [run.histories.get(f"train/status_{status}", {}) for status in ("turn_limit", "window_full")]
+    return {step: sum(end.get(step, 0.0) for end in ends) for end in ends for step in end}
+
+
 def _endless(run: RunData) -> float | None:
-    return _first(run.histories.get("train/status_turn_limit", {}), lambda share: share > ENDLESS)
+    return _first(_searched_out(run), lambda share: share > ENDLESS)
 
 
 def _malformed(run: RunData) -> float | None:
-    rate = run.histories.get("train/format_rate", {})
+    rate, searched = run.histories.get("train/format_rate", {}), _searched_out(run)
     if not rate:
         return None
-    start = rate[min(rate)]
-    limit = run.histories.get("train/status_turn_limit", {})
-    broken = {step: 1 - value - limit.get(step, 0.0) for step, value in rate.items()}
-    return _first(broken, lambda share: share > max(MALFORMED, 1.5 * (1 - start)))
+    broken = {step: 1 - value - searched.get(step, 0.0) for step, value in rate.items()}
+    start = broken[min(broken)]
+    return _first(broken, lambda share: share > max(MALFORMED, min(NEARLY_ALL, 1.5 * start)))
 
 
 ALARMS = (
     Alarm("EARLY ANSWERS", "turns fell below 60% of the start, and dev F1 ended low", _early),
-    Alarm("ENDLESS SEARCHING", "more than half of the rollouts spent all their turns on searches", _endless),
-    Alarm("MALFORMED TURNS", "more than half of the rollouts ended without a well-formed answer", _malformed),
+    Alarm(
+        "ENDLESS SEARCHING",
+        "more than half of the rollouts spent all their turns, or all their room, on searches",
+        _endless,
+    ),
+    Alarm("MALFORMED TURNS", "more than half of the rollouts ended in a malformed turn or one too long", _malformed),
 )
 
 

@@ -92,7 +92,9 @@ def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) 
 
 def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[str, float]:
     """diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm; {} in
-    other processes than the first."""
+    other processes than the first. What is kept for people to look at has the beliefs and gains that the step trained on,
+    where the arm has any."""
+    from dataclasses import replace
     from itertools import islice
 
     from igpo_core.diagnostics import belief_metrics, fits_window
@@ -110,7 +112,12 @@ def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[st
         trajectories = [result.scored[i].trajectory for i in sample]
         explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
         metrics = belief_metrics(policy, explained, config.reward)
-        keep(trainer.step, explained, [result.credit.turns[i] for i in sample])
+        trained_on = [result.scored[i] for i in sample]
+        shown = [
+            item if own.beliefs is None else replace(item, beliefs=own.beliefs, gains=own.gains)
+            for item, own in zip(explained, trained_on, strict=True)
+        ]
+        keep(trainer.step, shown, [result.credit.turns[i] for i in sample])
         return {**metrics, "time/diagnostics": time.perf_counter() - started}
 
 

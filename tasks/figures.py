@@ -5,7 +5,9 @@ from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
-from tasks.statistics import Interval, Paired, curve_band, paired
+from igpo_core.trajectory import TURNS_TOLD
+from tasks.statistics import Interval, Paired, curve_band
+from tasks.sweeps import HOPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +20,6 @@ COLOURS = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
     "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
 )  # fmt: skip
-MOST_TURNS = 32  # shown of a trajectory
 FEW = 7  # arms up to which a line for each seed can be followed
 PANELS = (
     ("f1", "eval/all/f1", "F1 on dev questions", (-0.02, 1.02)),
@@ -27,26 +28,26 @@ PANELS = (
 )
 
 
-def write_figures(data: "SweepData", baseline: str, folder: Path, margin: float = 0.0) -> None:
+def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str, folder: Path) -> None:
     """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
-    overview(data, baseline, margin).savefig(folder / "overview.png", dpi=130)
+    overview(data, pairs, baseline).savefig(folder / "overview.png", dpi=130)
     colours = arm_colours(data.arms, baseline)
     for name, metric, title, limits in PANELS:
         figure, axes = _canvas(1, 1, (7.0, 4.2))
         curves(axes[0][0], data, metric, title, limits, colours)
         figure.savefig(folder / f"{name}.png", dpi=130)
     figure, axes = _canvas(1, 1, (7.0, 3.2))
-    forest(axes[0][0], paired(data.scores(), baseline, margin), baseline, colours)
+    forest(axes[0][0], pairs, baseline, colours)
     figure.savefig(folder / "difference.png", dpi=130)
 
 
-def overview(data: "SweepData", baseline: str, margin: float) -> "Figure":
+def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "Figure":
     """Four panels: dev F1, paired differences, dead groups, turns."""
     figure, axes = _canvas(2, 2, (12.0, 7.6))
     colours = arm_colours(data.arms, baseline)
     for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), PANELS, strict=True):
         curves(axis, data, metric, title, limits, colours)
-    forest(axes[0][1], paired(data.scores(), baseline, margin), baseline, colours)
+    forest(axes[0][1], pairs, baseline, colours)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
         f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds"
@@ -84,30 +85,69 @@ def efficiency(data: "SweepData", baseline: str) -> "Figure":
 
 
 def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
-    """The belief in the gold answer after each turn, at the last evaluation, in all, solved and unsolved trajectories."""
+    """The belief in the gold answer after each turn, of the trajectories that got so far, at the last evaluation: in all, in
+    solved and in unsolved ones."""
     figure, axes = _canvas(1, 3, (12.0, 4.0))
     colours = arm_colours(data.arms, baseline)
     for axis, part, title in zip(axes[0], ("", "_solved", "_unsolved"), ("all", "solved", "unsolved"), strict=True):
         for arm in data.arms:
-            by_turn: dict[int, list[float]] = {}
+            by_turn: dict[int, list[tuple[float, float]]] = {}
             for run in data.finished(arm):
-                for t in range(MOST_TURNS):
-                    value = run.last(f"diagnostics/belief{part}_turn_{t}")
+                for t in range(TURNS_TOLD):
+                    value, spread = (run.last(f"diagnostics/belief{std}{part}_turn_{t}") for std in ("", "_std"))
                     if value is not None:
-                        by_turn.setdefault(t, []).append(value)
+                        by_turn.setdefault(t, []).append((value, spread or 0.0))
             turns = sorted(by_turn)
-            means = [sum(by_turn[t]) / len(by_turn[t]) for t in turns]
+            means, stds = ([mean(pair[i] for pair in by_turn[t]) for t in turns] for i in (0, 1))
             if turns:
                 axis.plot(turns, means, "o-", color=colours[arm], label=arm, markersize=4)
-                lows, highs = [min(by_turn[t]) for t in turns], [max(by_turn[t]) for t in turns]
                 if len(data.arms) <= FEW:
+                    lows, highs = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
                     axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("turns done")
-        axis.set_title(
-            f"Belief in the gold answer, {title}{' (band: seeds)' * (len(data.arms) <= FEW)}", loc="left", fontsize=9
-        )
+        band = " (band: one standard deviation)" if len(data.arms) <= FEW else ""
+        axis.set_title(f"Belief in the gold answer, {title}{band}", loc="left", fontsize=9)
         _plain(axis, legend=part == "")
+    return figure
+
+
+def turn_by_turn(data: "SweepData", baseline: str) -> "Figure":
+    """What turns earn, how far their advantages spread, and what evidence has been seen, by turn; and gains by hop. Means over
+    training, evidence at the last evaluation; then over seeds."""
+    colours = arm_colours(data.arms, baseline)
+    turns = [str(t) for t in range(1, TURNS_TOLD + 1)]
+    panels = (
+        ("Mean gain of a turn, in the arm's unit", "reward/gain_turn_", turns, False),
+        ("Gain by the hop that a search found", "reward/gain_", list(HOPS), False),
+        ("Standard deviation of advantages by turn", "advantage/std_turn_", turns, False),
+        ("Evidence recall after so many turns", "diagnostics/evidence_recall_turn_", turns, True),
+    )
+    shown = [
+        panel
+        for panel in panels
+        if any(panel[1] + name in run.histories for run in data.finished() for name in panel[2])
+    ]
+    figure, axes = _canvas(1, max(1, len(shown)), (4.0 * max(1, len(shown)), 3.8))
+    for axis, (title, metric, names, at_end) in zip(axes[0], shown, strict=False):
+        for arm in data.arms:
+            means = {}
+            for name in names:
+                runs = data.finished(arm)
+                values = [run.last(metric + name) if at_end else run.over_training(metric + name) for run in runs]
+                known = [value for value in values if value is not None]
+                if known:
+                    means[name] = mean(known)
+            if means:
+                places = [names.index(name) for name in means]
+                axis.plot(
+                    places, list(means.values()), "o-", color=colours[arm], label=arm, markersize=4, linewidth=1.2
+                )
+        used = [i for i, name in enumerate(names) if any(metric + name in run.histories for run in data.finished())]
+        axis.set_xticks(used, [names[i].replace("_", " ") for i in used], fontsize=8)
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set_title(title, loc="left", fontsize=9)
+        _plain(axis, legend=axis is axes[0][0])
     return figure
 
 
@@ -117,6 +157,7 @@ def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline
     figure, axes = _canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
     axis, colours = axes[0][0], arm_colours([baseline, *arms], baseline)
     axis.axhline(0, color="#999999", linewidth=1)
+    named = set()
     for number, arm in enumerate(arms):
         shift = 0.5 * (number + 0.5) / len(arms) - 0.25
         for place, (_, pairs) in enumerate(cells):
@@ -125,7 +166,8 @@ def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline
                 continue
             if pair.interval:
                 axis.plot([place + shift] * 2, [pair.interval.low, pair.interval.high], color=colours[arm], linewidth=2)
-            axis.plot(place + shift, pair.mean, "o", color=colours[arm], label=None if place else arm)
+            axis.plot(place + shift, pair.mean, "o", color=colours[arm], label=None if arm in named else arm)
+            named.add(arm)
     axis.set_xticks(range(len(cells)), [cell for cell, _ in cells], rotation=20, ha="right", fontsize=8)
     axis.set_title(f"Test F1 minus that of {baseline}, 95% interval", loc="left", fontsize=10)
     _plain(axis, legend=True)
@@ -209,9 +251,7 @@ def curves(
     axis.set_xlabel("training step")
     axis.set_title(title, loc="left", fontsize=10)
     axis.margins(x=0)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    _plain(axis, legend=False)
 
 
 def spread(heights: Sequence[float], low: float, high: float) -> list[float]:

@@ -57,7 +57,7 @@ class Outbox:
             for name in line["metrics"]
         }
         cut_torn_line(folder / TRAJECTORIES)
-        self._kept = {line["step"] for line in read_lines(folder / TRAJECTORIES, 0)[0]}
+        self._kept = {(line["split"], line["step"]) for line in read_lines(folder / TRAJECTORIES, 0)[0]}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write down what was not written for this step before (a resumed run computes some steps again).
@@ -93,11 +93,11 @@ class Outbox:
         write_json(self.folder / "model.json", {"checkpoint": place, "step": step, "metrics": values})
 
     def keep(self, records: Sequence[TraceRecord]) -> None:
-        """Write down training trajectories of a step that were not written before."""
-        fresh = [record for record in records if record.step not in self._kept]
+        """Write down trajectories of a split and step that were not written before."""
+        fresh = [record for record in records if (record.split, record.step) not in self._kept]
         with (self.folder / TRAJECTORIES).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in fresh))
-        self._kept |= {record.step for record in fresh}
+        self._kept |= {(record.split, record.step) for record in fresh}
 
     def set_traces(self, records: Sequence[TraceRecord]) -> None:
         write_json(self.folder / "traces.json", [asdict(record) for record in records])

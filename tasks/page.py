@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg
-from tasks.statistics import paired
+from tasks.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
 
 if TYPE_CHECKING:
     from tasks.reporting import CellReport
-    from tasks.sweeps import SweepData
     from tasks.wording import Words
 
 VIEWER = Path(__file__).with_name("viewer.js")
@@ -31,28 +29,6 @@ svg{max-width:100%;height:auto}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:.3rem 0;font-size:12.5px}
 .num{font-size:13px;color:#444}.bar{display:inline-block;height:.6em;background:#0072b2;vertical-align:baseline}
 """
-DIAGNOSTICS = (
-    ("advantage/dead_groups", "dead groups"),
-    ("advantage/dead_groups_outcome", ".. of the outcome"),
-    ("advantage/dead_groups_gain", ".. of the gain"),
-    ("advantage/first_turn_by_turns", "first turn's advantage by turns (r)"),
-    ("advantage/gain_to_outcome", "gain part / outcome part"),
-    ("reward/gain_by_f1", "total gain by F1 (r)"),
-    ("reward/gain_up_answer_wrong", "gain up, answer wrong"),
-    ("diagnostics/gain_thought", "gain from the thought"),
-    ("diagnostics/gain_observation", "gain from the observation"),
-    ("train/format_rate", "well-formed"),
-    ("train/turns_solved", "turns, solved"),
-    ("train/turns_unsolved", "turns, unsolved"),
-    ("train/repeated_queries", "repeated queries"),
-    ("train/evidence_recall", "evidence recall"),
-    ("train/entropy", "entropy"),
-    ("train/kl", "KL"),
-    ("train/clip_share", "clipped"),
-    ("train/ratio_error", "ratio error"),
-    ("train/grad_norm", "gradient norm"),
-    ("train/tokens", "tokens"),
-)
 
 
 def write_page(
@@ -67,10 +43,10 @@ def write_page(
     baseline = specification["baseline"]
     parts = [f"<h1>{_text(sweep)}</h1>", f"<p>{_text(specification['description'])}</p>"]
     if len(reports) > 1:
-        cells = [(report.cell, paired(report.data.scores(), baseline, specification["margin"])) for report in reports]
+        cells = [(report.cell, report.pairs) for report in reports]
         parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline))]
     for report in reports:
-        parts += _cell(report, baseline, specification["margin"])
+        parts += _cell(report)
     if trajectories:
         parts.append(_viewer(trajectories))
     parts.append(f'<p><a href="{_text(compare)}">Compare the runs in MLflow</a></p>')
@@ -82,8 +58,8 @@ def write_page(
     )
 
 
-def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
-    data = report.data
+def _cell(report: "CellReport") -> list[str]:
+    data, baseline = report.data, report.baseline
     cut = list(report.rows[0]).index("dead groups")
     scores = [dict(list(row.items())[:cut]) for row in report.rows]
     behaviour = [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows]
@@ -92,13 +68,18 @@ def _cell(report: "CellReport", baseline: str, margin: float) -> list[str]:
         *_warnings(report.words),
         _table(scores),
         *_words(report.words),
+        svg(overview(data, report.pairs, baseline)),
+        _table(behaviour),
+        "<h3>Efficiency</h3>",
+        svg(efficiency(data, baseline)),
+        "<h3>Belief by turn</h3>",
+        svg(belief_by_turn(data, baseline)),
+        "<h3>Turn by turn</h3><p>Gains and advantages are means over training, evidence is of the last evaluation; then means "
+        "over seeds.</p>",
+        svg(turn_by_turn(data, baseline)),
     ]
-    parts += [svg(overview(data, baseline, margin)), _table(behaviour)]
-    if report.slices:
-        parts += ["<h3>Difference in test F1 by source and hops</h3>", _table(_slices(report, baseline))]
-    parts += ["<h3>Efficiency</h3>", svg(efficiency(data, baseline))]
-    parts += ["<h3>Belief by turn</h3>", svg(belief_by_turn(data, baseline))]
-    parts += ["<h3>What explains it</h3><p>Means over seeds at the last step.</p>", _table(diagnostics(data))]
+    for title, rows in report.tables.items():
+        parts += [f"<h3>{_text(title)}</h3>", _table(rows)]
     return parts
 
 
@@ -114,30 +95,6 @@ def _words(words: "Words") -> list[str]:
         items = "".join(f"<li>{_text(text)}</li>" for text in texts)
         lines.append(f"<h3>{title}</h3><ul>{items}</ul>")
     return lines
-
-
-def _slices(report: "CellReport", baseline: str) -> list[dict[str, str]]:
-    rows = []
-    for name, pairs in report.slices.items():
-        row = {"slice": name}
-        for arm, pair in pairs.items():
-            bounds = f" [{pair.interval.low:+.3f}, {pair.interval.high:+.3f}]" if pair.interval else ""
-            row[f"{arm} - {baseline}"] = "-" if pair.mean is None else f"{pair.mean:+.3f}{bounds}"
-        rows.append(row)
-    return rows
-
-
-def diagnostics(data: "SweepData") -> list[dict[str, str]]:
-    """A row a metric, a column an arm."""
-    rows = []
-    for metric, title in DIAGNOSTICS:
-        row = {"metric": title}
-        for arm in data.arms:
-            values = [value for run in data.finished(arm) if (value := run.last(metric)) is not None]
-            row[arm] = f"{sum(values) / len(values):.3g}" if values else "-"
-        if any(row[arm] != "-" for arm in data.arms):
-            rows.append(row)
-    return rows
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.reporting import CellReport, cell_reports
 from tasks.sweeps import collect
 from tasks.tracking import client
-from tasks.wording import terminal_table
+from tasks.wording import aligned, terminal_table
 
 
 def recompute(run_id: str) -> list[CellReport]:
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
         if report.cell:
             print(f"\n{report.cell}")
         print(terminal_table(report.rows))
+        for title, rows in report.tables.items():
+            print(f"\n{title}\n{aligned(rows)}")
     return 0
 
 

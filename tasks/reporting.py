@@ -28,11 +28,13 @@ from tasks.statistics import (
     summarise_times,
     time_to_threshold,
 )
-from tasks.sweeps import SCORE, Place, RunData, SweepData, collect
-from tasks.tracking import client, compare_url, run_url, tag_filter
+from tasks.sweeps import DIAGNOSTICS, SCORE, Place, RunData, SweepData, collect
+from tasks.tracking import client, compare_url, run_url, tag_filter, trace_url
 from tasks.watch import Moved, moved, prefix
 from tasks.wording import Words, markdown, sentences, table_rows, terminal_table
 
+SLICES = "Difference in test F1 by source and hops, 95% intervals, not corrected for their number"
+EXPLAINED = "What explains it: first and last step, means over seeds"
 BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 
 
@@ -40,10 +42,10 @@ BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 class ArmSummary:
     """A row of the table. Means over finished seeds; None where no run has the metric.
 
-    best_f1: test F1 of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict: test F1
-    against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference of the margin
-    needs (tasks/statistics.py). dead_groups: mean over training. turns: of the last training step. *_to_threshold: until
-    dev F1 first reached it.
+    best_f1: test F1 of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict, p: test
+    F1 against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference of the margin
+    needs (tasks/statistics.py). dead_groups: mean over training. turns: of the last training step. *_to_threshold: until dev
+    F1 first reached it.
     """
 
     arm: str
@@ -58,6 +60,7 @@ class ArmSummary:
     low: float | None
     high: float | None
     verdict: str
+    p: float | None
     improvement: float | None
     needed: int | None
     dead_groups: float | None
@@ -70,14 +73,24 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class CellReport:
-    """One cell's table and words. slices: metric -> arm -> difference to the baseline in it."""
+    """One cell's tables and words. pairs: arm -> its difference to the baseline; slices: metric -> arm -> the same in it;
+    explained: a row a diagnostic, a column an arm."""
 
     cell: str
+    baseline: str
     data: SweepData
+    pairs: dict[str, Paired]
     summaries: list[ArmSummary]
     rows: list[dict[str, str]]
     words: Words
     slices: dict[str, dict[str, Paired]]
+    explained: list[dict[str, str]]
+
+    @property
+    def tables(self) -> dict[str, list[dict[str, str]]]:
+        """Every table but the first, by title; without those that are empty."""
+        found = {SLICES: slice_rows(self.slices, self.baseline), EXPLAINED: self.explained}
+        return {title: rows for title, rows in found.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -96,10 +109,11 @@ class Report:
     moved: list[Moved]
 
 
-def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 0.0) -> list[ArmSummary]:
+def summarise(
+    data: SweepData, pairs: Mapping[str, Paired], baseline: str, threshold: float, margin: float = 0.0
+) -> list[ArmSummary]:
     """The table, from the runs' metrics alone: it can be computed again at any time."""
     scores = data.scores()
-    pairs = paired(scores, baseline, margin)
     rows = []
     for arm in data.arms:
         runs, pair = data.finished(arm), pairs.get(arm)
@@ -119,10 +133,11 @@ def summarise(data: SweepData, baseline: str, threshold: float, margin: float = 
                 low=pair.interval.low if pair and pair.interval else None,
                 high=pair.interval.high if pair and pair.interval else None,
                 verdict=pair.verdict if pair else "baseline",
+                p=pair.p if pair else None,
                 improvement=probability_of_improvement([*scores[arm].values()], [*scores.get(baseline, {}).values()])
                 if pair
                 else None,
-                needed=seeds_needed(differences(scores, arm, baseline), margin) if pair else None,
+                needed=seeds_needed(differences(scores, arm, baseline), margin, compared=len(pairs)) if pair else None,
                 dead_groups=_mean([_mean(list(history.values())) for history in dead]),
                 turns=_mean([run.last("train/turns") for run in runs]),
                 steps_to_threshold=summarise_times(reached, [run.steps for run in runs]),
@@ -141,15 +156,46 @@ def differences(scores: Mapping[str, Mapping[int, float]], arm: str, baseline: s
 
 
 def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Paired]]:
-    """Paired differences in test F1 for each source and hop count, where there are several."""
-    names = sorted({
-        name
-        for run in data.finished()
-        for name in run.latest
-        if name.startswith("test/") and name.endswith("/f1") and name != SCORE
-    })  # fmt: skip
-    found = {name.removeprefix("test/").removesuffix("/f1"): paired(data.scores(name), baseline) for name in names}
-    return found if len({name.split("/hops_")[-1] for name in found}) > 2 or len(found) > 2 else {}
+    """Paired differences in test F1 for each source, where there are several, and for each hop count of a source that has
+    several."""
+    every = {
+        name for run in data.finished() for name in run.latest if name.startswith("test/") and name.endswith("/f1")
+    }
+    names = sorted(name.removeprefix("test/").removesuffix("/f1") for name in every - {SCORE})
+    sources = [name for name in names if "/" not in name]
+    kept = []
+    for name in names:
+        source = name.split("/")[0]
+        siblings = sources if name == source else [other for other in names if other.startswith(f"{source}/")]
+        if len(siblings) > 1:
+            kept.append(name)
+    return {name: paired(data.scores(f"test/{name}/f1"), baseline) for name in kept}
+
+
+def slice_rows(slices: Mapping[str, Mapping[str, Paired]], baseline: str) -> list[dict[str, str]]:
+    """A row a slice, a column an arm: difference with interval."""
+    rows = []
+    for name, pairs in slices.items():
+        row = {"slice": name}
+        for arm, pair in pairs.items():
+            bounds = f" [{pair.interval.low:+.3f}, {pair.interval.high:+.3f}]" if pair.interval else ""
+            row[f"{arm} - {baseline}"] = "-" if pair.mean is None else f"{pair.mean:+.3f}{bounds} (n={pair.n})"
+        rows.append(row)
+    return rows
+
+
+def explain(data: SweepData) -> list[dict[str, str]]:
+    """A row a diagnostic that some run has, a column an arm: "first -> last step", means over seeds."""
+    rows = []
+    for metric, title in DIAGNOSTICS.items():
+        row = {"metric": title}
+        for arm in data.arms:
+            runs = data.finished(arm)
+            start, end = _mean([run.first(metric) for run in runs]), _mean([run.last(metric) for run in runs])
+            row[arm] = " → ".join("-" if value is None else f"{value:.3g}" for value in (start, end))
+        if any(metric in run.histories for run in data.finished()):
+            rows.append(row)
+    return rows
 
 
 def _cost(runs: Sequence[RunData], steps: Sequence[float | None], metric: str) -> Reached:
@@ -212,9 +258,11 @@ def left_out(data: SweepData) -> list[str]:
 def cell_reports(
     specification: Mapping[str, Any], found: Mapping[str, SweepData], cells: Sequence[str]
 ) -> list[CellReport]:
-    """Tables and words of every cell, from the runs' metrics alone. Raises DataError for a sweep without a finished run."""
+    """Tables and words of every cell that has a finished run, from the runs' metrics alone; the first report names the cells
+    that have none. Raises DataError where no cell has one."""
     baseline, margin = specification["baseline"], specification["margin"]
-    reports = []
+    reports: list[CellReport] = []
+    empty_cells = []
     for cell in cells:
         base = of_cell(specification["base"], specification["factors"], cell)
         threshold, training = base["evaluation"]["threshold"], base["training"]
@@ -222,14 +270,19 @@ def cell_reports(
         data = found.get(cell, replace(empty, arms=(), runs=(), warnings=()))
         data = data.select(list(specification["arms"]), list(specification["seeds"]))
         if not data.finished():
-            raise DataError(f"sweep {data.sweep} has no finished run to report on: {' '.join(data.warnings)}")
-        summaries = summarise(data, baseline, threshold, margin)
+            empty_cells.append(f"{cell or data.sweep}: {' '.join(data.warnings)}")
+            continue
+        pairs = paired(data.scores(), baseline, margin)
+        summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
         warnings = [*budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings)
-        rows = table_rows(summaries, threshold)
-        reports.append(CellReport(cell, data, summaries, rows, words, slice_differences(data, baseline)))
-    return reports
+        rows, slices = table_rows(summaries, threshold), slice_differences(data, baseline)
+        reports.append(CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data)))
+    if not reports:
+        raise DataError(f"no run to report on is finished. {' '.join(empty_cells)}")
+    lost = [f"NO FINISHED RUN in {told}" for told in empty_cells]
+    return [replace(reports[0], words=reports[0].words.warn(lost)), *reports[1:]]
 
 
 def write_report(
@@ -248,7 +301,7 @@ def write_report(
     from tasks.figures import write_figures
     from tasks.page import write_page
 
-    study, baseline, margin = specification["name"], specification["baseline"], specification["margin"]
+    study, baseline = specification["name"], specification["baseline"]
     reports = cell_reports(specification, collect(study, sweep, places), cells)
     experiment = reports[0].data.experiment
     comparison = _comparison(specification)
@@ -257,7 +310,7 @@ def write_report(
     compare = compare_url(
         experiment, sweep, sorted({run.run_id for report in reports for run in report.data.finished()})
     )
-    text = markdown(sweep, [(report.cell, report.rows, report.words) for report in reports], compare)
+    text = markdown(sweep, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare)
     run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
     mlflow = client()
     with tempfile.TemporaryDirectory() as name:
@@ -275,7 +328,7 @@ def write_report(
         for report in reports:
             inside = folder / "figures" / report.cell.replace(",", "_") if report.cell else folder
             inside.mkdir(parents=True, exist_ok=True)
-            write_figures(report.data, baseline, inside, margin)
+            write_figures(report.data, report.pairs, baseline, inside)
         write_page(folder / "report.html", sweep, specification, reports, compare, read_trajectories(reports))
         mlflow.log_artifacts(run_id, str(folder))
     for report in reports:
@@ -303,7 +356,8 @@ def write_report(
 
 
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
-    """The training trajectories that runs keep, with their cell: the same share of every run where there are too many."""
+    """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
+    every run where there are too many."""
     import mlflow.artifacts
 
     from tasks.outbox import TRAJECTORIES
@@ -316,8 +370,23 @@ def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[d
         text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{TRAJECTORIES}")
         lines = [json.loads(line) for line in text.splitlines()]
         step = max(1, -(-len(lines) * len(runs) // most))
-        found += [{"cell": cell, **line} for line in lines[::step]]
+        addresses = _traces(run)
+        for line in lines[::step]:
+            trace = addresses.get(line["question_id"]) if line["split"] == "test" else None
+            found.append({"cell": cell, **line, "trace": trace})
     return found
+
+
+def _traces(run: RunData) -> dict[str, str]:
+    """Question -> the address of its trace."""
+    mlflow = client()
+    place = mlflow.get_run(run.run_id).info.experiment_id
+    traces = mlflow.search_traces(locations=[place], run_id=run.run_id, max_results=500, include_spans=False)
+    return {
+        trace.info.tags["question_id"]: trace_url(place, trace.info.trace_id)
+        for trace in traces
+        if "question_id" in trace.info.tags
+    }
 
 
 def _comparison(specification: Mapping[str, Any]) -> str:

@@ -4,12 +4,45 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from igpo_core.trajectory import TURNS_TOLD
 from tasks.tracking import client, experiment_id, tag_filter
 
 Curve = Mapping[float, float]
 Place = tuple[str, str, int]  # cell, arm, seed
 
 SCORE = "test/all/f1"  # what arms are compared on
+# what the report's table "What explains it" tells of every arm
+DIAGNOSTICS = {
+    "train/turns": "turns (searches: one less)",
+    "train/turns_solved": ".. of the solved",
+    "train/turns_unsolved": ".. of the unsolved",
+    "train/tokens": "tokens of a rollout",
+    "train/tokens_solved": ".. of the solved",
+    "train/tokens_unsolved": ".. of the unsolved",
+    "train/format_rate": "well-formed",
+    "train/status_malformed": ".. malformed",
+    "train/status_turn_truncated": ".. a turn too long",
+    "train/repeated_queries": "repeated queries",
+    "train/evidence_recall": "evidence recall",
+    "advantage/dead_groups": "dead groups",
+    "advantage/dead_groups_outcome": ".. of the outcome",
+    "advantage/dead_groups_gain": ".. of the gain",
+    "advantage/first_turn_by_turns": "first turn's advantage by turns (r)",
+    "advantage/gain_to_outcome": "gain part / outcome part",
+    "reward/gain_by_f1": "total gain by F1 (r)",
+    "reward/gain_up_answer_wrong": "gain up, answer wrong",
+    "reward/gain_down_answer_right": "gain down, answer right",
+    "diagnostics/gain_thought": "gain from the thought (nats)",
+    "diagnostics/gain_observation": "gain from the observation (nats)",
+    "train/entropy": "entropy",
+    "train/kl": "KL to the reference",
+    "train/clip_share": "clipped",
+    "train/ratio_error": "ratio error",
+    "train/grad_norm": "gradient norm",
+}
+PARTS = ("", "_solved", "_unsolved")
+BY_TURN = ("reward/gain_turn", "advantage/std_turn", "diagnostics/evidence_recall_turn")
+HOPS = (*(f"hop_{hop}" for hop in range(1, 6)), "miss")
 HISTORIES = (
     "eval/all/f1",
     "eval/all/turns",
@@ -18,27 +51,23 @@ HISTORIES = (
     "test/all/em",
     "test_greedy/all/f1",
     "test_best/all/f1",
-    "train/turns",
-    "train/entropy",
-    "train/grad_norm",
-    "train/format_rate",
     "train/status_turn_limit",
-    "advantage/dead_groups",
-    "advantage/dead_groups_outcome",
-    "advantage/dead_groups_gain",
-    "advantage/first_turn_by_turns",
-    "advantage/gain_to_outcome",
-    "reward/gain_up_answer_wrong",
-    "reward/gain_by_f1",
+    "train/status_window_full",
     "test/all/questions",
     "test/all/left_out",
     "progress/rollouts",
     "progress/questions",
     "progress/sampled_tokens",
     "progress/seconds",
-    *(f"diagnostics/belief{part}_turn_{t}" for part in ("", "_solved", "_unsolved") for t in range(8)),
-    "diagnostics/gain_thought",
-    "diagnostics/gain_observation",
+    *DIAGNOSTICS,
+    *(
+        f"diagnostics/{name}{part}_turn_{t}"
+        for name in ("belief", "belief_std")
+        for part in PARTS
+        for t in range(TURNS_TOLD)
+    ),
+    *(f"{name}_{t}" for name in BY_TURN for t in range(1, TURNS_TOLD + 1)),
+    *(f"reward/gain_{hop}" for hop in HOPS),
 )
 
 
@@ -60,13 +89,23 @@ class RunData:
         return self.status == "FINISHED" and SCORE in self.histories
 
     def last(self, metric: str) -> float | None:
-        """The value at the last step; None where the run lacks the metric."""
+        """The value at the run's last step; None where it has none there. Of what is not in HISTORIES, the last one known."""
         history = self.histories.get(metric)
-        return history[max(history)] if history else self.latest.get(metric)
+        return self.latest.get(metric) if history is None else history.get(self.steps)
+
+    def first(self, metric: str) -> float | None:
+        """The value at the first step that has one."""
+        history = self.histories.get(metric)
+        return history[min(history)] if history else None
+
+    def over_training(self, metric: str) -> float | None:
+        """The mean over the steps that have one."""
+        history = self.histories.get(metric)
+        return sum(history.values()) / len(history) if history else None
 
     @property
     def steps(self) -> float:
-        return max(self.histories.get("train/turns", {0.0: 0.0}))
+        return max((step for history in self.histories.values() for step in history), default=0.0)
 
     def at(self, metric: str, step: float) -> float | None:
         """A counter's value once `step` steps were done: 0 before the first."""

@@ -140,6 +140,11 @@ def compare_url(experiment_id: str, sweep: str, run_ids: Sequence[str]) -> str:
     return f"{tracking_uri()}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
+def trace_url(experiment_id: str, trace_id: str) -> str:
+    """The page of one trace."""
+    return f"{tracking_uri()}/#/experiments/{experiment_id}/traces?selectedEvaluationId={trace_id}"
+
+
 def traces_url(experiment_id: str, run_id: str | None = None) -> str:
     """The traces of an experiment, or of one run of it."""
     return f"{run_url(experiment_id, run_id) if run_id else f'{tracking_uri()}/#/experiments/{experiment_id}'}/traces"

@@ -122,7 +122,7 @@ def test_and_publish(trainer: "Trainer", job: Job, outbox: Writing) -> dict[str,
 
     Checkpoint and traces are sent while the evaluation goes on.
     """
-    from tasks.trajectories import test_records
+    from tasks.trajectories import traced_records
 
     config = trainer.config
     checkpoint = checkpoint_folder(job.run.folder, trainer.step)
@@ -131,7 +131,9 @@ def test_and_publish(trainer: "Trainer", job: Job, outbox: Writing) -> dict[str,
 
     def set_traces(result: Any) -> None:
         if trainer.ranks.first:
-            outbox.set_traces(test_records(trainer.policy, result.scored, config, job.arm, trainer.step))
+            traced = traced_records(trainer.policy, result.scored, config, job.arm, trainer.step)
+            outbox.keep(traced)
+            outbox.set_traces(traced)
             judged.update(judge(result, config, job.home))
 
     metrics, _ = evaluate_all(trainer, config, "test", config.evaluation.test_questions, trainer.step, set_traces)

@@ -55,7 +55,7 @@ def records_of(
     return records
 
 
-def test_records(
+def traced_records(
     policy: Any, scored: Sequence[Any], config: ExperimentConfig, arm: str, step: int
 ) -> list[TraceRecord]:
     """The first config.evaluation.traces of `scored` whose answers fit behind their history.

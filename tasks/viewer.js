@@ -10,7 +10,7 @@ const add = (parent, tag, text, kind) => {
   return node;
 };
 const solved = (row) => (row.f1 >= 0.5 ? "solved" : "unsolved");
-const fields = { cell: (r) => r.cell, arm: (r) => r.arm, seed: (r) => r.seed, step: (r) => r.step, outcome: solved };
+const fields = { cell: (r) => r.cell, arm: (r) => r.arm, seed: (r) => r.seed, step: (r) => r.step, split: (r) => r.split, outcome: solved };
 
 for (const [name, value] of Object.entries(fields)) {
   const values = [...new Set(rows.map(value))].sort((a, b) => (typeof a === "number" ? a - b : String(a).localeCompare(b)));
@@ -27,7 +27,7 @@ function list() {
   const kept = rows.filter((row) =>
     Object.entries(chosen).every(([name, value]) => value === "all" || String(fields[name](row)) === value));
   for (const row of kept) {
-    const title = `${row.cell ? row.cell + "  " : ""}${row.arm} seed ${row.seed} step ${row.step}: F1 ${row.f1.toFixed(2)}, ` +
+    const title = `${row.cell ? row.cell + "  " : ""}${row.arm} seed ${row.seed} ${row.split} step ${row.step}: F1 ${row.f1.toFixed(2)}, ` +
       `${row.turns.length} turns, ${row.status}. ${row.question}`;
     const item = add(place, "div", title);
     item.onclick = () => {
@@ -36,7 +36,9 @@ function list() {
       one(row);
     };
   }
-  if (kept.length) place.firstChild.click(); else add(place, "div", "no trajectory of this kind was kept");
+  if (kept.length) return place.firstChild.click();
+  add(place, "div", "no trajectory of this kind was kept");
+  document.getElementById("one").replaceChildren();
 }
 
 function one(row) {
@@ -44,6 +46,7 @@ function one(row) {
   place.replaceChildren();
   add(place, "h3", row.question);
   add(place, "p", `accepted: ${row.answers.join(" | ")}; F1 ${row.f1.toFixed(3)}, EM ${row.em.toFixed(0)}; ${row.status}`);
+  if (row.trace) add(place, "a", "this trajectory as an MLflow trace").href = row.trace;
   row.turns.forEach((turn, t) => {
     const kind = turn.action === "malformed" ? "turn bad" : turn.action === "answer" ? "turn answer" : "turn";
     const box = add(place, "div", undefined, kind);

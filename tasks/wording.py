@@ -1,11 +1,10 @@
 """The report in words and tables: what was shown, and what was not."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.statistics import MIN_SEEDS
+from tasks.statistics import ALPHA, MIN_SEEDS, seeds_for_verdict
 
 if TYPE_CHECKING:
     from tasks.reporting import ArmSummary
@@ -45,6 +44,7 @@ def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict
             "IQM": _number(row.iqm),
             "difference in F1 [95%]": difference(row),
             "verdict": row.verdict,
+            "p": _number(row.p),
             "P(better)": _number(row.improvement, 2),
             "seeds for margin": "-" if row.needed is None else str(row.needed),
             "dead groups": _number(row.dead_groups, 2),
@@ -76,29 +76,43 @@ def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
     compared, behaviour = names.index("difference in F1 [95%]"), names.index("dead groups")
     blocks = []
     for columns in (names[:compared], [names[0], *names[compared:behaviour]], [names[0], *names[behaviour:]]):
-        texts = [columns, *([_shorten(row[name]) for name in columns] for row in cells)]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        texts.insert(1, ["-" * width for width in widths])
-        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
-        blocks.append("\n".join(line.rstrip() for line in lines))
+        blocks.append(aligned([{name: _shorten(row[name]) for name in columns} for row in cells]))
     return "\n\n".join(blocks)
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of text with columns under one another."""
+    texts = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    texts.insert(1, ["-" * width for width in widths])
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _shorten(text: str, width: int = 36) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def markdown(sweep: str, cells: Sequence[tuple[str, Sequence[Mapping[str, str]], Words]], compare: str) -> str:
-    """The whole report: a table and words for each cell."""
+Table = Sequence[Mapping[str, str]]
+
+
+def markdown(sweep: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, Table]]], compare: str) -> str:
+    """The whole report: for each cell its table, words, and further tables by title."""
     parts = [f"# {sweep}"]
-    for cell, rows, words in cells:
-        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    for cell, rows, words, further in cells:
         parts += [f"# {cell}"] if cell else []
         parts += [f"> **{text}**" for text in words.warnings]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts.append(_markdown_table(rows))
         parts += ["## What was shown", "\n".join(f"- {text}" for text in words.shown)]
         parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
+        for title, table in further.items():
+            parts += [f"## {title}", _markdown_table(table)]
     return "\n\n".join([*parts, f"[Compare the runs in MLflow]({compare})"]) + "\n"
+
+
+def _markdown_table(rows: Table) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def sentences(
@@ -110,11 +124,10 @@ def sentences(
 ) -> Words:
     """Plain words for a reader who does not want to believe it."""
     base = specification["base"]
-    steps = base["training"]["epochs"] * base["training"]["steps_per_epoch"]
-    size = f"{steps} steps of {base['rollout']['questions']} questions x {base['rollout']['group_size']} rollouts"
     shown = [
-        f"Every run trained for {size}, and was tested once, at the end, on up to "
-        f"{base['evaluation']['test_questions']} held-out questions. Columns are means over seeds.",
+        f"Every run trained for {_budget(base)}. Its last checkpoint, and the one that was best on dev, were tested once, at the "
+        f"end, on up to {base['evaluation']['test_questions']} held-out questions. Columns are means over all finished seeds of "
+        "an arm, differences over the seeds that both arms have.",
         *(_compared(row, baseline, specification["margin"]) for row in summaries if row.arm != baseline),
         f"Until dev F1 {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
         + "; ".join(_speed(row) for row in summaries)
@@ -123,23 +136,34 @@ def sentences(
     return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, specification["factors"], baseline)))
 
 
+def _budget(base: Mapping[str, Any]) -> str:
+    training, rollout = base["training"], base["rollout"]
+    steps = training["epochs"] * training["steps_per_epoch"]
+    size = f"steps of {rollout['questions']} questions x {rollout['group_size']} rollouts"
+    if training["budget"] == "steps":
+        return f"{steps} {size}"
+    return f"{training['amount']:g} {training['budget'].replace('_', ' ')} in {size}, {steps} steps at most"
+
+
 def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
     if row.difference is None:
         return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
     start = f"{row.arm} against {baseline}: {difference(row)} F1 over {row.pairs} paired seeds"
     if row.verdict == "too few seeds":
-        return f"{start}: too few seeds for a verdict ({MIN_SEEDS} are needed), whatever the numbers look like."
-    if row.verdict == "equal":
+        return f"{start}: too few seeds for a verdict, whatever the numbers look like."
+    if row.verdict == "within margin":
         return (
-            f"{start}: equal at this budget. The whole interval behind the verdict lies within {margin:g} F1, below which a "
-            "difference does not matter here (margin in the specification): no difference is claimed."
+            f"{start}: within the margin. The whole interval lies within {margin:g} F1, below which a difference does not matter "
+            "here (margin in the specification): no difference is claimed. A run that collapses in one seed of "
+            f"{row.pairs} would have been missed with a chance of {(1 - 1 / row.pairs) ** row.pairs:.0%}."
         )
+    p = f" (p = {row.p:.3f}, adjusted)"
     if row.verdict == "no difference shown":
-        stricter = ""
+        apart = ""
         if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
-            stricter = " The 95% interval leaves zero out, but the stricter one behind the verdicts (below) does not."
-        return f"{start}: no difference was shown.{stricter} That is not evidence that there is none."
-    return f"{start}: {row.verdict} at this budget."
+            apart = " The interval leaves zero out, but the test behind the verdicts (below) does not."
+        return f"{start}: no difference was shown{p}.{apart} That is not evidence that there is none."
+    return f"{start}: {row.verdict} at this budget{p}."
 
 
 def _speed(row: "ArmSummary") -> str:
@@ -154,19 +178,16 @@ def _certainty(pairs: int, compared: int) -> str:
     if not pairs:
         return "Certainty: no seeds are paired."
     text = (
-        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over "
-        f"questions; it never reaches beyond the seeds' own range, which holds the true mean with probability "
-        f"{1 - 2 ** (1 - pairs):.3f} at most."
+        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over questions: "
+        "what no seed showed, as a collapse in one run of many, is not in it. A verdict is of a sign-flip test over seeds, "
+        f"adjusted for the {compared} arms compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by itself."
     )
-    strict = 0.05 / compared
-    if 2 ** (1 - pairs) <= strict:
-        return f"{text} Verdicts are stricter: the interval at level {1 - strict:.2%} must exclude zero (Bonferroni)."
-    needed = math.ceil(1 - math.log2(strict))
-    return (
-        f"{text} A verdict needs all {pairs} seeds to agree, which chance alone brings about in {2 ** (1 - pairs):.1%} of "
-        f"comparisons of equal arms; {needed} or more seeds would hold {strict:.1%}, five percent over the {compared} "
-        "compared."
-    )
+    needed = seeds_for_verdict(compared)
+    if pairs < MIN_SEEDS:
+        return f"{text} {pairs} seeds carry none: {needed} do (`--seeds` adds the missing ones and reuses these)."
+    if pairs < needed:
+        return f"{text} With {pairs} seeds several arms can get one together, but none alone: for that {needed} are needed."
+    return text
 
 
 def _limits(

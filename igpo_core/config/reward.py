@@ -22,7 +22,11 @@ class RewardConfig(Settings):
         description="What is credited: the whole turn; its observation against an empty one; the query's tokens, against "
         "other questions' observations; or all gains at once at the end (belief return).",
     )
-    shuffle_gains: bool = Field(False, description="Control: gains permuted among the turns of the group.")
+    shuffle: Literal["none", "group", "trajectory"] = Field(
+        "none",
+        description="Control: gains permuted among all turns of the group, so that neither turn nor trajectory keeps its own; "
+        "or among the turns of a trajectory, which keeps its total.",
+    )
     normalization: Literal["separate", "joint", "raw", "turn_group", "none"] = "separate"
     turn_group_size: int = Field(3, ge=2, description="Of turn_group: fewer turns than this use the question's pool.")
     baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = Field(
@@ -53,7 +57,7 @@ class RewardConfig(Settings):
     scorer: Literal["current", "lagged", "frozen"] = Field(
         "current", description="Whose beliefs: the policy's, or older."
     )
-    scorer_steps: int = Field(10, ge=1, description="Steps between copies of scorer=lagged.")
+    scorer_steps: int = Field(10, ge=2, description="Steps between copies of scorer=lagged; 1 would be current.")
     aliases: Literal["logsumexp", "max", "shortest", "first"] = Field(
         "logsumexp", description="How the beliefs in several accepted answers become one."
     )
@@ -122,7 +126,7 @@ class RewardConfig(Settings):
             for name in names.split():
                 found.setdefault(name, reason)
 
-        of_gains = "gain credit shuffle_gains normalization gain_scale gate scorer aliases accumulation outcome_credit"
+        of_gains = "gain credit shuffle normalization gain_scale gate scorer aliases accumulation outcome_credit"
         if not self.needs_gain:
             ignore(of_gains, f"reward={self.reward}")
         if self.reward == "outcome_only":
@@ -138,7 +142,13 @@ class RewardConfig(Settings):
         if self.credit in ("query", "trajectory"):
             ignore("gamma accumulation outcome_credit", f"credit={self.credit}")
         if self.credit == "trajectory":
-            ignore("shuffle_gains", "credit=trajectory")
+            ignore("shuffle", "credit=trajectory")
+        if self.format_penalty == 0:
+            ignore("penalty_on", "format_penalty=0")
+        if self.reward == "gain_only" and self.normalization in ("raw", "none"):
+            ignore("baseline scale", f"reward=gain_only with normalization={self.normalization}")
+        if self.scale == "none" and (self.normalization != "raw" or not self.needs_gain):
+            ignore("eps", "scale=none")
         if self.normalization in ("raw", "none") and self.gate == "sign":
             ignore("gate", f"normalization={self.normalization}, which changes no sign,")
         if self.normalization != "turn_group":
@@ -147,12 +157,16 @@ class RewardConfig(Settings):
             ignore("window", "any accumulation but window")
         if self.gate != "outcome_spread":
             ignore("gate_temperature", "any gate but outcome_spread")
+        if self.accumulation == "window" and self.window == 1:
+            ignore("gamma", "window=1")
         if self.scorer != "lagged":
             ignore("scorer_steps", "any scorer but lagged")
         if self.gain_weight_end is None:
             ignore("gain_weight_steps", "a constant gain_weight")
         elif self.gain_weight_steps == 0:
             ignore("gain_weight_end", "gain_weight_steps=0")
+        elif self.gain_weight_end == self.gain_weight:
+            ignore("gain_weight_end gain_weight_steps", "a constant gain_weight")
         if self.normalization == "turn_group" and self.baseline == "batch_mean":
             ignore("baseline", "normalization=turn_group, whose pools are a question's,")
         return found

@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "observation": {"credit": "observation"},
     "query": {"credit": "query", "gain_weight": 0.3},
     "belief_return": {"credit": "trajectory", "gain": "prob_diff"},
-    "shuffled": {"shuffle_gains": True, "gain": "prob_diff"},
+    "shuffled": {"shuffle": "group", "gain": "prob_diff"},
     "lagged": {"scorer": "lagged", "scorer_steps": 2},
     "turn_group": {"normalization": "turn_group", "gain_scale": "match_outcome"},
     "gated": {"gate": "outcome_spread", "penalty_on": "turn"},
