@@ -66,6 +66,7 @@ class ArmSummary:
     dead_groups: float | None
     turns: float | None
     steps_to_threshold: Reached
+    rollouts_to_threshold: Reached
     tokens_to_threshold: Reached
     seconds_to_threshold: Reached
     seconds: float | None
@@ -141,6 +142,7 @@ def summarise(
                 dead_groups=_mean([_mean(list(history.values())) for history in dead]),
                 turns=_mean([run.last("train/turns") for run in runs]),
                 steps_to_threshold=summarise_times(reached, [run.steps for run in runs]),
+                rollouts_to_threshold=_cost(runs, reached, "progress/rollouts"),
                 tokens_to_threshold=_cost(runs, reached, "progress/sampled_tokens"),
                 seconds_to_threshold=_cost(runs, reached, "progress/seconds"),
                 seconds=_mean([run.last("progress/seconds") for run in runs]),

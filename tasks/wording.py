@@ -51,6 +51,7 @@ def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict
             "turns": _number(row.turns, 1),
             f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
             "steps": str(row.steps_to_threshold),
+            "rollouts": str(row.rollouts_to_threshold),
             "tokens": str(row.tokens_to_threshold),
             "seconds": str(row.seconds_to_threshold),
             "s/run": _number(row.seconds, 0),
@@ -168,9 +169,7 @@ def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
 
 def _speed(row: "ArmSummary") -> str:
     steps, tokens, seconds = row.steps_to_threshold, row.tokens_to_threshold, row.seconds_to_threshold
-    return (
-        f"{row.arm} {steps} steps, {tokens} sampled tokens, {seconds} s ({steps.reached} of {steps.of} runs got there)"
-    )
+    return f"{row.arm} {steps} steps, {row.rollouts_to_threshold} rollouts, {tokens} sampled tokens, {seconds} s ({steps.reached} of {steps.of} runs got there)"
 
 
 def _certainty(pairs: int, compared: int) -> str:

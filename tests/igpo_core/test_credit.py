@@ -21,7 +21,8 @@ def item(*gains: float, outcome: float, answered: bool = True, states: tuple[Any
 
 
 def credit(items: list[TurnRewards], groups: str = "", step: int = 0, **choices: Any) -> Credit:
-    config = RewardConfig(**{"eps": EXACT, **choices})
+    exact = {} if choices.get("scale") == "none" else {"eps": EXACT}
+    config = RewardConfig(**{**exact, **choices})
     return assign_credit(items, list(groups or "q" * len(items)), config, seed=0, step=step)
 
 
@@ -163,6 +164,28 @@ def test_gigpo_compares_turns_that_had_seen_the_same() -> None:
     assert found.turns == [pytest.approx([1.5, 1.5, 1.0]), pytest.approx([-1.5, -1.5])]
 
 
+def test_gigpo_pays_an_unanswered_trajectory_less_than_a_wrong_one() -> None:
+    """One shared state, gamma 1: outcomes 1, 0 and the penalty -1 -> z 1.2247, 0, -1.2247 in both parts."""
+    items = [
+        item(outcome=1.0, states=("",)),
+        item(outcome=0.0, states=("",)),
+        item(outcome=0.0, answered=False, states=("",)),
+    ]
+    found = credit(items, reward="gigpo", format_penalty=-1.0)
+    assert [row[0] for row in found.turns] == pytest.approx([2 * 1.5**0.5, 0.0, -2 * 1.5**0.5])
+
+
+def test_gains_shuffled_within_a_trajectory_keep_its_total() -> None:
+    """Sums stay, so the first turn of each trajectory keeps its whole return; inner turns do not."""
+    items = [item(*(float(i + t) for t in range(4)), outcome=0.0) for i in range(6)]
+    plain = credit(items, normalization="none", gain="prob_diff")
+    mixed = credit(items, normalization="none", gain="prob_diff", shuffle="trajectory")
+    assert [row[0] for row in mixed.turns] == pytest.approx([row[0] for row in plain.turns])
+    assert mixed.turns != plain.turns
+    across = credit(items, normalization="none", gain="prob_diff", shuffle="group")
+    assert [row[0] for row in across.turns] != pytest.approx([row[0] for row in plain.turns])
+
+
 def test_shuffled_gains_are_the_same_gains() -> None:
     gains = [[float(i), float(i) + 0.5] for i in range(8)]
     groups = ["a"] * 4 + ["b"] * 4
@@ -187,6 +210,16 @@ def test_shuffled_gains_are_the_same_gains() -> None:
         ({"gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_steps"),
         ({"gain_weight_end": 0.3}, "gain_weight_steps=0 ignores gain_weight_end"),
         ({"scorer_steps": 3}, "any scorer but lagged"),
+        ({"scorer": "lagged", "scorer_steps": 1}, "greater than or equal to 2"),
+        ({"penalty_on": "turn", "format_penalty": 0.0}, "format_penalty=0 ignores penalty_on"),
+        ({"reward": "gain_only", "normalization": "raw", "scale": "none"}, "ignores scale"),
+        ({"scale": "none", "eps": 1e-3}, "scale=none ignores eps"),
+        ({"gain_weight_end": 1.0, "gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_end"),
+        (
+            {"accumulation": "window", "outcome_credit": "broadcast", "window": 1, "gamma": 0.5},
+            "window=1 ignores gamma",
+        ),
+        ({"credit": "trajectory", "shuffle": "group"}, "credit=trajectory ignores shuffle"),
         ({"reward": "gain_only", "format_penalty": -2.0}, "reward=gain_only"),
         ({"accumulation": "root"}, "set outcome_credit=broadcast"),
         ({"credit": "query", "gain": "watermark"}, "use gain=log_prob_diff or prob_diff"),
@@ -198,6 +231,12 @@ def test_shuffled_gains_are_the_same_gains() -> None:
 def test_inert_and_impossible_choices_are_refused(choices: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         RewardConfig(**choices)
+
+
+def test_a_gate_of_any_temperature_is_finite() -> None:
+    assert outcome_gates([0.0, 1.0], "aa", 1e-6) == [0.0, 0.0]
+    # std 0.5 over temperature 0.5: 1 / (1 + e)
+    assert outcome_gates([0.0, 1.0], "aa", 0.5) == pytest.approx([1 / (1 + math.e)] * 2)
 
 
 def test_clipping_with_one_update_is_refused() -> None:

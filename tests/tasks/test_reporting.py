@@ -12,9 +12,18 @@ import yaml
 from igpo_core.errors import DataError
 from tasks.outbox import About, Outbox, write_status
 from tasks.recompute import recompute
-from tasks.reporting import cell_reports, left_out, summarise, unequal_budgets, write_report
+from tasks.reporting import (
+    ArmSummary,
+    cell_reports,
+    explain,
+    left_out,
+    slice_differences,
+    summarise,
+    unequal_budgets,
+    write_report,
+)
 from tasks.sending import Sender, read_sent
-from tasks.statistics import Reached, interval
+from tasks.statistics import Reached, interval, paired
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.tracking import client, compare_url, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
@@ -94,29 +103,37 @@ def test_questions_that_were_not_asked_are_loud() -> None:
 
 
 def test_the_report_says_what_its_seeds_can_show() -> None:
-    """Five seeds of equal arms agree in 2 of 2^5 sweeps; two compared arms at 2.5% need 2^(1-n) <= 0.025: n = 7."""
-    assert "6.2% of" in _certainty(5, 2) and "7 or more seeds" in _certainty(5, 2)
-    assert "97.50%" in _certainty(7, 2) and "or more seeds" not in _certainty(7, 2)
+    """No p-value of n seeds is below 2^(1-n): six can show one arm of one, seven one of two, nine one of eleven."""
+    assert "5 seeds carry none: 7 do" in _certainty(5, 2)
+    assert "none alone: for that 7 are needed" in _certainty(6, 2)
+    assert "needed" not in _certainty(7, 2) and "none" not in _certainty(6, 1)
+    assert "none alone: for that 9 are needed" in _certainty(8, 11)
     assert "no seeds" in _certainty(0, 1)
 
 
+def summed(data: SweepData, margin: float = 0.0) -> list[ArmSummary]:
+    return summarise(data, paired(data.scores(), "outcome_only", margin), "outcome_only", 0.5, margin)
+
+
 def test_every_number_of_the_table() -> None:
-    low, high = summarise(five(), "outcome_only", 0.5)
+    low, high = summed(five())
     assert (low.arm, low.seeds, low.verdict, low.difference) == ("outcome_only", 5, "baseline", None)
     assert low.f1 == pytest.approx(0.1) and low.em == pytest.approx(0.05) and low.greedy_f1 is None
     assert high.f1 == pytest.approx(0.8) and high.em == pytest.approx(0.4)
-    assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "better"
+    assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "too few seeds"
+    assert high.p is None and seven().p == pytest.approx(2 / 2**7)  # all seven seeds agree
     expected = interval([0.70, 0.78, 0.62, 0.70, 0.70])
     assert expected and (high.low, high.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert high.dead_groups == pytest.approx(0.25) and high.turns == 7 and high.seconds == 2
     assert low.steps_to_threshold == Reached(0, 5, None, 4)
     assert high.steps_to_threshold == Reached(5, 5, 2, 2)  # four seeds at step 2, one at step 4
+    assert high.rollouts_to_threshold == Reached(5, 5, 16, 16)
     assert high.tokens_to_threshold == Reached(5, 5, 20, 20)
     assert high.seconds_to_threshold == Reached(5, 5, 1, 1)
 
 
 def test_a_threshold_met_before_training_costs_nothing() -> None:
-    row = summarise(replace(five(), runs=(run("igpo", 0, 0.9, (0.6, 0.9, 0.9)),)), "outcome_only", 0.5)[1]
+    row = summed(replace(five(), runs=(run("igpo", 0, 0.9, (0.6, 0.9, 0.9)),)))[1]
     assert row.steps_to_threshold.median == row.tokens_to_threshold.median == row.seconds_to_threshold.median == 0
 
 
@@ -124,12 +141,12 @@ def test_a_run_without_its_counters_is_named() -> None:
     whole = run("igpo", 3, 0.9, (0.0, 0.6, 0.9))
     bare = replace(whole, histories={n: h for n, h in whole.histories.items() if n != "progress/sampled_tokens"})
     with pytest.raises(DataError, match=r"igpo seed 3.*progress/sampled_tokens at step 2"):
-        summarise(replace(five(), runs=(bare,)), "outcome_only", 0.5)
+        summed(replace(five(), runs=(bare,)))
 
 
 def test_metrics_that_are_missing_show_as_missing() -> None:
     bare = with_curves("igpo-0", "igpo", 0, {"test/all/f1": {4.0: 0.9}})
-    rows = summarise(replace(five(), arms=("igpo",), runs=(bare,)), "outcome_only", 0.5)
+    rows = summed(replace(five(), arms=("igpo",), runs=(bare,)))
     cells = table_rows(rows, 0.5)[0]
     assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
 
@@ -158,22 +175,86 @@ def test_the_terminal_table_fits() -> None:
     long = replace(data, arms=("outcome_only", "i" * 60), runs=tuple(
         replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
     ))  # fmt: skip
-    text = terminal_table(table_rows(summarise(long, "outcome_only", 0.5), 0.5))
+    text = terminal_table(table_rows(summed(long), 0.5))
     assert max(map(len, text.splitlines())) <= 120
     assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
 
 
+def more(data: SweepData, seeds: int) -> SweepData:
+    """The same with further seeds that fare as the first five do, a little apart."""
+    extra = [
+        replace(item, seed=item.seed + 5, run_id=f"{item.run_id}-again") for item in data.runs if item.seed < seeds - 5
+    ]
+    return replace(data, runs=(*data.runs, *extra))
+
+
+def seven() -> ArmSummary:
+    return summed(more(five(), 7))[1]
+
+
 def words(data: SweepData) -> str:
-    rows = summarise(data, "outcome_only", 0.5, SPECIFICATION["margin"])
+    rows = summed(data, SPECIFICATION["margin"])
     return sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]).plain(10_000)
 
 
 def test_words_say_what_was_not_shown() -> None:
     text = words(five().select(["outcome_only", "igpo", "gone"], [0, 1, 2, 3, 4]))
-    assert "igpo against outcome_only: +0.700" in text and "5 paired seeds: better at this budget" in text
+    assert "igpo against outcome_only: +0.700" in text and "5 paired seeds: too few seeds for a verdict" in text
+    assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in words(more(five(), 7))
     assert "MISSING: gone seed 0 (no run)" in text
-    for part in ("The ceiling", "penalty than -1", "made on purpose", "0.938 at most", "data: lookup"):
+    for part in ("The ceiling", "penalty than -1", "made on purpose", "5 seeds carry none: 7 do", "data: lookup"):
         assert part in text
+
+
+def test_a_budget_of_tokens_is_told_as_one() -> None:
+    training = {"epochs": 1, "steps_per_epoch": 4, "budget": "sampled_tokens", "amount": 40}
+    (report,) = cell_reports(
+        {**SPECIFICATION, "base": {**SPECIFICATION["base"], "training": training}}, {"": five()}, [""]
+    )
+    assert (
+        "trained for 40 sampled tokens in steps of 2 questions x 4 rollouts, 4 steps at most" in report.words.shown[0]
+    )
+
+
+def test_a_cell_without_a_finished_run_leaves_the_others_their_report() -> None:
+    levels = {"group": {"2": {"rollout.group_size": 2}, "4": {"rollout.group_size": 4}}}
+    failed = replace(five(), runs=tuple(replace(item, status="FAILED") for item in five().runs))
+    found = {"group=2": five(), "group=4": failed}
+    (report,) = cell_reports({**SPECIFICATION, "factors": levels}, found, ["group=2", "group=4"])
+    assert report.cell == "group=2" and report.summaries[1].difference == pytest.approx(0.7)
+    assert any(text.startswith("NO FINISHED RUN in group=4") for text in report.words.warnings)
+
+
+def test_what_a_run_last_did_counts_only_at_its_end() -> None:
+    """Seed 0 solved nothing after step 2: its turns of then are no turns of step 4. Means of 5 and 7, and of 6 alone."""
+    runs = [
+        with_curves(
+            f"igpo-{seed}", "igpo", seed, {"test/all/f1": {4.0: 0.9}, "train/turns": {1.0: 3.0, 4.0: 5.0}, **more}
+        )
+        for seed, more in enumerate(
+            ({"train/turns_solved": {1.0: 5.0, 2.0: 9.0}}, {"train/turns_solved": {1.0: 7.0, 4.0: 6.0}})
+        )
+    ]
+    data = SweepData("1", "s", ("igpo",), tuple(runs))
+    rows = {row["metric"]: row["igpo"] for row in explain(data)}
+    assert rows[".. of the solved"] == "6 → 6" and rows["turns (searches: one less)"] == "3 → 5"
+    assert "dead groups" not in rows  # no run has it
+
+
+def test_slices_by_source_and_by_hops_within_a_source() -> None:
+    """Two sources, one of which has questions of two lengths: four slices; a single hop count is the source again."""
+    names = ("nq", "nq/hops_1", "musique", "musique/hops_2", "musique/hops_3")
+    values = {f"test/{name}/f1": {4.0: 0.1 * place} for place, name in enumerate(names)}
+    runs = [
+        with_curves(f"{arm}-0", arm, 0, {"test/all/f1": {4.0: 0.5}, "train/turns": {4.0: 2.0}} | {
+            name: {step: value * scale for step, value in curve.items()} for name, curve in values.items()
+        })
+        for arm, scale in (("outcome_only", 1.0), ("igpo", 2.0))
+    ]  # fmt: skip
+    found = slice_differences(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs)), "outcome_only")
+    assert {name: pairs["igpo"].mean for name, pairs in found.items()} == {
+        "musique": pytest.approx(0.2), "nq": 0.0, "musique/hops_2": pytest.approx(0.3), "musique/hops_3": pytest.approx(0.4)
+    }  # fmt: skip
 
 
 def test_words_of_a_cell_say_what_the_cell_is() -> None:
@@ -202,7 +283,7 @@ def test_the_link_to_many_runs_stays_short() -> None:
 
 
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
-    data = five()
+    data = more(five(), 10)
     level = replace(data, runs=tuple(
         replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
         for item in data.runs
@@ -212,9 +293,10 @@ def test_words_claim_nothing_where_nothing_was_shown() -> None:
         replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
-    assert "equal at this budget" in words(close) and "better" not in words(close)
+    # ten seeds: a collapse in one run of ten is missed with a chance of .9^10 = 35%
+    assert "within the margin" in words(close) and "35%" in words(close) and "better" not in words(close)
     few = data.select(["outcome_only", "igpo"], [0, 1])
-    assert "too few seeds for a verdict (5 are needed)" in words(few) and "better" not in words(few)
+    assert "too few seeds for a verdict" in words(few) and "better" not in words(few)
 
 
 def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
@@ -254,6 +336,7 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert {row["arm"]: row["f1"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
     (again,) = recompute(first.run_id)  # from the training runs alone
     assert again.summaries == second.cells[0].summaries and again.rows == second.rows
+    assert again.tables == second.cells[0].tables and "turns (searches: one less)" in second.markdown
     page = (folder / "report.html").read_text()
     assert "<svg" in page and "igpo against outcome_only: +0.700" in page
     rows = list(csv.DictReader((folder / "table.csv").open()))
@@ -329,6 +412,6 @@ def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: 
 
 def test_a_sweep_without_finished_runs_is_refused(mlflow_server: str, tmp_path: Path) -> None:
     send("none", replace(run("igpo", 0, 0.1, (0, 0, 0)), status="FAILED"), tmp_path)
-    with pytest.raises(DataError, match=r"study-1 has no finished run.*igpo seed 0 \(FAILED\)"):
+    with pytest.raises(DataError, match=r"no run to report on is finished.*igpo seed 0 \(FAILED\)"):
         write_report({**SPECIFICATION, "name": "none"}, "study-1", {"": "v1"}, PLACES, [""])
     assert client().search_runs([experiment_id("none")], "tags.kind = 'report'") == []
