@@ -168,8 +168,11 @@ def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
 
 
 def _speed(row: "ArmSummary") -> str:
-    steps, tokens, seconds = row.steps_to_threshold, row.tokens_to_threshold, row.seconds_to_threshold
-    return f"{row.arm} {steps} steps, {row.rollouts_to_threshold} rollouts, {tokens} sampled tokens, {seconds} s ({steps.reached} of {steps.of} runs got there)"
+    steps, rollouts = row.steps_to_threshold, row.rollouts_to_threshold
+    return (
+        f"{row.arm} {steps} steps, {rollouts} rollouts, {row.tokens_to_threshold} sampled tokens, {row.seconds_to_threshold} s "
+        f"({steps.reached} of {steps.of} runs got there)"
+    )
 
 
 def _certainty(pairs: int, compared: int) -> str:
