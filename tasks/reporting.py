@@ -194,7 +194,8 @@ def explain(data: SweepData) -> list[dict[str, str]]:
         for arm in data.arms:
             runs = data.finished(arm)
             start, end = _mean([run.first(metric) for run in runs]), _mean([run.last(metric) for run in runs])
-            row[arm] = " → ".join("-" if value is None else f"{value:.3g}" for value in (start, end))
+            both = ["-" if value is None else f"{value:.3g}" for value in (start, end)]
+            row[arm] = " → ".join(both) if start is not None else "-"
         if any(metric in run.histories for run in data.finished()):
             rows.append(row)
     return rows

@@ -1,7 +1,8 @@
 // The trajectory viewer of a report: filters, a list, one trajectory. Text is set as text, never as HTML.
 const rows = JSON.parse(document.getElementById("data").textContent);
 const chosen = {};
-const show = (value) => (value === null || value === undefined ? "-" : value.toFixed(3));
+const small = (value) => value !== 0 && Math.abs(value) < 0.001;
+const show = (value) => (value === null || value === undefined ? "-" : small(value) ? value.toExponential(1) : value.toFixed(3));
 const add = (parent, tag, text, kind) => {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;

@@ -64,6 +64,11 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def difference(row: "ArmSummary") -> str:
     if row.difference is None:
         return "-"
@@ -149,7 +154,7 @@ def _budget(base: Mapping[str, Any]) -> str:
 def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
     if row.difference is None:
         return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
-    start = f"{row.arm} against {baseline}: {difference(row)} F1 over {row.pairs} paired seeds"
+    start = f"{row.arm} against {baseline}: {difference(row)} F1 over {counted(row.pairs, 'paired seed')}"
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict, whatever the numbers look like."
     if row.verdict == "within margin":
@@ -180,13 +185,14 @@ def _certainty(pairs: int, compared: int) -> str:
     if not pairs:
         return "Certainty: no seeds are paired."
     text = (
-        f"Certainty beyond {pairs} seeds. The 95% interval is an expanded percentile bootstrap over seeds, not over questions: "
-        "what no seed showed, as a collapse in one run of many, is not in it. A verdict is of a sign-flip test over seeds, "
-        f"adjusted for the {compared} arms compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by itself."
+        f"Certainty beyond {counted(pairs, 'seed')}. The 95% interval is an expanded percentile bootstrap over seeds, not over "
+        "questions: what no seed showed, as a collapse in one run of many, is not in it. A verdict is of a sign-flip test over "
+        f"seeds, adjusted for the {compared} arms compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by itself."
     )
     needed = seeds_for_verdict(compared)
     if pairs < MIN_SEEDS:
-        return f"{text} {pairs} seeds carry none: {needed} do (`--seeds` adds the missing ones and reuses these)."
+        few = f"{counted(pairs, 'seed')} cannot carry one: {needed} can"
+        return f"{text} {few} (`--seeds` adds the missing ones and reuses these)."
     if pairs < needed:
         return f"{text} With {pairs} seeds several arms can get one together, but none alone: for that {needed} are needed."
     return text

@@ -104,7 +104,7 @@ def test_questions_that_were_not_asked_are_loud() -> None:
 
 def test_the_report_says_what_its_seeds_can_show() -> None:
     """No p-value of n seeds is below 2^(1-n): six can show one arm of one, seven one of two, nine one of eleven."""
-    assert "5 seeds carry none: 7 do" in _certainty(5, 2)
+    assert "5 seeds cannot carry one: 7 can" in _certainty(5, 2)
     assert "none alone: for that 7 are needed" in _certainty(6, 2)
     assert "needed" not in _certainty(7, 2) and "none" not in _certainty(6, 1)
     assert "none alone: for that 9 are needed" in _certainty(8, 11)
@@ -202,7 +202,13 @@ def test_words_say_what_was_not_shown() -> None:
     assert "igpo against outcome_only: +0.700" in text and "5 paired seeds: too few seeds for a verdict" in text
     assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in words(more(five(), 7))
     assert "MISSING: gone seed 0 (no run)" in text
-    for part in ("The ceiling", "penalty than -1", "made on purpose", "5 seeds carry none: 7 do", "data: lookup"):
+    for part in (
+        "The ceiling",
+        "penalty than -1",
+        "made on purpose",
+        "5 seeds cannot carry one: 7 can",
+        "data: lookup",
+    ):
         assert part in text
 
 
