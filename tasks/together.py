@@ -27,6 +27,7 @@ from igpo_core.folders import write_json
 from tasks.home import PROJECT
 from tasks.outbox import Nowhere, Outbox, read_about
 from tasks.runs import RunIdentity, Say
+from tasks.secrets import provide
 from tasks.training import Job, OnStep
 
 JOB = "job.json"
@@ -98,7 +99,9 @@ def train_together(
 
 def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
-    failures = _launch(read_job(folder), node, meeting, say, lambda step: None, [])
+    job = read_job(folder)
+    provide(job.experiment.data)  # its processes search too, and nobody prepared data in this one
+    failures = _launch(job, node, meeting, say, lambda step: None, [])
     if failures:
         raise IgpoError(f"the processes of node {node} failed: {failures}")
 
