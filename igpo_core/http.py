@@ -26,7 +26,7 @@ class CallFailed(Exception):
     """A call that failed for good, with the reason."""
 
 
-class _Transient(CallFailed):
+class Transient(CallFailed):
     """A call that may succeed when it is repeated. after: seconds that the server asked for."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
@@ -60,9 +60,9 @@ class Caller:
         if self._slots is None:
             self._slots = asyncio.Semaphore(self.settings.concurrency)
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Transient),
+            retry=retry_if_exception_type(Transient),
             stop=stop_after_attempt(self.settings.attempts),
-            wait=_wait,
+            wait=growing_wait,
             reraise=True,
         )
         async with self._slots:
@@ -72,7 +72,7 @@ class Caller:
                     try:
                         return parse(body)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-                        raise _Transient(f"an answer in another form ({type(error).__name__})") from error
+                        raise Transient(f"an answer in another form ({type(error).__name__})") from error
         raise AssertionError("tenacity ended without a result")
 
     async def _once(self, request: dict[str, Any]) -> bytes:
@@ -95,9 +95,9 @@ class Caller:
                     _check_status(response, settings)
                     return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _Transient(f"no answer within {settings.timeout:g} s") from error
+            raise Transient(f"no answer within {settings.timeout:g} s") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Transient(f"the connection failed ({type(error).__name__})") from error
+            raise Transient(f"the connection failed ({type(error).__name__})") from error
 
 
 def read_key(settings: HttpSettings, what: str) -> str:
@@ -120,11 +120,18 @@ def clean_text(value: Any) -> str:
     return value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").strip()
 
 
-def _wait(state: RetryCallState) -> float:
+def growing_wait(state: RetryCallState) -> float:
     """Doubling with jitter, or what the server asked for."""
     outcome = state.outcome.exception() if state.outcome is not None else None
-    asked = outcome.after if isinstance(outcome, _Transient) else 0.0
+    asked = outcome.after if isinstance(outcome, Transient) else 0.0
     return max(min(asked, LONGEST_WAIT), wait_exponential_jitter(multiplier=0.5, max=20.0)(state))
+
+
+def raise_if_passing(response: httpx.Response) -> None:
+    """Raise Transient for a status that another try may not meet."""
+    if response.status_code == 429 or response.status_code >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise Transient(f"status {response.status_code}", float(after) if after.isdecimal() else 0.0)
 
 
 def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
@@ -134,9 +141,7 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
             f"{response.url.copy_with(query=None)} refuses the key in {settings.key_variable} or has no credit left (status "
             f"{status}): see to it and start again; the run goes on from its last checkpoint"
         )
-    if status == 429 or status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _Transient(f"status {status}", float(after) if after.isdecimal() else 0.0)
+    raise_if_passing(response)
     if status != 200:
         raise CallFailed(f"status {status}")
 
