@@ -26,6 +26,10 @@ class CallFailed(Exception):
     """A call that failed for good, with the reason."""
 
 
+class Refused(CallFailed):
+    """A call whose content the service does not take: the fault of what was asked, not of the service."""
+
+
 class Transient(CallFailed):
     """A call that may succeed when it is repeated. after: seconds that the server asked for."""
 
@@ -78,9 +82,10 @@ class Caller:
     async def _once(self, request: dict[str, Any]) -> bytes:
         settings, url = self.settings, request["url"]
         if settings.rate is not None:
-            await asyncio.sleep(self.store.turn(self.meter, 1 / settings.rate))
+            # the file's locks are waited for in another thread: calls under way go on
+            await asyncio.sleep(await asyncio.to_thread(self.store.turn, self.meter, 1 / settings.rate))
         most = int(os.environ.get(self.budget) or settings.max_calls)
-        if not self.store.spend(self.meter, most):
+        if not await asyncio.to_thread(self.store.spend, self.meter, most):
             raise ServiceError(
                 f"{most} calls to {url} are spent, all that max_calls allows. Allow more with {self.budget}=<calls> and start "
                 "again: the run goes on from its last checkpoint, and what was answered is kept"
@@ -107,6 +112,11 @@ def read_key(settings: HttpSettings, what: str) -> str:
         raise ConfigError(
             f"{what} needs a key: set the environment variable {settings.key_variable}, or make a Prefect Secret block of that "
             f"name in lower case with dashes ({settings.key_variable.lower().replace('_', '-')})"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the key in {settings.key_variable} has characters that no HTTP header takes (a typographic quote, a line break?): "
+            "copy it again"
         )
     return key
 
@@ -142,6 +152,8 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
             f"{status}): see to it and start again; the run goes on from its last checkpoint"
         )
     raise_if_passing(response)
+    if status in (400, 413, 414, 422):
+        raise Refused(f"status {status}")
     if status != 200:
         raise CallFailed(f"status {status}")
 
