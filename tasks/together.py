@@ -86,7 +86,7 @@ def train_together(
     """
     meeting = None
     if job.experiment.training.nodes > 1:
-        meeting = Meeting(_address(), _free_port())
+        meeting = Meeting(meeting_address(), _free_port())
     write_job(job)
     if meeting is not None:
         call_others(meeting)
@@ -143,7 +143,8 @@ def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnS
     return f"exit status {launcher.returncode}, {said}. More in {log}"
 
 
-def _address() -> str:
+def meeting_address() -> str:
+    """Where other machines reach this one. Raises ConfigError where nobody said so."""
     address = os.environ.get("IGPO_ADDRESS")
     if not address:
         raise ConfigError(

@@ -40,6 +40,8 @@ def test_a_run_is_judged(taught: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     count = min(16, len(trainer.environment.questions("test")))
     assert server.keys == {"Bearer hush"} and 1 < len(server.asked) == len(set(server.asked)) <= count
     right = sum(verdict(prompt) == "Yes" for prompt in server.asked)  # no answer is a wrong one
-    assert right and metrics["test/all/judged"] == pytest.approx(right / count) and metrics["test/all/judged_failed"] == 0
+    assert (
+        right and metrics["test/all/judged"] == pytest.approx(right / count) and metrics["test/all/judged_failed"] == 0
+    )
     assert {"test/all/judged_em_agreement", "test/all/judged_em_kappa"} < metrics.keys()
     assert (tmp_path / "judge.sqlite").is_file()
