@@ -10,7 +10,7 @@ from igpo_core.config.data import HttpSettings
 
 
 class TransformersEngine(Settings):
-    """The policy itself, in the training process. Same seed, same machine: same bits."""
+    """The policy itself, in the training process. Same seed, same machine, on its CPU: same bits."""
 
     kind: Literal["transformers"] = "transformers"
 
