@@ -1,14 +1,17 @@
 """What a preset would do, in seconds and without an accelerator: python -m flows.dry_run PRESET.
 
-Loads the specification, checks keys, publishes and validates the data, asks the search once, renders a first batch and probes
-with the policy's own tokenizer, and counts memory and time. Everything that would stop the run stops this.
+Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
+the data, asks the search once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
+renders a first batch and probes, and counts memory and time. What these would stop the run for stops this. Not looked at: the
+weights themselves, this machine's accelerators, other machines, MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.ablation import plan
@@ -41,17 +44,20 @@ class Lengths:
 
 
 def dry_run(preset: str) -> Iterator[str]:
-    """Lines as they become known. Raises IgpoError where the run would."""
+    """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
     from igpo_core.environments import open_environment
     from tasks.data import prepare
     from tasks.home import home
     from tasks.secrets import require_judge
+    from tasks.together import meeting_address
 
     specification = load_specification(preset)
     yield plan(specification, specification.processes)
     arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
     costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
     require_judge(costly)
+    if costly.training.nodes > 1:
+        meeting_address()
     data = prepare(costly.data, home())
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
@@ -68,50 +74,70 @@ def dry_run(preset: str) -> Iterator[str]:
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
-    yield from needs(costly, shape, lengths)
+    fits = yield from needs(costly, shape, lengths)
+    if not fits:
+        yield "  warning: it fits none of these accelerators"
+    yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
 
 def servers(config: ExperimentConfig) -> Iterator[str]:
-    """Each rollout server, asked once. Raises ServiceError where one does not answer."""
-    from igpo_core.rollout.served_engine import ServedEngine
+    """Each rollout server, asked once, and left to the run that may use it. Raises ServiceError where one does not answer or
+    takes no weights."""
+    from igpo_core.rollout.serving import Connection
 
     if not isinstance(config.rollout.engine, VllmEngine):
         return
     once = config.rollout.engine.model_copy(update={"attempts": 1})
-    for number, url in enumerate(once.urls):
-        ServedEngine(once, number)
-        yield f"rollout server {url} answers; what it needs itself is not counted below"
+    connection = Connection(once)
+    for url in once.urls:
+        name = connection.served_model(url)
+        connection.require_dev_mode(url)
+        yield f"rollout server {url} answers with {name} and takes weights; what it needs itself is not counted below"
 
 
 def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
     """The policy's grammar and window, without its weights (model is None), and its shape. Raises ConfigError when its
-    configuration or tokenizer cannot be loaded or its template cannot be continued token for token."""
+    configuration or tokenizer cannot be loaded, its template cannot be continued token for token, or what is asked of the
+    model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
     import torch
 
     from igpo_core.estimates import Shape
-    from igpo_core.policies import Policy, build_policy
-    from igpo_core.protocol import ChatProtocol
+    from igpo_core.policies import Policy, build_policy, grammar, require_window
+    from igpo_core.weights import add_lora, require_no_dropout
 
     if isinstance(config.policy, NewPolicy):
         with torch.device("meta"):
             policy = build_policy(config, environment)
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where = {"revision": config.policy.revision, "trust_remote_code": config.policy.trust_remote_code}
+    name, remote = config.policy.name, config.policy.trust_remote_code
+    _require_safetensors(Path(name))
+    where = {"revision": config.policy.revision, "trust_remote_code": remote}
     try:
-        model = AutoConfig.from_pretrained(config.policy.name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(config.policy.name, **where)
+        shape = AutoConfig.from_pretrained(name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=remote, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"policy.name={config.policy.name}: its configuration or tokenizer cannot be loaded: {error}"
+            f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: {error}"
         ) from error
-    window = int(model.max_position_embeddings)
-    if config.rollout.max_tokens > window:
+    if config.optimizer.gradient_checkpointing:
+        require_no_dropout(model)
+    if config.policy.lora:
+        with torch.device("meta"):
+            add_lora(model, config.policy.lora, config.seed)
+    require_window(shape, config, name)
+    return Policy(None, grammar(tokenizer), int(shape.max_position_embeddings)), Shape.of(shape)
+
+
+def _require_safetensors(folder: Path) -> None:
+    """Raise ConfigError for a folder without them; what the hub has is known when it is loaded."""
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {window} tokens that the policy takes"
+            f"policy.name={folder}: no *.safetensors in this folder: convert its weights, no other is read"
         )
-    return Policy(None, ChatProtocol(tokenizer), window), Shape.of(model)
 
 
 def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
@@ -141,9 +167,9 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
     return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
 
 
-def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterator[str]:
+def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generator[str, None, bool]:
     """Memory on one accelerator, and the seconds of a step on those known: operations and bytes alone, while small models
-    wait for kernels to start."""
+    wait for kernels to start. Returns whether it fits any."""
     from igpo_core.estimates import GIB, memory, work
 
     held = memory(shape, config)
@@ -165,6 +191,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterato
             "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
         )
         yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, were 40% of its speed reached"
+    return any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
 
 
 def _trained(config: ExperimentConfig, shape: "Shape") -> str:
@@ -181,7 +208,6 @@ def main(arguments: list[str]) -> int:
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("nothing stands in the way of this run")
     return 0
 
 

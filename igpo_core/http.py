@@ -26,7 +26,11 @@ class CallFailed(Exception):
     """A call that failed for good, with the reason."""
 
 
-class _Transient(CallFailed):
+class Refused(CallFailed):
+    """A call whose content the service does not take: the fault of what was asked, not of the service."""
+
+
+class Transient(CallFailed):
     """A call that may succeed when it is repeated. after: seconds that the server asked for."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
@@ -60,9 +64,9 @@ class Caller:
         if self._slots is None:
             self._slots = asyncio.Semaphore(self.settings.concurrency)
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Transient),
+            retry=retry_if_exception_type(Transient),
             stop=stop_after_attempt(self.settings.attempts),
-            wait=_wait,
+            wait=growing_wait,
             reraise=True,
         )
         async with self._slots:
@@ -72,15 +76,16 @@ class Caller:
                     try:
                         return parse(body)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-                        raise _Transient(f"an answer in another form ({type(error).__name__})") from error
+                        raise Transient(f"an answer in another form ({type(error).__name__})") from error
         raise AssertionError("tenacity ended without a result")
 
     async def _once(self, request: dict[str, Any]) -> bytes:
         settings, url = self.settings, request["url"]
         if settings.rate is not None:
-            await asyncio.sleep(self.store.turn(self.meter, 1 / settings.rate))
+            # the file's locks are waited for in another thread: calls under way go on
+            await asyncio.sleep(await asyncio.to_thread(self.store.turn, self.meter, 1 / settings.rate))
         most = int(os.environ.get(self.budget) or settings.max_calls)
-        if not self.store.spend(self.meter, most):
+        if not await asyncio.to_thread(self.store.spend, self.meter, most):
             raise ServiceError(
                 f"{most} calls to {url} are spent, all that max_calls allows. Allow more with {self.budget}=<calls> and start "
                 "again: the run goes on from its last checkpoint, and what was answered is kept"
@@ -95,9 +100,9 @@ class Caller:
                     _check_status(response, settings)
                     return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _Transient(f"no answer within {settings.timeout:g} s") from error
+            raise Transient(f"no answer within {settings.timeout:g} s") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Transient(f"the connection failed ({type(error).__name__})") from error
+            raise Transient(f"the connection failed ({type(error).__name__})") from error
 
 
 def read_key(settings: HttpSettings, what: str) -> str:
@@ -107,6 +112,11 @@ def read_key(settings: HttpSettings, what: str) -> str:
         raise ConfigError(
             f"{what} needs a key: set the environment variable {settings.key_variable}, or make a Prefect Secret block of that "
             f"name in lower case with dashes ({settings.key_variable.lower().replace('_', '-')})"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the key in {settings.key_variable} has characters that no HTTP header takes (a typographic quote, a line break?): "
+            "copy it again"
         )
     return key
 
@@ -120,11 +130,18 @@ def clean_text(value: Any) -> str:
     return value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").strip()
 
 
-def _wait(state: RetryCallState) -> float:
+def growing_wait(state: RetryCallState) -> float:
     """Doubling with jitter, or what the server asked for."""
     outcome = state.outcome.exception() if state.outcome is not None else None
-    asked = outcome.after if isinstance(outcome, _Transient) else 0.0
+    asked = outcome.after if isinstance(outcome, Transient) else 0.0
     return max(min(asked, LONGEST_WAIT), wait_exponential_jitter(multiplier=0.5, max=20.0)(state))
+
+
+def raise_if_passing(response: httpx.Response) -> None:
+    """Raise Transient for a status that another try may not meet."""
+    if response.status_code == 429 or response.status_code >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise Transient(f"status {response.status_code}", float(after) if after.isdecimal() else 0.0)
 
 
 def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
@@ -134,9 +151,9 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
             f"{response.url.copy_with(query=None)} refuses the key in {settings.key_variable} or has no credit left (status "
             f"{status}): see to it and start again; the run goes on from its last checkpoint"
         )
-    if status == 429 or status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _Transient(f"status {status}", float(after) if after.isdecimal() else 0.0)
+    raise_if_passing(response)
+    if status in (400, 413, 414, 422):
+        raise Refused(f"status {status}")
     if status != 200:
         raise CallFailed(f"status {status}")
 

@@ -4,6 +4,7 @@ An optional metric beside F1 and EM (the paper's model-based evaluation, MBE), n
 question, accepted answers and answer are judged once, for all runs that share the folder.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Judge:
 
     async def _judge(self, question: str, answers: Sequence[str], answer: str) -> Verdict:
         key = fingerprint(self._same, question, list(answers), answer)
-        known = self.cache.get(key)
+        known = await asyncio.to_thread(self.cache.get, key)
         if known is not None:
             return Verdict(bool(known))
         text = PROMPT.format(question=question, answers="; ".join(answers), answer=answer)
@@ -66,7 +67,7 @@ class Judge:
             correct = await self.caller.call(request, _parse)
         except CallFailed as error:
             return Verdict(None, str(error))
-        return Verdict(bool(self.cache.pin(key, question, correct)))
+        return Verdict(bool(await asyncio.to_thread(self.cache.pin, key, question, correct)))
 
 
 def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:

@@ -97,12 +97,8 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
         ) from error
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed)
-    policy = speak(model, tokenizer, half)
-    if config.rollout.max_tokens > policy.window:
-        raise ConfigError(
-            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {policy.window} tokens that {name} takes: lower it"
-        )
-    return policy
+    require_window(model.config, config, name)
+    return speak(model, tokenizer, half)
 
 
 def save_policy(policy: Policy, folder: Path, weights: dict[str, Any] | None = None) -> None:
@@ -130,9 +126,22 @@ def export_policy(policy: Policy, folder: Path) -> None:
 def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
     """A model with the grammar that its tokenizer speaks."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
+    return Policy(model, grammar(tokenizer), int(model.config.max_position_embeddings), half)
+
+
+def grammar(tokenizer: Any) -> TurnProtocol:
+    """Raises ConfigError for a tokenizer that speaks none of those known here."""
     speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
-    protocol: TurnProtocol = WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
-    return Policy(model, protocol, int(model.config.max_position_embeddings), half)
+    return WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
+
+
+def require_window(model_config: Any, config: ExperimentConfig, name: str | Path) -> None:
+    """Raise ConfigError where trajectories may be longer than the model takes."""
+    window = int(model_config.max_position_embeddings)
+    if config.rollout.max_tokens > window:
+        raise ConfigError(
+            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {window} tokens that {name} takes: lower it"
+        )
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:

@@ -167,7 +167,16 @@ class ChatProtocol:
             raise ConfigError(
                 "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
             )
-        added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        if "strftime_now" in str(tokenizer.chat_template):
+            raise ConfigError(
+                "this chat template writes today's date into the prompt (strftime_now), so that the same run would see other "
+                "prompts tomorrow: write a fixed date in its place into the model's chat_template.jinja"
+            )
+        added = {
+            token.content: index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.content.replace("▁", " ").strip()  # runs of white space (NeoX, OLMo, Phi, Gemma) control nothing
+        }
         self.control = frozenset(added.values())
         self.markers = tuple(sorted({*added, *MARKERS}))
         self._pattern = re.compile("|".join(re.escape(marker) for marker in self.markers if len(marker) > 1))
@@ -200,9 +209,17 @@ class ChatProtocol:
         self._observation_frame = tuple(whole[len(sampled) :].split(seen))
 
     def _template(self, messages: list[dict[str, Any]]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"this chat template cannot render a {messages[-1]['role']} message after the others: {error}. It must take a "
+                "system message, tools, and a tool's reply: use another model, or another template"
+            ) from error
         return str(text)
 
     def prompt(self, question: str) -> list[int]:

@@ -27,6 +27,7 @@ from igpo_core.folders import write_json
 from tasks.home import PROJECT
 from tasks.outbox import Nowhere, Outbox, read_about
 from tasks.runs import RunIdentity, Say
+from tasks.secrets import provide
 from tasks.training import Job, OnStep
 
 JOB = "job.json"
@@ -85,7 +86,7 @@ def train_together(
     """
     meeting = None
     if job.experiment.training.nodes > 1:
-        meeting = Meeting(_address(), _free_port())
+        meeting = Meeting(meeting_address(), _free_port())
     write_job(job)
     if meeting is not None:
         call_others(meeting)
@@ -98,7 +99,9 @@ def train_together(
 
 def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
-    failures = _launch(read_job(folder), node, meeting, say, lambda step: None, [])
+    job = read_job(folder)
+    provide(job.experiment.data)  # its processes search too, and nobody prepared data in this one
+    failures = _launch(job, node, meeting, say, lambda step: None, [])
     if failures:
         raise IgpoError(f"the processes of node {node} failed: {failures}")
 
@@ -140,7 +143,8 @@ def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnS
     return f"exit status {launcher.returncode}, {said}. More in {log}"
 
 
-def _address() -> str:
+def meeting_address() -> str:
+    """Where other machines reach this one. Raises ConfigError where nobody said so."""
     address = os.environ.get("IGPO_ADDRESS")
     if not address:
         raise ConfigError(

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from igpo_core.config.base import Settings, Share, Source
 
@@ -91,6 +92,16 @@ class HttpSettings(Settings):
     attempts: int = Field(4, ge=1, le=20, description="Calls for one answer, where the failure may pass.")
     max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
     max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes.")
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError(
+                "a user or password in an address would be logged with the settings: leave them out and put the key into the "
+                "variable that key_variable names"
+            )
+        return url
 
 
 class WebSearch(HttpSettings):

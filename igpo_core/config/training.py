@@ -10,7 +10,7 @@ from igpo_core.config.data import HttpSettings
 
 
 class TransformersEngine(Settings):
-    """The policy itself, in the training process. Same seed, same machine: same bits."""
+    """The policy itself, in the training process. Same seed, same machine, on its CPU: same bits."""
 
     kind: Literal["transformers"] = "transformers"
 
@@ -19,7 +19,7 @@ class VllmEngine(Settings):
     """vLLM servers that are given the policy's weights before each step's rollouts (igpo_core/rollout/served_engine.py)."""
 
     kind: Literal["vllm"] = "vllm"
-    urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+$")], ...] = Field(
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/@]+$")], ...] = Field(
         min_length=1, description="One for each training process, or fewer, as http://host:port."
     )
     weights: Path = Field(description="Folder that this run writes and the servers read; each run its own.")

@@ -1,8 +1,10 @@
 """Search by HTTP: Serper- and Bing-like JSON APIs with a key, and any retriever in the form of Search-R1's server.
 
-A query whose back end fails leaves a SearchFailure and is counted; where too many fail the run stops with ServiceError.
+A query whose back end fails leaves a SearchFailure and is counted; where too many fail the run stops with ServiceError. A
+query that the back end refuses is the policy's fault: a SearchFailure too, but no sign that the back end fails.
 """
 
+import asyncio
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -13,11 +15,12 @@ from typing import Any
 
 from igpo_core.config import WebSearch, fingerprint
 from igpo_core.errors import ServiceError
-from igpo_core.http import Caller, CallFailed, clean_text, read_key
+from igpo_core.http import Caller, CallFailed, Refused, clean_text, read_key
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Found, Passage, SearchFailure
 
 RECENT, LEAST = 200, 20  # searches over which the share of failures is taken, and from how many on
+LONGEST_QUERY = 2000  # characters that are sent: Google takes 2,048, and a turn can hold more
 CALLS = (
     "IGPO_SEARCH_CALLS"  # paid calls allowed in all, in place of the configuration's number: raising it is no new run
 )
@@ -42,6 +45,7 @@ class WebRetriever:
         self.cache = Pinned(cache)
         self.caller = Caller(config, self.cache, self._same, CALLS)
         self.counts = SearchCounts()
+        self._answered = False
         self._recent: deque[bool] = deque(maxlen=RECENT)
 
     def search(self, queries: Sequence[str], k: int) -> list[Found]:
@@ -57,8 +61,9 @@ class WebRetriever:
 
     async def _find(self, query: str, k: int) -> Found:
         self.counts.asked += 1
+        query = query[:LONGEST_QUERY]
         key = fingerprint(self._same, k, query)
-        known = self.cache.get(key)
+        known = await asyncio.to_thread(self.cache.get, key)
         if known is not None:
             self.counts.cached += 1
             return _passages(known)
@@ -68,10 +73,17 @@ class WebRetriever:
             found = await self.caller.call(
                 _request(self.config, self._key, query, k), lambda body: _parse(body, self.config)
             )
+        except Refused as error:
+            if not self._answered:  # it may refuse whatever is asked: the settings' fault, which must stop the run
+                return self._failed(str(error))
+            self.counts.failed += 1
+            return SearchFailure(str(error))
         except CallFailed as error:
             return self._failed(str(error))
+        self._answered = True
         self._recent.append(False)
-        return _passages(self.cache.pin(key, query, [astuple(passage) for passage in found[:k]]))
+        rows = [astuple(passage) for passage in found[:k]]
+        return _passages(await asyncio.to_thread(self.cache.pin, key, query, rows))
 
     def _failed(self, reason: str) -> SearchFailure:
         self.counts.failed += 1

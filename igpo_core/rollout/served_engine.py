@@ -8,57 +8,38 @@ of its own arithmetic, and a gain is a difference of small numbers.
 """
 
 import fcntl
-import json
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
-
-from igpo_core.config import Decoding, RolloutConfig, VllmEngine
+from igpo_core.config import Decoding, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.policies import Policy
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
+from igpo_core.rollout.serving import Connection
 from igpo_core.seeds import derive
 from igpo_core.trajectory import Question, Trajectory
 
 
-class _Away(Exception):
-    """A server that may answer when it is asked again."""
-
-
 class ServedEngine:
-    """The servers of one training run, or of one of its processes. It satisfies igpo_core.rollout.rows.Engine."""
+    """The servers of one training run, or of one of its processes. It satisfies igpo_core.rollout.rows.Engine.
+
+    A rollout that fails or is interrupted ends the engine: turns take minutes, and who is told to end has seconds.
+    """
 
     def __init__(self, settings: VllmEngine, number: int = 0) -> None:
         """number: of this process, which asks the server of that place. Raises ConfigError where another run uses the folder
-        of weights, ServiceError where a server does not answer."""
+        of weights or a server, ServiceError where a server does not answer."""
         self.settings, self._url = settings, settings.urls[number % len(settings.urls)]
-        self._client = httpx.Client(
-            timeout=settings.timeout,
-            limits=httpx.Limits(max_connections=settings.concurrency),
-            trust_env=False,
-        )
-        self._model = self._served_model()
-        if number == 0:
-            self._hold(settings.weights)
-
-    def _hold(self, folder: Path) -> None:
-        """Two runs that load their weights into the same servers would train on one another's trajectories."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"rollout.engine.weights={folder} is used by another run: give each run servers and a folder of its own, and "
-                "set the specification's processes to 1"
-            ) from error
+        self._connection = Connection(settings)
+        self._model = self._connection.served_model(self._url)
+        self._held = hold(settings) if number == 0 else []
 
     def load(self, write: Callable[[Path], None], step: int) -> None:
         """Give all servers the weights that `write` puts into a folder, and make them forget what they kept of older ones."""
@@ -67,8 +48,8 @@ class ServedEngine:
         write(folder)
         for url in self.settings.urls:
             told = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
-            self._post(f"{url}/collective_rpc", told)
-            self._post(f"{url}/reset_prefix_cache", None)
+            self._connection.ask("POST", f"{url}/collective_rpc", told)
+            self._connection.ask("POST", f"{url}/reset_prefix_cache")
         for old in self.settings.weights.glob("step-*"):
             if old != folder:
                 shutil.rmtree(old)
@@ -98,8 +79,18 @@ class ServedEngine:
         def play(episode: tuple[Row, tuple[Any, ...]]) -> float:
             return self._play(policy, environment, *episode, config, decoding)
 
-        with ThreadPoolExecutor(self.settings.concurrency, "episode") as threads:
-            searches = list(threads.map(play, episodes))
+        threads = ThreadPoolExecutor(self.settings.concurrency, "episode")
+        try:
+            running = [threads.submit(play, episode) for episode in episodes]
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            searches = [episode.result() for episode in done]
+        except BaseException:
+            self._connection.end()
+            for lock in self._held:
+                lock.close()  # the run may go on in this process, which may keep this engine for its traceback's sake
+            raise
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
         times.search += sum(searches) / len(searches)
         times.total += time.perf_counter() - started
         return [row.finished() for row, _ in episodes]
@@ -148,7 +139,7 @@ class ServedEngine:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         }
-        answer = self._post(f"{self._url}/v1/completions", asked)
+        answer = self._connection.ask("POST", f"{self._url}/v1/completions", asked)
         try:
             (choice,) = answer["choices"]
             ids, logprobs = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
@@ -165,40 +156,25 @@ class ServedEngine:
             )
         return ids, logprobs
 
-    def _served_model(self) -> str:
-        answer = self._ask("GET", f"{self._url}/v1/models", None)
-        name: str = answer["data"][0]["id"]
-        return name
 
-    def _post(self, url: str, content: Any) -> Any:
-        return self._ask("POST", url, content)
-
-    def _ask(self, method: str, url: str, content: Any) -> Any:
-        """The answer's JSON, {} for an empty one. Raises ServiceError when it does not come after all attempts, or is refused."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(_Away),
-            stop=stop_after_attempt(self.settings.attempts),
-            wait=wait_exponential_jitter(multiplier=0.5, max=20.0),
-            reraise=True,
-        )
+def hold(settings: VllmEngine) -> list[IO[str]]:
+    """Locks that are held while the files are open: two runs that load their weights into the same servers would train on one
+    another's trajectories. Of the folder of weights, wherever the other run is, and of each server's address, for runs of
+    this user on this machine: no disk is known to be shared by all who could reach a server. Raises ConfigError."""
+    settings.weights.mkdir(parents=True, exist_ok=True)
+    places = {f"rollout.engine.weights={settings.weights}": settings.weights / "lock"}
+    for url in settings.urls:
+        name = f"igpo-lab-{os.getuid()}-server-{fingerprint(url)}.lock"
+        places[f"rollout.engine.urls: {url}"] = Path(tempfile.gettempdir()) / name
+    held: list[IO[str]] = []
+    for what, place in places.items():
+        lock = place.open("w")
         try:
-            return retrying(self._once, method, url, content)
-        except _Away as error:
-            raise ServiceError(
-                f"the rollout server does not answer: {error}. See that `vllm serve` runs there (docs/scale.md); the run goes on "
-                "from its last checkpoint"
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{what} is used by another run: give each run servers and a folder of its own, and set the specification's "
+                "processes to 1"
             ) from error
-
-    def _once(self, method: str, url: str, content: Any) -> Any:
-        try:
-            response = self._client.request(method, url, json=content)
-        except httpx.TransportError as error:
-            raise _Away(f"{url} ({type(error).__name__})") from error
-        if response.status_code >= 500 or response.status_code == 429:
-            raise _Away(f"{url} (status {response.status_code})")
-        if not response.is_success:
-            raise ServiceError(
-                f"{url} refuses (status {response.status_code}): {response.text[:300]}. Weights are taken only by a server that "
-                "was started with VLLM_SERVER_DEV_MODE=1"
-            )
-        return json.loads(response.text) if response.text.strip() else {}
+        held.append(lock)
+    return held

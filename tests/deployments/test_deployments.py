@@ -89,3 +89,23 @@ def test_compose_binds_to_this_machine_and_keeps_no_secret() -> None:
                 assert value.startswith("${"), name
     empty = (ROOT / "deployments" / "compose" / "example.env").read_text().splitlines()
     assert all(line.startswith("#") or line.endswith("=") for line in empty)
+
+
+def test_the_image_has_the_extras_that_presets_need() -> None:
+    found = re.search(r"-e '\.\[(.*)\]'", (ROOT / "deployments" / "compose" / "Dockerfile").read_text())
+    assert found is not None
+    said = "\n".join(path.read_text() for path in (ROOT / "deployments" / "presets").glob("*.yaml"))
+    needed = {extra for extra, sign in (("lora", "lora:"), ("dense", "kind: dense")) if sign in said}
+    assert needed == {"lora"} and needed | {"server"} <= set(found[1].split(","))
+
+
+def test_kubernetes_jobs_can_ask_for_gpus() -> None:
+    """Filled in as Prefect does it: none unless asked for, a number where it is."""
+    from prefect.utilities.templating import apply_values
+
+    template = json.loads((ROOT / "deployments" / "pools" / "kubernetes.json").read_text())
+    defaults = {name: given.get("default") for name, given in template["variables"]["properties"].items()}
+    for asked, limit in (({}, 0), ({"gpus": 8}, 8)):
+        filled: Any = apply_values(template["job_configuration"], {**defaults, **asked})
+        (container,) = filled["job_manifest"]["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": limit}

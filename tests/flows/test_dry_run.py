@@ -1,5 +1,11 @@
 """A dry run says what would happen, and stops at what would stop the run."""
 
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,7 @@ import yaml
 from flows.dry_run import dry_run, main
 from flows.specification import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
+from tests.igpo_core.hostile import hostile_server
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +28,7 @@ def in_a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def changed(folder: Path, **base: Any) -> str:
     content = yaml.safe_load((PRESETS / "tiny.yaml").read_text())
     content["base"] |= base
+    content["processes"] = 1
     (folder / "changed.yaml").write_text(yaml.safe_dump(content))
     return str(folder / "changed.yaml")
 
@@ -29,7 +37,10 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny"]) == 0
     said = capsys.readouterr().out
     assert "2 arms" in said and "rows quarantined" in said and "first batch: 2 questions x 2 rollouts" in said
-    assert "memory, all on one accelerator" in said and "nothing stands in the way" in said
+    assert (
+        "memory, all on one accelerator" in said
+        and "nothing of what was checked stands in the way of this run\n" in said
+    )
 
 
 def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:
@@ -40,6 +51,73 @@ def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:
     rollout = {"questions": 2, "group_size": 2, "max_tokens": 900}
     lines = list(dry_run(changed(tmp_path, policy=policy, warm_start=None, rollout=rollout)))
     assert any("of which an adapter of" in line for line in lines)
+
+
+def test_web_search_is_asked_once_and_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": f"{s}{n}", "question": f"Who ruled {s}{n}?", "answers": ["Ann"], "split": s, "source": "custom"}
+            for s in ("train", "dev", "test") for n in range(4)]  # fmt: skip
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    policy = {"kind": "new", "architecture": "qwen2", "tokenizer": "chat", "vocabulary": 400, "window": 2048}
+    rollout = {"questions": 2, "group_size": 2, "max_tokens": 1900, "max_new_tokens": 16}
+    with hostile_server() as server:
+        search = {"kind": "web", "api": "serper", "url": f"{server.address}/serper", "timeout": 2.0, "attempts": 1}
+        data = {"kind": "files", "questions": [{"path": str(tmp_path / "q.jsonl")}], "search": search}
+        preset = changed(tmp_path, data=data, policy=policy, warm_start=None, rollout=rollout)
+        lines = list(dry_run(preset))
+        assert lines[-1].startswith("nothing of what was checked") and sum(server.asked.values()) == 1
+        monkeypatch.setenv("SEARCH_API_KEY", "")
+        monkeypatch.setattr("tasks.secrets.from_block", lambda needed: None)  # no Prefect server has it either
+        with pytest.raises(ConfigError, match=r"search.api=serper needs a key.*SEARCH_API_KEY"):
+            list(dry_run(preset))
+
+
+def pretrained(folder: Path, policy: Any, **changes: Any) -> dict[str, Any]:
+    from igpo_core.policies import save_policy
+
+    save_policy(policy, folder / "model")
+    kept = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps({**kept, **changes}))
+    return {
+        "policy": {"kind": "pretrained", "name": str(folder / "model"), "lora": {"rank": 4}},
+        "warm_start": None,
+        "rollout": {"questions": 2, "group_size": 2, "max_tokens": 900},
+    }
+
+
+def test_what_the_model_cannot_do_is_said(tmp_path: Path, chat_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = pretrained(tmp_path, chat_policy, attention_dropout=0.1)
+    with pytest.raises(ConfigError, match="its dropout would make ratios"):
+        list(dry_run(changed(tmp_path, **base, optimizer={"gradient_checkpointing": True})))
+    lora = {**base["policy"], "lora": {"targets": ["no_such_layer"]}}
+    with pytest.raises(ConfigError, match="fits no layer of this model"):
+        list(dry_run(changed(tmp_path, **{**base, "policy": lora})))
+    with pytest.raises(ConfigError, match="exceeds the 1024 tokens"):
+        list(dry_run(changed(tmp_path, **{**base, "rollout": {"max_tokens": 2000}})))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"needs the extra \[lora\]"):
+        list(dry_run(changed(tmp_path, **base)))
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"no \*.safetensors in this folder"):
+        list(dry_run(changed(tmp_path, **base)))
+
+
+def test_a_grammar_of_words_by_path(tmp_path: Path, lookup_setup: Any) -> None:
+    """What load_policy takes is no fault here."""
+    base = pretrained(tmp_path, lookup_setup[2])
+    rollout = {"questions": 2, "group_size": 2, "max_tokens": 200}
+    assert list(dry_run(changed(tmp_path, **{**base, "rollout": rollout})))[-1].startswith("nothing of what")
+
+
+def test_several_machines_need_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IGPO_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="set IGPO_ADDRESS"):
+        list(dry_run(changed(tmp_path, training={"nodes": 2})))
+
+
+def test_what_fits_nowhere_is_said_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("flows.dry_run.ACCELERATORS", {"tiny": (0.0, 1e12, 1e12, 1e12)})
+    assert main(["tiny"]) == 0
+    assert capsys.readouterr().out.endswith("stands in the way of this run, but memory does\n")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +133,40 @@ def test_what_would_stop_the_run(tmp_path: Path, change: Any, reason: str) -> No
         list(dry_run(changed(tmp_path, **change)))
 
 
-def test_a_rollout_server_is_asked(tmp_path: Path) -> None:
-    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": str(tmp_path / "weights")}
+def test_a_rollout_server_is_asked_and_left_alone(tmp_path: Path) -> None:
+    """Also while a run has it: the dry run takes no lock."""
+    from igpo_core.config import VllmEngine
+    from igpo_core.rollout.served_engine import hold
+
+    engine: dict[str, Any] = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": str(tmp_path / "weights")}
+    rollout = {"questions": 2, "group_size": 2, "max_tokens": 128, "engine": engine}
     with pytest.raises(ServiceError, match=r"127.0.0.1:9.*vllm serve"):
-        list(dry_run(changed(tmp_path, rollout={"questions": 2, "group_size": 2, "engine": engine})))
+        list(dry_run(changed(tmp_path, rollout=rollout)))
+    with rollout_server(405) as url:
+        engine["urls"] = [url]
+        held = hold(VllmEngine.model_validate(engine))
+        assert f"rollout server {url} answers with served" in "\n".join(dry_run(changed(tmp_path, rollout=rollout)))
+        assert held
+    with rollout_server(404) as url:
+        engine["urls"] = [url]
+        with pytest.raises(ServiceError, match="started with VLLM_SERVER_DEV_MODE=1"):
+            list(dry_run(changed(tmp_path, rollout=rollout)))
+
+
+@contextmanager
+def rollout_server(status: int) -> Iterator[str]:
+    """A vLLM that answers a GET of /collective_rpc with `status`: 405 where the route is there, for POST."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/collective_rpc" else 200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "served"}]}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

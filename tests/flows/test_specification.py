@@ -273,3 +273,15 @@ def test_the_recipes_of_the_documents_are_specifications(tmp_path: Path) -> None
     assert example is not None
     (tmp_path / "example.yaml").write_text(example[1])
     assert len(load_specification(str(tmp_path / "example.yaml")).cells) == 4
+
+
+def test_the_paid_searches_of_a_shipped_sweep_are_allowed() -> None:
+    """Three searches an episode; dev before the first step and every `every` steps; test of the last and the best."""
+    specification = load_specification("qwen-7b")
+    config = specification.experiment("outcome_only", 0, specification.cells[0])
+    training, evaluation, search = config.training, config.evaluation, config.data.search
+    sampled = training.steps * config.rollout.questions * config.rollout.group_size
+    dev = (1 + training.steps // evaluation.every) * evaluation.dev_questions
+    calls = 3 * (sampled + dev + 2 * evaluation.test_questions)
+    runs = len(specification.arms) * len(specification.seeds) * len(specification.cells)
+    assert (calls, runs) == (116_736, 6) and runs * calls <= search.max_calls

@@ -1,5 +1,6 @@
 """Files of the hub by name: fetched once from a server that answers as the hub does, then without one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from igpo_core.hub import fetched, is_hub_name, require_pinned
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONTENT = b'{"question_id": "q0"}\n'
+ROWS = [{"id": f"q{n}", "question": f"Who ruled {n}?", "answers": ["Ann"], "split": split}
+        for n, split in enumerate(("train", "train", "dev", "test"))]  # fmt: skip
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 NAME = f"hf://datasets/owner/some-data@{COMMIT}/data/train.jsonl"
 
 
@@ -57,9 +60,13 @@ def fetch(name: str, home: Path, endpoint: str) -> "subprocess.CompletedProcess[
         "try: print(fetched(Path(sys.argv[1])).read_text(), end='')\n"
         "except DataError as error: sys.exit(f'DataError: {error}')"
     )
+    return run(code, home, endpoint, name)
+
+
+def run(code: str, home: Path, endpoint: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", code, name]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -70,6 +77,29 @@ def test_a_file_is_fetched_once_and_then_found_without_the_hub(hub: tuple[str, l
     assert asked
     again = fetch(NAME, tmp_path, "http://127.0.0.1:9")  # nobody is there
     assert again.returncode == 0 and again.stdout.encode() == CONTENT, again.stderr
+
+
+def test_data_are_prepared_from_a_file_of_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    """By name through tasks.data.prepare; the same data by path have the same version, and again without the hub."""
+    code = (
+        "import sys; from pathlib import Path; from igpo_core.config import QuestionFiles; from tasks.data import prepare\n"
+        "search = {'kind': 'web', 'api': 'retriever', 'url': 'http://127.0.0.1:9'}\n"
+        "data = {'kind': 'files', 'questions': [{'path': sys.argv[1]}], 'search': search}\n"
+        "found = prepare(QuestionFiles.model_validate(data), Path(sys.argv[2]))\n"
+        "print(found.version, found.counts)"
+    )
+    (tmp_path / "q.jsonl").write_bytes(CONTENT)
+    said = []
+    for name, home, endpoint in (
+        (NAME, "a", hub[0]),
+        (NAME, "b", "http://127.0.0.1:9"),
+        (str(tmp_path / "q.jsonl"), "c", ""),
+    ):
+        done = run(code, tmp_path / "hub", endpoint, name, str(tmp_path / home))
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines()[-1])
+    assert len(set(said)) == 1 and "{'train': 2, 'dev': 1, 'test': 1}" in said[0]
+    assert any(path.startswith("/datasets/owner/some-data/resolve/") for path in hub[1])
 
 
 def test_what_the_hub_lacks_is_an_error_that_names_it(hub: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """A language model's verdicts, from a real local endpoint that hesitates, fails and rambles."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,36 +10,20 @@ import pytest
 from igpo_core.config import JudgeSettings
 from igpo_core.errors import ConfigError
 from igpo_core.judge import Judge, Verdict, judged_metrics
+from tests.igpo_core.judging import judging_server
 
 REPLIES = {"right": "Yes.", "wrong": "no", "thinks": "<think>yes or no?</think> No", "rambles": "It depends."}
 
 
+def reply(prompt: str) -> str:
+    return next(reply for answer, reply in REPLIES.items() if f"Given answer: {answer}" in prompt)
+
+
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """asked: the prompts; keys: what stood in the headers."""
-    state = SimpleNamespace(asked=[], keys=set(), url="")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = content["messages"][0]["content"]
-            state.asked.append(prompt)
-            state.keys.add(self.headers["Authorization"])
-            reply = next(reply for answer, reply in REPLIES.items() if f"Given answer: {answer}" in prompt)
-            body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
     monkeypatch.setenv("JUDGE_API_KEY", "hush")
-    yield state
-    server.shutdown()
+    with judging_server(reply) as server:
+        yield server
 
 
 def settings(endpoint: Any, **changes: Any) -> JudgeSettings:

@@ -170,6 +170,39 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat: ChatProtocol) -
         ChatProtocol(tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (
+            "{{ raise_exception('System role not supported') }}",
+            "cannot render a user message.*System role not supported",
+        ),
+        ("{{- 'Today is ' + strftime_now('%d %b %Y') -}}", "today's date .*write a fixed date in its place"),
+    ],
+)
+def test_a_template_that_raises_or_writes_the_date_is_refused(chat: ChatProtocol, before: str, reason: str) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = before + tokenizer.chat_template
+    with pytest.raises(ConfigError, match=reason):
+        ChatProtocol(tokenizer)
+
+
+def test_tokens_of_white_space_are_plain_text(chat: ChatProtocol) -> None:
+    """GPT-NeoX, OLMo and Phi add tokens for runs of spaces; they control nothing."""
+    import copy
+
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.add_tokens([AddedToken(" " * n, special=False, normalized=False) for n in (2, 3)])
+    spaces = ChatProtocol(tokenizer)
+    assert "who  was   it" in spaces.decode(spaces.prompt("who  was   it"))
+    action = Answer("a  b")
+    assert spaces.parse(spaces.turn("so  it is", action)[0]) == action
+
+
 @given(
     st.lists(
         st.tuples(*[st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)] * 3),

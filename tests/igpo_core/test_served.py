@@ -1,8 +1,11 @@
 """Rollouts on a server that speaks vLLM's protocol: a small policy behind /v1/completions, given its weights as a folder."""
 
 import copy
+import gc
 import json
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,11 +24,13 @@ from igpo_core.policies import Policy
 from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.served_engine import ServedEngine
+from igpo_core.rollout.serving import Connection
 from igpo_core.training import Trainer
 
 
 class Server:
-    """tilt: added to the log-probabilities that are told, as another engine's rounding would. fault: what goes wrong."""
+    """tilt: added to the log-probabilities that are told, as another engine's rounding would. fault: what goes wrong.
+    quick: set; a turn waits for it."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = Policy(copy.deepcopy(policy.model), policy.protocol, policy.window)
@@ -34,6 +39,8 @@ class Server:
         self.resets = 0
         self.tilt, self.fault = 0.0, ""
         self.lock = threading.Lock()
+        self.quick = threading.Event()
+        self.quick.set()
         self.url = ""
 
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +78,8 @@ def serving(policy: Policy) -> Iterator[Server]:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
+            if self.path == "/collective_rpc":  # the route is there, for another method
+                return self.reply({}, 404 if state.fault == "no dev mode" else 405)
             self.reply({"data": [{"id": "served"}]})
 
         def do_POST(self) -> None:
@@ -91,16 +100,23 @@ def serving(policy: Policy) -> Iterator[Server]:
                 return self.reply(None, 503)
             if state.fault == "down":
                 return self.reply(None, 500)
+            if state.fault == "refuses the last" and len(state.asked) == 4:
+                return self.reply(None, 400)
+            state.quick.wait(60)
             return self.reply(state.complete(content))
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None: ...  # a client that went away is no news
+
+    server = Quiet(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield state
     finally:
+        state.quick.set()
         server.shutdown()
         server.server_close()
 
@@ -226,6 +242,8 @@ def test_the_weights_scale_the_gradient(server: Server, taught: Any, tmp_path: P
         config = configure(taught, server, tmp_path / correction, correction=correction)
         trainer = Trainer(config, taught[1], copy.deepcopy(taught[2]))
         norms[correction] = trainer.run_step().metrics["train/grad_norm"]
+        del trainer
+        gc.collect()  # the next run waits until this one has let go of the server
     assert norms["truncated"] == pytest.approx(norms["none"] * math.exp(-0.5), rel=1e-3)
 
 
@@ -249,14 +267,45 @@ def test_faults_of_a_server(server: Server, taught: Any, tmp_path: Path) -> None
     server.fault = "no dev mode"
     with pytest.raises(ServiceError, match=r"status 404.*VLLM_SERVER_DEV_MODE=1"):
         engine(server, tmp_path / "d").load(lambda path: path.mkdir(), 0)
+    with pytest.raises(ServiceError, match=r"status 404.*VLLM_SERVER_DEV_MODE=1"):
+        Connection(settings(server, tmp_path)).require_dev_mode(server.url)
+    server.fault = ""
+    Connection(settings(server, tmp_path)).require_dev_mode(server.url)
     with pytest.raises(ServiceError, match=r"does not answer: .*ConnectError"):
         ServedEngine(VllmEngine(urls=("http://127.0.0.1:9",), weights=tmp_path / "e", attempts=1))
 
 
+def episodes() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("episode")]
+
+
+@pytest.mark.parametrize("how", ["interrupted", "refused"])
+def test_nobody_waits_for_turns_under_way_when_a_rollout_ends(
+    server: Server, taught: Any, tmp_path: Path, how: str
+) -> None:
+    """Turns of a minute; the rollout is interrupted after a second, or one of four turns under way is refused."""
+    server.quick.clear()
+    used = engine(server, tmp_path)
+    if how == "interrupted":
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        server.fault = "refuses the last"
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt if how == "interrupted" else ServiceError):
+        play(used, taught)
+    assert time.perf_counter() - started < 5
+    while episodes() and time.perf_counter() - started < 10:
+        time.sleep(0.05)
+    # they ended without an answer and asked for no other turn; the thread of the refused one may have begun another episode
+    assert not episodes() and len(server.asked) in (4, 5)
+
+
 def test_two_runs_cannot_share_a_server(server: Server, tmp_path: Path) -> None:
     held = engine(server, tmp_path)
-    with pytest.raises(ConfigError, match="used by another run"):
+    with pytest.raises(ConfigError, match=r"rollout.engine.weights=.* is used by another run"):
         engine(server, tmp_path)
+    with pytest.raises(ConfigError, match=r"rollout.engine.urls: http.* is used by another run"):
+        engine(server, tmp_path / "another")
     assert held.settings.weights == tmp_path
 
 

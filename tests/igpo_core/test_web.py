@@ -1,6 +1,7 @@
 """Web search against a real local server that times out, throttles, breaks off, and sends malformed, huge and hostile
 bodies."""
 
+import asyncio
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from igpo_core.config import WebSearch
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
-from igpo_core.retrieval.web import WebRetriever
+from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever
 from tests.igpo_core.hostile import Hostile, hostile_server
 
 
@@ -104,6 +105,53 @@ def test_too_many_failures_stop_the_run(server: Hostile, tmp_path: Path) -> None
         web.search(["server error"], 1)  # half of the last forty
     with pytest.raises(ServiceError, match=r"21 of the last 41 searches .*503.*max_failure_share=0.5"):
         web.search(["server error"], 1)
+
+
+def test_queries_that_are_refused_are_the_policys_fault(server: Hostile, tmp_path: Path) -> None:
+    web = retriever(server, tmp_path, max_failure_share=0.1, attempts=1)
+    web.search(["cats"], 1)
+    for _ in range(30):
+        (failure,) = web.search(["bad request"], 1)
+        assert isinstance(failure, SearchFailure) and "status 400" in failure.reason
+    assert web.counts.failed == 30
+    refusing = retriever(server, tmp_path / "b", max_failure_share=0.1, attempts=1)
+    with pytest.raises(ServiceError, match=r"20 of the last 20 searches .*status 400"):
+        for _ in range(30):  # whatever is asked is refused: the settings are at fault
+            refusing.search(["bad request"], 1)
+
+
+def test_a_long_query_is_cut(server: Hostile, tmp_path: Path) -> None:
+    found = retriever(server, tmp_path).search(["x" * 9000, "x" * 8000], 1)
+    assert server.asked == {"x" * LONGEST_QUERY: 2} and len(found) == 2
+    retriever(server, tmp_path).search(["x" * 7000], 1)
+    assert sum(server.asked.values()) == 2  # pinned as it was sent
+
+
+def test_a_lock_that_is_waited_for_holds_up_that_search_alone(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = retriever(server, tmp_path)
+    monkeypatch.setattr(web.cache, "spend", lambda name, most: time.sleep(1.0) or True)
+    pending, started = web.submit("cats", 1), time.monotonic()
+    time.sleep(0.2)  # it waits now
+    web.caller.begin(asyncio.sleep(0)).result(5)
+    assert time.monotonic() - started < 0.9 and len(pending.result(5)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["abc\u201c", "abc def\nX: y"])
+def test_a_key_that_no_header_takes_is_an_error_without_it(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    monkeypatch.setenv("SEARCH_API_KEY", bad)
+    with pytest.raises(ConfigError, match="key in SEARCH_API_KEY has characters that no HTTP header takes") as caught:
+        retriever(server, tmp_path)
+    assert "abc" not in str(caught.value)
+
+
+def test_an_address_with_a_password_is_refused() -> None:
+    with pytest.raises(ValueError, match="would be logged with the settings"):
+        WebSearch(api="serper", url="https://user:secret@example.org/search")
+    assert WebSearch(api="serper", url="https://example.org/search?mail=a@b").url.endswith("a@b")
 
 
 def test_results_are_pinned_and_replayed_without_a_server(tmp_path: Path) -> None:

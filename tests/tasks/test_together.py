@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, QuestionFiles
 from igpo_core.environments.lookup import generate
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.locks import locked, locked_if_free
 from tasks.outbox import About, Nowhere, Outbox
 from tasks.runs import RunIdentity
-from tasks.together import Meeting, read_job, train_together, write_job
+from tasks.together import Meeting, join, read_job, train_together, write_job
 from tasks.training import Job, start_trainer, train_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +160,20 @@ def test_a_job_of_other_code_is_refused(taught: Any, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"code_version": "', '"code_version": "0'))
     with pytest.raises(IgpoError, match="install the same on all machines"):
         read_job(job.run.folder)
+
+
+def test_another_machine_gets_the_search_key_before_its_processes_start(
+    chat_config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Secret block's key (here: what stands in for the Prefect server) is in what the launcher inherits."""
+    search = {"kind": "web", "api": "serper", "url": "http://127.0.0.1:9/search"}
+    data = QuestionFiles.model_validate({"questions": [{"path": "q.jsonl"}], "search": search})
+    run = RunIdentity("run", tmp_path / "run")
+    experiment = chat_config.model_copy(update={"data": data, "warm_start": None})
+    write_job(Job(experiment, run, tmp_path, tmp_path, tmp_path, "study", "arm", ""))
+    monkeypatch.setenv("SEARCH_API_KEY", "")
+    monkeypatch.setattr("tasks.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
+    keys: list[str] = []
+    monkeypatch.setattr("tasks.together._launch", lambda *_: keys.append(os.environ["SEARCH_API_KEY"]) or "")
+    join(run.folder, 1, Meeting("127.0.0.1", 1), print)
+    assert keys == ["hush"]
