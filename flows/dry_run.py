@@ -152,7 +152,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterato
         "rollout cache": held.cache, "weights gathered for rollouts": held.gathered, "or activations": held.activations,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
-    processes = config.training.processes * config.training.nodes
+    processes = config.training.world
     where = "all on one accelerator" if processes == 1 else f"on each of {processes} accelerators"
     yield f"memory, {where}: {held.total / GIB:.3g} GiB ({listed})"
     turns = config.rollout.max_turns

@@ -97,7 +97,7 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     if half and not lora:
         weights += shape.parameters * 2  # autocast keeps the cast weights of a pass
     older = (config.optimizer.kl_coefficient > 0) + (config.reward.needs_beliefs and config.reward.scorer != "current")
-    processes = config.training.processes * config.training.nodes
+    processes = config.training.world
     questions = -(-config.rollout.questions // processes)
     rollouts = min(config.rollout.batch_size, questions * config.rollout.group_size)
     if isinstance(config.rollout.engine, VllmEngine):
@@ -145,7 +145,7 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
     The update costs three passes, four with checkpointing, and LoRA two in place of three: no gradient of its weights.
     What processes tell one another is left out.
     """
-    questions = -(-config.rollout.questions // (config.training.processes * config.training.nodes))
+    questions = -(-config.rollout.questions // config.training.world)
     rollouts = questions * config.rollout.group_size
     lora = isinstance(config.policy, PretrainedPolicy) and config.policy.lora is not None
     attention = 2 * tokens * shape.heads * shape.head_width * shape.layers

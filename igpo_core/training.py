@@ -70,10 +70,10 @@ class Trainer:
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         self.accelerator = Accelerator(mixed_precision="no", cpu=policy.model.device.type == "cpu")
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
-        asked = config.training.processes * config.training.nodes
-        if asked != self.ranks.count:  # accelerate falls back to one process where it finds no backend
+        if config.training.world != self.ranks.count:  # accelerate falls back to one process where it finds no backend
             raise ConfigError(
-                f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes {asked}, and "
+                f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes "
+                f"{config.training.world}, and "
                 f"{self.ranks.count} found one another: launch them with tasks/together.py, as the flow train does, and see that "
                 "torch.distributed has gloo or nccl"
             )
@@ -150,7 +150,8 @@ class Trainer:
         update = self._update(trajectories, credit.turns, credit.queries)
         ended = time.perf_counter()
         self.step += 1
-        self._count(trajectories, ended - started)
+        # a budget of seconds ends the run by the first one's clock: all take as many steps
+        self._count(trajectories, self.ranks.agreed(ended - started))
         self.whole = True
         metrics = {
             **seen,

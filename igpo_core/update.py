@@ -70,6 +70,7 @@ def token_batch(
         entropies=entropies,
         reference_logprobs=reference,
         segments=_segments(trajectories, config.optimizer.ratio, device),
+        on_policy=config.optimizer.updates_per_step == 1,
     )
 
 
