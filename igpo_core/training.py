@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -27,7 +28,7 @@ from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, policy_loss, token_weights
 from igpo_core.policies import Policy, export_policy, save_policy
-from igpo_core.ranks import ALONE, Ranks
+from igpo_core.ranks import ALONE, PATIENCE, Ranks
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.mismatch import mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
@@ -68,7 +69,9 @@ class Trainer:
         require_room(policy, self.questions, config)
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
-        self.accelerator = Accelerator(mixed_precision="no", cpu=policy.model.device.type == "cpu")
+        meeting = InitProcessGroupKwargs(timeout=PATIENCE)
+        on_cpu = policy.model.device.type == "cpu"
+        self.accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[meeting])
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         if config.training.world != self.ranks.count:  # accelerate falls back to one process where it finds no backend
             raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.auto import auto_factory
 
 from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig
@@ -84,6 +85,28 @@ def test_a_step_moves_the_adapter_alone_and_a_resumed_run_is_the_same_run(
     restored = build_policy(config, taught[1])
     load_weights(tmp_path / "step-3", restored.model)
     assert torch.equal(logits(loaded), logits(restored))
+
+
+def test_a_checkpoint_is_loaded_with_the_model_it_was_trained_on(
+    taught: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its pinned commit, whatever the experiment names that evaluates it; transformers would take the newest."""
+    commit = "7ae557604adf67be50417f59c2c2f167def9a775"
+    save_policy(build_policy(configure(taught, base, {"revision": commit}), taught[1]), tmp_path / "adapter")
+    asked: list[Any] = []
+    real = auto_factory.resolve_revision
+
+    def resolve(name: Any, revision: Any = None, **where: Any) -> Any:
+        asked.append((str(name), revision))
+        return real(name, revision, **where)
+
+    monkeypatch.setattr(auto_factory, "resolve_revision", resolve)
+    load_policy(tmp_path / "adapter", configure(taught, base, {"name": "other/model", "revision": "f" * 40}))
+    assert asked[-1] == (str(base), commit)
+    load_policy(str(base), configure(taught, base, {"lora": None, "revision": commit}))
+    assert asked[-1] == (str(base), commit)
+    load_policy(str(base), configure(taught, base, {"name": "other/model", "lora": None, "revision": commit}))
+    assert asked[-1] == (str(base), None)  # another model's commits are not its
 
 
 def test_an_export_is_a_whole_model(taught: Any, base: Path, tmp_path: Path) -> None:
