@@ -149,7 +149,9 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Iterato
     held = memory(shape, config)
     parts = {
         "weights": held.weights, "gradients and moments": held.optimizer, "older weights": held.copies,
-        "rollout cache": held.cache, "weights gathered for rollouts": held.gathered, "or activations": held.activations,
+        "margin": held.margin, "rollout cache": held.cache, "weights whole or cast for rollouts": held.gathered,
+        "a rollout's widest pass": held.passes, "or activations": held.activations,
+        "with weights and gradients not spread": held.unsharded,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
     processes = config.training.world
