@@ -222,7 +222,7 @@ def outlook(specification: AblationSpecification, versions: dict[str, str], swee
     missing = [key for key in starts if not warm_start_folder(key).exists()]
     timing = read_timing(home(), sweep)
     training = specification.base.training
-    if timing is None and training.processes * training.nodes > 1:
+    if timing is None and training.world > 1:
         there = len(asked) - len(left)
         return f"{there} of {len(asked)} runs were there; runs of several processes are not timed: see make dry-run"
     if timing is None:

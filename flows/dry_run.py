@@ -175,10 +175,12 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generat
     held = memory(shape, config)
     parts = {
         "weights": held.weights, "gradients and moments": held.optimizer, "older weights": held.copies,
-        "rollout cache": held.cache, "weights gathered for rollouts": held.gathered, "or activations": held.activations,
+        "margin": held.margin, "rollout cache": held.cache, "weights whole or cast for rollouts": held.gathered,
+        "a rollout's widest pass": held.passes, "or activations": held.activations,
+        "with weights and gradients not spread": held.unsharded,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
-    processes = config.training.processes * config.training.nodes
+    processes = config.training.world
     where = "all on one accelerator" if processes == 1 else f"on each of {processes} accelerators"
     yield f"memory, {where}: {held.total / GIB:.3g} GiB ({listed})"
     turns = config.rollout.max_turns

@@ -50,9 +50,7 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     started = time.perf_counter()
     folder = ensure_warm_start(experiment, data, home(), say)
     sweep = specification.sweep(versions_of(specification))
-    alone = (
-        experiment.training.processes * experiment.training.nodes == 1
-    )  # this process could not hold what several share
+    alone = experiment.training.world == 1  # this process could not hold what several share
     if alone and planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
         took = None if found else time.perf_counter() - started
         arms = [specification.experiment(arm, seed, cell) for arm in specification.arms]
@@ -109,7 +107,7 @@ def train_run(job: Job, tags: dict[str, str], lock: IO[str], say: Say) -> dict[s
     known = before.tags.get("processor") if before else None
     tags = tags | {"processor": joined(known, processor(device(experiment)))}
     tracker = Tracker(run.folder, About(job.study, name, run.run_key, tags, settings), say, page.link)
-    several = experiment.training.processes * experiment.training.nodes > 1
+    several = experiment.training.world > 1
     try:
         result = _together(job, lock, say, page) if several else _alone(job, tracker, say, page)
     except (TerminationSignal, KeyboardInterrupt):

@@ -127,7 +127,8 @@ def read_checkpoint(folder: Path, policy: Policy, tensors: dict[str, Any]) -> Ch
 
     verify_folder(folder)
     load_weights(folder, policy.model)
-    state = CheckpointState(**torch.load(folder / "state.pt", weights_only=True))
+    # a moment saved on cuda:0 is not there on every process's device, nor on a CPU: who takes it copies it to its own
+    state = CheckpointState(**torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
     if not (folder / SHARDS).is_dir():
         return state
     load(tensors, checkpoint_id=folder / SHARDS)

@@ -6,10 +6,14 @@ Pure arithmetic on a model's configuration; no weight is made or loaded. docs/sc
 from dataclasses import dataclass
 from typing import Any
 
-from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy, VllmEngine
+from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
 from igpo_core.logprobs import LOGITS_AT_A_TIME
+from igpo_core.rollout.cache import COLUMNS_AT_A_TIME
 
 GIB = 2**30
+# Nothing here was measured on an accelerator. CONTEXT: CUDA's context with its kernels and cuBLAS's workspaces (about half of it)
+# and rounding of the allocator; NCCL: its channels' buffers.
+CONTEXT, NCCL = GIB, GIB
 
 
 @dataclass(frozen=True)
@@ -66,60 +70,144 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one accelerator, of which each process has one: weights with gradients and moments, copies that stand in, then
-    the larger of the rollout's cache and the update's activations. gathered: sharded weights that a rollout has whole. total:
-    the sum of what is held at once."""
+    """Bytes on one accelerator, of which each process has one.
+
+    Held all the time: weights; optimizer (gradients and moments); copies that stand in; margin. While rolling out: gathered
+    (weights that are whole or cast for it), cache, passes (what the widest pass computes). In an update: activations (kept for
+    the way back, and one block's work), unsharded (weights whole or cast, gradients before they are spread or copied).
+    """
 
     weights: int
     optimizer: int
     copies: int
+    margin: int
+    gathered: int
     cache: int
+    passes: int
     activations: int
-    gathered: int = 0
+    unsharded: int
+
+    @property
+    def rollout(self) -> int:
+        return self.gathered + self.cache + self.passes
+
+    @property
+    def update(self) -> int:
+        return self.activations + self.unsharded
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.copies + max(self.cache + self.gathered, self.activations)
+        return self.weights + self.optimizer + self.copies + self.margin + max(self.rollout, self.update)
 
 
 def memory(shape: Shape, config: ExperimentConfig) -> Memory:
-    """Upper estimates: every rollout as long as rollout.max_tokens, every micro-batch as large as tokens_per_batch.
-
-    Activations that are kept for the way back, of a token in a block: inputs and outputs of its norms and matrices, queries, keys
-    and values, the MLP's gate, its activation and their product; with checkpointing the block's input, and one block whole.
-    """
-    policy = config.policy
+    """Upper estimates: every rollout as long as rollout.max_tokens, every micro-batch as large as tokens_per_batch, what
+    follows on one another in an update as if it were held at once."""
+    policy, training = config.policy, config.training
     half = isinstance(policy, PretrainedPolicy) and policy.dtype == "bfloat16"
     lora = policy.lora if isinstance(policy, PretrainedPolicy) else None
     compute = 2 if half else 4
     trained = shape.adapter(lora) if lora else shape.parameters
     weights = trained * 4 + (shape.parameters * compute if lora else 0)
-    if half and not lora:
-        weights += shape.parameters * 2  # autocast keeps the cast weights of a pass
+    # autocast casts what is trained for a pass and keeps the casts to its end: whole, also of sharded weights
+    casts = 2 * trained if half else 0
     older = (config.optimizer.kl_coefficient > 0) + (config.reward.needs_beliefs and config.reward.scorer != "current")
-    processes = config.training.processes * config.training.nodes
-    questions = -(-config.rollout.questions // processes)
-    rollouts = min(config.rollout.batch_size, questions * config.rollout.group_size)
-    if isinstance(config.rollout.engine, VllmEngine):
-        rollouts = 0  # their caches are the servers'
-    shares = processes if config.training.sharding == "fsdp" else 1
-    a_token = 2 * shape.layers * shape.key_value_heads * shape.head_width * compute
-    tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
-    query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
-    inner = 4 * shape.width + 2 * query + 2 * keys + (4 if shape.gated else 2) * shape.feed_forward
-    block = inner * compute + 2 * shape.width * 4  # norms are computed in float32
-    kept = block * shape.layers
-    if config.optimizer.gradient_checkpointing:
-        kept = shape.width * compute * shape.layers + block
-    logits = 3 * 4 * LOGITS_AT_A_TIME
+    shares = training.world if training.sharding == "fsdp" else 1
+    cache, passes = _rollout(shape, config, half, lora is not None)
     return Memory(
         weights=weights // shares,
         optimizer=3 * 4 * trained // shares,  # gradient and two moments, float32
         copies=older * 4 * trained // shares,
-        gathered=weights - weights // shares,
-        cache=rollouts * config.rollout.max_tokens * a_token,
-        activations=tokens * (kept + 2 * shape.width * 4) + logits,  # the last norm's as well
+        margin=CONTEXT + (NCCL if training.world > 1 else 0),
+        gathered=weights - weights // shares + casts,
+        cache=cache,
+        passes=passes,
+        activations=_activations(shape, config, half, lora),
+        unsharded=_unsharded(shape, config, weights, trained, casts),
     )
+
+
+def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> tuple[int, int]:
+    """The cache of a batch, and what the widest pass without gradient holds beyond it.
+
+    Columns are shared by rows and number max_tokens at most where every turn's longest row and observation fit that together.
+    Under a mask keys and values are repeated for all heads of a layer; a layer that grows or is selected from stands twice.
+    """
+    rollout, compute = config.rollout, 2 if half else 4
+    queries, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    a_token = 2 * keys * compute  # of a layer
+    block = (4 if shape.gated else 3) * shape.feed_forward * compute + 16 * shape.width + 4 * (queries + keys) * 2
+    # what reads histories of their own: beliefs that do not ride, diagnostics, log-probabilities of what servers sampled
+    alone = max(config.optimizer.tokens_per_batch, rollout.max_tokens)
+    promoted = (
+        half and not lora
+    )  # transformers' own cache keeps keys and values in float32 then, and attention casts them
+    history = alone * (
+        shape.layers * a_token * (2 if promoted else 1) + block + 2 * queries * (6 if promoted else compute)
+    )
+    if isinstance(rollout.engine, VllmEngine):
+        return 0, history  # their caches are the servers'
+    questions = -(-rollout.questions // config.training.world) * rollout.group_size
+    evaluated = -(-max(config.evaluation.dev_questions, config.evaluation.test_questions) // config.training.world)
+    rows = min(rollout.batch_size, max(questions, evaluated))
+    columns = -(-rollout.max_tokens // COLUMNS_AT_A_TIME) * COLUMNS_AT_A_TIME
+    width = min(rollout.max_tokens, _widest(config))
+    passes = rows * (
+        columns * (2 * a_token + 2 * queries * compute)
+        + width * (block + columns * (3 + compute))  # the mask as booleans, and as the kernel adds it
+        + 36 * shape.vocabulary  # logits, their distribution and its sums in float64
+    )
+    cache = rows * columns * shape.layers * a_token
+    return cache, max(passes, history - cache)  # the one or the other is held
+
+
+def _widest(config: ExperimentConfig) -> int:
+    """Tokens of a prompt, or of an observation at two tokens a word with its probes."""
+    data = config.data
+    return max(512, 128 + 2 * data.top_k * data.max_passage_words if isinstance(data, QuestionFiles) else 0)
+
+
+def _activations(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora | None) -> int:
+    """What is kept of a micro-batch for the way back, in each block: inputs of norms, float32, and where they are trained their
+    outputs before the weight; inputs of matrices, of which autocast makes one for each; queries, keys, values, what attention
+    gives; the MLP's gate, its activation, the other half and their product. With checkpointing a block's input, and one block
+    whole. Then the last norm, the head's input, a chunk of logits and its gradients, and the gradients inside a block."""
+    compute = 2 if half else 4
+    residual = 2 if half and lora else 4
+    tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
+    query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    norm = 4 * shape.width * (1 if lora else 2)
+    inputs = (10 if half else 8) * shape.width
+    attention = compute * (2 * query + 2 * keys) + 4 * shape.heads
+    mlp = compute * (4 if shape.gated else 2) * shape.feed_forward
+    adapter = compute * lora.rank * len(shape.linears) + (2 * query if half else 0) if lora else 0
+    block = 2 * norm + inputs + attention + mlp + adapter
+    kept = block * shape.layers
+    if config.optimizer.gradient_checkpointing:
+        kept = shape.width * residual * shape.layers + block
+    work = 3 * compute * shape.feed_forward + 3 * 4 * shape.width
+    logits = 6 * 4 * min(LOGITS_AT_A_TIME, tokens * shape.vocabulary)
+    return tokens * (kept + norm + (residual + compute) * shape.width + work) + logits
+
+
+def _unsharded(shape: Shape, config: ExperimentConfig, weights: int, trained: int, casts: int) -> int:
+    """The larger of two moments. The end of the forward pass has the casts of all weights. The way back has them too, unless
+    it computes blocks again, one by one; and a gradient of the largest matrix before it is added. To either FSDP adds the
+    root's unit (embeddings, head) and two layers whole with their buffers, and on the way back gradients that are not spread
+    yet with their buffers, the root's and those of three layers. DDP's buckets are a copy of all gradients. When all that
+    is gone, the optimizer copies a moment."""
+    root = shape.vocabulary * shape.width * (1 if shape.tied else 2)
+    layer = (shape.parameters - root) // shape.layers
+    head = shape.vocabulary * shape.width
+    full = trained == shape.parameters
+    back = min(casts, 2 * (layer + head)) if config.optimizer.gradient_checkpointing else casts
+    back += 6 * max(head, shape.feed_forward * shape.width) if full else 0  # as computed, and in float32
+    if config.training.sharding == "fsdp":
+        a_weight, a_gradient = weights / shape.parameters, 4 * trained / shape.parameters
+        whole = (root + 4 * layer) * a_weight
+        return round(max(casts + whole, back + whole + (2 * root + 3 * layer) * a_gradient))
+    buckets = 4 * trained if config.training.world > 1 else 0
+    return buckets + max(casts, back, 4 * trained)
 
 
 @dataclass(frozen=True)
@@ -145,7 +233,7 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
     The update costs three passes, four with checkpointing, and LoRA two in place of three: no gradient of its weights.
     What processes tell one another is left out.
     """
-    questions = -(-config.rollout.questions // (config.training.processes * config.training.nodes))
+    questions = -(-config.rollout.questions // config.training.world)
     rollouts = questions * config.rollout.group_size
     lora = isinstance(config.policy, PretrainedPolicy) and config.policy.lora is not None
     attention = 2 * tokens * shape.heads * shape.head_width * shape.layers

@@ -18,7 +18,8 @@ class TokenBatch:
     denominator "constant" to the share of the tokens that could have been sampled);
     reference_logprobs: under the reference policy, None without KL; entropies: of the full next-token distribution,
     None without an entropy term. segments: the number of the sequence or turn that a token belongs to, where the ratio is of
-    these; None: of each token.
+    these; None: of each token. on_policy: the policy of now sampled, so that the ratio is 1 by definition; what sampling and
+    training round differently (in bfloat16 beyond a clip) is in ratio_error alone.
     """
 
     logprobs: torch.Tensor
@@ -28,6 +29,7 @@ class TokenBatch:
     entropies: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
     segments: torch.Tensor | None = None
+    on_policy: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LossTerms:
     surrogate: torch.Tensor
     kl: torch.Tensor
     clipped: torch.Tensor  # share of tokens whose clip is active
-    ratio_error: torch.Tensor  # max |ratio - 1|
+    ratio_error: torch.Tensor  # max |ratio to what was sampled - 1|
 
 
 def policy_loss(
@@ -46,11 +48,15 @@ def policy_loss(
 ) -> LossTerms:
     """-sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl * k3 - entropy_coefficient * H.
 
-    r = exp(log pi - log pi_old) of the token, or of its segment: exp of the mean over the segment, with the gradient of each
-    token's own log-probability (GSPO-token, Zheng et al. 2025, Eq. 13-14). k3 = exp(d) - d - 1 with
+    r = exp(log pi - log pi_old) of the token (on_policy: pi_old = pi, without its gradient), or of its segment: exp of the mean
+    over the segment, with the gradient of each token's own log-probability (GSPO-token, Zheng et al. 2025, Eq. 13-14).
+    k3 = exp(d) - d - 1 with
     d = log pi_ref - log pi (Schulman's low-variance estimator).
     """
     ratio = _log_ratio(batch).exp()
+    ratio_error = (ratio.detach() - 1).abs().max()
+    if batch.on_policy:
+        ratio = (batch.logprobs - batch.logprobs.detach()).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     unclipped, clipped = ratio * batch.advantages, clipped_ratio * batch.advantages
     surrogate = -(batch.weights * torch.minimum(unclipped, clipped)).sum()
@@ -69,7 +75,7 @@ def policy_loss(
         surrogate=surrogate.detach(),
         kl=kl.detach(),
         clipped=(batch.weights * (clipped < unclipped)).sum().detach(),
-        ratio_error=(ratio.detach() - 1).abs().max(),
+        ratio_error=ratio_error,
     )
 
 

@@ -1,5 +1,6 @@
 """Load or build a causal LM with its tokenizer and grammar."""
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.protocol import ChatProtocol, TurnProtocol, WordProtocol
 from igpo_core.seeds import derive
-from igpo_core.weights import add_lora, has_adapter, merge_adapter
+from igpo_core.weights import ADAPTER, add_lora, has_adapter, merge_adapter
 
 # ChatML with tool calls: the same token layout as Qwen2.5's template (system, tools, user, assistant, tool reply as a
 # user turn). The wording of the tool section is ours.
@@ -60,7 +61,7 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
     ConfigError where its window is too short.
     """
     if isinstance(config.policy, PretrainedPolicy):
-        return load_policy(config.policy.name, config, revision=config.policy.revision)
+        return load_policy(config.policy.name, config)
     if config.policy.tokenizer == "words":
         tokenizer = word_tokenizer(environment.vocabulary())
     else:
@@ -68,9 +69,10 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
     return speak(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
 
 
-def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | None = None) -> Policy:
+def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     """A policy from a folder or hub name: safetensors only, no remote code unless config.policy asks for it. A folder with an
-    adapter is loaded with the model that it belongs to; config.policy.lora adds a fresh one where there is none."""
+    adapter is loaded with the model that it belongs to, at the revision that it was trained on; config.policy.lora adds a
+    fresh one where there is none."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,7 +81,7 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
     half = settings.dtype == "bfloat16"
     # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
     dtype = torch.bfloat16 if half and settings.lora else torch.float32
-    remote = settings.trust_remote_code
+    remote, revision = settings.trust_remote_code, _revision(name, settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=remote)
         model = AutoModelForCausalLM.from_pretrained(
@@ -96,9 +98,19 @@ def load_policy(name: str | Path, config: ExperimentConfig, *, revision: str | N
             "*.safetensors."
         ) from error
     if settings.lora and not has_adapter(model):
-        add_lora(model, settings.lora, config.seed)
+        add_lora(model, settings.lora, config.seed, settings.revision)
     require_window(model.config, config, name)
     return speak(model, tokenizer, half)
+
+
+def _revision(name: str | Path, settings: PretrainedPolicy) -> str | None:
+    """The commit that is loaded: what an adapter says of its model (transformers reads its name alone, and would take the
+    newest), or what is pinned of the policy's own."""
+    adapter = Path(name) / ADAPTER
+    if adapter.is_file():
+        recorded: str | None = json.loads(adapter.read_text())["revision"]
+        return recorded
+    return settings.revision if str(name) == settings.name else None
 
 
 def save_policy(policy: Policy, folder: Path, weights: dict[str, Any] | None = None) -> None:

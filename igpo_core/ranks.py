@@ -6,9 +6,15 @@ the whole batch, and each takes its share of the update's micro-batches. Engines
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Processes meet only after work that each does alone: its share of the test, and what the first one does for all (judge,
+# diagnostics, checksums of a checkpoint). After NCCL's default of 10 minutes those who wait would end the run. One that has
+# died needs no limit: the launcher ends the others within seconds.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -25,11 +26,11 @@ from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
 from igpo_core.metrics import rollout_metrics
-from igpo_core.objective import LossTerms, TokenBatch, policy_loss, token_weights
+from igpo_core.objective import LossTerms, policy_loss, token_weights
 from igpo_core.policies import Policy, export_policy, save_policy
-from igpo_core.ranks import ALONE, Ranks
+from igpo_core.ranks import ALONE, PATIENCE, Ranks
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
-from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
+from igpo_core.rollout.mismatch import mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.transformers_engine import rollout
@@ -37,6 +38,7 @@ from igpo_core.sampled import SampledLogprobs
 from igpo_core.seeds import python_rng
 from igpo_core.sharding import full_state, is_sharded, shard, whole_weights
 from igpo_core.trajectory import Question, Trajectory
+from igpo_core.update import numbers, token_advantages, token_batch, training_mode, update_metrics
 from igpo_core.weights import Snapshot, copy_into, has_adapter, require_no_dropout, trained
 
 
@@ -67,12 +69,14 @@ class Trainer:
         require_room(policy, self.questions, config)
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
-        self.accelerator = Accelerator(mixed_precision="no", cpu=policy.model.device.type == "cpu")
+        meeting = InitProcessGroupKwargs(timeout=PATIENCE)
+        on_cpu = policy.model.device.type == "cpu"
+        self.accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[meeting])
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
-        asked = config.training.processes * config.training.nodes
-        if asked != self.ranks.count:  # accelerate falls back to one process where it finds no backend
+        if config.training.world != self.ranks.count:  # accelerate falls back to one process where it finds no backend
             raise ConfigError(
-                f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes {asked}, and "
+                f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes "
+                f"{config.training.world}, and "
                 f"{self.ranks.count} found one another: launch them with tasks/together.py, as the flow train does, and see that "
                 "torch.distributed has gloo or nccl"
             )
@@ -149,7 +153,8 @@ class Trainer:
         update = self._update(trajectories, credit.turns, credit.queries)
         ended = time.perf_counter()
         self.step += 1
-        self._count(trajectories, ended - started)
+        # a budget of seconds ends the run by the first one's clock: all take as many steps
+        self._count(trajectories, self.ranks.agreed(ended - started))
         self.whole = True
         metrics = {
             **seen,
@@ -252,7 +257,7 @@ class Trainer:
     ) -> dict[str, float]:
         settings, limits = self.config.optimizer, self.config.rollout
         rows = [
-            self._token_advantages(item, row, queries[i] if queries else None)
+            token_advantages(self.policy.protocol, item, row, queries[i] if queries else None)
             for i, (item, row) in enumerate(zip(trajectories, advantages, strict=True))
         ]
         groups = {item.group for item, row in zip(trajectories, rows, strict=True) if any(row)}
@@ -286,7 +291,7 @@ class Trainer:
                     )
                     self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
                 if scale:
-                    parts.append(_numbers(terms))
+                    parts.append(numbers(terms))
                     lengths = [sizes[i] for i in batch]
                     tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
             norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
@@ -294,7 +299,7 @@ class Trainer:
                 norm = norm.full_tensor()
             every = self.ranks.each((parts, tokens, padded))
             share = math.fsum(w * item.sampled_tokens for w, item in zip(weights, trajectories, strict=True))
-            metrics = _update_metrics([part for several, _, _ in every for part in several], float(norm), share)
+            metrics = update_metrics([part for several, _, _ in every for part in several], float(norm), share)
             if self.reference is None:
                 del metrics["train/kl"]  # nothing was compared
             tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
@@ -310,21 +315,6 @@ class Trainer:
         self.scheduler.step()
         return metrics
 
-    def _token_advantages(
-        self, item: Trajectory, turns: Sequence[float], queries: Sequence[float] | None
-    ) -> list[float]:
-        """One value for each sampled token: its turn's, and in a query its share of what the query's tokens have besides."""
-        values = []
-        for t, (turn, advantage) in enumerate(zip(item.turns, turns, strict=True)):
-            own = [advantage] * (turn.end - turn.start)
-            if queries is not None and t < len(queries):
-                place = self.policy.protocol.query_tokens(item.token_ids[turn.start : turn.end])
-                inside = range(*place.indices(len(own)))
-                for j in inside:
-                    own[j] += queries[t] / len(inside)
-            values += own
-        return values
-
     def _loss(
         self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]
     ) -> LossTerms:
@@ -335,30 +325,10 @@ class Trainer:
         if self.reference is not None:
             with torch.no_grad(), self.reference.instead(), self.policy.precision():
                 reference, _ = self.model(trajectories, pad, temperature, False)
-        self.model.train(settings.gradient_checkpointing)  # transformers checkpoints in training mode alone
-        with self.policy.precision():
+        with training_mode(self.model, settings.gradient_checkpointing), self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
-        device = logprobs.device
-        batch = TokenBatch(
-            logprobs=logprobs,
-            old_logprobs=torch.tensor(
-                [p for item in trajectories for turn in item.turns for p in turn.logprobs], device=device
-            ),
-            advantages=torch.tensor([a for row in advantages for a in row], device=device),
-            weights=torch.tensor(
-                [
-                    weight * factor
-                    for item, weight in zip(trajectories, weights, strict=True)
-                    for factor in importance(item, self.config.rollout.engine)
-                ],
-                device=device,
-            ),
-            entropies=entropies,
-            reference_logprobs=reference,
-            segments=_segments(trajectories, settings.ratio, device),
-        )
         return policy_loss(
-            batch,
+            token_batch(trajectories, advantages, weights, self.config, logprobs, entropies, reference),
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
             kl_coefficient=settings.kl_coefficient,
@@ -410,33 +380,3 @@ class Trainer:
             kept = {str(place): tensor for place, tensor in enumerate(self.scorer.kept)}
             copy_into(kept, state.tensors["scorer"])
         self.step, self.counters = state.step, dict(state.counters)
-
-
-def _segments(trajectories: Sequence[Trajectory], ratio: str, device: Any) -> torch.Tensor | None:
-    """The number of each sampled token's turn or trajectory, counted through the batch; None for ratios of tokens."""
-    if ratio == "token":
-        return None
-    sizes = [turn.end - turn.start for item in trajectories for turn in item.turns]
-    if ratio == "sequence":
-        sizes = [item.sampled_tokens for item in trajectories]
-    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-
-
-def _numbers(terms: LossTerms) -> dict[str, float]:
-    return {name: value.item() for name, value in vars(terms).items()}
-
-
-def _update_metrics(parts: Sequence[dict[str, float]], norm: float, share: float) -> dict[str, float]:
-    """Of all micro-batches of all processes. share: what the weights of all tokens sum to, for means over tokens."""
-
-    def total(name: str) -> float:
-        return math.fsum(part[name] for part in parts)
-
-    return {
-        "train/loss": total("total"),
-        "train/surrogate": total("surrogate"),
-        "train/kl": total("kl") / share if share else 0.0,
-        "train/clip_share": total("clipped") / share if share else 0.0,
-        "train/ratio_error": max((part["ratio_error"] for part in parts), default=0.0),
-        "train/grad_norm": norm,
-    }

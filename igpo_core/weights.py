@@ -34,8 +34,9 @@ def has_adapter(model: Any) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def add_lora(model: Any, config: Lora, seed: int) -> None:
+def add_lora(model: Any, config: Lora, seed: int, revision: str | None = None) -> None:
     """Put a fresh adapter into the model, which keeps its class; from then on the adapter alone is trained, in float32.
+    revision: of the model, which the adapter's files name then.
 
     Its output is zero until it is trained (peft's B = 0). Raises ConfigError without the extra [lora], or where no layer
     has the names that config.targets gives.
@@ -46,7 +47,12 @@ def add_lora(model: Any, config: Lora, seed: int) -> None:
         raise ConfigError("policy.lora needs the extra [lora]: pip install -e '.[lora]'") from error
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     settings = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        revision=revision,
     )
     with torch.random.fork_rng(devices=[]):  # peft draws A from torch's global generator
         torch.manual_seed(derive(seed, "lora") % 2**63)

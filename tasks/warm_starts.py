@@ -37,9 +37,9 @@ def _depends_on_seed(experiment: ExperimentConfig) -> bool:
     return drawn or experiment.warm_start is not None
 
 
-def set_up(experiment: ExperimentConfig, data: Path) -> "tuple[Environment, Policy]":
-    """The environment over a published data folder, and the untrained policy on its device. Sets this process's torch
-    threads. Raises ConfigError when there is no such device."""
+def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -> "tuple[Environment, Policy]":
+    """The environment over a published data folder, and the untrained policy on its device, or in `place`. Sets this
+    process's torch threads. Raises ConfigError when there is no such device."""
     import torch
 
     from igpo_core.environments import open_environment
@@ -48,7 +48,7 @@ def set_up(experiment: ExperimentConfig, data: Path) -> "tuple[Environment, Poli
     torch.set_num_threads(experiment.training.threads)
     environment = open_environment(experiment, data)
     policy = build_policy(experiment, environment)
-    policy.model.to(device(experiment))
+    policy.model.to(place or device(experiment))
     return environment, policy
 
 
@@ -81,10 +81,14 @@ def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home:
 
 
 def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder: Path, say: Say) -> None:
+    """A model that nothing is taught stays on the CPU, and one that was taught leaves the accelerator: this is the flow's own
+    process, which waits while others train there."""
+    import torch
+
     from igpo_core.policies import save_policy
     from igpo_core.warmstart import run_warm_start
 
-    environment, policy = set_up(experiment, data.folder)
+    environment, policy = set_up(experiment, data.folder, "cpu" if experiment.warm_start is None else None)
     if experiment.warm_start is not None:
         total = sum(stage.steps for stage in experiment.warm_start.stages)
         started = time.monotonic()
@@ -103,3 +107,5 @@ def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder
                 f"{experiment.rollout.max_tokens} and were left out, the longest ones: raise it to teach these too"
             )
     write_folder(folder, lambda path: save_policy(policy, path))
+    policy.model.to("cpu")
+    torch.cuda.empty_cache()  # else the allocator keeps for this process what the model leaves

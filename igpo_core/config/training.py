@@ -123,9 +123,14 @@ class TrainingConfig(Settings):
         """The most steps that are made."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def world(self) -> int:
+        """Processes of all machines."""
+        return self.processes * self.nodes
+
     @model_validator(mode="after")
     def _shards_for_several(self) -> "TrainingConfig":
-        if self.sharding == "fsdp" and self.processes * self.nodes == 1:
+        if self.sharding == "fsdp" and self.world == 1:
             raise ValueError(
                 "training.sharding=fsdp with one process: there is nothing to spread over; set training.processes"
             )

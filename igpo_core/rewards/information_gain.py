@@ -3,7 +3,8 @@
 The history of a trajectory is encoded once, under the plain causal mask that attention kernels are fastest at. On its keys
 and values then stand all probes in one pass: for every cut the probe's prefix and each accepted answer, behind a mask in
 which a probe sees the history up to its cut and itself alone. Positions of a probe go on from its cut, so each value equals
-that of a plain forward pass over history and probe; and no mask is quadratic in the history.
+that of a plain forward pass over history and probe, to the rounding of what the model computes in; and no mask is quadratic
+in the history.
 """
 
 import math
@@ -34,9 +35,11 @@ def answer_log_likelihoods(
     """Mean log-probability of the answer tokens given sequences[i][:c] + prefix_ids, for every cut c of trajectory i.
 
     sequences[i]: all token ids; cuts[i]: increasing history lengths in [1, len(sequences[i])]; probes[i]: one probe.
-    suffix_ids follow the answer and so cannot change its probability; they are not fed. float32; a value depends on its
-    own history alone. max_tokens bounds the tokens (padding included) of one forward pass; a single trajectory that
-    exceeds it gets a pass of its own. Raises ValueError on lengths that differ and on cuts outside the sequence.
+    suffix_ids follow the answer and so cannot change its probability; they are not fed. A value depends on its own history
+    alone, up to rounding: 1e-6 in float32; under bfloat16 autocast sums are rounded to 8 bits in an order that depends on the
+    batch's shape, and a log-probability moves by up to about 0.01, as do gains of that size. max_tokens bounds the tokens
+    (padding included) of one forward pass; a single trajectory that exceeds it gets a pass of its own. Raises ValueError on
+    lengths that differ and on cuts outside the sequence.
     """
     scores = score_beliefs(model, sequences, cuts, [[probe] for probe in probes], max_tokens=max_tokens)
     return [[by_answer[0] for by_answer in by_cut] for by_cut in scores]

@@ -21,6 +21,9 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """Append columns; returns all keys and values."""
+        # Rotary embedding promotes keys to float32 where the residual is; attention casts them back under autocast, to the same
+        # bits, whether they were kept so or not: kept as values are, they take half the room.
+        key_states = key_states.to(value_states.dtype)
         past = self.get_seq_length()
         columns = past + key_states.shape[-2]
         if self.room is None or columns > self.room[0].shape[-2]:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 
 from igpo_core.config import NewPolicy
 from tests.e2e.conftest import ROOT, Servers, free_ports
@@ -45,10 +46,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def taught(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model after a warm start: it searches, answers and fails, so that turns differ in what they earn."""
+    from flows.specification import load_specification
+    from tasks.data import prepare
+    from tasks.warm_starts import ensure_warm_start
+
+    home = tmp_path_factory.mktemp("taught")
+    experiment = load_specification(str(specification(model, home, "taught", {}))).base
+    return ensure_warm_start(experiment, prepare(experiment.data, home), home, print)
+
+
 def specification(
-    model: Path, folder: Path, name: str, training: dict[str, Any], search: Any = None, engine: Any = None
+    model: Path,
+    folder: Path,
+    name: str,
+    training: dict[str, Any],
+    search: Any = None,
+    engine: Any = None,
+    warm_start: bool = True,
 ) -> Path:
-    """An untrained policy would never search: with `search` or `engine` it is warm-started."""
+    """An untrained policy would never search, and all rewards were equal: it is warm-started."""
     data: dict[str, Any] = {
         "kind": "files",
         "questions": [{"path": str(SHARED / "questions.parquet")}],
@@ -67,15 +86,16 @@ def specification(
         "base": {
             "data": data,
             "policy": {"kind": "pretrained", "name": str(model)},
-            "rollout": {"questions": 3, "group_size": 2, "max_turns": 2, "max_new_tokens": 24, "max_tokens": 1024},
+            "rollout": {"questions": 3, "group_size": 4, "max_turns": 2, "max_new_tokens": 64, "max_tokens": 1024},
             "training": {"epochs": 1, "steps_per_epoch": 2, **training},
             "evaluation": {"every": 2, "dev_questions": 4, "test_questions": 6, "decoding": ["sampled"], "traces": 6},
         },
     }
-    if search or engine:
+    # outcomes of so few rollouts may all be equal (seen: in every step of outcome_only): entropy gives each update a gradient
+    content["base"]["optimizer"] = {"entropy_coefficient": 0.01}
+    if warm_start:
         stage = {"steps": 250, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
         content["base"]["warm_start"] = {"stages": [stage]}
-        content["base"]["rollout"]["max_new_tokens"] = 64
     if engine:
         content["base"]["rollout"]["engine"] = engine
     if not search:
@@ -101,14 +121,30 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in result["metrics"].items() if "seconds" not in name}
 
 
-def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, model: Path, tmp_path: Path) -> None:
+def gradients(servers: Servers, result: dict[str, Any]) -> list[float]:
+    """train/grad_norm of each step of a run."""
+    lines = (servers.home / "runs" / result["run_key"] / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line)["metrics"].get("train/grad_norm") for line in lines]
+    return [value for value in found if value is not None]
+
+
+def moved(checkpoint: Path, start: Path) -> float:
+    """The furthest that a weight is from where it began; an adapter's product begins at 0."""
+    if (checkpoint / "adapter_model.safetensors").is_file():
+        adapter = load_file(checkpoint / "adapter_model.safetensors")
+        return max(float(tensor.abs().max()) for name, tensor in adapter.items() if "lora_B" in name)
+    before, after = load_file(start / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    return max(float((after[name] - before[name]).abs().max()) for name in before)
+
+
+def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, taught: Path, tmp_path: Path) -> None:
     ways: dict[str, dict[str, Any]] = {
         "scale-one": {},
         "scale-two": {"processes": 2},
         "scale-fsdp": {"processes": 2, "sharding": "fsdp"},
     }
     for name, training in ways.items():
-        sweep(servers, specification(model, tmp_path, name, training))
+        sweep(servers, specification(taught, tmp_path, name, training, warm_start=False))
     one = results(servers, "scale-one")
     assert len(one) == 2 * 2  # adapters, arms
     assert {cell for cell, _, _ in one} == {"adapter=no", "adapter=lora"}
@@ -116,8 +152,17 @@ def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, model: P
         several = results(servers, name)
         assert several.keys() == one.keys()
         for key, result in several.items():
-            assert result["counters"]["rollouts"] == one[key]["counters"]["rollouts"] == 12
+            assert result["counters"]["rollouts"] == one[key]["counters"]["rollouts"] == 24
             assert numbers(result) == pytest.approx(numbers(one[key]), abs=1e-3), (name, key)
+            assert gradients(servers, result) == pytest.approx(gradients(servers, one[key]), rel=1e-3), (name, key)
+            # AdamW's steps have the size of the learning rate, 3e-4, however small a gradient is
+            assert moved(servers.home / result["checkpoint"], taught) > 1e-4, (name, key)
+    for key, result in one.items():
+        assert len(gradients(servers, result)) == 2 and min(gradients(servers, result)) > 0, key
+        assert key[1] != "igpo" or max(gradients(servers, result)) > 1e-2, (
+            key
+        )  # seen: 0.063 with an adapter, 0.097 without
+        assert result["metrics"]["test/all/searches"] > 0, key
     checkpoints = {key: servers.home / result["checkpoint"] for key, result in one.items()}
     assert (checkpoints["adapter=lora", "igpo", 0] / "adapter_model.safetensors").is_file()
     assert (checkpoints["adapter=no", "igpo", 0] / "model.safetensors").is_file()

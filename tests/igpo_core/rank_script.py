@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, PretrainedPolicy
 from igpo_core.data import to_questions
 from igpo_core.environments import lookup
 from igpo_core.environments.lookup import LookupEnvironment
@@ -34,6 +35,18 @@ def whole(tensor: Any) -> torch.Tensor:
     return found.detach().clone()
 
 
+def groups_of(model: Any) -> set[Any]:
+    """The process groups that weights and everything else go through."""
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    return {torch.distributed.group.WORLD, *(mesh.get_group() for mesh in meshes)}
+
+
+def patience(group: Any) -> float:
+    """Seconds that a process waits for the others."""
+    found: float = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return found
+
+
 def main(folder: Path, again: bool) -> None:
     torch.set_num_threads(1)
     for name, content in json.loads((folder / "arms.json").read_text()).items():
@@ -44,7 +57,8 @@ def main(folder: Path, again: bool) -> None:
         environment = LookupEnvironment(
             config.data, to_questions(lookup.generate(config.data)), config.rollout.max_turns
         )
-        start = load_policy(folder / "start", config)
+        pretrained = isinstance(config.policy, PretrainedPolicy)
+        start = load_policy(config.policy.name if pretrained else folder / "start", config)
         own, other = folder / f"{name}-{WORLD}", folder / f"{name}-{2 if again else 1}"
         if WORLD > 1 or again:  # go on from what another number of processes left
             trainer = Trainer(config, environment, copy.deepcopy(start))
@@ -74,6 +88,7 @@ def main(folder: Path, again: bool) -> None:
                 "advantages": [step.credit.turns for step in steps],
                 "metrics": [metrics(step) for step in steps],
                 "dev": [record["answer"] for record in dev.records],
+                "patience": [patience(group) for group in groups_of(policy.model)] if WORLD > 1 else [],
             }
             own.with_suffix(".json").write_text(json.dumps(found))
 

@@ -13,6 +13,7 @@ from igpo_core.environments.base import Observation
 from igpo_core.policies import Policy
 from igpo_core.rewards.scoring import explain_trajectories
 from igpo_core.training import Trainer
+from igpo_core.update import token_advantages
 
 ARMS: dict[str, dict[str, Any]] = {
     "outcome_only": {"reward": "outcome_only"},
@@ -122,7 +123,7 @@ def test_only_the_query_is_paid_for_its_gain(taught: Any) -> None:
     assert result.credit.queries is not None
     checked = 0
     for item, turns, queries in zip(result.scored, result.credit.turns, result.credit.queries, strict=True):
-        values = iter(trainer._token_advantages(item.trajectory, turns, queries))
+        values = iter(token_advantages(trainer.policy.protocol, item.trajectory, turns, queries))
         for t, turn in enumerate(item.trajectory.turns):
             own = [next(values) for _ in range(turn.start, turn.end)]
             ids = item.trajectory.token_ids[turn.start : turn.end]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, Qwen2Config
 from transformers.cache_utils import DynamicLayer
 
 from igpo_core.rollout.cache import COLUMNS_AT_A_TIME, RoomyLayer, roomy_cache
@@ -41,6 +41,34 @@ def test_it_holds_what_a_dynamic_layer_holds(actions: list[tuple[str, Any]]) -> 
             plain.batch_select_indices(index)
         assert roomy.get_seq_length() == plain.get_seq_length()
         assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
+
+
+def test_keys_are_kept_as_values_are_and_attention_gives_the_same_bits() -> None:
+    """Full bfloat16 training: the residual is float32, rotary embedding promotes keys to it, attention casts them back."""
+    config = Qwen2Config(
+        hidden_size=56, intermediate_size=128, num_hidden_layers=2, num_attention_heads=7, num_key_value_heads=1, vocab_size=99
+    )  # fmt: skip
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().get_decoder()
+    tokens = torch.randint(99, (2, 24))
+    mask = torch.ones(2, 1, 4, 20, dtype=torch.bool).tril(16)
+    found = []
+    for cache in (roomy_cache(config), DynamicCache(config=config)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            parts = [decoder(input_ids=tokens[:, :16], past_key_values=cache, use_cache=True)]
+            parts += [
+                decoder(input_ids=tokens[:, 16:20], past_key_values=cache, attention_mask=mask, use_cache=True),
+                *(
+                    decoder(input_ids=tokens[:, i : i + 1], past_key_values=cache, use_cache=True)
+                    for i in range(20, 24)
+                ),
+            ]
+        found.append(torch.cat([part.last_hidden_state for part in parts], 1))
+        kinds = {(layer.keys.dtype, layer.values.dtype) for layer in cache.layers}
+        own = isinstance(cache.layers[0], RoomyLayer)
+        # once it has grown, transformers' own has values in float32 as well
+        assert kinds == {(torch.bfloat16, torch.bfloat16) if own else (torch.float32, torch.float32)}
+    assert torch.equal(*found)
 
 
 def test_a_token_is_written_where_it_belongs_without_a_copy() -> None:

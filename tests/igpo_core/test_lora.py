@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.auto import auto_factory
 
 from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.evaluation import evaluate
 from igpo_core.policies import Policy, build_policy, export_policy, load_policy, save_policy
 from igpo_core.training import Trainer
 from igpo_core.weights import Snapshot, trained
@@ -85,6 +87,28 @@ def test_a_step_moves_the_adapter_alone_and_a_resumed_run_is_the_same_run(
     assert torch.equal(logits(loaded), logits(restored))
 
 
+def test_a_checkpoint_is_loaded_with_the_model_it_was_trained_on(
+    taught: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its pinned commit, whatever the experiment names that evaluates it; transformers would take the newest."""
+    commit = "7ae557604adf67be50417f59c2c2f167def9a775"
+    save_policy(build_policy(configure(taught, base, {"revision": commit}), taught[1]), tmp_path / "adapter")
+    asked: list[Any] = []
+    real = auto_factory.resolve_revision
+
+    def resolve(name: Any, revision: Any = None, **where: Any) -> Any:
+        asked.append((str(name), revision))
+        return real(name, revision, **where)
+
+    monkeypatch.setattr(auto_factory, "resolve_revision", resolve)
+    load_policy(tmp_path / "adapter", configure(taught, base, {"name": "other/model", "revision": "f" * 40}))
+    assert asked[-1] == (str(base), commit)
+    load_policy(str(base), configure(taught, base, {"lora": None, "revision": commit}))
+    assert asked[-1] == (str(base), commit)
+    load_policy(str(base), configure(taught, base, {"name": "other/model", "lora": None, "revision": commit}))
+    assert asked[-1] == (str(base), None)  # another model's commits are not its
+
+
 def test_an_export_is_a_whole_model(taught: Any, base: Path, tmp_path: Path) -> None:
     config = configure(taught, base, optimizer={"learning_rate": 1e-2})
     trainer = Trainer(config, taught[1], build_policy(config, taught[1]))
@@ -140,7 +164,10 @@ def test_kl_is_to_the_start_of_the_run(taught: Any, base: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
 def test_bfloat16_trains_float32_weights(taught: Any, base: Path, lora: Any) -> None:
+    # far narrower than bfloat16 rounds: if what was sampled were the ratio's base, tokens would be clipped
+    clip = {"clip_low": 1e-6, "clip_high": 1e-6, "updates_per_step": 1}
     config = configure(taught, base, {"lora": lora, "dtype": "bfloat16"}, reward={"gain": "prob_diff"})
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=clip)})
     policy = build_policy(config, taught[1])
     assert {p.dtype for p in trained(policy.model)} == {torch.float32}
     fixed = {p.dtype for p in policy.model.parameters() if not p.requires_grad}
@@ -149,6 +176,7 @@ def test_bfloat16_trains_float32_weights(taught: Any, base: Path, lora: Any) -> 
     trainer = Trainer(config, taught[1], policy)
     metrics = trainer.run_step().metrics
     assert 1e-6 < metrics["train/ratio_error"] < 0.5  # the rollout's sums were rounded in another order
+    assert metrics["train/clip_share"] == 0  # and that loses no token
     assert not all(map(torch.equal, before, weights(policy)))
     exact = logits(build_policy(configure(taught, base), taught[1]))
     assert 0 < (logits(build_policy(config, taught[1])) - exact).abs().max() < 0.5
@@ -157,10 +185,16 @@ def test_bfloat16_trains_float32_weights(taught: Any, base: Path, lora: Any) -> 
 def test_gradient_checkpointing_gives_the_same_update(taught: Any, base: Path) -> None:
     found = []
     for checkpointing in (False, True):
-        config = configure(taught, base, optimizer={"gradient_checkpointing": checkpointing})
+        config = configure(
+            taught, base, reward={"gain": "prob_diff"}, optimizer={"gradient_checkpointing": checkpointing}
+        )
         trainer = Trainer(config, taught[1], build_policy(config, taught[1]))
         metrics = trainer.run_step().metrics
         found.append((metrics["train/grad_norm"], weights(trainer.policy)))
+        # transformers' checkpointing layers drop the cache in training mode: rollouts, beliefs, evaluation go on from one
+        assert not trainer.policy.model.training
+        trainer.run_step()
+        evaluate(trainer.policy, taught[1], config, split="dev", limit=4, decoding="greedy", step=2)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0][1], found[1][1], strict=True))
     noisy = build_policy(configure(taught, base, optimizer={"gradient_checkpointing": True}), taught[1])

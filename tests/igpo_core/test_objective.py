@@ -29,6 +29,16 @@ def test_clipping_in_all_four_corners_by_hand() -> None:
     assert logprobs.grad.tolist() == pytest.approx([0.0, 0.375, -0.125, 0.0])
 
 
+def test_on_policy_the_ratio_is_one_whatever_sampling_rounded() -> None:
+    # as far off as bfloat16 rounds: taken as ratios, 1.5 and 0.5 would be clipped and lose their gradient
+    logprobs = tensor(math.log(1.5), math.log(0.5)).requires_grad_()
+    batch = TokenBatch(logprobs, tensor(0, 0), tensor(1, -1), tensor(0.5, 0.5), on_policy=True)
+    terms = policy_loss(batch, **SETTINGS)
+    assert terms.clipped.item() == 0 and terms.ratio_error.item() == pytest.approx(0.5)
+    terms.total.backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == [-0.5, 0.5]  # -w A, exactly
+
+
 def test_k3_and_entropy_by_hand() -> None:
     batch = TokenBatch(
         tensor(-1.0, -2.0), tensor(-1.0, -2.0), tensor(0, 0), tensor(0.5, 0.5), tensor(0.3, 0.7), tensor(-1.5, -2.0)

@@ -1,6 +1,7 @@
 """Two processes and one make the same update, whatever the arm, with questions and micro-batches that do not divide, and go
 on from one another's checkpoints; so do two between which the weights are spread."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, WarmStart
 from igpo_core.errors import ConfigError
-from igpo_core.policies import save_policy
+from igpo_core.policies import Policy, save_policy, speak
 from igpo_core.ranks import Ranks
 from igpo_core.training import Trainer
+from igpo_core.warmstart import run_warm_start
 
 ROOT = Path(__file__).resolve().parents[2]
 KL = {
@@ -28,10 +32,27 @@ ARMS: dict[str, dict[str, Any]] = {
     "igpo": {"reward": {"gain": "prob_diff"}},
     "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
     "kl": KL,
+    "outcome_fsdp": {"reward": {"reward": "outcome_only"}, **FSDP},
     "igpo_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
     "kl_fsdp": {**KL, **FSDP},
     "lora_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
+    "tied_fsdp": {"reward": {"gain": "prob_diff"}, "optimizer": {"kl_coefficient": 0.1}, **FSDP},
 }
+
+
+def tied(taught: Any) -> Policy:
+    """As `taught`, with one matrix for embeddings and head, as Qwen2.5-0.5B and 1.5B have it."""
+    config, environment, policy = taught
+    shape = copy.deepcopy(policy.model.config)
+    shape.tie_word_embeddings = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
+    own = speak(model, policy.protocol.tokenizer)
+    stage = {"steps": 150, "learning_rate": 1e-2, "batch_size": 32, "demonstrations": {"kind": "lookup"}}
+    warm = WarmStart.model_validate({"stages": [stage]})
+    run_warm_start(config.model_copy(update={"warm_start": warm}), environment, own, progress=lambda *_: None)
+    return own
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +60,7 @@ def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which one process and two have run the same steps."""
     folder = tmp_path_factory.mktemp("ranks")
     save_policy(taught[2], folder / "start")
+    save_policy(tied(taught), folder / "tied")
     content = json.loads(taught[0].model_dump_json())
     content["rollout"] |= {"questions": 5, "group_size": 3}
     content["optimizer"] |= {"tokens_per_batch": 200, "learning_rate": 1e-4}
@@ -47,6 +69,7 @@ def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {**content, **{part: {**content[part], **values} for part, values in changes.items()}}
         for name, changes in ARMS.items()
     }
+    arms["tied_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "tied")}
     arms["lora_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "start"), "lora": {"rank": 4}}
     (folder / "arms.json").write_text(json.dumps(arms))
     script = [str(Path(__file__).with_name("rank_script.py")), str(folder)]
@@ -62,14 +85,15 @@ def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
     one, two = (json.loads((made / f"{arm}-{count}.json").read_text()) for count in (1, 2))
     assert two["tokens"] == one["tokens"] and two["groups"] == one["groups"] and two["dev"] == one["dev"]
+    assert two["patience"] == [6 * 3600]  # torch's own is 30 minutes, NCCL's 10
     for own, other in zip(one["advantages"][0], two["advantages"][0], strict=True):
         # beliefs are rounded by their batch: 1e-6 in z-scores of small spread
-        assert other == pytest.approx(own, abs=0 if arm == "outcome" else 1e-4)
+        assert other == pytest.approx(own, abs=0 if arm.startswith("outcome") else 1e-4)
     assert two["metrics"][1] == pytest.approx(one["metrics"][1], abs=2e-5, rel=2e-4)
     assert one["metrics"][1]["train/grad_norm"] > 1e-3
     alone, together = (load_file(made / f"{arm}-{count}.safetensors") for count in (1, 2))
     # clipped to a norm of 1; what beliefs are rounded by passes into the gradient
-    allowed = 1e-6 if arm == "outcome" else 5e-6
+    allowed = 1e-6 if arm.startswith("outcome") else 5e-6
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < allowed
     assert max(float(gradient.abs().max()) for gradient in alone.values()) > 1e-2
     weights = "adapter_model.safetensors" if arm == "lora_fsdp" else "model.safetensors"
@@ -77,7 +101,8 @@ def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
     # AdamW's first steps have the size of the learning rate however small a gradient is, and so has its rounding
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-5
     if arm != "lora_fsdp":
-        start = load_file(made / "start" / "model.safetensors")
+        start = load_file(made / ("tied" if arm == "tied_fsdp" else "start") / "model.safetensors")
+        assert ("lm_head.weight" in start) is (arm != "tied_fsdp")
         assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 1e-4
 
 

@@ -13,6 +13,7 @@ import torch
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, IgpoError
 from igpo_core.policies import Policy, load_policy, new_model, save_policy, speak
+from igpo_core.ranks import Ranks
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import sampled_logprobs
 from igpo_core.training import Trainer
@@ -222,6 +223,30 @@ def test_a_folder_without_its_manifest_is_no_checkpoint(taught: Any, checkpoint:
     (checkpoint / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         restore(taught, checkpoint)
+
+
+def test_moments_saved_on_another_device_are_read_where_this_one_is(
+    taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.save tags a tensor with its device; loaded without map_location it wants that very device again."""
+    trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
+    trainer.run_step()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        trainer.save(tmp_path / "step-000001")
+    resumed = restore(taught, tmp_path / "step-000001")
+    assert resumed.run_step().metrics["train/loss"] == trainer.run_step().metrics["train/loss"]
+
+
+def test_a_budget_of_seconds_goes_by_the_first_processs_clock(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was slower than the first would stop a step earlier, and the first wait for it for ever."""
+    content = taught[0].model_dump()
+    content["training"] |= {"budget": "seconds", "amount": 1e6}
+    trainer = Trainer(ExperimentConfig.model_validate(content), taught[1], fresh_copy(taught))
+    firsts = {float: 2e6}
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: firsts.get(type(value), value))
+    trainer.run_step()
+    assert trainer.counters["seconds"] == 2e6 and trainer.done
 
 
 def test_another_architecture_is_refused(taught: Any, checkpoint: Path) -> None:

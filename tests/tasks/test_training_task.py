@@ -10,7 +10,6 @@ import pytest
 from flows.ablation import require_same_code
 from igpo_core.config import ExperimentConfig, RewardConfig, identity
 from igpo_core.errors import CheckpointError, ConfigError
-from igpo_core.rewards.scoring import require_room
 from tasks.locks import locked, locked_if_free
 from tasks.runs import identify
 from tasks.stored_models import locate, require_vocabulary
@@ -68,23 +67,6 @@ def test_code_edited_since_it_was_imported_is_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(identity, "_IMPORTED", "another one")
     with pytest.raises(ConfigError, match="edited while the sweep ran"):
         require_same_code()
-
-
-def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:
-    """Window 256; a probe of world lookup has 4 tokens of prefix and 1 of the answer."""
-    config, environment, policy = taught
-    questions = environment.questions("train")[:3]
-
-    def room(max_tokens: int, reward: str) -> None:
-        rollout = config.rollout.model_copy(update={"max_tokens": max_tokens})
-        require_room(
-            policy, questions, config.model_copy(update={"rollout": rollout, "reward": RewardConfig(reward=reward)})
-        )
-
-    room(251, "outcome_and_gain")
-    room(252, "outcome_only")
-    with pytest.raises(ConfigError, match=rf"{questions[0].id}.*max_tokens=252.*\(5 tokens\).*256"):
-        room(252, "outcome_and_gain")
 
 
 def test_a_pretrained_model_as_it_is_is_copied_once_for_all_seeds() -> None:

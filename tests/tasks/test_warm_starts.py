@@ -1,0 +1,35 @@
+"""Where a warm start is made, and what is left of it there."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from igpo_core.config import ExperimentConfig, WarmStart
+from tasks import warm_starts
+from tasks.warm_starts import ensure_warm_start
+
+STAGE = {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_nothing_of_it_stays_on_the_accelerator(
+    taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: bool
+) -> None:
+    """The flow's process waits while others train there: it takes the device for stages alone, and gives it back."""
+    experiment: ExperimentConfig = taught[0]
+    if stages:
+        experiment = experiment.model_copy(update={"warm_start": WarmStart.model_validate({"stages": [STAGE]})})
+    asked: list[str] = []
+    moved: list[str] = []
+    monkeypatch.setattr("igpo_core.environments.open_environment", lambda config, folder: taught[1])
+    monkeypatch.setattr(warm_starts, "device", lambda config: asked.append("device") or "cpu")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, place: moved.append(place) or self)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
+    data: Any = SimpleNamespace(version="v", folder=tmp_path)
+    folder = ensure_warm_start(experiment, data, tmp_path, lambda line: None)
+    assert (folder / "model.safetensors").is_file()
+    assert bool(asked) is stages
+    assert moved[-2:] == ["cpu", "emptied"]
