@@ -253,11 +253,14 @@ def test_an_arm_may_set_the_base_optimiser(tmp_path: Path) -> None:
 
 def test_seeds_are_added_until_the_answer_is_narrow(tmp_path: Path) -> None:
     arms = {"arms": THREE, "seeds": [0, 3]}
-    specification = load_specification(write(tmp_path, {**GOOD, **arms, "until": {"width": 0.1, "seeds": 5}}))
-    wide, narrow = (type("R", (), {"widest": width})() for width in (0.2, 0.05))
+    specification = load_specification(write(tmp_path, {**GOOD, **arms, "until": {"width": 0.1, "seeds": 9}}))
+    wide, narrow, none = (type("R", (), {"widest": width})() for width in (0.2, 0.05, None))
     assert more_seeds(specification, wide, 6) == [1, 2]  # six workers, three arms
-    assert more_seeds(specification, narrow, 6) == []
-    assert more_seeds(specification.select(None, [0, 1, 2, 3, 4]), wide, 6) == []  # the limit
+    # seven seeds are the fewest that can show one arm of two: before them a narrow interval ends nothing
+    assert more_seeds(specification, narrow, 6) == more_seeds(specification, none, 6) == [1, 2]
+    assert more_seeds(specification.select(None, list(range(7))), narrow, 6) == []
+    assert more_seeds(specification.select(None, list(range(7))), wide, 6) == [7, 8]
+    assert more_seeds(specification.select(None, list(range(9))), wide, 6) == []  # the limit
     assert more_seeds(load_specification(write(tmp_path, {**GOOD, **arms})), wide, 6) == []
 
 
