@@ -10,8 +10,8 @@ import argparse
 import numpy as np
 
 from tasks.recompute import recompute
-from tasks.reporting import differences
 from tasks.statistics import interval
+from tasks.summaries import differences
 
 SWEEPS = 200
 

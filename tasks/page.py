@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
 
 if TYPE_CHECKING:
-    from tasks.reporting import CellReport
+    from tasks.summaries import CellReport
     from tasks.wording import Words
 
 VIEWER = Path(__file__).with_name("viewer.js")

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks.reporting import CellReport, cell_reports
+from tasks.summaries import CellReport, cell_reports
 from tasks.sweeps import collect
 from tasks.tracking import client
 from tasks.wording import aligned, terminal_table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tasks.tracking import client, run_url, tag_filter
 
 if TYPE_CHECKING:
-    from tasks.reporting import ArmSummary
+    from tasks.summaries import ArmSummary
 
 EVENT = "igpo-lab.effect-left-interval"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.statistics import ALPHA, MIN_SEEDS, seeds_for_verdict
 
 if TYPE_CHECKING:
-    from tasks.reporting import ArmSummary
+    from tasks.summaries import ArmSummary
 
 
 @dataclass(frozen=True)

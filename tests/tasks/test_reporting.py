@@ -12,7 +12,10 @@ import yaml
 from igpo_core.errors import DataError
 from tasks.outbox import About, Outbox, write_status
 from tasks.recompute import recompute
-from tasks.reporting import (
+from tasks.reporting import write_report
+from tasks.sending import Sender, read_sent
+from tasks.statistics import Reached, interval, paired
+from tasks.summaries import (
     ArmSummary,
     cell_reports,
     explain,
@@ -20,10 +23,7 @@ from tasks.reporting import (
     slice_differences,
     summarise,
     unequal_budgets,
-    write_report,
 )
-from tasks.sending import Sender, read_sent
-from tasks.statistics import Reached, interval, paired
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.tracking import client, compare_url, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
