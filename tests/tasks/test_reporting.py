@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tasks.summaries import (
     unequal_budgets,
 )
 from tasks.sweeps import RunData, SweepData, collect
+from tasks.traces import TraceRecord, TurnRecord
 from tasks.tracking import client, compare_url, experiment_id
 from tasks.wording import _certainty, sentences, table_rows, terminal_table
 
@@ -353,6 +355,30 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert (folder / "report.md").read_text() == second.markdown
     for name in ("overview", "f1", "difference", "dead_groups", "turns"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp_path: Path) -> None:
+    turn = TurnRecord("<answer> x </answer>", "answer", "x", None, -1.0, None, None)
+    told = TraceRecord("q1", "who ?", ("x",), (turn,), "answered", 1.0, 1.0, "outcome_only", 0, "test", 4)
+    trained = replace(told, question_id="q0", split="train")
+    item = five().runs[0]
+    identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
+    outbox = Outbox(tmp_path / item.run_id, About("viewed", item.run_id, item.run_id, identity, {}))
+    outbox.log(4, {name: history[4.0] for name, history in item.histories.items()})
+    outbox.keep([trained])
+    outbox.keep([told])  # of the same step
+    outbox.keep([told])  # a run that goes on keeps nothing twice
+    outbox.set_traces([told])
+    write_status(outbox.folder, "FINISHED")
+    Sender(outbox.folder).send()
+    report = write_report({**SPECIFICATION, "name": "viewed"}, "study-1", {"": "v1"}, PLACES, [""])
+    page = (Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text()
+    (data,) = re.findall(r'id="data">(.*?)</script>', page)
+    first, second = json.loads(data)
+    assert (first["split"], first["trace"], second["split"]) == ("train", None, "test")
+    place = experiment_id("viewed")
+    (trace,) = client().search_traces(locations=[place])
+    assert second["trace"].endswith(f"/#/experiments/{place}/traces?selectedEvaluationId={trace.info.trace_id}")
 
 
 def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tmp_path: Path) -> None:
