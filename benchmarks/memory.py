@@ -1,45 +1,64 @@
-"""Memory and seconds of the presets for real models, counted from the models' published shapes: no hub, no accelerator.
+"""Peak memory of an update's vocabulary projection at vocabulary 151,936 against full-logits cross-entropy.
 
-python -m benchmarks.memory
+python -m benchmarks.memory [--tokens 8192] [--vocabulary 151936]. Each side runs in a process of its own.
 """
 
-from transformers import Qwen2Config
+import argparse
+import resource
+import subprocess
+import sys
+import time
 
-from flows.specification import load_specification
-from igpo_core.estimates import GIB, Shape, memory, work
+from benchmarks.common import show
 
-SEVEN = Qwen2Config(
-    hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-    vocab_size=152064, tie_word_embeddings=False,
-)  # fmt: skip
-# Qwen2.5-Instruct as its config.json files have it; tokens of a trajectory, and how many of them are sampled
-MODELS = {
-    "qwen-0-5b": (Qwen2Config(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-        vocab_size=151936, tie_word_embeddings=True,
-    ), 2100, 400),
-    "qwen-1-5b": (Qwen2Config(
-        hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        vocab_size=151936, tie_word_embeddings=True,
-    ), 2100, 400),
-    "qwen-7b": (SEVEN, 8000, 2500),
-    "qwen-7b-two-nodes": (SEVEN, 8000, 2500),
-}  # fmt: skip
-PROBE, H100, BANDWIDTH = 20, 989e12, 3.35e12  # tokens of a probe; bfloat16 operations and bytes a second
+WIDTH = 896  # Qwen2-0.5B
+
+
+def measure(side: str, tokens: int, vocabulary: int) -> None:
+    """Prints peak bytes above what the process held before, seconds, and the loss."""
+    import torch
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(WIDTH, vocabulary, bias=False)
+    hidden, targets = torch.randn(tokens, WIDTH, requires_grad=True), torch.randint(vocabulary, (tokens,))
+    head.weight.grad = torch.zeros_like(head.weight)  # both sides need it
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
+    if side == "full":
+        loss = torch.nn.functional.cross_entropy(head(hidden).float(), targets)
+    else:
+        from igpo_core.logprobs import target_logprobs
+
+        loss = -target_logprobs(head, hidden, targets).mean()
+    loss.backward()
+    print(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, time.perf_counter() - started, loss.item()
+    )
 
 
 def main() -> None:
-    for preset, (config, tokens, sampled) in MODELS.items():
-        specification, shape = load_specification(preset), Shape.of(config)
-        arms = [specification.experiment(arm, 0, specification.cells[0]) for arm in specification.arms]
-        experiment = max(arms, key=lambda arm: memory(shape, arm).total)
-        held = memory(shape, experiment)
-        parts = {**vars(held), "rollout": held.rollout, "update": held.update}
-        step = work(
-            shape, experiment, tokens=tokens, sampled=sampled, probes=PROBE * experiment.rollout.max_turns
-        ).seconds(H100, BANDWIDTH)
-        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-        print(f"{preset}: {held.total / GIB:.1f} GiB ({listed}); {step:.0f} s a step")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--side", choices=["full", "chunked"], help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.side:
+        measure(chosen.side, chosen.tokens, chosen.vocabulary)
+        return
+    found = {}
+    for side in ("full", "chunked"):
+        command = [sys.executable, "-m", "benchmarks.memory", "--side", side]
+        command += ["--tokens", str(chosen.tokens), "--vocabulary", str(chosen.vocabulary)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[side] = [float(part) for part in done.stdout.split()]
+    assert abs(found["full"][2] - found["chunked"][2]) < 1e-4, "the two losses differ"
+    rows = [(side, f"{size / 2**30:.2f} GiB, {seconds:.1f} s") for side, (size, seconds, _) in found.items()]
+    rows.append(("chunked / full", f"{found['chunked'][0] / found['full'][0]:.3f} of the memory"))
+    show(
+        f"peak memory of projection, loss and gradient: {chosen.tokens} tokens, vocabulary {chosen.vocabulary}, float32",
+        "at most a quarter",
+        rows,
+        1,
+    )
 
 
 if __name__ == "__main__":
