@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from benchmarks.memory import MODELS
+from benchmarks.presets import MODELS
 from flows.specification import load_specification
 from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.estimates import GIB, Shape, memory, work
