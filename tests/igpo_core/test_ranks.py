@@ -27,17 +27,20 @@ KL = {
     "optimizer": {"kl_coefficient": 0.1, "updates_per_step": 2, "denominator": "token"},
 }
 FSDP = {"training": {"sharding": "fsdp"}}
-ARMS: dict[str, dict[str, Any]] = {
+DAY: dict[str, dict[str, Any]] = {
     "outcome": {"reward": {"reward": "outcome_only"}},
     "igpo": {"reward": {"gain": "prob_diff"}},
-    "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
     "kl": KL,
     "outcome_fsdp": {"reward": {"reward": "outcome_only"}, **FSDP},
     "igpo_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
-    "kl_fsdp": {**KL, **FSDP},
     "lora_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
+}
+NIGHT: dict[str, dict[str, Any]] = {
+    "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
+    "kl_fsdp": {**KL, **FSDP},
     "tied_fsdp": {"reward": {"gain": "prob_diff"}, "optimizer": {"kl_coefficient": 0.1}, **FSDP},
 }
+ARMS = [*DAY, *(pytest.param(arm, marks=pytest.mark.night) for arm in NIGHT)]
 
 
 def tied(taught: Any) -> Policy:
@@ -56,21 +59,38 @@ def tied(taught: Any) -> Policy:
 
 
 @pytest.fixture(scope="module")
-def made(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which one process and two have run the same steps."""
-    folder = tmp_path_factory.mktemp("ranks")
-    save_policy(taught[2], folder / "start")
+def by_day(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(taught, tmp_path_factory.mktemp("ranks"), DAY)
+
+
+@pytest.fixture(scope="module")
+def by_night(taught: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks-by-night")
     save_policy(tied(taught), folder / "tied")
+    return run(taught, folder, NIGHT)
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest, arm: str) -> Path:
+    """The folder in which one process and two have run the same steps of the arm."""
+    found: Path = request.getfixturevalue("by_day" if arm in DAY else "by_night")
+    return found
+
+
+def run(taught: Any, folder: Path, chosen: dict[str, dict[str, Any]]) -> Path:
+    save_policy(taught[2], folder / "start")
     content = json.loads(taught[0].model_dump_json())
     content["rollout"] |= {"questions": 5, "group_size": 3}
     content["optimizer"] |= {"tokens_per_batch": 200, "learning_rate": 1e-4}
     content["data"] |= {"train": 64, "dev": 16, "test": 4}
     arms = {
         name: {**content, **{part: {**content[part], **values} for part, values in changes.items()}}
-        for name, changes in ARMS.items()
+        for name, changes in chosen.items()
     }
-    arms["tied_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "tied")}
-    arms["lora_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "start"), "lora": {"rank": 4}}
+    if "tied_fsdp" in arms:
+        arms["tied_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "tied")}
+    if "lora_fsdp" in arms:
+        arms["lora_fsdp"]["policy"] = {"kind": "pretrained", "name": str(folder / "start"), "lora": {"rank": 4}}
     (folder / "arms.json").write_text(json.dumps(arms))
     script = [str(Path(__file__).with_name("rank_script.py")), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -97,9 +97,9 @@ def test_coverage_of_five_normal_values() -> None:
 def test_coverage_of_ten_normal_values_is_near_its_level() -> None:
     import numpy as np
 
-    rows = np.random.default_rng(8).normal(size=(400, 10)).tolist()
+    rows = np.random.default_rng(8).normal(size=(150, 10)).tolist()
     covered = sum(found.low <= 0 <= found.high for row in rows if (found := interval(row)))
-    assert 0.92 <= covered / 400 <= 0.98
+    assert 0.90 <= covered / 150 <= 0.99
 
 
 def test_paired_uses_the_shared_seeds_and_names_the_missing() -> None:
@@ -226,16 +226,16 @@ def test_seeds_needed_against_a_simulation() -> None:
 
 
 def test_equal_arms_are_found_equal() -> None:
-    """200 A/A comparisons of 20 normal seeds: the interval covers zero in about 95% of them, and verdicts are rare."""
+    """100 A/A comparisons of 20 normal seeds: the interval covers zero in about 95% of them, and verdicts are rare."""
     import numpy as np
 
     rng = np.random.default_rng(1)
     covered = verdicts = 0
-    for _ in range(200):
+    for _ in range(100):
         scores = {arm: dict(enumerate(rng.normal(0.5, 0.1, 20).tolist())) for arm in ("a", "b")}
         pair = paired(scores, "a")["b"]
         assert pair.interval is not None
         covered += pair.interval.low <= 0 <= pair.interval.high
         verdicts += pair.verdict in ("better", "worse")
-    assert 182 <= covered <= 198  # 190 expected, three standard deviations are 9
-    assert verdicts <= 19
+    assert covered >= 88  # 95 expected, three standard deviations are 6.5
+    assert verdicts <= 12
