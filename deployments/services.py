@@ -85,8 +85,8 @@ def up(place: Place) -> None:
     say(f"Logs        {place.home / 'logs'}")
     ports = {"MLFLOW_PORT": place.mlflow_port, "PREFECT_PORT": place.prefect_port}
     if ports != DEFAULT_PORTS:
-        say("Other ports than the default: give these to a shell that calls prefect or the flows")
-        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "IGPO_HOME"):
+        say("Other ports than the default: give these to a shell that calls make, prefect or the flows")
+        for name in ("MLFLOW_PORT", "PREFECT_PORT", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "IGPO_HOME"):
             say(f"  export {name}={place.environment()[name]}")
     say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
 
@@ -146,7 +146,10 @@ def down(place: Place) -> None:
         if name == "prefect" and record.port and processes.is_alive(record):
             try:
                 reason = "ended by `make down`; a sweep goes on at the next `make up`, unless it is cancelled"
-                settle_lost(place, lambda run: True, reason, since)
+                ours = replace(
+                    place, prefect_port=record.port
+                )  # whatever port this call was told: another's may be there
+                settle_lost(ours, lambda run: True, reason, since)
             except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
                 say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)

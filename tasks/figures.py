@@ -106,8 +106,7 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
                     axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("turns done")
-        band = " (band: one standard deviation)" if len(data.arms) <= FEW else ""
-        axis.set_title(f"Belief in the gold answer, {title}{band}", loc="left", fontsize=9)
+        axis.set_title(f"Belief in the gold answer, {title}", loc="left", fontsize=9)
         _plain(axis, legend=part == "")
     return figure
 

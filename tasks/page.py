@@ -72,7 +72,8 @@ def _cell(report: "CellReport") -> list[str]:
         _table(behaviour),
         "<h3>Efficiency</h3>",
         svg(efficiency(data, baseline)),
-        "<h3>Belief by turn</h3>",
+        "<h3>Belief by turn</h3><p>At the last evaluation, of the trajectories that got so far; bands, where arms are few: one "
+        "standard deviation over trajectories.</p>",
         svg(belief_by_turn(data, baseline)),
         "<h3>Turn by turn</h3><p>Gains and advantages are means over training, evidence is of the last evaluation; then means "
         "over seeds.</p>",

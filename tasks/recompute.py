@@ -1,14 +1,16 @@
 """A report's tables again, from MLflow alone: python -m tasks.recompute REPORT_RUN_ID, with MLFLOW_TRACKING_URI where it is
 not the embedded server. What it prints must be what the report says."""
 
+import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 
+from igpo_core.errors import DataError, IgpoError
 from tasks.summaries import CellReport, cell_reports
 from tasks.sweeps import collect
-from tasks.tracking import client
+from tasks.tracking import client, tracking_uri
 from tasks.wording import aligned, terminal_table
 
 
@@ -16,19 +18,34 @@ def recompute(run_id: str) -> list[CellReport]:
     """The tables of a report run, computed again from the training runs in MLflow: its specification and which run stands
     for what are read from its artifacts, no number is."""
     import yaml
+    from mlflow.exceptions import MlflowException
 
     mlflow = client()
+    try:
+        tags = mlflow.get_run(run_id).data.tags
+    except MlflowException as error:
+        raise DataError(f"MLflow at {tracking_uri()} gives no run {run_id}: {error.message}") from error
+    if tags.get("kind") != "report":
+        raise DataError(f"run {run_id} is no report of a sweep: give the id of its run tagged kind=report")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(mlflow.download_artifacts(run_id, "", name))
         specification = yaml.safe_load((folder / "specification.yaml").read_text())
         known = json.loads((folder / "places.json").read_text())
     places = {key: [tuple(place) for place in places] for key, places in known["places"].items()}
-    sweep = mlflow.get_run(run_id).data.tags["sweep"]
-    return cell_reports(specification, collect(specification["name"], sweep, places), known["cells"])
+    return cell_reports(specification, collect(specification["name"], tags["sweep"], places), known["cells"])
 
 
 def main(arguments: list[str]) -> int:
-    for report in recompute(arguments[0]):
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.recompute", description="A report's tables, from MLflow alone."
+    )
+    parser.add_argument("run_id", help="of the sweep's run tagged kind=report")
+    try:
+        reports = recompute(parser.parse_args(arguments).run_id)
+    except IgpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for report in reports:
         if report.cell:
             print(f"\n{report.cell}")
         print(terminal_table(report.rows))

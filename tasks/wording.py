@@ -187,7 +187,8 @@ def _certainty(pairs: int, compared: int) -> str:
     text = (
         f"Certainty beyond {counted(pairs, 'seed')}. The 95% interval is an expanded percentile bootstrap over seeds, not over "
         "questions: what no seed showed, as a collapse in one run of many, is not in it. A verdict is of a sign-flip test over "
-        f"seeds, adjusted for the {compared} arms compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by itself."
+        f"seeds, adjusted for the {counted(compared, 'arm')} compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by "
+        "itself."
     )
     needed = seeds_for_verdict(compared)
     if pairs < MIN_SEEDS:

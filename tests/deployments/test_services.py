@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -136,6 +137,34 @@ def test_ours_on_another_port_is_neither_doubled_nor_taken_for_the_one_asked(
     assert services.main(["servers"]) == 1
     assert f"MLFLOW_PORT={place.mlflow_port}" in capsys.readouterr().err
     assert place.state.read() == before
+
+
+def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: Path) -> None:
+    """Told another port than the one that ours was started on, it must not touch whoever is there."""
+    servers.start_servers(place)
+    log = tmp_path / "asked"
+    port = free_port()
+    program = (
+        "import sys\nfrom http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        "class Other(BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        open(sys.argv[2], 'a').write(self.path)\n"
+        "        self.send_response(200); self.end_headers(); self.wfile.write(b'[]')\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[1])), Other).serve_forever()\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, str(port), str(log)])
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        services.down(replace(place, prefect_port=port))
+        assert not log.exists()
+        assert place.state.read() == {}
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_server_that_dies_at_its_start_shows_the_end_of_its_log(

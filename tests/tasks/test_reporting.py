@@ -345,6 +345,10 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     (again,) = recompute(first.run_id)  # from the training runs alone
     assert again.summaries == second.cells[0].summaries and again.rows == second.rows
     assert again.tables == second.cells[0].tables and "turns (searches: one less)" in second.markdown
+    with pytest.raises(DataError, match="gives no run 0123"):
+        recompute("0123")
+    with pytest.raises(DataError, match="is no report"):
+        recompute(found.runs[0].run_id)
     page = (folder / "report.html").read_text()
     assert "<svg" in page and "igpo against outcome_only: +0.700" in page
     rows = list(csv.DictReader((folder / "table.csv").open()))
