@@ -1,6 +1,7 @@
 """What a Prefect server is told: pools, a queue, the deployments of prefect.yaml, automations."""
 
 import os
+import time
 
 import httpx
 import yaml
@@ -13,6 +14,7 @@ SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
 ARMS_POOL = "igpo-arms"
 NODES_POOL = "igpo-nodes"  # machines that join training runs of several
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, of a server on a machine that is busy
 AUTOMATIONS = PROJECT / "deployments" / "automations"
 
 
@@ -39,11 +41,26 @@ def create_pools(place: Place) -> None:
             api.post(f"/work_pools/{POOL}/queues", json=queue).raise_for_status()
 
 
+class Patient(httpx.HTTPTransport):
+    """Repeats a request that the server was too busy for (503: SQLite's lock was not to be had, and nothing was done)."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for pause in PAUSES:
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
+            response.close()
+            time.sleep(pause)
+        return super().handle_request(request)
+
+
 def client(place: Place) -> httpx.Client:
     """Of the Prefect server's REST API."""
     account = os.environ.get("PREFECT_API_AUTH_STRING")  # user:password, where the server asks for it
     auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
-    return httpx.Client(base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False, auth=auth)
+    return httpx.Client(
+        base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False, auth=auth, transport=Patient()
+    )
 
 
 def set_automations(place: Place) -> None:

@@ -212,7 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
             worker(place)
         with processes.one_at_a_time(place.home / "services.lock", say):
             COMMANDS[command](place)
-    except (IgpoError, OSError) as error:  # OSError names its file: a full disk, a folder that cannot be written
+    # OSError names its file: a full disk, a folder that cannot be written; httpx's the address of a server that fails
+    except (IgpoError, OSError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

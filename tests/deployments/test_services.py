@@ -6,16 +6,18 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
 from deployments import place as places
-from deployments import processes, servers, services
+from deployments import processes, registration, servers, services
 from deployments.place import Place
 from deployments.processes import Record, StateFile
 from deployments.servers import Server
@@ -165,6 +167,33 @@ def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: P
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_busy_server_is_asked_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 twice, then the answer; a server that stays busy is told as it is."""
+    asked: list[bytes] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(503 if len(asked) % 10 < 3 else 201)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(registration, "PAUSES", (0.0, 0.0, 0.0))
+    server = HTTPServer(("127.0.0.1", place.prefect_port), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with registration.client(place) as api:
+            assert api.post("/x", json={"a": 1}).status_code == 201
+            assert asked == [b'{"a":1}'] * 3
+            asked.extend([b""] * 7)  # the next four are refused again
+            monkeypatch.setattr(registration, "PAUSES", (0.0,))
+            assert api.post("/x", json={}).status_code == 503
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_server_that_dies_at_its_start_shows_the_end_of_its_log(
