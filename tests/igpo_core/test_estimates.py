@@ -209,7 +209,7 @@ def test_memory_of_presets_in_round_numbers() -> None:
 
 
 def test_rollouts_on_servers_leave_this_accelerator() -> None:
-    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:8000"], "weights": "/tmp/weights"}
+    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:8000"], "weights": "weights"}
     shape, parts = Shape.of(TINY), {"reward": {"gain": "prob_diff"}, "optimizer": {"tokens_per_batch": 4096}}
     here, away = configure(**parts), configure(**parts, rollout={"engine": engine})
     assert memory(shape, here).cache > 0 and memory(shape, away).cache == 0
