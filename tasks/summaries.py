@@ -22,6 +22,7 @@ from tasks.statistics import (
 from tasks.sweeps import DIAGNOSTICS, SCORE, RunData, SweepData
 from tasks.wording import Words, sentences, table_rows
 
+BY_SEED = "Test F1 of each seed"
 SLICES = "Difference in test F1 by source and hops, 95% intervals, not corrected for their number"
 EXPLAINED = "What explains it: first and last step, means over seeds"
 BUDGETS = ("steps", "progress/rollouts", "progress/questions")
@@ -79,7 +80,11 @@ class CellReport:
     @property
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """Every table but the first, by title; without those that are empty."""
-        found = {SLICES: slice_rows(self.slices, self.baseline), EXPLAINED: self.explained}
+        found = {
+            BY_SEED: seed_rows(self.data),
+            SLICES: slice_rows(self.slices, self.baseline),
+            EXPLAINED: self.explained,
+        }
         return {title: rows for title, rows in found.items() if rows}
 
 
@@ -128,6 +133,16 @@ def differences(scores: Mapping[str, Mapping[int, float]], arm: str, baseline: s
     """Of each seed that both have."""
     reference = scores.get(baseline, {})
     return [scores[arm][seed] - reference[seed] for seed in sorted(scores[arm]) if seed in reference]
+
+
+def seed_rows(data: SweepData) -> list[dict[str, str]]:
+    """A row an arm, a column a seed: what every mean, interval and p-value is computed from. "-": no finished run."""
+    scores = data.scores()
+    seeds = sorted({seed for of_arm in scores.values() for seed in of_arm})
+    return [
+        {"arm": arm, **{f"seed {seed}": f"{of_arm[seed]:.3f}" if seed in of_arm else "-" for seed in seeds}}
+        for arm, of_arm in scores.items()
+    ]
 
 
 def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Paired]]:

@@ -93,9 +93,10 @@ def specification(
     }
     # outcomes of so few rollouts may all be equal (seen: in every step of outcome_only): entropy gives each update a gradient
     content["base"]["optimizer"] = {"entropy_coefficient": 0.01}
-    if warm_start:  # after 250 steps it searches in a quarter of the rollouts, and in none of six test questions
-        steps = 700 if search else 250
-        stage = {"steps": steps, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
+    if search:  # after the warm start it searches in a quarter of the rollouts: in none of six test questions, once
+        content["base"]["evaluation"] |= {"test_questions": 24, "traces": 24}
+    if warm_start:
+        stage = {"steps": 250, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}}
         content["base"]["warm_start"] = {"stages": [stage]}
     if engine:
         content["base"]["rollout"]["engine"] = engine
@@ -184,7 +185,7 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
     study = mlflow.get_experiment_by_name("web-live")
     assert study is not None
     traces = mlflow.search_traces(locations=[study.experiment_id])
-    assert len(traces) == 2 * 6
+    assert len(traces) == 2 * 24
     told = json.dumps([span.outputs for trace in traces for span in trace.data.spans])
     assert "Page 1 of" in told  # what the web answered stands in the trace
     sweep(servers, specification(model, tmp_path, "web-replay", {}, {**search, "mode": "replay"}))

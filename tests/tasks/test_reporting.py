@@ -21,6 +21,7 @@ from tasks.summaries import (
     cell_reports,
     explain,
     left_out,
+    seed_rows,
     slice_differences,
     summarise,
     unequal_budgets,
@@ -263,6 +264,16 @@ def test_slices_by_source_and_by_hops_within_a_source() -> None:
     assert {name: pairs["igpo"].mean for name, pairs in found.items()} == {
         "musique": pytest.approx(0.2), "nq": 0.0, "musique/hops_2": pytest.approx(0.3), "musique/hops_3": pytest.approx(0.4)
     }  # fmt: skip
+
+
+def test_every_seed_of_every_arm_stands_in_a_table() -> None:
+    """Seed 2 of igpo has no finished run: its place is empty, and no other number moves into it."""
+    found = {("outcome_only", 10): 0.25, ("outcome_only", 2): 0.5, ("igpo", 10): 0.75}
+    runs = [with_curves(f"{arm}-{seed}", arm, seed, {"test/all/f1": {4.0: f1}}) for (arm, seed), f1 in found.items()]
+    assert seed_rows(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs))) == [
+        {"arm": "outcome_only", "seed 2": "0.500", "seed 10": "0.250"},
+        {"arm": "igpo", "seed 2": "-", "seed 10": "0.750"},
+    ]
 
 
 def test_words_of_a_cell_say_what_the_cell_is() -> None:
