@@ -13,36 +13,26 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas
 
-from igpo_core.config import (
-    AtlasWorld,
-    DenseSearch,
-    LookupWorld,
-    QuestionFiles,
-    Source,
-    WebSearch,
-    code_version,
-    fingerprint,
-)
-from igpo_core.data import CORPUS_SCHEMA, SPLITS, load_corpus, load_questions
-from igpo_core.errors import ConfigError, DataError
+from igpo_core.config import QuestionFiles, code_version, fingerprint
+from igpo_core.data import SPLITS
+from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
+from tasks.indexing import build_index, index_settings, measure_search
+from tasks.reading import Config, Tables, on_this_machine, read
 from tasks.secrets import provide
 from tasks.validation import Validation, validate
-
-Config = LookupWorld | AtlasWorld | QuestionFiles
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 FORMAT = 2  # of this layout and of summary.json: raise it when either changes
-MEASURED = 200  # questions whose search is timed
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
 
@@ -63,15 +53,6 @@ class PublishedData:
     warnings: list[str]
     seconds: dict[str, float]
     index_bytes: int
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What was read. dropped: rows that were left out because they were not asked for, by reason."""
-
-    questions: pandas.DataFrame
-    corpus: pandas.DataFrame | None
-    dropped: dict[str, int]
 
 
 def prepare(config: Config, home: Path) -> PublishedData:
@@ -104,81 +85,12 @@ def prepare(config: Config, home: Path) -> PublishedData:
     return published
 
 
-def on_this_machine(config: Config) -> Config:
-    """The same with files of the hub fetched."""
-    if not isinstance(config, QuestionFiles):
-        return config
-    from igpo_core.hub import fetched
-
-    found = {
-        "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
-        "corpus": tuple(fetched(path) for path in config.corpus),
-        "evaluation": fetched(config.evaluation) if config.evaluation else None,
-    }
-    return config.model_copy(update=found)
-
-
 def _found(receipt: Path) -> PublishedData | None:
     """What was published from the same inputs before, if it is still whole."""
     if not receipt.is_file():
         return None
     folder = receipt.parents[1] / json.loads(receipt.read_text())["version"]
     return _published(folder, reused=True) if is_whole(folder) else None
-
-
-def read(config: Config) -> Tables:
-    """All rows that are asked for: generated for a synthetic world, loaded and chosen for files."""
-    if isinstance(config, QuestionFiles):
-        return _read_files(config)
-    if isinstance(config, LookupWorld):
-        from igpo_core.environments import lookup
-
-        return Tables(lookup.generate(config), None, {})
-    if isinstance(config, AtlasWorld):
-        from igpo_core.environments import atlas
-
-        return Tables(atlas.generate(config), None, {})
-    raise ConfigError(f"no way to read data of kind {config.kind!r}: add one to tasks/data.py:read")
-
-
-def _read_files(config: QuestionFiles) -> Tables:
-    questions = pandas.concat([load_questions(file.path, split=file.split) for file in config.questions])
-    dropped: dict[str, int] = {}
-
-    def keep(wanted: "pandas.Series[Any]", reason: str) -> None:
-        nonlocal questions
-        dropped[reason] = int((~wanted).sum())
-        questions = questions[wanted]
-
-    if config.only_answerable:
-        keep(questions["answerable"], "marked as not answerable")
-    if config.evaluation is not None:
-        keep(questions["split"] != "test", "test row replaced by the evaluation file")
-        evaluation = load_questions(config.evaluation, split="test").assign(split="test")
-        # First, so that of two rows with one id the evaluation's is the one that stays.
-        questions = pandas.concat([evaluation, questions])
-    if config.sources:
-        others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
-        keep(~questions["source"].isin(others), "of another source")
-    corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
-    if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
-        from igpo_core.retrieval.web import search_key
-
-        search_key(config.search)
-    return Tables(questions.reset_index(drop=True), corpus, dropped)
-
-
-def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:
-    """The passages of all files; one that an earlier file has too, word for word, is counted in `dropped`."""
-    corpus = load_corpus(paths[0])
-    for path in paths[1:]:
-        more = load_corpus(path)
-        columns = list(CORPUS_SCHEMA)
-        known = pandas.MultiIndex.from_frame(more[columns]).isin(pandas.MultiIndex.from_frame(corpus[columns]))
-        reason = "passage of an earlier file"
-        dropped[reason] = dropped.get(reason, 0) + int(known.sum())
-        corpus = pandas.concat([corpus, more[~known]])
-    return corpus.reset_index(drop=True)
 
 
 def require_enough(validation: Validation, tables: Tables, config: Config, rejected: Path) -> None:
@@ -235,10 +147,10 @@ def publish(
         index_bytes, search = 0, None
         if isinstance(config, QuestionFiles) and validation.corpus is not None:
             started = time.monotonic()
-            index = _build_index(config, validation.corpus, path)
+            index = build_index(config, validation.corpus, path)
             spent["index"] = time.monotonic() - started
             index_bytes = sum(file.stat().st_size for file in index.iterdir())
-            search = _measure_search(config, path)
+            search = measure_search(config, path)
         summary = {
             "version": version,
             "config": config.model_dump(mode="json", exclude=PATHS),
@@ -266,58 +178,10 @@ def publish(
     return _published(folder, reused=False)
 
 
-def _build_index(config: QuestionFiles, corpus: pandas.DataFrame, folder: Path) -> Path:
-    """The index's folder, bm25 or dense."""
-    if isinstance(config.search, DenseSearch):
-        from igpo_core.retrieval.dense import Dense
-
-        Dense.build(corpus, folder / "dense", config.search)
-        return folder / "dense"
-    from igpo_core.retrieval.bm25 import BM25
-
-    BM25.build(corpus, folder / "bm25")
-    return folder / "bm25"
-
-
-def _measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
-    """What a policy will meet: speed of the search and words of its observations, over test questions as queries."""
-    from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
-
-    environment = CorpusEnvironment(config, folder)
-    asked = environment.questions("test")[:MEASURED]
-    started = time.monotonic()
-    found = [observation.text for observation in environment.search([(question, question.text) for question in asked])]
-    seconds = time.monotonic() - started
-    words = sorted(len(text.split()) for text in found)
-    lines = [line for text in found if text != NO_RESULTS for line in text.split("\n")]
-    return {
-        "queries": len(asked),
-        "queries_per_second": round(len(asked) / seconds, 1),
-        "without_results": found.count(NO_RESULTS),
-        "observation_words_mean": round(sum(words) / len(words), 1),
-        "observation_words_max": words[-1],
-        "passages_shown": len(lines),
-        "passages_cut": sum(line.endswith(f" {CUT}") for line in lines),
-    }
-
-
 def data_version(validation: Validation, config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
     settings = config.model_dump(mode="json", exclude=PATHS)
-    return fingerprint(FORMAT, validation.content, settings, _index_settings(config))
-
-
-def _index_settings(config: Config) -> dict[str, Any] | None:
-    """What decides an index besides its corpus, the library's version included; None where there is no index."""
-    if not isinstance(config, QuestionFiles) or isinstance(config.search, WebSearch):
-        return None
-    if isinstance(config.search, DenseSearch):
-        from igpo_core.retrieval.dense import settings
-
-        return settings(config.search)
-    from igpo_core.retrieval.bm25 import SETTINGS
-
-    return SETTINGS
+    return fingerprint(FORMAT, validation.content, settings, index_settings(config))
 
 
 def is_whole(folder: Path) -> bool:
@@ -369,10 +233,10 @@ def _inputs_key(config: Config) -> str:
         files = [*questions, *config.corpus, *([config.evaluation] if config.evaluation else [])]
         splits = [file.split for file in config.questions]
     here = Path(__file__).parent
-    code = [here / "data.py", here / "validation.py"]
+    code = [here / name for name in ("data.py", "reading.py", "indexing.py", "validation.py")]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
     settings = config.model_dump(mode="json", exclude=PATHS)
-    return fingerprint(FORMAT, settings, splits, hashes, code_version(), _index_settings(config))
+    return fingerprint(FORMAT, settings, splits, hashes, code_version(), index_settings(config))
 
 
 def _by_split(questions: pandas.DataFrame) -> dict[str, int]:

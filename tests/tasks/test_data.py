@@ -54,7 +54,7 @@ def test_a_failure_while_publishing_leaves_nothing_that_looks_whole(tmp_path: Pa
     config = files(tmp_path, GOOD)
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom igpo_core.config import QuestionFiles\n"
-        "from tasks.data import read, publish, _writing\nfrom tasks.validation import validate\n"
+        "from tasks.data import publish, _writing\nfrom tasks.reading import read\nfrom tasks.validation import validate\n"
         "config = QuestionFiles.model_validate_json(sys.argv[1])\nhome = Path(sys.argv[2])\ntables = read(config)\n"
         "validation = validate(tables.questions, tables.corpus, config, home / 'docs')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"

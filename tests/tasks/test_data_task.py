@@ -10,7 +10,8 @@ import pytest
 
 from igpo_core.config import LookupWorld, QuestionFile, QuestionFiles
 from igpo_core.errors import ConfigError, DataError
-from tasks.data import data_version, prepare, read, summary_rows
+from tasks.data import data_version, prepare, summary_rows
+from tasks.reading import read
 from tasks.validation import validate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -8,7 +8,7 @@ import pytest
 
 from igpo_core.config import LookupWorld, QuestionFiles
 from igpo_core.data import load_corpus, load_questions
-from tasks.data import read
+from tasks.reading import read
 from tasks.validation import Validation, validate
 from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
 
