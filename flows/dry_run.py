@@ -65,7 +65,7 @@ def dry_run(preset: str) -> Iterator[str]:
     environment = open_environment(costly, data.folder)
     yield from servers(costly)
     policy, shape = describe(costly, environment)
-    yield f"policy: {shape.parameters / 1e9:.3g} billion parameters, a window of {policy.window} tokens" + _trained(
+    yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
     )
     lengths = first_batch(costly, environment, policy)
@@ -198,7 +198,15 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generat
 
 def _trained(config: ExperimentConfig, shape: "Shape") -> str:
     lora = config.policy.lora if isinstance(config.policy, PretrainedPolicy) else None
-    return f", of which an adapter of {shape.adapter(lora) / 1e6:.3g} million is trained" if lora else ""
+    return f", of which an adapter of {_amount(shape.adapter(lora))} is trained" if lora else ""
+
+
+def _amount(count: int) -> str:
+    """1.54 billion, 313 thousand."""
+    for size, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def main(arguments: list[str]) -> int:

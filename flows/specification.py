@@ -5,10 +5,10 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -129,7 +129,7 @@ class AblationSpecification(BaseModel):
         try:
             return ExperimentConfig.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"cell {cell!r}: {'; '.join(reasons(error))}") from error
+            raise ValueError(f"cell {cell!r}: {'; '.join(reasons(error, ExperimentConfig))}") from error
 
     def experiment(self, arm: str, seed: int, cell: str = "") -> ExperimentConfig:
         """The whole configuration of one run. Raises ConfigError, listing the arms, on an unknown one.
@@ -151,7 +151,7 @@ class AblationSpecification(BaseModel):
         try:
             return ExperimentConfig.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"arm {arm!r}: {'; '.join(reasons(error))}") from error
+            raise ValueError(f"arm {arm!r}: {'; '.join(reasons(error, ExperimentConfig))}") from error
 
     def data_settings(self) -> list[tuple[list[str], DataConfig]]:
         """Each different data settings, with the cells that have them."""
@@ -288,23 +288,45 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
     try:
         return AblationSpecification.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {reason}" for reason in reasons(error)]
+        lines = [f"  {reason}" for reason in reasons(error, AblationSpecification)]
         raise ConfigError("\n".join([f"{where} does not describe an ablation:", *lines])) from error
 
 
-def reasons(error: ValidationError) -> list[str]:
-    """Each fault as "field: what is wrong"; a rule over several fields names them itself."""
-    return [_reason(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()]
+def reasons(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each fault of the model's input as "field: what is wrong"; a rule over several fields names them itself."""
+    return [_reason(fault["loc"], fault["type"], fault["msg"], fault["input"], model) for fault in error.errors()]
 
 
-def _reason(place: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+def _reason(place: tuple[int | str, ...], kind: str, message: str, given: Any, model: type[BaseModel]) -> str:
     field = ".".join(map(str, place))
     if kind == "extra_forbidden":
-        message = "there is no such setting: remove it or correct its name"
+        message = (
+            f"there is no such setting: remove it or correct its name, here are {', '.join(_beside(model, place))}"
+        )
     elif not kind.startswith("value_error") and isinstance(given, str | int | float):
         message += f", got {given!r}"
     message = message.removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
+
+
+def _beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The settings that exist where the last part of a fault's place was looked for."""
+    found = [model]
+    for part in place[:-1]:
+        held = [one.model_fields[str(part)].annotation for one in found if part in one.model_fields]
+        if held:
+            found = _models(held)
+        elif isinstance(part, str):  # pydantic puts the kind that decided between models into the place
+            found = [one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part]
+    return [name for one in found for name in one.model_fields]
+
+
+def _models(annotations: Sequence[Any]) -> list[type[BaseModel]]:
+    """Those that annotations name at any depth."""
+    found: list[type[BaseModel]] = []
+    for one in annotations:
+        found += [one] if isinstance(one, type) and issubclass(one, BaseModel) else _models(get_args(one))
+    return found
 
 
 def main(arguments: list[str]) -> int:

@@ -37,6 +37,7 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny"]) == 0
     said = capsys.readouterr().out
     assert "2 arms" in said and "rows quarantined" in said and "first batch: 2 questions x 2 rollouts" in said
+    assert "policy: 25.2 thousand parameters" in said
     assert (
         "memory, all on one accelerator" in said
         and "nothing of what was checked stands in the way of this run\n" in said

@@ -125,7 +125,8 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
     [
         ({"base": {"optimizer": {"learning_rate": -1}}}, ["base.optimizer.learning_rate", "greater than 0, got -1"]),
         ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "no spread", "at least 2"]),
-        ({"base": {"rolout": {}}}, ["base.rolout", "no such setting"]),
+        ({"base": {"rolout": {}}}, ["base.rolout", "no such setting", "reward, rollout, optimizer"]),
+        ({"base": {"rollout": {"engine": {"kind": "vllm", "url": 1}}}}, ["here are kind, urls, weights"]),
         ({"base": {"training": {"nodes": 2}}}, ["processes=2", "set processes to 1"]),
         ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
@@ -138,7 +139,7 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"seeds": [-1]}, ["seeds", "negative"]),
         ({"processes": 0}, ["processes"]),
         ({"name": "Not A Name"}, ["name"]),
-        ({"surprise": 1}, ["surprise", "no such setting"]),
+        ({"surprise": 1}, ["surprise", "no such setting", "name, description, base"]),
     ],
 )
 def test_bad_settings_are_refused_with_file_field_and_reason(
