@@ -269,7 +269,7 @@ def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
 def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str]) -> None:
     """Paired difference to the baseline with its interval, one row an arm; the first arm on top."""
     shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
-    axis.axvline(0, color="#999999", linewidth=1)
+    axis.axvline(0, color="#999999", linewidth=1, zorder=1)
     for row, (arm, pair) in enumerate(reversed(shown)):
         span = pair.interval
         if span is not None:
@@ -285,6 +285,7 @@ def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mappi
             fontsize=9,
             va="bottom",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=1.5,  # above the line at zero, below every interval: with many arms rows are close
         )
     axis.set_yticks([])
     axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
