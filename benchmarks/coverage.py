@@ -1,4 +1,5 @@
-"""How often the report's interval covers zero when nothing differs: A/A sweeps resampled from a real one.
+"""How often the report's interval covers zero, and its verdict claims nothing, when nothing differs: A/A sweeps resampled
+from a real one.
 
 python -m benchmarks.coverage REPORT_RUN_ID, of a sweep of preset a-a; MLFLOW_TRACKING_URI where it is not the embedded server.
 Each resampled sweep has so many seeds of the real one, and in each seed the two names are exchanged by a coin: under one arm
@@ -10,23 +11,27 @@ import argparse
 import numpy as np
 
 from tasks.recompute import recompute
-from tasks.statistics import interval
+from tasks.statistics import paired
 from tasks.summaries import differences
 
 SWEEPS = 200
+MARGIN = 0.03  # of preset a-a
 
 
-def covering(observed: list[float], seeds: int, sweeps: int = SWEEPS) -> int:
-    """Of `sweeps` resampled A/A sweeps, in how many the 95% interval covers zero. All seeds asked for: drawn with
-    replacement, else without."""
+def resampled(observed: list[float], seeds: int, margin: float, sweeps: int = SWEEPS) -> dict[str, int]:
+    """Of `sweeps` resampled A/A sweeps, in how many the 95% interval covers zero, in how many it is wholly beyond the margin,
+    and in how many the report claims a difference. All seeds asked for: drawn with replacement, else without."""
     rng = np.random.default_rng([seeds, len(observed)])
-    covered = 0
+    count = {"covered": 0, "beyond the margin": 0, "claimed": 0}
     for _ in range(sweeps):
         drawn = rng.choice(observed, seeds, replace=seeds >= len(observed)) * rng.choice([-1.0, 1.0], seeds)
-        found = interval(drawn.tolist())
-        assert found is not None
-        covered += found.low <= 0 <= found.high
-    return covered
+        scores = {"one": dict.fromkeys(range(seeds), 0.0), "other": dict(enumerate(drawn.tolist()))}
+        pair = paired(scores, "one", margin)["other"]
+        assert pair.interval is not None
+        count["covered"] += pair.interval.low <= 0 <= pair.interval.high
+        count["beyond the margin"] += pair.interval.low > margin or pair.interval.high < -margin
+        count["claimed"] += pair.verdict in ("better", "worse")
+    return count
 
 
 def main() -> None:
@@ -40,8 +45,11 @@ def main() -> None:
         f"{len(observed)} paired differences: mean {np.mean(observed):+.3f}, standard deviation {np.std(observed, ddof=1):.3f}"
     )
     for seeds in (5, 8, len(observed)):
-        covered = covering(observed, seeds)
-        print(f"{seeds:3d} seeds: zero covered in {covered} of {SWEEPS} ({covered / SWEEPS:.1%})")
+        count = resampled(observed, seeds, MARGIN)
+        print(
+            f"{seeds:3d} seeds, {SWEEPS} sweeps: zero covered in {count['covered']} ({count['covered'] / SWEEPS:.1%}), interval "
+            f"beyond {MARGIN} in {count['beyond the margin']}, a difference claimed in {count['claimed']}"
+        )
 
 
 if __name__ == "__main__":
