@@ -279,9 +279,17 @@ def episodes() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("episode")]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python leaves SIGINT ignored where it was at its start, as it is in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["interrupted", "refused"])
 def test_nobody_waits_for_turns_under_way_when_a_rollout_ends(
-    server: Server, taught: Any, tmp_path: Path, how: str
+    server: Server, taught: Any, tmp_path: Path, interruptible: None, how: str
 ) -> None:
     """Turns of a minute; the rollout is interrupted after a second, or one of four turns under way is refused."""
     server.quick.clear()
