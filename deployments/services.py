@@ -13,6 +13,7 @@ on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
@@ -206,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=sorted(COMMANDS))
     command = parser.parse_args(arguments).command
+    # a shell's background job ignores SIGINT, and so would the worker, which ends by it: `down` had to kill it after 30 s
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         place = Place.from_environment()
         if command == "worker":

@@ -169,6 +169,18 @@ def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: P
         other.wait()
 
 
+def test_what_a_background_job_starts_can_be_interrupted(place: Place) -> None:
+    """Such a job of a shell ignores SIGINT and hands that on; Prefect's worker ends by SIGINT."""
+    program = (
+        "import signal, subprocess, sys\nfrom deployments.services import main\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nassert main(['status']) == 0\n"
+        "subprocess.run([sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGINT))'], check=True)\n"
+    )
+    environment = {**os.environ, "IGPO_HOME": str(place.home)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert "default_int_handler" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_busy_server_is_asked_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 twice, then the answer; a server that stays busy is told as it is."""
     asked: list[bytes] = []
