@@ -156,18 +156,10 @@ def test_bad_parameters_are_refused_before_a_run_exists(
     assert asked_runs(servers) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (["nowhere"], 1, "outcome-vs-igpo"),
-        (["tiny", "--arms", "igpo_magic"], 1, "igpo_prob_diff"),
-        (["tiny", "--seeds", "0, 1"], 2, "no list of numbers"),
-    ],
-)
-def test_bad_input_ends_with_a_message(servers: Servers, arguments: list[str], status: int, message: str) -> None:
-    done = servers.run(sys.executable, "-m", "flows.ablation", *arguments)
-    assert done.returncode == status
-    assert message in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_ends_with_a_message(servers: Servers) -> None:
+    done = servers.run(sys.executable, "-m", "flows.ablation", "nowhere")
+    assert done.returncode == 1
+    assert "outcome-vs-igpo" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_cron_deployment_gets_a_scheduled_run(servers: Servers) -> None:
@@ -187,6 +179,7 @@ def test_an_evaluation_of_a_finished_run(servers: Servers, sweep: str) -> None:
     assert 0 <= metrics["dev/all/f1"] <= 1 and metrics["dev/all/questions"] == 8
 
 
+@pytest.mark.night
 def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None:
     """Its arms train for minutes when they are told to end."""
     content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())

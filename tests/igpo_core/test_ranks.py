@@ -30,12 +30,12 @@ FSDP = {"training": {"sharding": "fsdp"}}
 DAY: dict[str, dict[str, Any]] = {
     "outcome": {"reward": {"reward": "outcome_only"}},
     "igpo": {"reward": {"gain": "prob_diff"}},
-    "kl": KL,
     "outcome_fsdp": {"reward": {"reward": "outcome_only"}, **FSDP},
-    "igpo_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
-    "lora_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
 }
 NIGHT: dict[str, dict[str, Any]] = {
+    "kl": KL,
+    "igpo_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
+    "lora_fsdp": {"reward": {"gain": "prob_diff"}, **FSDP},
     "query": {"reward": {"gain": "log_prob_diff", "credit": "query", "baseline": "batch_mean"}},
     "kl_fsdp": {**KL, **FSDP},
     "tied_fsdp": {"reward": {"gain": "prob_diff"}, "optimizer": {"kl_coefficient": 0.1}, **FSDP},
