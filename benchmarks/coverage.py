@@ -9,6 +9,7 @@ with two names that is as likely as not.
 import argparse
 
 import numpy as np
+from scipy.stats import bootstrap, ttest_1samp
 
 from tasks.recompute import recompute
 from tasks.statistics import paired
@@ -20,9 +21,10 @@ MARGIN = 0.03  # of preset a-a
 
 def resampled(observed: list[float], seeds: int, margin: float, sweeps: int = SWEEPS) -> dict[str, int]:
     """Of `sweeps` resampled A/A sweeps, in how many the 95% interval covers zero, in how many it is wholly beyond the margin,
-    and in how many the report claims a difference. All seeds asked for: drawn with replacement, else without."""
+    and in how many the report claims a difference; and in how many other intervals cover zero. All seeds asked for: drawn
+    with replacement, else without."""
     rng = np.random.default_rng([seeds, len(observed)])
-    count = {"covered": 0, "beyond the margin": 0, "claimed": 0}
+    count = dict.fromkeys(("covered", "beyond the margin", "claimed", "t", "BCa"), 0)
     for _ in range(sweeps):
         drawn = rng.choice(observed, seeds, replace=seeds >= len(observed)) * rng.choice([-1.0, 1.0], seeds)
         scores = {"one": dict.fromkeys(range(seeds), 0.0), "other": dict(enumerate(drawn.tolist()))}
@@ -31,6 +33,9 @@ def resampled(observed: list[float], seeds: int, margin: float, sweeps: int = SW
         count["covered"] += pair.interval.low <= 0 <= pair.interval.high
         count["beyond the margin"] += pair.interval.low > margin or pair.interval.high < -margin
         count["claimed"] += pair.verdict in ("better", "worse")
+        count["t"] += bool(ttest_1samp(drawn, 0).pvalue > 0.05)
+        other = bootstrap((drawn,), np.mean, method="BCa", n_resamples=2000, rng=rng).confidence_interval
+        count["BCa"] += bool(other.low <= 0 <= other.high)
     return count
 
 
@@ -48,7 +53,8 @@ def main() -> None:
         count = resampled(observed, seeds, MARGIN)
         print(
             f"{seeds:3d} seeds, {SWEEPS} sweeps: zero covered in {count['covered']} ({count['covered'] / SWEEPS:.1%}), interval "
-            f"beyond {MARGIN} in {count['beyond the margin']}, a difference claimed in {count['claimed']}"
+            f"beyond {MARGIN} in {count['beyond the margin']}, a difference claimed in {count['claimed']}; zero covered by "
+            f"Student's t in {count['t']}, by the BCa bootstrap in {count['BCa']}"
         )
 
 
