@@ -317,7 +317,9 @@ def _beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
         if held:
             found = _models(held)
         elif isinstance(part, str):  # pydantic puts the kind that decided between models into the place
-            found = [one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part]
+            found = [
+                one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part
+            ] or found
     return [name for one in found for name in one.model_fields]
 
 

@@ -121,7 +121,7 @@ def test_two_processes_make_the_update_of_one(made: Path, arm: str) -> None:
     apart = torch.cat([(alone[name] - together[name]).abs().flatten() for name in alone])
     # AdamW's first steps have the size of the learning rate however small a gradient is: where that is rounding alone (one
     # weight of 25,184 seen, on one kind of processor), so is the direction of two steps of 1e-4
-    assert float(torch.quantile(apart, 0.999)) < 1e-6 and float(apart.max()) < 4e-4
+    assert float(torch.quantile(apart, 0.999)) < 1e-6 and int((apart > 1e-5).sum()) <= 5
     if arm != "lora_fsdp":
         start = load_file(made / ("tied" if arm == "tied_fsdp" else "start") / "model.safetensors")
         assert ("lm_head.weight" in start) is (arm != "tied_fsdp")
