@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 FORMAT = 2  # of this layout and of summary.json: raise it when either changes
+CODE = ("data", "indexing", "reading", "validation")  # what decides, with igpo_core, which rows are published, and how
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
 
@@ -232,8 +233,7 @@ def _inputs_key(config: Config) -> str:
         questions = [file.path for file in config.questions]
         files = [*questions, *config.corpus, *([config.evaluation] if config.evaluation else [])]
         splits = [file.split for file in config.questions]
-    here = Path(__file__).parent
-    code = [here / name for name in ("data.py", "reading.py", "indexing.py", "validation.py")]
+    code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
     settings = config.model_dump(mode="json", exclude=PATHS)
     return fingerprint(FORMAT, settings, splits, hashes, code_version(), index_settings(config))

@@ -1,6 +1,7 @@
 """Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
 
 import fcntl
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from igpo_core.config import QuestionFiles
 from igpo_core.errors import DataError
+from tasks import data
 from tasks.data import PublishedData, is_whole, prepare
 from tests.tasks.tables import GOOD, PASSAGES, files, row
 
@@ -145,3 +147,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     config.corpus[0].unlink()
     with pytest.raises(DataError, match=r"c\.jsonl: cannot be read"):
         prepare(config, tmp_path / "home")
+
+
+def test_a_change_to_any_code_that_makes_data_is_noticed() -> None:
+    """Of tasks' modules that publishing uses, only the one that fetches keys may change without a new look at the files."""
+    here = Path(data.__file__).parent
+    used = {"data"}
+    for name in ("data", *data.CODE):
+        used |= set(re.findall(r"^ *from tasks\.(\w+) import", (here / f"{name}.py").read_text(), re.MULTILINE))
+    assert used - {"secrets"} == set(data.CODE)
