@@ -33,7 +33,7 @@ from tasks.training import Job, OnStep
 JOB = "job.json"
 END_SECONDS = 18.0  # of the 30 s that most senders of SIGTERM grant; MLflow gets 10 of them
 MARK = "igpo-lab: "
-OWNER = "IGPO_OWNER"  # process number and start of the flow's process
+OWNER = "IGPO_OWNER"  # process number of the flow's process
 
 
 def write_job(job: Job) -> None:
@@ -116,12 +116,12 @@ def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnS
         command += ["--nnodes", str(training.nodes), "--node-rank", str(node)]
         command += ["--master-addr", meeting.address, "--master-port", str(meeting.port)]
     log = job.run.folder / ("processes.log" if node == 0 else f"processes-{node}.log")
-    owner = f"{os.getpid()} {psutil.Process().create_time()}"
     with log.open("ab") as errors:
+        before = errors.tell()
         launcher = subprocess.Popen(
             [*command, "-m", "tasks.together", str(job.run.folder)],
             cwd=PROJECT,
-            env={**os.environ, OWNER: owner, "OMP_NUM_THREADS": str(training.threads)},
+            env={**os.environ, OWNER: str(os.getpid()), "OMP_NUM_THREADS": str(training.threads)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -140,7 +140,18 @@ def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnS
     if launcher.returncode == 0:
         return ""
     said = failures[0] if failures else "none of them said why"
-    return f"exit status {launcher.returncode}, {said}. More in {log}"
+    return f"exit status {launcher.returncode} ({_first_failure(log, before)}), {said}. More in {log}"
+
+
+def _first_failure(log: Path, before: int) -> str:
+    """What torch's launcher wrote, behind byte `before`, of the process that failed first: "exitcode: -9 (pid: 7) (SIGKILL)".
+
+    The others fail too, for want of it, and may be the only ones who said why."""
+    with log.open("rb") as file:
+        file.seek(before)
+        written = file.read().decode(errors="replace").splitlines()
+    told = [" ".join(line.split()).replace(" :", ":") for line in written if line.strip().startswith("exitcode")]
+    return told[-1] if told else "of the launcher itself"
 
 
 def meeting_address() -> str:
@@ -196,16 +207,16 @@ def main(folder: Path) -> None:
     from tasks.training import start_trainer, train_to_end
 
     first = os.environ["RANK"] == "0"
-    threading.Thread(target=_end_with_owner, daemon=True).start()
     signal.signal(signal.SIGTERM, _interrupt if first else _linger)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the flow's process decides
-    job = read_job(folder)
+    threading.Thread(target=_end_with_owner, daemon=True).start()
     say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
-    about = read_about(folder)
-    assert about is not None
-    outbox = Outbox(folder, about) if first else Nowhere()
     trainer = None
     try:
+        job = read_job(folder)
+        about = read_about(folder)
+        assert about is not None
+        outbox = Outbox(folder, about) if first else Nowhere()
         trainer = start_trainer(job, say)
         train_to_end(trainer, job, outbox, say, lambda step: _tell(step=step) if first else None)
     except KeyboardInterrupt:
@@ -237,18 +248,13 @@ def _end_with_owner() -> None:
     """Nobody would see the result when the flow's process was killed, and whoever goes on waits for the lock; without the
     launcher nobody would notice that another process has died."""
     launcher = os.getppid()
-    number, created = os.environ[OWNER].split()
-    while os.getppid() == launcher and _lives(int(number), float(created)):
-        time.sleep(1)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # what tells a process from another of its number is taken here, not from the owner: the seconds since 1970 at which
+        # a process started are other ones after the machine's clock has been put right
+        owner = psutil.Process(int(os.environ[OWNER]))
+        while os.getppid() == launcher and owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _lives(number: int, created: float) -> bool:
-    try:
-        process = psutil.Process(number)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

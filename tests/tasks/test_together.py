@@ -148,8 +148,21 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
 def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_path: Path) -> None:
     job = make_job(taught, tmp_path, "broken", 2)
     (tmp_path / "warm" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(IgpoError, match=r"(?s)exit status 1, \w+ in process [01]: .*eader.*More in .*processes\.log"):
+    with pytest.raises(IgpoError, match=r"(?s)exit status 1 \(exitcode: 1 .*\), \w+ in process [01]: .*eader.*More in"):
         launch(job)
+
+
+def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp_path: Path) -> None:
+    def kill_second(step: int) -> None:
+        processes = [p for p in psutil.Process().children(recursive=True) if "tasks.together" in p.cmdline()]
+        next(p for p in processes if p.environ().get("RANK") == "1").kill()
+
+    job = make_job(taught, tmp_path, "killed", 2, steps=400)
+    with (
+        locked(tmp_path, "killed", print) as lock,
+        pytest.raises(IgpoError, match=r"exitcode: -9 \(pid: \d+\) \(SIGKILL\)"),
+    ):
+        train_together(job, lock, print, kill_second)
 
 
 def test_a_job_of_other_code_is_refused(taught: Any, tmp_path: Path) -> None:
