@@ -1,60 +1,72 @@
 """How often the report's interval covers zero, and its verdict claims nothing, when nothing differs: A/A sweeps resampled
 from a real one.
 
-python -m benchmarks.coverage REPORT_RUN_ID, of a sweep of preset a-a; MLFLOW_TRACKING_URI where it is not the embedded server.
+python -m benchmarks.coverage REPORT_RUN_ID, of a sweep of preset a-a; MLFLOW_TRACKING_URI where it is not the embedded server. Or
+python -m benchmarks.coverage --scores "0.943 0.959 ..." "0.955 0.021 ...", the test F1 of each seed under the two names.
 Each resampled sweep has so many seeds of the real one, and in each seed the two names are exchanged by a coin: under one arm
 with two names that is as likely as not.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import bootstrap, ttest_1samp
 
 from tasks.recompute import recompute
-from tasks.statistics import paired
+from tasks.statistics import coverage, paired
 from tasks.summaries import differences
 
-SWEEPS = 200
-MARGIN = 0.03  # of preset a-a
+CLAIMED = "claimed"
 
 
-def resampled(observed: list[float], seeds: int, margin: float, sweeps: int = SWEEPS) -> dict[str, int]:
-    """Of `sweeps` resampled A/A sweeps, in how many the 95% interval covers zero, in how many it is wholly beyond the margin,
-    and in how many the report claims a difference; and in how many other intervals cover zero. All seeds asked for: drawn
-    with replacement, else without."""
+def resampled(observed: Sequence[float], seeds: int, sweeps: int) -> dict[str, int]:
+    """Of `sweeps` resampled A/A sweeps: in how many each interval covers zero, and in how many the report claims a difference
+    (preset a-a has a margin of .03, which takes claims away: here there is none). All seeds asked for: drawn with replacement,
+    else without."""
     rng = np.random.default_rng([seeds, len(observed)])
-    count = dict.fromkeys(("covered", "beyond the margin", "claimed", "t", "BCa"), 0)
+    count = dict.fromkeys(("interval", "t", "percentile", "BCa", CLAIMED), 0)
     for _ in range(sweeps):
         drawn = rng.choice(observed, seeds, replace=seeds >= len(observed)) * rng.choice([-1.0, 1.0], seeds)
-        scores = {"one": dict.fromkeys(range(seeds), 0.0), "other": dict(enumerate(drawn.tolist()))}
-        pair = paired(scores, "one", margin)["other"]
+        pair = paired({"one": dict.fromkeys(range(seeds), 0.0), "other": dict(enumerate(drawn.tolist()))}, "one")[
+            "other"
+        ]
         assert pair.interval is not None
-        count["covered"] += pair.interval.low <= 0 <= pair.interval.high
-        count["beyond the margin"] += pair.interval.low > margin or pair.interval.high < -margin
-        count["claimed"] += pair.verdict in ("better", "worse")
+        count["interval"] += pair.interval.low <= 0 <= pair.interval.high
+        count[CLAIMED] += pair.verdict in ("better", "worse")
         count["t"] += bool(ttest_1samp(drawn, 0).pvalue > 0.05)
-        other = bootstrap((drawn,), np.mean, method="BCa", n_resamples=2000, rng=rng).confidence_interval
-        count["BCa"] += bool(other.low <= 0 <= other.high)
+        for method in ("percentile", "BCa"):
+            other = bootstrap((drawn,), np.mean, method=method, n_resamples=2000, rng=rng).confidence_interval
+            count[method] += bool(other.low <= 0 <= other.high)
     return count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_id")
-    (cell,) = recompute(parser.parse_args().run_id)
-    scores = cell.data.scores()
-    first, second = scores
-    observed = differences(scores, second, first)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_id", nargs="?")
+    parser.add_argument("--scores", nargs=2, metavar=("ONE", "OTHER"))
+    parser.add_argument("--sweeps", type=int, default=200)
+    given = parser.parse_args()
+    if (given.run_id is None) == (given.scores is None):
+        parser.error("give the id of a report's run, or --scores")
+    if given.scores:
+        one, other = ([float(value) for value in row.split()] for row in given.scores)
+        observed = [b - a for a, b in zip(one, other, strict=True)]
+    else:
+        (cell,) = recompute(given.run_id)
+        first, second = scores = cell.data.scores()
+        observed = differences(scores, second, first)
     print(
         f"{len(observed)} paired differences: mean {np.mean(observed):+.3f}, standard deviation {np.std(observed, ddof=1):.3f}"
     )
     for seeds in (5, 8, len(observed)):
-        count = resampled(observed, seeds, MARGIN)
+        count = {
+            name: f"{found / given.sweeps:.1%}" for name, found in resampled(observed, seeds, given.sweeps).items()
+        }
         print(
-            f"{seeds:3d} seeds, {SWEEPS} sweeps: zero covered in {count['covered']} ({count['covered'] / SWEEPS:.1%}), interval "
-            f"beyond {MARGIN} in {count['beyond the margin']}, a difference claimed in {count['claimed']}; zero covered by "
-            f"Student's t in {count['t']}, by the BCa bootstrap in {count['BCa']}"
+            f"{seeds:3d} seeds, {given.sweeps} sweeps: zero covered in {count['interval']} ({coverage(seeds):.1%} without "
+            f"ties), a difference claimed in {count[CLAIMED]}; zero covered by Student's t in "
+            f"{count['t']}, by the percentile bootstrap in {count['percentile']}, by the BCa bootstrap in {count['BCa']}"
         )
 
 

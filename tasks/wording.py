@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.statistics import ALPHA, MIN_SEEDS, seeds_for_verdict
+from tasks.statistics import ALPHA, MIN_SEEDS, coverage, seeds_for_verdict
 
 if TYPE_CHECKING:
     from tasks.summaries import ArmSummary
@@ -167,7 +167,7 @@ def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
     if row.verdict == "no difference shown":
         apart = ""
         if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
-            apart = " The interval leaves zero out, but the test behind the verdicts (below) does not."
+            apart = " Its interval leaves zero out, as if no other arm were compared; adjusted for the others that is not enough."
         return f"{start}: no difference was shown{p}.{apart} That is not evidence that there is none."
     return f"{start}: {row.verdict} at this budget{p}."
 
@@ -185,11 +185,13 @@ def _certainty(pairs: int, compared: int) -> str:
     if not pairs:
         return "Certainty: no seeds are paired."
     text = (
-        f"Certainty beyond {counted(pairs, 'seed')}. The 95% interval is an expanded percentile bootstrap over seeds, not over "
-        "questions: what no seed showed, as a collapse in one run of many, is not in it. A verdict is of a sign-flip test over "
-        f"seeds, adjusted for the {counted(compared, 'arm')} compared here (Benjamini and Hochberg, {ALPHA:.0%}), each cell by "
-        "itself."
+        f"Certainty beyond {counted(pairs, 'seed')}. The 95% interval is over seeds, not over questions: what no seed showed, "
+        "as a collapse in one run of many, is not in it. It holds the differences that a sign-flip test does not reject. A "
+        f"verdict is of that test, adjusted for the {counted(compared, 'arm')} compared here (Benjamini and Hochberg, "
+        f"{ALPHA:.0%}), each cell by itself."
     )
+    if 2 <= pairs < MIN_SEEDS:
+        text += f" With {pairs} seeds the interval is the range of the differences, which covers at most {coverage(pairs):.0%}."
     needed = seeds_for_verdict(compared)
     if pairs < MIN_SEEDS:
         few = f"{counted(pairs, 'seed')} cannot carry one: {needed} can"

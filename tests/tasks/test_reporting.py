@@ -15,7 +15,7 @@ from tasks.outbox import About, Outbox, write_status
 from tasks.recompute import recompute
 from tasks.reporting import write_report
 from tasks.sending import Sender, read_sent
-from tasks.statistics import Reached, interval, paired
+from tasks.statistics import Reached, paired
 from tasks.summaries import (
     ArmSummary,
     cell_reports,
@@ -125,8 +125,7 @@ def test_every_number_of_the_table() -> None:
     assert high.f1 == pytest.approx(0.8) and high.em == pytest.approx(0.4)
     assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "too few seeds"
     assert high.p is None and seven().p == pytest.approx(2 / 2**7)  # all seven seeds agree
-    expected = interval([0.70, 0.78, 0.62, 0.70, 0.70])
-    assert expected and (high.low, high.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert (high.low, high.high) == (pytest.approx(0.62), pytest.approx(0.78))  # of five differences: their range
     assert high.dead_groups == pytest.approx(0.25) and high.turns == 7 and high.seconds == 2
     assert low.steps_to_threshold == Reached(0, 5, None, 4)
     assert high.steps_to_threshold == Reached(5, 5, 2, 2)  # four seeds at step 2, one at step 4
@@ -203,13 +202,15 @@ def words(data: SweepData) -> str:
 def test_words_say_what_was_not_shown() -> None:
     text = words(five().select(["outcome_only", "igpo", "gone"], [0, 1, 2, 3, 4]))
     assert "igpo against outcome_only: +0.700" in text and "5 paired seeds: too few seeds for a verdict" in text
-    assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in words(more(five(), 7))
+    enough = words(more(five(), 7))
+    assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in enough and "range of the" not in enough
     assert "MISSING: gone seed 0 (no run)" in text
     for part in (
         "The ceiling",
         "penalty than -1",
         "made on purpose",
         "5 seeds cannot carry one: 7 can",
+        "the interval is the range of the differences, which covers at most 94%",
         "data: lookup",
     ):
         assert part in text

@@ -2,51 +2,48 @@
 
 import itertools
 import math
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.statistics import (
     Interval,
     Reached,
+    coverage,
     curve_band,
-    expanded_tail,
     interquartile_mean,
     interval,
     paired,
-    percentiles,
     probability_of_improvement,
-    resample_means,
     seeds_for_verdict,
     seeds_needed,
     sign_flip_p,
+    subset_means,
     summarise_times,
     time_to_threshold,
 )
 
 
-def test_expanded_tail_by_hand() -> None:
-    """t_{0.975, 4} = 2.7764 (any table): Phi(-sqrt(5/4) * 2.7764) = Phi(-3.1041) = 0.000954."""
-    assert expanded_tail(5, 0.95) == pytest.approx(NormalDist().cdf(-math.sqrt(1.25) * 2.7764451), rel=1e-5)
-    assert expanded_tail(5, 0.95) == pytest.approx(0.000954, abs=1e-6)
-    assert expanded_tail(10_000, 0.95) == pytest.approx(0.025, abs=1e-4)  # the plain percentile in the limit
-
-
-def test_interval_is_the_quantile_of_all_resamples() -> None:
-    values = [0.3, -0.1, 0.7, 0.2, 0.05]
-    means = sorted(fmean(draw) for draw in itertools.product(values, repeat=5))
-    found, likely = resample_means(values)
-    assert len(means) == 3125 and len(found) == 126  # 9 over 5: draws that differ in more than order
-    assert sum(likely) == pytest.approx(1)
-    counted = [mean for mean, share in zip(found, likely, strict=True) for _ in range(round(share * 3125))]
-    assert counted == pytest.approx(means)
-    # 3125 * 0.000954 = 2.98: the third smallest and the third largest mean
-    assert interval(values) == Interval(pytest.approx(means[2]), pytest.approx(means[3122]))
-
-
-def test_two_values_give_their_range_and_one_gives_none() -> None:
-    assert interval([0.25, 0.75]) == Interval(0.25, 0.75)
+def test_interval_by_hand() -> None:
+    """2^7 = 128 parts, of which .025 * 128 = 3.2 may lie below: the third smallest mean of a subset, and the third largest.
+    1, (1 + 2) / 2, 2, ... and 64, (64 + 32) / 2, (64 + 16) / 2, ..."""
+    values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+    assert interval(values) == Interval(2.0, 40.0)
+    assert coverage(7) == 1 - 6 / 128
+    # up to six values nothing but the whole range reaches the level, and below six not even that
+    assert interval(values[:6]) == Interval(1.0, 32.0) and coverage(6) == 1 - 2 / 64
+    assert interval(values[:5]) == Interval(1.0, 16.0) and coverage(5) == 1 - 2 / 32
+    assert interval([0.25, 0.75]) == Interval(0.25, 0.75) and coverage(2) == 0.5
     assert interval([0.25]) is None and interval([]) is None
+    assert coverage(20) == pytest.approx(0.95)
+
+
+def test_subset_means_are_of_all_subsets() -> None:
+    values = [0.3, -0.1, 0.7, 0.2, 0.05]
+    subsets = [chosen for size in range(1, 6) for chosen in itertools.combinations(values, size)]
+    assert len(subsets) == 31 and subset_means(values) == pytest.approx(sorted(fmean(chosen) for chosen in subsets))
 
 
 def test_equal_values_have_no_width() -> None:
@@ -54,11 +51,46 @@ def test_equal_values_have_no_width() -> None:
 
 
 def test_many_values_are_resampled_alike_every_time() -> None:
-    values = [math.sin(i) for i in range(12)]
-    assert len(resample_means(values)[0]) == 20_000
+    values = [math.sin(i) for i in range(16)]
+    assert len(subset_means(values)) == 19_999
     found = interval(values)
     assert found is not None and found == interval(values)
     assert found.low < fmean(values) < found.high
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-1000, 1000), min_size=6, max_size=10))
+def test_the_test_is_scipys_and_the_interval_holds_what_it_does_not_reject(thousandths: list[int]) -> None:
+    from scipy.stats import permutation_test
+
+    values = [number / 1000 for number in thousandths]
+
+    def p(mean: float) -> float:
+        shifted = ([value - mean for value in values],)
+        return float(permutation_test(shifted, fmean, permutation_type="samples", n_resamples=2000).pvalue)
+
+    assert sign_flip_p(values) == pytest.approx(p(0.0))
+    found = interval(values)
+    assert found is not None
+    assert (
+        sign_flip_p([v - found.low + 1e-6 for v in values])
+        <= 0.05
+        >= sign_flip_p([v - found.high - 1e-6 for v in values])
+    )
+    assert sign_flip_p([v - found.low - 1e-6 for v in values]) > 0.05 or found.high - found.low < 2e-6
+
+
+@pytest.mark.parametrize("n", [16, 20])
+def test_also_where_subsets_are_drawn_both_agree_on_zero(n: int) -> None:
+    import numpy as np
+
+    agreed = set()
+    for row in np.random.default_rng(n).normal(0.45, 1.0, size=(200, n)).tolist():
+        found = interval(row)
+        assert found is not None
+        assert (sign_flip_p(row) <= 0.05) == (found.low > 0 or found.high < 0)
+        agreed.add(found.low > 0)
+    assert agreed == {True, False}
 
 
 @pytest.mark.parametrize("n", [5, 8, 12, 16])
@@ -78,28 +110,18 @@ def test_sign_flips_by_hand() -> None:
     assert sign_flip_p([0.0] * 6) == 1.0
 
 
-def test_coverage_of_five_normal_values() -> None:
-    """2,000 samples of five: the plain percentile covers about 84%, the expanded one 92% (93.75% is the range's)."""
+@pytest.mark.parametrize("n", [5, 6, 8, 16])
+@pytest.mark.parametrize("law", ["normal", "two humps"])
+def test_an_interval_covers_what_it_says(n: int, law: str) -> None:
+    """2,000 samples, normal or as of runs that learn or collapse: the share that holds the true mean, 0, is the level."""
     import numpy as np
 
-    tail, expanded, plain, ranges = expanded_tail(5, 0.95), 0, 0, 0
-    for row in np.random.default_rng(7).normal(size=(2000, 5)).tolist():
-        means = resample_means(row)
-        wide, narrow = percentiles(*means, tail), percentiles(*means, 0.025)
-        expanded += wide.low <= 0 <= wide.high
-        plain += narrow.low <= 0 <= narrow.high
-        ranges += min(row) <= 0 <= max(row)
-    assert 0.90 <= expanded / 2000 <= 0.95
-    assert plain / 2000 <= 0.86
-    assert ranges / 2000 == pytest.approx(1 - 2 ** (1 - 5), abs=0.015)  # what the module says of small n
-
-
-def test_coverage_of_ten_normal_values_is_near_its_level() -> None:
-    import numpy as np
-
-    rows = np.random.default_rng(8).normal(size=(150, 10)).tolist()
-    covered = sum(found.low <= 0 <= found.high for row in rows if (found := interval(row)))
-    assert 0.90 <= covered / 150 <= 0.99
+    rng = np.random.default_rng(n)
+    humps = rng.choice([-0.9, 0.0, 0.0, 0.9], (2000, n)) + rng.normal(0, 0.01, (2000, n))
+    rows = (rng.normal(size=(2000, n)) if law == "normal" else humps).tolist()
+    covered = sum(found.low <= 0 <= found.high for row in rows if (found := interval(row))) / 2000
+    level = coverage(n)
+    assert covered == pytest.approx(level, abs=3 * math.sqrt(level * (1 - level) / 2000))
 
 
 def test_paired_uses_the_shared_seeds_and_names_the_missing() -> None:
