@@ -5,8 +5,8 @@ pattern of signs of (difference - mean) is equally likely (Fisher's randomisatio
 random signs, the hypothesis imposed; Davidson and Flachaire, Journal of Econometrics 146(1), 2008). The interval holds the means
 that the test does not reject. Its ends are means of subsets of the values: the 2^n - 1 of them cut the line into 2^n parts that
 hold the true mean with equal chance (Hartigan, "Using Subsample Values as Typical Values", JASA 64(328), 1969). So it covers
-what it says, to the step 2^(1-n), also where a run learns or collapses and differences have two humps; the percentile bootstrap
-of such values covers 90 to 93% in place of 95 (python -m benchmarks.coverage). With n seeds no level is above 1 - 2^(1-n) and
+what it says, to the step 2^(1-n), also where a run learns or collapses and differences have two humps; the expanded percentile
+bootstrap of such values covers 90 to 93% in place of 95 (docs/results.md, A/A). With n seeds no level is above 1 - 2^(1-n) and
 no p-value below 2^(1-n): fewer than MIN_SEEDS carry no verdict, and their interval is the range of the differences. What no seed
 showed (a run in ten that collapses) is in no interval.
 
