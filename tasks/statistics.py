@@ -4,11 +4,11 @@ Interval and verdict are two sides of one test that needs no law of the differen
 pattern of signs of (difference - mean) is equally likely (Fisher's randomisation test; as a bootstrap: the wild bootstrap with
 random signs, the hypothesis imposed; Davidson and Flachaire, Journal of Econometrics 146(1), 2008). The interval holds the means
 that the test does not reject. Its ends are means of subsets of the values: the 2^n - 1 of them cut the line into 2^n parts that
-hold the true mean with equal chance (Hartigan, "Using Subsample Values as Typical Values", JASA 64(328), 1969). So it covers
-what it says, to the step 2^(1-n), also where a run learns or collapses and differences have two humps; the expanded percentile
-bootstrap of such values covers 90 to 93% in place of 95 (docs/results.md, A/A). With n seeds no level is above 1 - 2^(1-n) and
-no p-value below 2^(1-n): fewer than MIN_SEEDS carry no verdict, and their interval is the range of the differences. What no seed
-showed (a run in ten that collapses) is in no interval.
+hold the true mean with equal chance (Hartigan, "Using Subsample Values as Typical Values", JASA 64(328), 1969). Where two arms
+are alike, differences are symmetric and it covers zero as often as it says, to the step 2^(1-n). With n seeds no level is above
+1 - 2^(1-n) and no p-value below 2^(1-n): fewer than MIN_SEEDS carry no verdict, and their interval is the range of the
+differences. What no seed showed is in no interval: of an arm that always learns and one that fails in a run of four, eight seeds
+hold the true difference in 90% (docs/results.md; a t-interval and a bootstrap do no better).
 
 p-values are adjusted for the arms compared by Benjamini and Hochberg's procedure (J. R. Stat. Soc. B 57(1), 1995): where all
 arms are equal, a report claims any difference in 5% of sweeps at most. Intervals are each arm's own.
@@ -70,8 +70,8 @@ def _cut(n: int, level: float) -> int:
 
 
 def coverage(n: int, level: float = 0.95) -> float:
-    """The share of sweeps of n seeds whose interval holds the true mean difference: at least `level`, but for fewer than
-    MIN_SEEDS, which cannot."""
+    """The share of sweeps of n seeds whose interval holds the true mean difference, where differences are symmetric about it:
+    at least `level`, but for fewer than MIN_SEEDS, which cannot."""
     return 1 - 2 * _cut(n, level) / (len(_subsets(n)) + 1)
 
 
