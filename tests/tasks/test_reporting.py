@@ -29,7 +29,7 @@ from tasks.summaries import (
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.traces import TraceRecord, TurnRecord
 from tasks.tracking import client, compare_url, experiment_id
-from tasks.wording import _certainty, sentences, table_rows, terminal_table
+from tasks.wording import _certainty, _compared, sentences, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
@@ -197,6 +197,14 @@ def seven() -> ArmSummary:
 def words(data: SweepData) -> str:
     rows = summed(data, SPECIFICATION["margin"])
     return sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]).plain(10_000)
+
+
+def test_an_interval_that_leaves_zero_out_is_no_verdict() -> None:
+    """Where several arms are compared the p-value is adjusted and the interval is not."""
+    unsure = replace(seven(), verdict="no difference shown", p=0.06)
+    assert unsure.low is not None and unsure.low > 0
+    assert "Its interval leaves zero out, as if no other arm were compared" in _compared(unsure, "outcome_only", 0.0)
+    assert "leaves zero out" not in _compared(replace(unsure, low=-0.1), "outcome_only", 0.0)
 
 
 def test_words_say_what_was_not_shown() -> None:
