@@ -160,6 +160,7 @@ def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_p
         launch(job)
 
 
+@pytest.mark.night
 def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp_path: Path) -> None:
     def kill_second(step: int) -> None:
         processes = [p for p in psutil.Process().children(recursive=True) if "tasks.together" in p.cmdline()]
