@@ -36,7 +36,7 @@ SPECIFICATION: dict[str, Any] = {
     "baseline": "outcome_only",
     "seeds": [0],
     "processes": 2,
-    "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo_prob_diff": {"gain": "prob_diff"}},
+    "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "prob_diff"}},
     "base": {
         "data": {"kind": "lookup", "hops": 2, "train": 64, "dev": 16, "test": 16},
         "policy": {"kind": "new", "width": 32, "layers": 2, "feed_forward": 64, "window": 512},

@@ -127,7 +127,7 @@ def step_of_the_laptop(repeats: int) -> None:
     from igpo_core.warmstart import run_warm_start
 
     specification = load_specification("outcome-vs-igpo")
-    base = specification.experiment("igpo_prob_diff", 0)
+    base = specification.experiment("igpo", 0)
     assert base.data.kind == "lookup" and base.warm_start is not None
     environment = LookupEnvironment(base.data, to_questions(lookup.generate(base.data)), base.rollout.max_turns)
     short = base.warm_start.stages[0].model_copy(update={"steps": 60})
@@ -136,7 +136,7 @@ def step_of_the_laptop(repeats: int) -> None:
     run_warm_start(taught, environment, of, progress=lambda *_: None)
     sides = {
         arm: step_of(specification.experiment(arm, 0), of, environment, base.rollout.group_size)
-        for arm in ("outcome_only", "igpo_prob_diff")
+        for arm in ("outcome_only", "igpo")
     }
     without, with_gain = alternate(sides, repeats)
     extra = [100 * (ratio - 1) for ratio in ratios(with_gain, without)]

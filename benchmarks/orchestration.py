@@ -19,7 +19,7 @@ from benchmarks.common import Side, ratios, show, spread
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRESET = PROJECT / "deployments" / "presets" / "outcome-vs-igpo.yaml"
-ARM = "igpo_prob_diff"
+ARM = "igpo"
 
 
 def alone(preset: str, seed: int, home: Path) -> None:

@@ -142,6 +142,7 @@ def _require_safetensors(folder: Path) -> None:
 
 def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
     """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or the search fails."""
+    from igpo_core.rewards.contrast import Contrast, contrast_pool
     from igpo_core.rewards.scoring import answer_probes, require_room
     from igpo_core.rollout.rows import prompt_fits
 
@@ -150,14 +151,16 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
         raise ConfigError(
             f"no train question leaves room for a turn within rollout.max_tokens={config.rollout.max_tokens}"
         )
-    require_room(policy, every, config)
+    names = contrast_pool(environment) if config.reward.contrast else ()
+    contrast = Contrast(names, config.reward.contrast, config.seed, 0) if names else None
+    require_room(policy, every, config, contrast)
     questions = every[: config.rollout.questions]
     prompts = [len(policy.protocol.prompt(question.text)) for question in questions]
     found = environment.search([(questions[0], questions[0].text)])
     if found[0].failed:
         raise ConfigError(f"the search failed for {questions[0].text!r}: see to its back end")
     observation = len(policy.protocol.observation(found[0].text))
-    probes = answer_probes(policy, config.reward) if config.reward.needs_beliefs else None
+    probes = answer_probes(policy, config.reward, contrast) if config.reward.needs_beliefs else None
     probe = (
         max((len(p.prefix_ids) + len(p.answer_ids) for q in questions for p in probes(q)), default=0) if probes else 0
     )

@@ -21,6 +21,8 @@ from tasks.home import PROJECT
 from tasks.settings import of_cell, put
 
 PRESETS = PROJECT / "deployments" / "presets"
+# what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
+OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
 OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
 
@@ -91,6 +93,12 @@ class AblationSpecification(BaseModel):
             raise ValueError(f"baseline {self.baseline!r} is no arm; arms are {', '.join(self.arms)}")
         known = RewardConfig.model_fields
         for arm, changes in self.arms.items():
+            shared = [name for name in OF_ALL_ARMS if name in changes]
+            if shared:
+                raise ValueError(
+                    f"arm {arm!r} sets {', '.join(shared)}: the format penalty is the same for all arms of a comparison. Set "
+                    f"reward.{shared[0]} in `base`, or as a factor"
+                )
             foreign = sorted(set(changes) - {*known, "optimizer", "replicate"})
             foreign += [f"optimizer.{name}" for name in changes.get("optimizer", {}) if name not in OF_OPTIMIZER]
             if foreign:

@@ -6,9 +6,10 @@ arm chooses besides (docs/arms.md) is put together in igpo_core/credit.py from t
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
-Normalization = Literal["separate", "joint", "raw", "turn_group", "none"]
+Normalization = Literal["separate", "joint", "raw", "root_mean_square", "turn_group", "none"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
 Scale = Literal["std", "none"]
 Accumulation = Literal["sum", "root", "window"]
@@ -28,8 +29,9 @@ def turn_advantages(
     rewards[i] = [g_1, ..., g_{T-1}, outcome] of trajectory i (a list of one float: no gains); groups[i]: the key of its
     question. Every value r becomes z = (r - mean) / (std + eps) over its pool, population std; scale="none" leaves the
     division out. Pools, one set for each group: "separate" has gains and outcomes apart, "joint" has one pool; for
-    "raw", "turn_group" and "none" see normalise_gains. A pool of one value, or without spread, gives 0. Then
-    A_t = z_t + gamma * A_{t+1}. "outcome_only" is GRPO: the outcome's z for every turn, whatever gamma and the gains.
+    "raw", "root_mean_square", "turn_group" and "none" see normalise_gains, whose floor is eps here. A pool of one value,
+    or without spread, gives 0, except with "root_mean_square". Then A_t = z_t + gamma * A_{t+1}. "outcome_only" is
+    GRPO: the outcome's z for every turn, whatever gamma and the gains.
 
     Returns lists of the lengths of `rewards`. Raises ValueError on NaN or inf, on lengths that differ, on an empty
     trajectory, on unknown names, on gamma outside [0, 1] and on eps that is not positive.
@@ -48,7 +50,7 @@ def turn_advantages(
     if normalization == "joint":
         rows = normalise_together(rewards, groups, standard)
     else:
-        gains, _ = normalise_gains([row[:-1] for row in rewards], groups, standard, normalization, eps=eps)
+        gains, _ = normalise_gains([row[:-1] for row in rewards], groups, standard, normalization, floor=eps)
         rows = [[*row, z] for row, z in zip(gains, in_pools(outcomes, groups, standard), strict=True)]
     return [discounted_returns(row, gamma) for row in rows]
 
@@ -81,6 +83,17 @@ def standardiser(*, scale: str, eps: float, centre: str = "mean") -> Standardise
     return lambda values: standardise(values, scale, eps, centre)
 
 
+def over_root_mean_square(values: Sequence[float], floor: float) -> list[float]:
+    """Return r / (root mean square + floor): the mean is kept, and with it the sign of every value.
+
+    The root mean square is the spread about zero, and it is at least |r| / sqrt(n) for a pool of n values. So no result
+    exceeds sqrt(n), however alike the values are, and n equal values r give r / (|r| + floor). A pool of zeros gives 0.
+    floor: in the unit of the values, > 0.
+    """
+    root = math.sqrt(math.fsum(value * value for value in values) / len(values))
+    return [value / (root + floor) for value in values]
+
+
 def in_pools(values: Sequence[float], pools: Sequence[Hashable], standard: Standardiser) -> list[float]:
     """Each value standardised among those of its pool."""
     members: dict[Hashable, list[int]] = {}
@@ -106,20 +119,25 @@ def normalise_gains(
     standard: Standardiser,
     normalization: str,
     *,
-    eps: float,
+    floor: float,
     smallest: int = 2,
 ) -> tuple[list[list[float]], float]:
     """Gains normalised among gains, and the share of them that "turn_group" had to normalise in the question's pool.
 
+    standard: what normalises a pool of gains for "separate" and "turn_group".
     separate: all turns of all trajectories of the group in one pool (paper Eq. 5). raw: divided by that pool's std, the
-    mean kept (DR-Venus's raw_ig: subtracting the mean pays or charges for the number of turns). turn_group: statistics of
-    the turns with the same index (A2TGPO); where fewer than `smallest` trajectories got so far, those of the question.
-    none: as they are (TIPS, potential-based shaping).
+    mean kept (DR-Venus's raw_ig: subtracting the mean pays or charges for the number of turns); the quotient has no
+    bound where gains are alike. root_mean_square: divided by that pool's root mean square, the mean kept: at most the
+    square root of the pool's size. turn_group: statistics of the turns with the same index (A2TGPO); where fewer than
+    `smallest` trajectories got so far, those of the question. none: as they are (TIPS, potential-based shaping).
+    floor: added to the spread that raw and root_mean_square divide by, in the gain's unit.
     """
     if normalization == "none":
         return [list(row) for row in gains], 0.0
     if normalization == "raw":
-        standard = standardiser(scale="std", eps=eps, centre="none")
+        standard = standardiser(scale="std", eps=floor, centre="none")
+    elif normalization == "root_mean_square":
+        standard = partial(over_root_mean_square, floor=floor)
     question = [group for group, row in zip(groups, gains, strict=True) for _ in row]
     whole = _by_row(gains, question, standard)
     if normalization != "turn_group":
@@ -133,6 +151,24 @@ def normalise_gains(
             if sizes[group, t] < smallest:
                 row[t], small = fallback[t], small + 1
     return apart, small / len(turns) if turns else 0.0
+
+
+def share_below(
+    gains: Sequence[Sequence[float]], groups: Sequence[Hashable], floor: float, *, about_zero: bool
+) -> float:
+    """Return the share of groups whose gains have a spread below the floor: their gains are damped as noise.
+
+    about_zero: the spread is the root mean square, otherwise the population std. Groups without a gain do not count;
+    0 where no group has one.
+    """
+    pools: dict[Hashable, list[float]] = {}
+    for group, row in zip(groups, gains, strict=True):
+        pools.setdefault(group, []).extend(row)
+    spreads = []
+    for values in filter(None, pools.values()):
+        centre = 0.0 if about_zero else math.fsum(values) / len(values)
+        spreads.append(math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values)))
+    return sum(spread < floor for spread in spreads) / len(spreads) if spreads else 0.0
 
 
 def _by_row(rows: Sequence[Sequence[float]], pools: Sequence[Hashable], standard: Standardiser) -> list[list[float]]:

@@ -6,7 +6,7 @@ would be inert); then accumulate. With the defaults this is turn_advantages(norm
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from igpo_core.advantages import (
     Standardiser,
@@ -16,6 +16,7 @@ from igpo_core.advantages import (
     normalise_gains,
     normalise_together,
     require_finite,
+    share_below,
     standardiser,
 )
 from igpo_core.config import RewardConfig
@@ -41,7 +42,8 @@ class TurnRewards:
 class Credit:
     """turns[i][t]: the advantage of every token sampled in turn t. queries[i][t]: what the tokens of its query share
     besides (credit=query), else None. outcome, gain: the parts that add up to them, for diagnostics. fallback_share: of
-    gains that turn_group normalised in the question's pool. gain_factor: what normalised gains were multiplied by, mean."""
+    gains that turn_group normalised in the question's pool. gain_factor: what normalised gains were multiplied by, mean.
+    below_floor: the share of groups whose gains have a spread below reward.gain_floor."""
 
     turns: Rows
     queries: Rows | None
@@ -49,6 +51,7 @@ class Credit:
     gain: Rows
     fallback_share: float
     gain_factor: float
+    below_floor: float = 0.0
 
 
 def assign_credit(
@@ -87,7 +90,12 @@ def assign_credit(
         normalised, outcomes = [row[:-1] for row in rows], [row[-1] for row in rows]
     else:
         normalised, fallback = normalise_gains(
-            gains, pools, standard, config.normalization, eps=config.eps, smallest=config.turn_group_size
+            gains,
+            pools,
+            standardiser(scale=config.scale, eps=config.gain_floor, centre=centre),
+            config.normalization,
+            floor=config.gain_floor,
+            smallest=config.turn_group_size,
         )
     factors = [weight] * len(rewards)
     if config.gate == "sign":
@@ -100,7 +108,9 @@ def assign_credit(
         match = matched_scale(normalised, outcomes)
         factors = [factor * match for factor in factors]
     weighted = [[factor * z for z in row] for factor, row in zip(factors, normalised, strict=True)]
-    return _accumulated(rewards, weighted, outcomes, charges, config, fallback, math.fsum(factors) / len(factors))
+    credit = _accumulated(rewards, weighted, outcomes, charges, config, fallback, math.fsum(factors) / len(factors))
+    about_zero = config.normalization == "root_mean_square"
+    return replace(credit, below_floor=share_below(gains, pools, config.gain_floor, about_zero=about_zero))
 
 
 def _accumulated(

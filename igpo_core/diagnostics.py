@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from igpo_core.config import RewardConfig
 from igpo_core.metrics import SOLVED, evidence_recall, mean, std
 from igpo_core.policies import Policy
+from igpo_core.rewards.contrast import Contrast
 from igpo_core.rewards.counterfactual import instead_of_observations
 from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
 from igpo_core.trajectory import TURNS_TOLD
 
 
-def fits_window(policy: Policy, item: Scored, config: RewardConfig) -> bool:
-    """Whether the longest accepted answer fits behind the trajectory."""
+def fits_window(policy: Policy, item: Scored, config: RewardConfig, contrast: Contrast | None = None) -> bool:
+    """Return whether the longest answer that is probed for fits behind the trajectory."""
     room = policy.window - len(item.trajectory.token_ids)
-    return room >= longest_probe(policy, item.trajectory.question, config)
+    return room >= longest_probe(policy, item.trajectory.question, config, contrast)
 
 
 def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardConfig) -> dict[str, float]:

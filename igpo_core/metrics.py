@@ -38,6 +38,7 @@ def _advantage_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequenc
         metrics["advantage/dead_groups_gain"] = dead_share(credit.gain, groups)
         metrics["advantage/gain_factor"] = credit.gain_factor
         metrics["advantage/fallback_share"] = credit.fallback_share
+        metrics["advantage/groups_below_floor"] = credit.below_floor
         outcome = mean([abs(value) for row in credit.outcome for value in row])
         if outcome > 0:
             metrics["advantage/gain_to_outcome"] = mean([abs(v) for row in credit.gain for v in row]) / outcome
@@ -127,6 +128,9 @@ def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
                 for turn, value in zip(item.trajectory.turns[:-1], row, strict=True):
                     by_hop.setdefault("miss" if turn.hop is None else f"hop_{turn.hop + 1}", []).append(value)
         metrics |= {f"reward/gain_{name}": mean(values) for name, values in sorted(by_hop.items())}
+    alone = [item.without_contrast for item in scored if item.without_contrast is not None]
+    if alone and flat:
+        metrics["reward/gains_without_contrast"] = sum(alone) / len(flat)
     beliefs = [item.beliefs for item in scored if item.beliefs is not None]
     if not beliefs:
         return metrics

@@ -29,6 +29,7 @@ from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, policy_loss, token_weights
 from igpo_core.policies import Policy, export_policy, save_policy
 from igpo_core.ranks import ALONE, PATIENCE, Ranks
+from igpo_core.rewards.contrast import Contrast, contrast_pool
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.mismatch import mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
@@ -66,7 +67,8 @@ class Trainer:
                 f"none of the {len(every)} train questions leaves room for a turn within rollout.max_tokens="
                 f"{config.rollout.max_tokens}: raise it, or give shorter questions"
             )
-        require_room(policy, self.questions, config)
+        self._names = contrast_pool(environment) if config.reward.contrast else ()
+        require_room(policy, self.questions, config, self.contrast(0))
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         meeting = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -123,6 +125,11 @@ class Trainer:
     def whole_weights(self) -> AbstractContextManager[None]:
         """What forward passes without gradient run within, for which no other process waits; all processes enter it."""
         return whole_weights(self.model)
+
+    def contrast(self, step: int) -> Contrast | None:
+        """Return the other answers of a step that gains are compared with; None where the arm has no contrast."""
+        count = self.config.reward.contrast
+        return Contrast(self._names, count, self.config.seed, step) if count else None
 
     @property
     def _lags(self) -> bool:
@@ -202,7 +209,7 @@ class Trainer:
         key = (config.seed, purpose, self.step)
         size = config.rollout.group_size
         if self.served is None:
-            probes = answer_probes(self.policy, config.reward) if self._rides else None
+            probes = answer_probes(self.policy, config.reward, self.contrast(self.step)) if self._rides else None
             with self.whole_weights():
                 return rollout(
                     self.policy, self.environment, questions, config.rollout,
@@ -227,7 +234,13 @@ class Trainer:
             return reward_trajectories(
                 self.policy, self.ranks.gathered(placed), config.reward, key=key, served=not self._rides
             )
-        scored = reward_trajectories(self.policy, own, config.reward, key=key, served=not self._rides) if own else []
+        scored = (
+            reward_trajectories(
+                self.policy, own, config.reward, key=key, served=not self._rides, contrast=self.contrast(self.step)
+            )
+            if own
+            else []
+        )
         return self.ranks.gathered([(place, item) for (place, _), item in zip(placed, scored, strict=True)])
 
     def _step_questions(self, step: int) -> list[Question]:

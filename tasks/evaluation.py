@@ -105,12 +105,14 @@ def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[st
     with trainer.whole_weights():
         if not trainer.ranks.first:
             return {}
-        numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward))
+        contrast = trainer.contrast(trainer.step)
+        numbers = (i for i, item in enumerate(result.scored) if fits_window(policy, item, config.reward, contrast))
         sample = list(islice(numbers, config.evaluation.diagnostics))
         if not sample:
             return {}
         trajectories = [result.scored[i].trajectory for i in sample]
-        explained = explain_trajectories(policy, trajectories, config.reward, key=(config.seed, trainer.step))
+        key = (config.seed, trainer.step)
+        explained = explain_trajectories(policy, trajectories, config.reward, key=key, contrast=contrast)
         metrics = belief_metrics(policy, explained, config.reward)
         trained_on = [result.scored[i] for i in sample]
         shown = [

@@ -131,7 +131,9 @@ def test_and_publish(trainer: "Trainer", job: Job, outbox: Writing) -> dict[str,
 
     def set_traces(result: Any) -> None:
         if trainer.ranks.first:
-            traced = traced_records(trainer.policy, result.scored, config, job.arm, trainer.step)
+            traced = traced_records(
+                trainer.policy, result.scored, config, job.arm, trainer.step, trainer.contrast(trainer.step)
+            )
             outbox.keep(traced)
             outbox.set_traces(traced)
             judged.update(judge(result, config, job.home))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from igpo_core.config import ExperimentConfig
+from igpo_core.rewards.contrast import Contrast
 from igpo_core.trajectory import Answer, Search
 from tasks.traces import TraceRecord, TurnRecord
 
@@ -56,7 +57,12 @@ def records_of(
 
 
 def traced_records(
-    policy: Any, scored: Sequence[Any], config: ExperimentConfig, arm: str, step: int
+    policy: Any,
+    scored: Sequence[Any],
+    config: ExperimentConfig,
+    arm: str,
+    step: int,
+    contrast: Contrast | None = None,
 ) -> list[TraceRecord]:
     """The first config.evaluation.traces of `scored` whose answers fit behind their history.
 
@@ -68,12 +74,14 @@ def traced_records(
     from igpo_core.rewards.scoring import explain_trajectories
 
     sample = list(
-        islice((item for item in scored if fits_window(policy, item, config.reward)), config.evaluation.traces)
+        islice(
+            (item for item in scored if fits_window(policy, item, config.reward, contrast)), config.evaluation.traces
+        )
     )
     if not sample:
         return []
     explained = explain_trajectories(
-        policy, [item.trajectory for item in sample], config.reward, key=(config.seed, step)
+        policy, [item.trajectory for item in sample], config.reward, key=(config.seed, step), contrast=contrast
     )
     return records_of(policy, explained, config, arm, split="test", step=step)
 

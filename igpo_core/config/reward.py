@@ -17,6 +17,12 @@ class RewardConfig(Settings):
         "outcome_and_gain", description="gigpo: outcome and the return among turns that had seen the same passages."
     )
     gain: GainName = Field("log_prob_diff", description="What a turn earns (igpo_core/rewards/gains.py).")
+    contrast: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Other answers whose mean gain is taken off (igpo_core/rewards/contrast.py); 0: none.",
+    )
     credit: Literal["turn", "observation", "query", "trajectory"] = Field(
         "turn",
         description="What is credited: the whole turn; its observation against an empty one; the query's tokens, against "
@@ -27,13 +33,16 @@ class RewardConfig(Settings):
         description="Control: gains permuted among all turns of the group, so that neither turn nor trajectory keeps its own; "
         "or among the turns of a trajectory, which keeps its total.",
     )
-    normalization: Literal["separate", "joint", "raw", "turn_group", "none"] = "separate"
+    normalization: Literal["separate", "joint", "raw", "root_mean_square", "turn_group", "none"] = "separate"
     turn_group_size: int = Field(3, ge=2, description="Of turn_group: fewer turns than this use the question's pool.")
     baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = Field(
         "group_mean", description="What is subtracted: GRPO's, RLOO's (with scale none), REINFORCE++'s."
     )
     scale: Literal["std", "none"] = "std"
-    eps: float = Field(1e-6, gt=0)
+    eps: float = Field(1e-6, gt=0, description="Added to the std that outcomes are divided by.")
+    gain_floor: float = Field(
+        1e-4, gt=0, description="Added to the spread that gains are divided by, in the gain's own unit."
+    )
     gamma: float = Field(1.0, ge=0, le=1, description="Discount of turn returns.")
     accumulation: Literal["sum", "root", "window"] = Field(
         "sum", description="root: the sum over the root of its length; window: the mean of the next `window` gains."
@@ -58,15 +67,15 @@ class RewardConfig(Settings):
         "current", description="Whose beliefs: the policy's, or older."
     )
     scorer_steps: int = Field(10, ge=2, description="Steps between copies of scorer=lagged; 1 would be current.")
-    aliases: Literal["logsumexp", "max", "shortest", "first"] = Field(
-        "logsumexp", description="How the beliefs in several accepted answers become one."
+    aliases: Literal["first", "logsumexp", "max", "shortest"] = Field(
+        "first", description="How the beliefs in several accepted answers become one; first: as the paper has it."
     )
     outcome: Literal["f1", "paper_f1"] = Field("f1", description="f1: SQuAD's; paper_f1: the authors' (token sets).")
     format_penalty: float = Field(-1.0, le=0, description="For a trajectory without a well-formed answer.")
-    penalty_on: Literal["trajectory", "apart", "turn"] = Field(
-        "trajectory",
-        description="The penalty is the outcome; or its normalised value, kept out of the outcomes' pool; or is charged to "
-        "the last turn alone.",
+    penalty_on: Literal["turn", "apart", "trajectory"] = Field(
+        "turn",
+        description="turn: the penalty is charged to the last turn alone. apart: it is the normalised outcome, out of the "
+        "outcomes' pool. trajectory: it is an outcome in their pool (the paper).",
     )
     belief_tokens: int = Field(2048, ge=1, description="Most tokens in one scoring pass; small suits a CPU's cache.")
 
@@ -100,7 +109,14 @@ class RewardConfig(Settings):
         if self.credit in ("query", "trajectory") and self.normalization in ("joint", "turn_group"):
             raise ValueError(
                 f"credit={self.credit} adds gains beside the outcome: normalization={self.normalization} has no such pool; use "
-                "separate, raw or none"
+                "separate, raw, root_mean_square or none"
+            )
+        contrasts = self.gain in ("log_prob_diff", "prob_diff") and self.credit in ("turn", "trajectory")
+        if self.contrast and self.needs_gain and not contrasts:
+            raise ValueError(
+                f"contrast={self.contrast} compares beliefs at the ends of a turn, which gain={self.gain} with "
+                f"credit={self.credit} does not: use gain=log_prob_diff or prob_diff with credit=turn or "
+                "trajectory, or contrast=0"
             )
         if self.normalization == "joint" and self.penalty_on == "apart":
             raise ValueError(
@@ -126,7 +142,8 @@ class RewardConfig(Settings):
             for name in names.split():
                 found.setdefault(name, reason)
 
-        of_gains = "gain credit shuffle normalization gain_scale gate scorer aliases accumulation outcome_credit"
+        of_gains = "gain contrast credit shuffle normalization gain_floor gain_scale gate scorer aliases "
+        of_gains += "accumulation outcome_credit"
         if not self.needs_gain:
             ignore(of_gains, f"reward={self.reward}")
         if self.reward == "outcome_only":
@@ -145,11 +162,15 @@ class RewardConfig(Settings):
             ignore("shuffle", "credit=trajectory")
         if self.format_penalty == 0:
             ignore("penalty_on", "format_penalty=0")
-        if self.reward == "gain_only" and self.normalization in ("raw", "none"):
+        if self.reward == "gain_only" and self.normalization in ("raw", "root_mean_square", "none"):
             ignore("baseline scale", f"reward=gain_only with normalization={self.normalization}")
-        if self.scale == "none" and (self.normalization != "raw" or not self.needs_gain):
+        if self.scale == "none":
             ignore("eps", "scale=none")
-        if self.normalization in ("raw", "none") and self.gate == "sign":
+        if self.normalization in ("joint", "none"):
+            ignore("gain_floor", f"normalization={self.normalization}")
+        if self.normalization in ("separate", "turn_group") and self.scale == "none":
+            ignore("gain_floor", "scale=none")
+        if self.normalization in ("raw", "root_mean_square", "none") and self.gate == "sign":
             ignore("gate", f"normalization={self.normalization}, which changes no sign,")
         if self.normalization != "turn_group":
             ignore("turn_group_size", "any normalization but turn_group")

@@ -14,10 +14,11 @@ from igpo_core.credit import TurnRewards
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
+from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
 from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
 from igpo_core.rewards.information_gain import score_beliefs
-from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score
+from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score, squad_normalise
 from igpo_core.trajectory import Question, Trajectory
 
 
@@ -27,7 +28,8 @@ class Scored:
 
     f1, em: of the answer, 0 without one. reward: the configured F1, 0 without an answer. outcome: the same, or the format
     penalty without a well-formed answer. beliefs: s_0..s_{T-1}, None where none were asked for (outcome_only makes no
-    scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own.
+    scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own. without_contrast: gains for which
+    no other answer was absent from the history, so that nothing was subtracted; None where the arm has no contrast.
     """
 
     trajectory: Trajectory
@@ -37,6 +39,7 @@ class Scored:
     outcome: float
     beliefs: tuple[float, ...] | None
     gains: tuple[float, ...] | None = None
+    without_contrast: int | None = None
 
     def turn_rewards(self) -> TurnRewards:
         """What assign_credit takes; the state before a turn is the set of observations seen so far."""
@@ -51,14 +54,21 @@ class Scored:
 
 
 Probes = Callable[[Question], list[AnswerProbe]]
+Scores = Sequence[Sequence[float]]  # of one trajectory, [cut][answer]
 
 
-def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
-    """The probes of a question: one for each accepted answer that config.aliases looks at, rendered once."""
+def answers_asked(question: Question, config: RewardConfig) -> tuple[str, ...]:
+    """Return the accepted answers that config.aliases looks at."""
+    return question.answers[:1] if config.aliases == "first" else question.answers
+
+
+def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | None = None) -> Probes:
+    """Return what makes the probes of a question: one for each accepted answer that config.aliases looks at, then one for
+    each other answer of the contrast. Each is rendered once."""
     rendered: dict[str, AnswerProbe] = {}
 
     def probes(question: Question) -> list[AnswerProbe]:
-        answers = question.answers[:1] if config.aliases == "first" else question.answers
+        answers = answers_asked(question, config) + (contrast.names(question) if contrast else ())
         for answer in answers:
             if answer not in rendered:
                 rendered[answer] = policy.protocol.probe(answer)
@@ -68,15 +78,21 @@ def answer_probes(policy: Policy, config: RewardConfig) -> Probes:
 
 
 def reward_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: Any = (0, 0), served: bool = False
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    config: RewardConfig,
+    *,
+    key: Any = (0, 0),
+    served: bool = False,
+    contrast: Contrast | None = None,
 ) -> list[Scored]:
     """Outcomes of all trajectories, and gains where the reward has them. served: they come from a server, which reads no
     beliefs.
 
     Beliefs that were read while rolling out cost nothing here; other ones (of older weights, which the policy's model has
     while this is called, and of counterfactual histories) cost passes of their own. key = (seed, step): keys the draw of
-    counterfactual observations. Raises ValueError when the reward needs beliefs of the rollout and a trajectory was rolled
-    out without probes.
+    counterfactual observations. contrast: the other answers, the same as in the rollout's probes. Raises ValueError when the
+    reward needs beliefs of the rollout and a trajectory was rolled out without probes.
     """
     outcomes = [_score(item, config) for item in trajectories]
     if not config.needs_gain:
@@ -87,25 +103,27 @@ def reward_trajectories(
             for item in outcomes
         ]
     if config.beliefs_while_rolling_out and not served:
-        probes = answer_probes(policy, config)
-        beliefs = [_beliefs(item, item.answer_scores, probes, config) for item in trajectories]
+        scores: Sequence[Scores | None] = [item.answer_scores for item in trajectories]
     else:
-        beliefs = score_trajectories(policy, trajectories, config)
-    gains = _gains(policy, trajectories, beliefs, config, key)
-    return [
-        replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
-    ]
+        scores = answer_scores(policy, trajectories, config, contrast)
+    return _with_gains(policy, outcomes, scores, config, key, contrast)
 
 
 def explain_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, *, key: tuple[int, int] = (0, 0)
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    config: RewardConfig,
+    *,
+    key: tuple[int, int] = (0, 0),
+    contrast: Contrast | None = None,
 ) -> list[Scored]:
     """What reward_trajectories gives, for people to look at: beliefs are the policy's of now and scored afterwards, for
     every arm alike; gains are the arm's own, or log_prob_diff where it has none. Costs scoring passes."""
-    beliefs = score_trajectories(policy, trajectories, config)
     if config.needs_beliefs:
-        gains = _gains(policy, trajectories, beliefs, config, key)
-    elif config.needs_gain:
+        scores = answer_scores(policy, trajectories, config, contrast)
+        return _with_gains(policy, [_score(item, config) for item in trajectories], scores, config, key, contrast)
+    beliefs = score_trajectories(policy, trajectories, config)
+    if config.needs_gain:
         gains = [first_exposure(item.observations, item.question.answers) for item in trajectories]
     else:
         gains = [information_gains(seen, "log_prob_diff") for seen in beliefs]
@@ -113,6 +131,48 @@ def explain_trajectories(
         replace(_score(item, config), beliefs=seen, gains=tuple(own))
         for item, seen, own in zip(trajectories, beliefs, gains, strict=True)
     ]
+
+
+def _with_gains(
+    policy: Policy,
+    outcomes: Sequence[Scored],
+    scores: Sequence[Scores | None],
+    config: RewardConfig,
+    key: tuple[int, int],
+    contrast: Contrast | None,
+) -> list[Scored]:
+    """Add beliefs and gains to the outcomes; scores: of the accepted answers, then of the contrast's."""
+    trajectories = [item.trajectory for item in outcomes]
+    probes = answer_probes(policy, config, contrast)
+    beliefs = [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
+    if config.contrast:
+        if contrast is None:
+            raise ValueError(f"reward.contrast={config.contrast} compares with other answers, and none were given")
+        return [
+            _contrasted(policy, item, seen, own, config, contrast)
+            for item, seen, own in zip(outcomes, beliefs, scores, strict=True)
+        ]
+    gains = _gains(policy, trajectories, beliefs, config, key)
+    return [
+        replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
+    ]
+
+
+def _contrasted(
+    policy: Policy,
+    item: Scored,
+    beliefs: tuple[float, ...],
+    scores: Scores | None,
+    config: RewardConfig,
+    contrast: Contrast,
+) -> Scored:
+    assert scores is not None  # _beliefs raised before
+    trajectory = item.trajectory
+    names, asked = contrast.names(trajectory.question), len(answers_asked(trajectory.question, config))
+    histories = [squad_normalise(policy.protocol.decode(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
+    absent = [[not stands_in(name, history) for name in names] for history in histories]
+    gains, alone = contrast_gains(beliefs, [row[asked:] for row in scores], absent, config.gain)
+    return replace(item, beliefs=beliefs, gains=tuple(gains), without_contrast=alone)
 
 
 def _gains(
@@ -138,9 +198,13 @@ def _gains(
     return [information_gains(seen, config.gain) for seen in beliefs]
 
 
-def longest_probe(policy: Policy, question: Question, config: RewardConfig) -> int:
-    """Tokens that the longest probe of this question adds to a history."""
-    return max(len(probe.prefix_ids) + len(probe.answer_ids) for probe in answer_probes(policy, config)(question))
+def longest_probe(policy: Policy, question: Question, config: RewardConfig, contrast: Contrast | None = None) -> int:
+    """Return the tokens that the longest probe of this question adds to a history."""
+    return max(map(_tokens, answer_probes(policy, config, contrast)(question)))
+
+
+def _tokens(probe: AnswerProbe) -> int:
+    return len(probe.prefix_ids) + len(probe.answer_ids)
 
 
 def longest_history(policy: Policy, config: ExperimentConfig) -> int:
@@ -157,13 +221,17 @@ def longest_history(policy: Policy, config: ExperimentConfig) -> int:
     return boundary + len(policy.protocol.observation("")) if reward.credit == "observation" else boundary
 
 
-def require_room(policy: Policy, questions: Sequence[Question], config: ExperimentConfig) -> None:
-    """Raise ConfigError when the longest history that can be scored and a probe exceed the policy's window."""
+def require_room(
+    policy: Policy, questions: Sequence[Question], config: ExperimentConfig, contrast: Contrast | None = None
+) -> None:
+    """Raise ConfigError when the longest history that can be scored and a probe exceed the policy's window. Any name of the
+    contrast may be drawn for any question."""
     if not config.reward.needs_beliefs:
         return
     history = longest_history(policy, config)
+    others = max((_tokens(policy.protocol.probe(name)) for name in contrast.pool), default=0) if contrast else 0
     for question in questions:
-        longest = longest_probe(policy, question, config.reward)
+        longest = max(others, longest_probe(policy, question, config.reward))
         if history + longest > policy.window:
             raise ConfigError(
                 f"question {question.id!r}: with rollout.max_tokens={config.rollout.max_tokens} a history that is scored has up "
@@ -172,19 +240,29 @@ def require_room(policy: Policy, questions: Sequence[Question], config: Experime
             )
 
 
-def score_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
-) -> list[tuple[float, ...]]:
-    """Beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers: its history once, then all probes."""
-    probes = answer_probes(policy, config)
+def answer_scores(
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, contrast: Contrast | None = None
+) -> list[list[list[float]]]:
+    """Return what Trajectory.answer_scores has, read from finished trajectories: each history once, then all probes.
+
+    The result is indexed [trajectory][cut][answer], in mean log-probability; answers in the order of answer_probes.
+    """
+    probes = answer_probes(policy, config, contrast)
     with policy.precision():
-        scores = score_beliefs(
+        return score_beliefs(
             policy.model,
             [item.token_ids for item in trajectories],
             [item.cuts for item in trajectories],
             [probes(item.question) for item in trajectories],
             max_tokens=config.belief_tokens,
         )
+
+
+def score_trajectories(
+    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
+) -> list[tuple[float, ...]]:
+    """Return the beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
+    probes, scores = answer_probes(policy, config), answer_scores(policy, trajectories, config)
     return [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
 
 
@@ -212,13 +290,12 @@ def score_histories(
     return [[next(found) for _ in row] for row in histories]
 
 
-def _beliefs(
-    item: Trajectory, scores: Sequence[Sequence[float]] | None, probes: Probes, config: RewardConfig
-) -> tuple[float, ...]:
+def _beliefs(item: Trajectory, scores: Scores | None, probes: Probes, config: RewardConfig) -> tuple[float, ...]:
     if scores is None:
         raise ValueError(f"{item.question.id}: a gain needs beliefs, but this trajectory was rolled out without probes")
-    lengths = [len(probe.answer_ids) for probe in probes(item.question)]
-    return tuple(belief(values, lengths, config.aliases) for values in scores)
+    asked = len(answers_asked(item.question, config))
+    lengths = [len(probe.answer_ids) for probe in probes(item.question)[:asked]]
+    return tuple(belief(values[:asked], lengths, config.aliases) for values in scores)
 
 
 def _score(item: Trajectory, config: RewardConfig) -> Scored:

@@ -72,7 +72,7 @@ def test_the_prefect_server_module_imports(servers: Servers) -> None:
 
 def test_the_sweep_ends_with_a_table_and_links(sweep: str) -> None:
     table = sweep[sweep.index("\narm ") :]
-    assert "outcome_only" in table and "igpo_prob_diff" in table
+    assert "outcome_only" in table and "igpo" in table
     assert "/#/experiments/" in table
 
 
@@ -80,7 +80,7 @@ def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) ->
     runs = all_runs(servers)
     trained = [run for run in runs if run["tags"].get("kind") == "train"]
     assert sorted((run["tags"]["arm"], run["tags"]["seed"]) for run in trained) == [
-        ("igpo_prob_diff", "0"), ("igpo_prob_diff", "1"), ("outcome_only", "0"), ("outcome_only", "1")
+        ("igpo", "0"), ("igpo", "1"), ("outcome_only", "0"), ("outcome_only", "1")
     ]  # fmt: skip
     for run in trained:
         assert run["status"] == "FINISHED"
@@ -99,7 +99,7 @@ def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) ->
 def test_the_report_can_be_recomputed_from_the_runs(servers: Servers, sweep: str, tmp_path: Path) -> None:
     runs = all_runs(servers)
     mean = {}
-    for arm in ("outcome_only", "igpo_prob_diff"):
+    for arm in ("outcome_only", "igpo"):
         values = [r["metrics"]["test/all/f1"] for r in runs if r["tags"].get("arm") == arm]
         mean[arm] = sum(values) / len(values)
     report = next(run for run in runs if run["tags"].get("kind") == "report")
@@ -133,7 +133,7 @@ def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: st
     assert seeds.count("2") == 2
     # a part of a sweep has a report of its own: the whole one's stays
     reports = [run for run in all_runs(servers) if run["tags"].get("kind") == "report"]
-    assert {run["tags"]["seeds"]: run["metrics"]["report/igpo_prob_diff/pairs"] for run in reports} == {
+    assert {run["tags"]["seeds"]: run["metrics"]["report/igpo/pairs"] for run in reports} == {
         "0,1": 2,
         "2": 1,
     }

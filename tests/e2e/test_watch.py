@@ -33,7 +33,7 @@ def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
     reports = client.search_runs([study.experiment_id], "tags.kind = 'report' and tags.seeds = '0,1'")
     client.set_tag(reports[0].info.run_id, "sweep", "tiny-before")
     for name, value in (("low", 0.9), ("high", 0.95)):
-        client.log_metric(reports[0].info.run_id, f"report/igpo_prob_diff/{name}", value)
+        client.log_metric(reports[0].info.run_id, f"report/igpo/{name}", value)
     httpx.patch(f"{api}/automations/{example['id']}", json={"enabled": True}, timeout=30).raise_for_status()
     sweep()
     deadline = time.monotonic() + 60
@@ -41,5 +41,5 @@ def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
         assert time.monotonic() < deadline, "the deployment was not paused"
         time.sleep(1)
     logs = httpx.post(f"{api}/logs/filter", json={"logs": {"level": {"ge_": 30}}}, timeout=30).raise_for_status().json()
-    said = [entry["message"] for entry in logs if "EFFECT MOVED: igpo_prob_diff" in entry["message"]]
+    said = [entry["message"] for entry in logs if "EFFECT MOVED: igpo" in entry["message"]]
     assert len(said) == 1 and "outside [+0.900, +0.950] of the sweep before" in said[0] and "tiny-before" in said[0]

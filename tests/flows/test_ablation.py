@@ -7,7 +7,7 @@ from flows.ablation import main
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["tiny", "--arms", "igpo_magic"], "igpo_prob_diff"), (["tiny", "--seeds", "0,0"], "seeds")],
+    [(["tiny", "--arms", "igpo_magic"], "igpo"), (["tiny", "--seeds", "0,0"], "seeds")],
 )
 def test_a_bad_selection(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str

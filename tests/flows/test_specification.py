@@ -29,7 +29,7 @@ def write(folder: Path, content: dict[str, Any]) -> str:
 
 
 def test_the_promised_presets_are_shipped() -> None:
-    assert {"outcome-vs-igpo", "penalty-zero", "easy", "atlas", "real-questions", "tiny"} <= set(SHIPPED)
+    assert {"outcome-vs-igpo", "lookup", "easy", "penalties", "real-questions", "tiny"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("preset", SHIPPED)
@@ -53,17 +53,17 @@ def test_arms_of_a_seed_differ_in_the_reward_alone(preset: str) -> None:
 
 
 def test_a_base_may_be_that_of_a_preset_with_changes(tmp_path: Path) -> None:
-    base = {"from": "core-arms", "rollout.group_size": 4, "warm_start.stages.2.steps": 7}
+    base = {"from": "lookup", "rollout.group_size": 4, "warm_start.stages.2.steps": 7}
     derived, origin = (
         load_specification(write(tmp_path, {**GOOD, "base": base})).base,
-        load_specification("core-arms").base,
+        load_specification("lookup").base,
     )
     assert derived.rollout.group_size == 4 and origin.rollout.group_size == 8
     assert derived.warm_start is not None and derived.warm_start.stages[2].steps == 7
     back = derived.model_copy(update={"rollout": origin.rollout, "warm_start": origin.warm_start})
     assert back == origin
     with pytest.raises(ConfigError, match=r"study.yaml.*\n.*rollout.grp"):
-        load_specification(write(tmp_path, {**GOOD, "base": {"from": "core-arms", "rollout.grp": 4}}))
+        load_specification(write(tmp_path, {**GOOD, "base": {"from": "lookup", "rollout.grp": 4}}))
     with pytest.raises(ConfigError, match="no specification 'core'"):
         load_specification(write(tmp_path, {**GOOD, "base": {"from": "core"}}))
 

@@ -64,7 +64,7 @@ def test_equal_total_gain_in_two_or_four_turns_is_not_paid_equally() -> None:
         ({"rewards": [[]], "groups": ["q"]}, "has no rewards"),
         (
             {"rewards": [[0.0]], "groups": ["q"], "normalization": "nothing"},
-            "separate, joint, raw, turn_group, none, outcome_only",
+            "separate, joint, raw, root_mean_square, turn_group, none, outcome_only",
         ),
         ({"rewards": [[0.0]], "groups": ["q"], "scale": "max"}, "valid are std, none"),
         ({"rewards": [[0.0]], "groups": ["q"], "gamma": 1.5}, "gamma"),

@@ -2,14 +2,22 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from igpo_core.advantages import accumulate, normalise_gains, standardiser, turn_advantages
+from igpo_core.advantages import (
+    Normalization,
+    accumulate,
+    normalise_gains,
+    over_root_mean_square,
+    share_below,
+    standardiser,
+    turn_advantages,
+)
 from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.credit import Credit, TurnRewards, assign_credit, matched_scale, outcome_gates, shuffled
 
@@ -21,7 +29,11 @@ def item(*gains: float, outcome: float, answered: bool = True, states: tuple[Any
 
 
 def credit(items: list[TurnRewards], groups: str = "", step: int = 0, **choices: Any) -> Credit:
-    exact = {} if choices.get("scale") == "none" else {"eps": EXACT}
+    divided = choices.get("reward") not in ("outcome_only", "gigpo") and choices.get("normalization") not in (
+        "joint",
+        "none",
+    )
+    exact = {} if choices.get("scale") == "none" else {"eps": EXACT, **({"gain_floor": EXACT} if divided else {})}
     config = RewardConfig(**{**exact, **choices})
     return assign_credit(items, list(groups or "q" * len(items)), config, seed=0, step=step)
 
@@ -47,7 +59,7 @@ def test_the_default_is_the_door() -> None:
 def test_parts_add_up_and_the_default_is_the_door(rows: list[tuple[list[float], float]], gamma: float) -> None:
     items = [item(*gains, outcome=outcome) for gains, outcome in rows]
     groups = [str(i % 2) for i in range(len(items))]
-    config = RewardConfig(gamma=gamma)
+    config = RewardConfig(gamma=gamma, gain_floor=1e-6)  # the door has one eps for gains and outcomes
     found = assign_credit(items, groups, config, seed=0, step=0)
     assert found.turns == turn_advantages([[*g, o] for g, o in rows], groups, gamma=gamma, eps=config.eps)
     for whole, outcome, gain in zip(found.turns, found.outcome, found.gain, strict=True):
@@ -64,6 +76,59 @@ def test_raw_divides_and_keeps_the_mean() -> None:
     assert first[0] == pytest.approx(first[1])
 
 
+def test_root_mean_square_keeps_the_mean_and_is_bounded() -> None:
+    assert "root_mean_square" in get_args(Normalization)
+    # 0.2, 0.0, 0.4: root mean square sqrt((0.04 + 0.16) / 3) = 0.258199 -> 0.774597, 0 | 1.549193; outcomes 1 | -1
+    found = credit(PAIR, normalization="root_mean_square")
+    assert found.turns[0] == pytest.approx([1.774597, 1.0, 1.0], abs=1e-6)
+    assert found.turns[1] == pytest.approx([0.549193, -1.0], abs=1e-6)
+    # with a floor of 0.1: 0.2 / 0.358199 = 0.558349
+    floored = credit(PAIR, normalization="root_mean_square", gain_floor=0.1)
+    assert floored.gain[0][0] == pytest.approx(0.558349, abs=1e-6)
+    # eight gains of 0.9 +- 0.001 are worth 1.0 less the floor's share, 0.9 / 0.91; the mean over the std would be 90
+    alike = [item(0.9 + 0.001 * (-1) ** i, outcome=0.0) for i in range(8)]
+    values = [row[0] for row in credit(alike, normalization="root_mean_square", gain_floor=0.01).gain]
+    assert values == pytest.approx([0.9 / 0.91] * 8, abs=2e-3)
+    assert credit(alike, normalization="raw", gain_floor=0.01).gain[0][0] == pytest.approx(0.901 / 0.011, abs=1e-9)
+    # equal gains keep their worth, and one gain alone is a pool: 0.5 / (0.5 + 0.5)
+    assert credit([item(0.5, outcome=0.0)], normalization="root_mean_square", gain_floor=0.5).gain == [[0.5, 0.0]]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.sampled_from([1e-6, 1e-2, 1.0]))
+def test_no_gain_over_the_root_mean_square_exceeds_the_root_of_the_pool(values: list[float], floor: float) -> None:
+    found = over_root_mean_square(values, floor)
+    assert max(map(abs, found)) <= math.sqrt(len(values)) * (1 + 1e-12)
+    assert all(z * value >= 0 for z, value in zip(found, values, strict=True))
+
+
+def test_a_pool_of_noise_earns_next_to_nothing() -> None:
+    """Gains of +-1e-6 are rounding. Over their std they would be +-0.5; the default floor of 1e-4 leaves +-0.0099."""
+    items = [item(1e-6, outcome=0.0), item(-1e-6, outcome=0.0)]
+    found = assign_credit(items, "qq", RewardConfig(gain="prob_diff"), seed=0, step=0)
+    assert [row[0] for row in found.gain] == pytest.approx([1e-6 / 1.01e-4, -1e-6 / 1.01e-4])
+    assert found.below_floor == 1.0
+
+
+def test_the_share_of_groups_below_the_floor() -> None:
+    # a: std 0.05 below 0.1, root mean square 0.9014 above; b: std 0.5; c has no gain and does not count
+    rows, groups = [[0.95], [0.85], [0.5], [-0.5], []], list("aabbc")
+    assert share_below(rows, groups, 0.1, about_zero=False) == 0.5
+    assert share_below(rows, groups, 0.1, about_zero=True) == 0.0
+    assert share_below([[], []], "ab", 0.1, about_zero=False) == 0.0
+
+
+def test_the_default_charges_the_malformed_turn_alone() -> None:
+    """AUDIT A1: seven wrong answers and a malformed one. In the outcomes' pool a penalty of -1 pays every wrong answer
+    (0 + 1/8) / sqrt(7)/8 = 0.378; on the turn it pays nobody, and charges the malformed turn 1."""
+    items = [item(0.0, outcome=0.0) for _ in range(7)] + [item(0.0, outcome=0.0, answered=False)]
+    found = assign_credit(items, "q" * 8, RewardConfig(reward="outcome_only"), seed=0, step=0)
+    assert found.turns == [[0.0, 0.0]] * 7 + [[0.0, -1.0]]
+    paper = assign_credit(items, "q" * 8, RewardConfig(reward="outcome_only", penalty_on="trajectory"), seed=0, step=0)
+    assert paper.turns[0][0] == pytest.approx(0.377964, abs=1e-5) and paper.turns[7][0] == pytest.approx(
+        -2.645751, abs=1e-4
+    )
+
+
 def test_none_takes_gains_as_they_are() -> None:
     found = credit(PAIR, normalization="none", gain_weight=0.5)
     assert found.turns[0] == pytest.approx([1.1, 1.0, 1.0]) and found.turns[1] == pytest.approx([-0.8, -1.0])
@@ -73,7 +138,7 @@ def test_turn_group_compares_turns_of_one_index() -> None:
     # turn 1: 1, 2, 3 -> -1.224745, 0, 1.224745; turn 2: 5 alone (below 2) -> its place among 1, 2, 3, 5:
     # mean 2.75, std sqrt((1.75^2 + 0.75^2 + 0.25^2 + 2.25^2) / 4) = 1.479020 -> 1.521278
     gains = [[1.0], [2.0], [3.0, 5.0]]
-    found, share = normalise_gains(gains, "qqq", standardiser(scale="std", eps=EXACT), "turn_group", eps=EXACT)
+    found, share = normalise_gains(gains, "qqq", standardiser(scale="std", eps=EXACT), "turn_group", floor=EXACT)
     assert [row[0] for row in found] == pytest.approx([-Z, 0.0, Z]) and found[2][1] == pytest.approx(1.521278, abs=1e-6)
     assert share == 0.25
 
@@ -131,7 +196,8 @@ def test_the_penalty_on_the_trajectory_apart_or_on_the_turn() -> None:
     items = [item(outcome=1.0), item(outcome=0.0), item(0.5, outcome=0.0, answered=False)]
     first = {"reward": "outcome_only", "format_penalty": -2.0}
     # 1, 0, -2: mean -1/3, std sqrt((16/9 + 1/9 + 25/9) / 3) = 1.247219
-    assert [row[-1] for row in credit(items, **first).turns] == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
+    paper = credit(items, penalty_on="trajectory", **first)
+    assert [row[-1] for row in paper.turns] == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
     apart = credit(items, penalty_on="apart", **first)
     assert [row[-1] for row in apart.turns] == pytest.approx([1.0, -1.0, -2.0]) and apart.turns[2][0] == -2.0
     # 1, 0, 0: mean 1/3, std 0.471405 -> 1.414214, -0.707107, -0.707107; the last turn alone is charged 2 more
@@ -171,7 +237,7 @@ def test_gigpo_pays_an_unanswered_trajectory_less_than_a_wrong_one() -> None:
         item(outcome=0.0, states=("",)),
         item(outcome=0.0, answered=False, states=("",)),
     ]
-    found = credit(items, reward="gigpo", format_penalty=-1.0)
+    found = credit(items, reward="gigpo", format_penalty=-1.0, penalty_on="trajectory")
     assert [row[0] for row in found.turns] == pytest.approx([2 * 1.5**0.5, 0.0, -2 * 1.5**0.5])
 
 
@@ -211,7 +277,15 @@ def test_shuffled_gains_are_the_same_gains() -> None:
         ({"gain_weight_end": 0.3}, "gain_weight_steps=0 ignores gain_weight_end"),
         ({"scorer_steps": 3}, "any scorer but lagged"),
         ({"scorer": "lagged", "scorer_steps": 1}, "greater than or equal to 2"),
-        ({"penalty_on": "turn", "format_penalty": 0.0}, "format_penalty=0 ignores penalty_on"),
+        ({"penalty_on": "apart", "format_penalty": 0.0}, "format_penalty=0 ignores penalty_on"),
+        ({"normalization": "joint", "gain_floor": 0.01}, "normalization=joint ignores gain_floor"),
+        ({"normalization": "none", "gain_floor": 0.01}, "normalization=none ignores gain_floor"),
+        ({"scale": "none", "gain_floor": 0.01}, "scale=none ignores gain_floor"),
+        ({"reward": "outcome_only", "gain_floor": 0.01}, "reward=outcome_only ignores gain_floor"),
+        ({"reward": "outcome_only", "contrast": 4}, "reward=outcome_only ignores contrast"),
+        ({"gain": "watermark", "contrast": 4}, "use gain=log_prob_diff or prob_diff with credit=turn"),
+        ({"credit": "query", "contrast": 4}, "use gain=log_prob_diff or prob_diff with credit=turn"),
+        ({"normalization": "root_mean_square", "gate": "sign"}, "changes no sign, ignores gate"),
         ({"reward": "gain_only", "normalization": "raw", "scale": "none"}, "ignores scale"),
         ({"scale": "none", "eps": 1e-3}, "scale=none ignores eps"),
         ({"gain_weight_end": 1.0, "gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_end"),
@@ -220,12 +294,12 @@ def test_shuffled_gains_are_the_same_gains() -> None:
             "window=1 ignores gamma",
         ),
         ({"credit": "trajectory", "shuffle": "group"}, "credit=trajectory ignores shuffle"),
-        ({"reward": "gain_only", "format_penalty": -2.0}, "reward=gain_only"),
+        ({"reward": "gain_only", "penalty_on": "apart"}, "reward=gain_only"),
         ({"accumulation": "root"}, "set outcome_credit=broadcast"),
         ({"credit": "query", "gain": "watermark"}, "use gain=log_prob_diff or prob_diff"),
         ({"credit": "query", "normalization": "joint"}, "has no such pool"),
         ({"normalization": "joint", "penalty_on": "apart"}, "one pool for all"),
-        ({"normalization": "median"}, "'separate', 'joint', 'raw', 'turn_group' or 'none'"),
+        ({"normalization": "median"}, "'separate', 'joint', 'raw', 'root_mean_square', 'turn_group' or 'none'"),
     ],
 )
 def test_inert_and_impossible_choices_are_refused(choices: dict[str, Any], reason: str) -> None:

@@ -45,7 +45,7 @@ def batch() -> list[Scored]:
 def test_a_step_by_hand() -> None:
     items = batch()
     groups = [item.trajectory.group for item in items]
-    config = RewardConfig(gain="prob_diff")
+    config = RewardConfig(gain="prob_diff", penalty_on="trajectory")
     credit = assign_credit([item.turn_rewards() for item in items], groups, config, seed=0, step=0)
     found = rollout_metrics(items, credit, groups)
     assert found["advantage/dead_groups"] == found["advantage/dead_groups_outcome"] == 0.5

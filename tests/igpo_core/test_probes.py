@@ -127,7 +127,7 @@ def test_chat_models_with_several_answers_over_many_turns(chat_policy: Any, kind
         Question("b", "nq", "train", "Who won the Nobel Prize in Physics in 1903?", ("Marie Curie",)),
     ]
     settings = RolloutConfig(max_turns=16, max_new_tokens=len(script), max_tokens=4096, batch_size=3)
-    probes = answer_probes(policy, RewardConfig())
+    probes = answer_probes(policy, RewardConfig(aliases="max"))
     trajectories = rollout(policy, Echo(), questions, settings, members=2, key=(0, "t", 0), probes=probes)  # type: ignore[arg-type]
     assert [len(item.turns) for item in trajectories] == [16] * 4
     assert check(policy, trajectories, probes) == 2 * 16 * 3 + 2 * 16

@@ -1,0 +1,89 @@
+"""Contrast gains: what a turn adds to the belief in the gold answer, less what it adds to the belief in other answers.
+
+A finding moves probability away from what was mentioned before, and every absent name gains from that alike. What all
+absent names gain tells nothing about the answer; the contrast takes it off.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from igpo_core.environments.base import Environment
+from igpo_core.errors import DataError
+from igpo_core.rewards.outcome import squad_normalise
+from igpo_core.seeds import python_rng
+from igpo_core.trajectory import Question
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The other answers that a question's gold answer is compared with."""
+
+    pool: tuple[str, ...]
+    """Names to draw from: the first accepted answer of every train question, each once."""
+    count: int
+    """Names that are drawn for a question (reward.contrast)."""
+    seed: int
+    step: int
+    """With the question's id, `seed` and `step` key the draw."""
+
+    def names(self, question: Question) -> tuple[str, ...]:
+        """Draw the question's names: none is an accepted answer of it or stands in its text as whole words.
+
+        Raises DataError where the pool has fewer such names than `count`.
+        """
+        accepted = {squad_normalise(answer) for answer in question.answers}
+        text = squad_normalise(question.text)
+        order = python_rng(self.seed, "contrast", self.step, question.id).sample(self.pool, len(self.pool))
+        found: list[str] = []
+        for name in order:
+            if squad_normalise(name) not in accepted and not stands_in(name, text):
+                found.append(name)
+            if len(found) == self.count:
+                return tuple(found)
+        raise DataError(
+            f"question {question.id!r}: reward.contrast={self.count} needs as many other answers, and the train questions "
+            f"have {len(found)} that are neither accepted nor named in the question: lower reward.contrast, or give more "
+            "questions"
+        )
+
+
+def contrast_pool(environment: Environment) -> tuple[str, ...]:
+    """Return the first accepted answer of every train question that normalises to a text, each once, in table order."""
+    return tuple(
+        {
+            squad_normalise(question.answers[0]): question.answers[0]
+            for question in environment.questions("train")
+            if squad_normalise(question.answers[0])
+        }.values()
+    )
+
+
+def stands_in(name: str, normalised_text: str) -> bool:
+    """Return whether the name stands in a text, normalised by squad_normalise, as whole words."""
+    return f" {squad_normalise(name)} " in f" {normalised_text} "
+
+
+def contrast_gains(
+    beliefs: Sequence[float],
+    others: Sequence[Sequence[float]],
+    absent: Sequence[Sequence[bool]],
+    gain: str,
+) -> tuple[list[float], int]:
+    """Return g_1..g_{T-1} and how many of them had nothing to be compared with.
+
+    g_t = f(s_t) - f(s_{t-1}) - mean over k of (f(o_t^k) - f(o_{t-1}^k)), with f = exp for prob_diff, else the identity.
+    k goes over the names that are absent from the history at the later cut t, the same at both ends. Where no name is
+    left, nothing is subtracted and the gain is counted.
+
+    beliefs: s_0..s_{T-1}, mean log-probabilities of the gold answer. others[t][k]: o_t^k, of name k at the same cut.
+    absent[t][k]: whether name k does not stand in the history up to that cut.
+    """
+    value: Callable[[float], float] = math.exp if gain == "prob_diff" else float
+    gains, alone = [], 0
+    for t in range(1, len(beliefs)):
+        own = value(beliefs[t]) - value(beliefs[t - 1])
+        moved = [value(others[t][k]) - value(others[t - 1][k]) for k, gone in enumerate(absent[t]) if gone]
+        alone += not moved
+        gains.append(own - (math.fsum(moved) / len(moved) if moved else 0.0))
+    return gains, alone

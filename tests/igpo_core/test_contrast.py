@@ -1,0 +1,58 @@
+"""The contrast gain: names drawn, what is taken off, and the whole of it in a training step."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpo_core.errors import DataError
+from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
+from igpo_core.trajectory import Question
+
+QUESTION = Question("q1", "s", "train", "Did Ann Lee know Bob ?", ("Cid", "El Cid"))
+POOL = ("Ann Lee", "Bob", "cid", "Dora", "Eve", "Ann", "Fay")
+
+
+def test_names_are_drawn_by_key_and_are_neither_accepted_nor_in_the_question() -> None:
+    names = Contrast(POOL, 3, seed=0, step=4).names(QUESTION)
+    assert sorted(names) == ["Dora", "Eve", "Fay"]  # Ann Lee, Bob and Ann stand in the question, cid is accepted
+    assert names == Contrast(POOL, 3, seed=0, step=4).names(QUESTION)
+    wide = tuple(f"N{i}" for i in range(40))
+    draws = {Contrast(wide, 3, seed, step).names(QUESTION) for seed in (0, 1) for step in range(5)}
+    assert len(draws) == 10
+    with pytest.raises(DataError, match=r"q1.*reward.contrast=4.*have 3"):
+        Contrast(POOL, 4, seed=0, step=0).names(QUESTION)
+
+
+def test_a_name_stands_in_a_text_as_whole_words_alone() -> None:
+    assert stands_in("The Bob", "did bob know") and not stands_in("Bob", "did bobby know")
+
+
+def test_gains_by_hand() -> None:
+    """Beliefs log .1 -> log .4 -> log .8; names x: .2 -> .1 -> .1 and y: .1 -> .3 -> .5, which the second result names.
+
+    prob_diff: turn 1: .3 - ((-.1) + .2) / 2 = .25; turn 2, x alone: .4 - 0 = .4.
+    log_prob_diff: turn 1: log 4 - (log .5 + log 3) / 2; turn 2: log 2 - log 1.
+    """
+    log = math.log
+    beliefs = [log(0.1), log(0.4), log(0.8)]
+    others = [[log(0.2), log(0.1)], [log(0.1), log(0.3)], [log(0.1), log(0.5)]]
+    absent = [[True, True], [True, True], [True, False]]
+    assert contrast_gains(beliefs, others, absent, "prob_diff") == (pytest.approx([0.25, 0.4]), 0)
+    expected = [log(4) - (log(0.5) + log(3)) / 2, log(2)]
+    assert contrast_gains(beliefs, others, absent, "log_prob_diff") == (pytest.approx(expected), 0)
+
+
+def test_without_an_absent_name_nothing_is_taken_off_and_it_is_counted() -> None:
+    gains, alone = contrast_gains([math.log(0.1), math.log(0.4)], [[-1.0], [-3.0]], [[True], [False]], "prob_diff")
+    assert gains == pytest.approx([0.3]) and alone == 1
+
+
+@given(st.lists(st.floats(-9, 0), min_size=1, max_size=6), st.integers(1, 4))
+def test_what_every_name_gains_alike_is_worth_nothing(beliefs: list[float], names: int) -> None:
+    """The gold answer moves as each absent name does: every gain is 0."""
+    others = [[value] * names for value in beliefs]
+    absent = [[True] * names for _ in beliefs]
+    gains, alone = contrast_gains(beliefs, others, absent, "log_prob_diff")
+    assert gains == pytest.approx([0.0] * (len(beliefs) - 1), abs=1e-12) and alone == 0
