@@ -118,7 +118,7 @@ def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: 
 
 
 def step_of_the_laptop(repeats: int) -> None:
-    """The default preset after its first warm-start stage, which searches in every way."""
+    """Preset lookup after its first warm-start stage, which searches in every way."""
     from flows.specification import load_specification
     from igpo_core.data import to_questions
     from igpo_core.environments import lookup
@@ -126,7 +126,7 @@ def step_of_the_laptop(repeats: int) -> None:
     from igpo_core.policies import build_policy
     from igpo_core.warmstart import run_warm_start
 
-    specification = load_specification("outcome-vs-igpo")
+    specification = load_specification("lookup")
     base = specification.experiment("igpo", 0)
     assert base.data.kind == "lookup" and base.warm_start is not None
     environment = LookupEnvironment(base.data, to_questions(lookup.generate(base.data)), base.rollout.max_turns)

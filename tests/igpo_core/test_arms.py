@@ -38,7 +38,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffle": "group", "gain": "prob_diff"},
     "lagged": {"scorer": "lagged", "scorer_steps": 2},
     "turn_group": {"normalization": "turn_group", "gain_scale": "match_outcome"},
-    "gated": {"gate": "outcome_spread", "penalty_on": "turn"},
+    "gated": {"gate": "outcome_spread", "penalty_on": "trajectory"},
+    "root_mean_square": {"gain": "prob_diff", "normalization": "root_mean_square", "gain_floor": 0.01},
+    "contrast": {"contrast": 3},
+    "contrast_lagged": {"contrast": 3, "scorer": "lagged", "scorer_steps": 2},
     "rloo": {"baseline": "leave_one_out", "scale": "none", "penalty_on": "apart"},
     "reinforce_pp": {"baseline": "batch_mean"},
 }
@@ -161,3 +164,23 @@ def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it(taught: Any) -> N
     assert before < 500 <= trainer.counters["sampled_tokens"] and trainer.step < 10
     with pytest.raises(ValueError, match="need an amount"):
         trainer_of(taught, ARMS["outcome_only"], training={"budget": "seconds"})
+
+
+def test_a_contrast_is_read_in_the_rollout_as_it_is_afterwards(taught: Any) -> None:
+    """Scores of the accepted answer and of three others ride in the prefills. A belief stays that of the accepted answer,
+    and reading them from the finished trajectories gives the same gains."""
+    trainer = trainer_of(taught, ARMS["contrast"])
+    contrast = trainer.contrast(0)
+    result = trainer_of(taught, ARMS["contrast"]).run_step()
+    plain = trainer_of(taught, ARMS["igpo"]).run_step()
+    again = explain_trajectories(
+        trainer.policy, [item.trajectory for item in result.scored], trainer.config.reward, contrast=contrast
+    )
+    differing = 0
+    for own, other, without in zip(result.scored, again, plain.scored, strict=True):
+        assert own.trajectory.answer_scores is not None and {len(row) for row in own.trajectory.answer_scores} == {4}
+        assert own.beliefs == pytest.approx(without.beliefs, abs=1e-5)
+        assert own.gains == pytest.approx(other.gains, abs=1e-4)
+        differing += own.gains != without.gains
+    assert differing > len(plain.scored) // 2
+    assert result.metrics["reward/gains_without_contrast"] < 1.0
