@@ -1,11 +1,12 @@
 """What an ablation compares: a base experiment, arms that change the learning signal alone, factors crossed with them,
 seeds. One YAML file each."""
 
+import difflib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -52,6 +53,11 @@ class AblationSpecification(BaseModel):
     base: ExperimentConfig
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
     baseline: str
+    primary: str | None = Field(
+        None,
+        description="The arm whose comparison with the baseline answers the question. Empty: the only other arm where there "
+        "is one, else no single one.",
+    )
     factors: dict[str, dict[str, dict[str, Any]]] = {}
     seeds: list[int] = Field(min_length=1)
     until: Until | None = Field(None, description="Go on with more seeds until the answer is narrow enough.")
@@ -89,24 +95,11 @@ class AblationSpecification(BaseModel):
 
     @model_validator(mode="after")
     def _arms(self) -> "AblationSpecification":
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is no arm; arms are {', '.join(self.arms)}")
-        known = RewardConfig.model_fields
-        for arm, changes in self.arms.items():
-            shared = [name for name in OF_ALL_ARMS if name in changes]
-            if shared:
-                raise ValueError(
-                    f"arm {arm!r} sets {', '.join(shared)}: the format penalty is the same for all arms of a comparison. Set "
-                    f"reward.{shared[0]} in `base`, or as a factor"
-                )
-            foreign = sorted(set(changes) - {*known, "optimizer", "replicate"})
-            foreign += [f"optimizer.{name}" for name in changes.get("optimizer", {}) if name not in OF_OPTIMIZER]
-            if foreign:
-                raise ValueError(
-                    f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the learning signal alone ({', '.join(known)}; "
-                    f"optimizer: {', '.join(OF_OPTIMIZER)}; replicate); anything else would confound the comparison and "
-                    "belongs into `base`, for all arms, or into `factors`, where it is what is studied"
-                )
+        faults = faults_of_arms(self.arms, self.baseline, self.primary)
+        if not faults:
+            faults = [fault for cell in self.cells for fault in self._faults_of_cell(cell)]
+        if faults:
+            raise ValueError("\n  ".join(dict.fromkeys(faults)))
         for cell in self.cells:
             same: dict[str, str] = {}
             for arm in self.arms:
@@ -120,6 +113,21 @@ class AblationSpecification(BaseModel):
             if all(factor in self.ignored_factors(arm) for arm in self.arms):
                 raise ValueError(f"factor {factor!r} changes nothing in any arm: its levels set what is set already")
         return self
+
+    def _faults_of_cell(self, cell: str) -> list[str]:
+        """Why arms cannot be run in the cell, one each."""
+        faults = []
+        for arm in self.arms:
+            try:
+                self.experiment(arm, 0, cell)
+            except ValueError as error:
+                faults.append(str(error))
+        return faults
+
+    @property
+    def answering(self) -> list[str]:
+        """The arms whose comparison with the baseline answers the question: one, or every other arm where none is named."""
+        return [self.primary] if self.primary else [arm for arm in self.arms if arm != self.baseline]
 
     @cached_property
     def cells(self) -> tuple[str, ...]:
@@ -207,9 +215,10 @@ class AblationSpecification(BaseModel):
         return self
 
     def select(self, arms: list[str] | None, seeds: list[int] | None) -> "AblationSpecification":
-        """These arms and the baseline, with these seeds; None keeps what is there."""
+        """These arms, the baseline and the primary arm, with these seeds; None keeps what is there."""
         self._known(arms or [])
-        kept = {name: changes for name, changes in self.arms.items() if not arms or name in {*arms, self.baseline}}
+        asked = {*(arms or self.arms), self.baseline, self.primary}
+        kept = {name: changes for name, changes in self.arms.items() if name in asked}
         content = self.model_dump()
         return validated({**content, "arms": kept, "seeds": seeds or self.seeds}, "the selection")
 
@@ -222,7 +231,8 @@ class AblationSpecification(BaseModel):
     def _known(self, arms: list[str]) -> None:
         unknown = [arm for arm in arms if arm not in self.arms]
         if unknown:
-            raise ConfigError(f"unknown arm {', '.join(unknown)}: {self.name} has {', '.join(self.arms)}")
+            guesses = "".join(nearest(arm, self.arms) for arm in unknown)
+            raise ConfigError(f"unknown arm {', '.join(unknown)}{guesses}: {self.name} has {', '.join(self.arms)}")
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -236,12 +246,59 @@ class _EachKeyOnce(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a misspelt one comes near to, as " (did you mean hops?)"; "" where none does."""
+    near = difflib.get_close_matches(name, [*known], 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, primary: str | None) -> list[str]:
+    """Every wrong name and value in the arms, whatever the base is."""
+    faults = []
+    for role, arm in (("baseline", baseline), ("primary", primary)):
+        if arm is not None and arm not in arms:
+            faults.append(f"{role} {arm!r} is no arm{nearest(arm, arms)}; arms are {', '.join(arms)}")
+    if primary is not None and primary == baseline:
+        faults.append(f"primary {primary!r} is the baseline: name the arm that is compared with it")
+    known = {*RewardConfig.model_fields, "optimizer", "replicate"}
+    for arm, changes in arms.items():
+        shared = [name for name in OF_ALL_ARMS if name in changes]
+        if shared:
+            faults.append(
+                f"arm {arm!r} sets {', '.join(shared)}: the format penalty is the same for all arms of a comparison. Set "
+                f"reward.{shared[0]} in `base`, or as a factor"
+            )
+        foreign = [f"{name}{nearest(name, known)}" for name in sorted({*changes} - known)]
+        of_optimizer = [name for name in changes.get("optimizer", {}) if name not in OF_OPTIMIZER]
+        foreign += [f"optimizer.{name}{nearest(name, OF_OPTIMIZER)}" for name in of_optimizer]
+        if foreign:
+            faults.append(
+                f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the learning signal alone "
+                f"({', '.join(RewardConfig.model_fields)}; optimizer: {', '.join(OF_OPTIMIZER)}; replicate); anything else would "
+                "confound the comparison and belongs into `base`, for all arms, or into `factors`, where it is what is studied"
+            )
+        try:
+            RewardConfig.model_validate({name: changes[name] for name in RewardConfig.model_fields if name in changes})
+        except ValidationError as error:  # rules over several settings wait for those of the base
+            wrong = [
+                reason
+                for fault, reason in zip(error.errors(), reasons(error, RewardConfig), strict=True)
+                if fault["loc"]
+            ]
+            faults += [f"arm {arm!r}: {reason}" for reason in wrong]
+    return faults
+
+
 def load_specification(name: str) -> AblationSpecification:
     """A preset by name, or a YAML file by path. Raises ConfigError naming file, field and reason."""
-    path = PRESETS / f"{name}.yaml" if "/" not in name and not name.endswith((".yaml", ".yml")) else Path(name)
+    path = PRESETS / f"{name}.yaml" if is_preset(name) else Path(name)
+    if not path.is_file() and is_preset(name):
+        names = presets()
+        raise ConfigError(
+            f"no specification {name!r}{nearest(name, names)}: presets are {', '.join(names)}; or give the path of a YAML file"
+        )
     if not path.is_file():
-        shipped = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-        raise ConfigError(f"no specification {name!r}: presets are {shipped}; or give the path of a YAML file")
+        raise ConfigError(f"{path}: no such file (looked for in {Path.cwd()})")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -257,17 +314,39 @@ def load_specification(name: str) -> AblationSpecification:
     return specification.model_copy(update={"base": base})
 
 
+def is_preset(name: str) -> bool:
+    """Whether it names a preset, not a file."""
+    return "/" not in name and not name.endswith((".yaml", ".yml"))
+
+
+def presets() -> list[str]:
+    """The names of those that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def study_name(preset: str) -> str:
+    """What the specification is called in Prefect and MLflow. Where its file cannot be read, the file's name: the error comes
+    where it is needed."""
+    try:
+        return load_specification(preset).name
+    except ConfigError:
+        return Path(preset).stem
+
+
 def _derived(given: dict[str, Any], where: str) -> dict[str, Any]:
     """The base of another preset with some settings changed: {from: core-arms, rollout.group_size: 4}."""
     changes = dict(given)
     content: dict[str, Any] = json.loads(
         load_specification(changes.pop("from")).base.model_dump_json(exclude_unset=True)
     )
-    try:
-        for path, value in changes.items():
+    faults = []
+    for path, value in changes.items():
+        try:
             put(content, path, value)
-    except ValueError as error:
-        raise ConfigError(f"{where} does not describe an ablation:\n  {error}") from error
+        except ValueError as error:
+            faults.append(f"  base: {error}")
+    if faults:
+        raise ConfigError("\n".join([f"{where} does not describe an ablation:", *faults]))
     return content
 
 
@@ -296,23 +375,48 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
     try:
         return AblationSpecification.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {reason}" for reason in reasons(error, AblationSpecification)]
-        raise ConfigError("\n".join([f"{where} does not describe an ablation:", *lines])) from error
+        lines = reasons(error, AblationSpecification)
+        arms = content.get("arms")
+        if any(fault["loc"] for fault in error.errors()) and _is_arms(arms):
+            # rules over several fields are looked at only once each field is right: its author would mend one after another
+            lines += faults_of_arms(arms, content.get("baseline"), content.get("primary"))
+        raise ConfigError(
+            "\n".join([f"{where} does not describe an ablation:", *(f"  {line}" for line in lines)])
+        ) from error
+
+
+def _is_arms(given: Any) -> bool:
+    return isinstance(given, dict) and all(isinstance(arm, dict) for arm in given.values())
 
 
 def reasons(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each fault of the model's input as "field: what is wrong"; a rule over several fields names them itself."""
-    return [_reason(fault["loc"], fault["type"], fault["msg"], fault["input"], model) for fault in error.errors()]
+    return [
+        _reason(fault["loc"], fault["type"], fault["msg"], fault["input"], fault.get("ctx", {}), model)
+        for fault in error.errors()
+    ]
 
 
-def _reason(place: tuple[int | str, ...], kind: str, message: str, given: Any, model: type[BaseModel]) -> str:
+def _reason(
+    place: tuple[int | str, ...],
+    kind: str,
+    message: str,
+    given: Any,
+    context: Mapping[str, Any],
+    model: type[BaseModel],
+) -> str:
     field = ".".join(map(str, place))
     if kind == "extra_forbidden":
+        known = _beside(model, place)
         message = (
-            f"there is no such setting: remove it or correct its name, here are {', '.join(_beside(model, place))}"
+            f"there is no such setting{nearest(str(place[-1]), known)}: remove it or correct its name, here are "
+            f"{', '.join(known)}"
         )
     elif not kind.startswith("value_error") and isinstance(given, str | int | float):
         message += f", got {given!r}"
+        if kind in ("literal_error", "union_tag_invalid"):
+            expected = str(context.get("expected", context.get("expected_tags", "")))
+            message += nearest(str(given), re.findall(r"'([^']+)'", expected))
     message = message.removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
 

@@ -20,6 +20,7 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;border-top:1px solid #
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{color:#555;font-weight:600}
 .warn{background:#fff4e5;border-left:4px solid #d55e00;padding:.4rem .8rem;margin:.4rem 0;font-size:13px}
+.answer{font-size:17px;max-width:60rem;margin:.4rem 0}
 svg{max-width:100%;height:auto}
 #filters{display:flex;flex-wrap:wrap;gap:.8rem;margin:.6rem 0}#filters label{font-size:13px;color:#555}
 #list{max-height:16rem;overflow-y:auto;border:1px solid #ddd;font-size:13px}
@@ -34,6 +35,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem
 def write_page(
     path: Path,
     sweep: str,
+    answer: str,
     specification: Mapping[str, Any],
     reports: "Sequence[CellReport]",
     compare: str,
@@ -41,7 +43,8 @@ def write_page(
 ) -> None:
     """One HTML file; text from outside (questions, passages, what the policy wrote) is escaped, and no script of it runs."""
     baseline = specification["baseline"]
-    parts = [f"<h1>{_text(sweep)}</h1>", f"<p>{_text(specification['description'])}</p>"]
+    parts = [f"<h1>{_text(sweep)}</h1>", *(f'<p class="answer">{_text(line)}</p>' for line in answer.splitlines())]
+    parts.append(f"<p>{_text(specification['description'])}</p>")
     if len(reports) > 1:
         cells = [(report.cell, report.pairs) for report in reports]
         parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline))]

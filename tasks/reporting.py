@@ -10,30 +10,42 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.summaries import ArmSummary, CellReport, cell_reports
+from igpo_core.config import fingerprint
+from tasks import wording
+from tasks.summaries import BY_SEED, ArmSummary, CellReport, cell_reports, seed_rows
 from tasks.sweeps import Place, RunData, collect
-from tasks.tracking import client, compare_url, run_url, tag_filter, trace_url
-from tasks.watch import Moved, moved, prefix
-from tasks.wording import markdown, terminal_table
+from tasks.tracking import client, compare_url, experiment_id, run_url, tag_filter, trace_url, tracking_uri
+from tasks.watch import Moved, moved, prefix, report_before
+
+MADE_OF = "made_of"  # tag of a report: the fingerprint of all that it is made of
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report is, its texts, and its table as numbers and as text cells. widest: the widest 95% interval of a
-    difference, None where there is none."""
+    """Where the report is, and what it says.
+
+    answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. rows: the table
+    as text cells. widest: the widest 95% interval of a difference, None where there is none. made: when it was written.
+    reused: it was there, and nothing that it is made of has changed.
+    """
 
     run_id: str
     url: str
     compare: str
+    answer: str
     markdown: str
     terminal: str
-    cells: list[CellReport]
     rows: list[dict[str, str]]
     widest: float | None
     moved: list[Moved]
+    made: str
+    reused: bool
 
 
 def write_report(
@@ -42,68 +54,129 @@ def write_report(
     versions_by_cell: Mapping[str, str],
     places: Mapping[str, Sequence[Place]],
     cells: Sequence[str],
+    exploratory: Sequence[int] = (),
 ) -> Report:
-    """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds.
+    """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
+    as it is where nothing that it is made of has changed.
 
-    places: run key -> (cell, arm, seed) that the run stands for.
+    places: run key -> (cell, arm, seed) that the run stands for. exploratory: seeds that are not the preset's own.
     """
+    study = specification["name"]
+    experiment, comparison = experiment_id(study), _comparison(specification)
+    before = report_before(experiment, comparison, sweep)
+    made_of = fingerprint(
+        dict(specification), dict(versions_by_cell), dict(places), [*exploratory], tracking_uri(), _code(),
+        before and before.info.run_id, _runs(experiment, sweep),
+    )  # fmt: skip
+    run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
+    if client().get_run(run_id).data.tags.get(MADE_OF) == made_of:
+        return read_report(run_id)
+    client().set_tag(run_id, MADE_OF, "")  # until it is whole
+    reports = cell_reports(specification, collect(study, sweep, places), cells)
+    left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
+    reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
+    runs = sorted({run.run_id for report in reports for run in report.data.finished()})
+    told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
+    widths = [
+        row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
+    ]
+    answer = wording.answer(specification, told, exploratory)
+    compare = compare_url(experiment, sweep, runs)
+    report = Report(
+        run_id=run_id,
+        url=run_url(experiment, run_id),
+        compare=compare,
+        answer=answer,
+        markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
+        terminal=_terminal(reports, answer),
+        rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
+        widest=max(widths, default=None),
+        moved=left,
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        reused=False,
+    )
+    _write_files(report, specification, sweep, versions_by_cell, places, cells, reports)
+    for one in reports:
+        _log_summaries(run_id, one.summaries, one.cell)
+    client().set_tag(run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
+    if client().get_run(run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
+        client().set_terminated(run_id)
+    client().set_tag(run_id, MADE_OF, made_of)
+    return report
+
+
+def read_report(run_id: str) -> Report:
+    """A report as it was written."""
+    import mlflow.artifacts
+
+    client()  # sets how long a call may take
+    mlflow.set_tracking_uri(tracking_uri())
+    content = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{REPORT}"))
+    return Report(**{**content, "moved": [Moved(**arm) for arm in content["moved"]], "reused": True})
+
+
+def _write_files(
+    report: Report,
+    specification: Mapping[str, Any],
+    sweep: str,
+    versions_by_cell: Mapping[str, str],
+    places: Mapping[str, Sequence[Place]],
+    cells: Sequence[str],
+    reports: Sequence[CellReport],
+) -> None:
+    """The artifacts of the report's run."""
     import yaml
 
     from tasks.figures import write_figures
     from tasks.page import write_page
 
-    study, baseline = specification["name"], specification["baseline"]
-    reports = cell_reports(specification, collect(study, sweep, places), cells)
-    experiment = reports[0].data.experiment
-    comparison = _comparison(specification)
-    left = [arm for report in reports for arm in moved(experiment, comparison, sweep, report.cell, report.summaries)]
-    reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    compare = compare_url(
-        experiment, sweep, sorted({run.run_id for report in reports for run in report.data.finished()})
-    )
-    text = markdown(sweep, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare)
-    run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
-    mlflow = client()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "report.md").write_text(text)
-        table = [{"cell": report.cell, **asdict(row)} for report in reports for row in report.summaries]
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        (folder / "report.md").write_text(report.markdown)
+        table = [{"cell": one.cell, **asdict(row)} for one in reports for row in one.summaries]
         (folder / "table.json").write_text(json.dumps(table, indent=1))
-        _write_csv(
-            folder / "table.csv", [{"cell": r.cell, **row} if r.cell else row for r in reports for row in r.rows]
-        )
+        _write_csv(folder / "table.csv", report.rows)
         (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
         (folder / "places.json").write_text(json.dumps({"cells": list(cells), "places": dict(places)}, indent=1))
-        computed_on = sorted({run.processor for report in reports for run in report.data.finished()})
+        computed_on = sorted({run.processor for one in reports for run in one.data.finished()})
         (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell, computed_on), indent=1))
-        for report in reports:
-            inside = folder / "figures" / report.cell.replace(",", "_") if report.cell else folder
+        for one in reports:
+            inside = folder / "figures" / one.cell.replace(",", "_") if one.cell else folder
             inside.mkdir(parents=True, exist_ok=True)
-            write_figures(report.data, report.pairs, baseline, inside)
-        write_page(folder / "report.html", sweep, specification, reports, compare, read_trajectories(reports))
-        mlflow.log_artifacts(run_id, str(folder))
-    for report in reports:
-        _log_summaries(run_id, report.summaries, report.cell)
-    mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first
-    mlflow.set_terminated(run_id)
+            write_figures(one.data, one.pairs, specification["baseline"], inside)
+        trajectories = read_trajectories(reports)
+        write_page(folder / "report.html", sweep, report.answer, specification, reports, report.compare, trajectories)
+        client().log_artifacts(report.run_id, str(folder))
+
+
+def _answering(specification: Mapping[str, Any]) -> list[str]:
+    """flows.specification.AblationSpecification.answering."""
+    primary, baseline = specification["primary"], specification["baseline"]
+    return [primary] if primary else [arm for arm in specification["arms"] if arm != baseline]
+
+
+def _terminal(reports: Sequence[CellReport], answer: str) -> str:
+    """What is told at the end of a sweep: the table and the F1 of each seed, warnings, then the answer."""
     parts = []
     for report in reports:
-        head = [f"== {report.cell}"] if report.cell else []
-        parts.append("\n\n".join([*head, terminal_table(report.rows), report.words.plain()]))
-    widths = [
-        row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
-    ]
-    return Report(
-        run_id,
-        run_url(experiment, run_id),
-        compare,
-        text,
-        "\n\n".join(parts),
-        reports,
-        [{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
-        max(widths, default=None),
-        left,
-    )
+        parts += [f"== {report.cell}"] if report.cell else []
+        parts += [wording.short_table(report.rows), f"{BY_SEED}\n{wording.aligned(seed_rows(report.data))}"]
+        parts += [report.words.loud()] if report.words.warnings else []
+    return "\n\n".join([*parts, "ANSWER", wording.wrapped(answer)])
+
+
+def _runs(experiment: str, sweep: str) -> list[list[Any]]:
+    """The runs that MLflow has of the sweep, and when each ended."""
+    found = client().search_runs([experiment], tag_filter(sweep=sweep, kind="train"), max_results=5000)
+    return sorted([run.info.run_id, run.info.status, run.info.end_time] for run in found)
+
+
+def _code() -> dict[str, str]:
+    """What turns runs into a report: a change of it makes the report anew."""
+    from igpo_core.folders import file_hash
+
+    return {path.name: file_hash(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()}
 
 
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
@@ -142,8 +215,6 @@ def _traces(run: RunData) -> dict[str, str]:
 
 def _comparison(specification: Mapping[str, Any]) -> str:
     """The same for sweeps that compare the same: tasks/watch.py compares those."""
-    from igpo_core.config import fingerprint
-
     kept = ("name", "base", "arms", "baseline", "factors", "seeds")
     return fingerprint({name: specification[name] for name in kept})
 

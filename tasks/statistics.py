@@ -52,6 +52,32 @@ class Paired:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline as a reader asks for it.
+
+    pair: the differences. f1, baseline_f1: means over the seeds that both have, None where there are none. above: on how many
+    of these seeds the arm is above the baseline.
+    """
+
+    arm: str
+    baseline: str
+    pair: Paired
+    f1: float | None
+    baseline_f1: float | None
+    above: int
+
+
+def comparison(
+    scores: Mapping[str, Mapping[int, float]], arm: str, baseline: str, pairs: Mapping[str, Paired]
+) -> Comparison:
+    """Of scores[arm][seed] and the pairs that `paired` made of them."""
+    ours, theirs = scores[arm], scores[baseline]
+    both = [(ours[seed], theirs[seed]) for seed in sorted(ours) if seed in theirs]
+    means = [math.fsum(side) / len(both) for side in zip(*both, strict=True)] if both else [None, None]
+    return Comparison(arm, baseline, pairs[arm], means[0], means[1], sum(a > b for a, b in both))
+
+
 @lru_cache
 def _subsets(n: int) -> "np.ndarray":
     """[subsets, n] of 0 and 1, none of them empty: all while n is small, else drawn with a fixed seed."""

@@ -10,8 +10,10 @@ from tasks.alarms import alarms
 from tasks.processors import mixed
 from tasks.settings import of_cell
 from tasks.statistics import (
+    Comparison,
     Paired,
     Reached,
+    comparison,
     interquartile_mean,
     paired,
     probability_of_improvement,
@@ -76,6 +78,10 @@ class CellReport:
     words: Words
     slices: dict[str, dict[str, Paired]]
     explained: list[dict[str, str]]
+
+    def comparison(self, arm: str) -> Comparison:
+        """The arm against the baseline."""
+        return comparison(self.data.scores(), arm, self.baseline, self.pairs)
 
     @property
     def tables(self) -> dict[str, list[dict[str, str]]]:

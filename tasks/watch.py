@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from tasks.tracking import client, run_url, tag_filter
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from tasks.summaries import ArmSummary
 
 EVENT = "igpo-lab.effect-left-interval"
@@ -40,22 +42,26 @@ def prefix(cell: str) -> str:
     return f"report/{cell.replace(',', '/').replace('=', ' ')}/" if cell else "report/"  # MLflow takes no "="
 
 
-def moved(experiment: str, specification: str, sweep: str, cell: str, summaries: "Sequence[ArmSummary]") -> list[Moved]:
-    """Arms whose difference left the interval of the newest earlier report.
+def report_before(experiment: str, specification: str, sweep: str) -> "Run | None":
+    """The newest report of another sweep that compares the same.
 
-    experiment: MLflow's id. specification: fingerprint that reports of the same comparison share in their tag. An arm
-    without a difference or an earlier interval (a single seed) is not compared.
+    experiment: MLflow's id. specification: fingerprint that reports of the same comparison share in their tag.
     """
     same = f"{tag_filter(kind='report', specification=specification)} and attributes.status = 'FINISHED'"
     reports = client().search_runs([experiment], same, order_by=["attributes.end_time DESC"])
-    before = next((run for run in reports if run.data.tags["sweep"] != sweep), None)
+    return next((run for run in reports if run.data.tags["sweep"] != sweep), None)
+
+
+def moved(before: "Run | None", cell: str, summaries: "Sequence[ArmSummary]") -> list[Moved]:
+    """Arms whose difference left the interval of the report before. An arm without a difference or an earlier interval (a
+    single seed) is not compared."""
     if before is None:
         return []
     found = []
     for row in summaries:
         low, high = (before.data.metrics.get(f"{prefix(cell)}{row.arm}/{end}") for end in ("low", "high"))
         if row.difference is not None and low is not None and high is not None and not low <= row.difference <= high:
-            url = run_url(experiment, before.info.run_id)
+            url = run_url(before.info.experiment_id, before.info.run_id)
             name = f"{row.arm} ({cell})" if cell else row.arm
             found.append(Moved(name, row.difference, low, high, before.data.tags["sweep"], url))
     return found

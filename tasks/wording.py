@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.statistics import ALPHA, MIN_SEEDS, coverage, seeds_for_verdict
+from tasks.statistics import ALPHA, MIN_SEEDS, Comparison, coverage, seeds_for_verdict
 
 if TYPE_CHECKING:
     from tasks.summaries import ArmSummary
+
+
+MOST_NEEDED = 100  # seeds for the margin that are told as a number
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,16 @@ class Words:
         """The same with more warnings."""
         return replace(self, warnings=(*self.warnings, *lines))
 
-    def plain(self, width: int = 118) -> str:
-        """For a terminal."""
-        import textwrap
+    def loud(self, width: int = 118) -> str:
+        """The warnings, for a terminal. The rest is in the report."""
+        return wrapped("\n".join(self.warnings), width)
 
-        lines = [textwrap.fill(text, width) for text in (*self.warnings, *self.shown)]
-        lines += ["Not shown:", *(textwrap.fill(f"- {text}", width, subsequent_indent="  ") for text in self.limits)]
-        return "\n".join(lines)
+
+def wrapped(text: str, width: int = 118) -> str:
+    """Each line broken for a terminal."""
+    import textwrap
+
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict[str, str]]:
@@ -46,7 +52,7 @@ def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict
             "verdict": row.verdict,
             "p": _number(row.p),
             "P(better)": _number(row.improvement, 2),
-            "seeds for margin": "-" if row.needed is None else str(row.needed),
+            "seeds for margin": _needed(row),
             "dead groups": _number(row.dead_groups, 2),
             "turns": _number(row.turns, 1),
             f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
@@ -64,6 +70,13 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _needed(row: "ArmSummary") -> str:
+    """Nothing where the spread of few seeds would be taken for the spread, and no number that nobody will run."""
+    if row.difference is None or row.pairs < MIN_SEEDS:
+        return "-"
+    return f"more than {MOST_NEEDED}" if row.needed is None or row.needed > MOST_NEEDED else str(row.needed)
+
+
 def counted(number: int, noun: str) -> str:
     """1 seed, 2 seeds."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -74,6 +87,14 @@ def difference(row: "ArmSummary") -> str:
         return "-"
     bounds = "" if row.low is None or row.high is None else f" [{row.low:+.3f}, {row.high:+.3f}]"
     return f"{row.difference:+.3f}{bounds}"
+
+
+IN_SHORT = ("arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p", "dead groups", "turns", "s/run")
+
+
+def short_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The columns that a first look wants, at most 120 wide."""
+    return aligned([{name: _shorten(row[name]) for name in IN_SHORT} for row in rows])
 
 
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
@@ -102,9 +123,11 @@ def _shorten(text: str, width: int = 36) -> str:
 Table = Sequence[Mapping[str, str]]
 
 
-def markdown(sweep: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, Table]]], compare: str) -> str:
-    """The whole report: for each cell its table, words, and further tables by title."""
-    parts = [f"# {sweep}"]
+def markdown(
+    sweep: str, answer: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, Table]]], compare: str
+) -> str:
+    """The whole report: the answer, then for each cell its table, words, and further tables by title."""
+    parts = [f"# {sweep}", *answer.splitlines()]
     for cell, rows, words, further in cells:
         parts += [f"# {cell}"] if cell else []
         parts += [f"> **{text}**" for text in words.warnings]
@@ -119,6 +142,75 @@ def markdown(sweep: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, T
 def _markdown_table(rows: Table) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def answer(
+    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[int]
+) -> str:
+    """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
+    comparison answers it.
+
+    cells: the comparisons that answer in each cell. exploratory: seeds that are not the preset's own.
+    """
+    compared = max(1, len(specification["arms"]) - 1)
+    lines = []
+    for cell, comparisons in cells:
+        start = f"{cell}: " if cell else ""
+        lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
+    if exploratory:
+        named = ", ".join(map(str, exploratory))
+        lines.append(
+            f"Exploratory: {'seed' if len(exploratory) == 1 else 'seeds'} {named} {'is' if len(exploratory) == 1 else 'are'} "
+            "not of the preset. A number of seeds that is chosen after a look at the result finds too many differences."
+        )
+    lines.append(worth(specification))
+    return (" " if len(lines) <= 3 else "\n").join(lines)
+
+
+def outcome(one: Comparison, margin: float, compared: int) -> str:
+    """Better, worse, no difference that matters, or not decided, with its numbers. compared: arms besides the baseline."""
+    arm, baseline, pair = one.arm, one.baseline, one.pair
+    if pair.mean is None:
+        return f"Not decided: {arm} and {baseline} have no finished seed in common."
+    span = pair.interval
+    numbers = (
+        f"test F1 {one.f1:.3f} against {one.baseline_f1:.3f}, a difference of {pair.mean:+.3f}"
+        + ("" if span is None else f" (95% interval {span.low:+.3f} to {span.high:+.3f})")
+        + f", above on {one.above} of {counted(pair.n, 'seed')}"
+    )
+    if pair.verdict in ("better", "worse"):
+        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f})."
+    if pair.verdict == "within margin":
+        return (
+            f"{arm} and {baseline} do not differ by an amount that matters: {numbers}. The whole interval lies within the "
+            f"margin of {margin:g}."
+        )
+    needed = seeds_for_verdict(compared)
+    few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"
+    if pair.verdict == "too few seeds":
+        reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."
+    else:
+        reason = (
+            f"Chance alone may do as much (p = {pair.p:.3f}), and the interval reaches beyond the margin of {margin:g}: "
+            "neither a difference nor its absence was shown."
+        )
+        if pair.n < needed:
+            reason += f" {few} alone: {needed} fixed before the first result are the fewest."
+    return f"Not decided whether {arm} is better or worse than {baseline}: {numbers}. {reason}"
+
+
+def worth(specification: Mapping[str, Any]) -> str:
+    """What an answer is of."""
+    base, crossed = specification["base"], bool(specification["factors"])
+    kind = base["data"]["kind"]
+    world = "these questions and passages" if kind == "files" else f"this world ({kind})"
+    start = (
+        "this warm start"
+        if base["warm_start"] is not None
+        else f"this start ({base['policy']['kind']} policy, no warm start)"
+    )
+    cell = ", each line for its own cell" if crossed else ""
+    return f"It holds for {world}, this budget ({_budget(base)}) and {start}{cell}, and says nothing of others."
 
 
 def sentences(
@@ -195,7 +287,7 @@ def _certainty(pairs: int, compared: int) -> str:
     needed = seeds_for_verdict(compared)
     if pairs < MIN_SEEDS:
         few = f"{counted(pairs, 'seed')} cannot carry one: {needed} can"
-        return f"{text} {few} (`--seeds` adds the missing ones and reuses these)."
+        return f"{text} {few}, where their number was fixed before the first result."
     if pairs < needed:
         return f"{text} With {pairs} seeds several arms can get one together, but none alone: for that {needed} are needed."
     return text

@@ -109,6 +109,52 @@ def test_an_unknown_arm_is_told_which_there_are(tmp_path: Path) -> None:
         specification.experiment("igpo_magic", 0)
 
 
+def test_the_arm_that_answers_the_question_is_named_and_kept(tmp_path: Path) -> None:
+    two = load_specification(write(tmp_path, GOOD))
+    assert two.primary is None and two.answering == ["gain"]  # the only other arm
+    arms = {**GOOD["arms"], "raw": {"gain": "prob_diff", "normalization": "raw"}}
+    three = load_specification(write(tmp_path, {**GOOD, "arms": arms}))
+    assert three.answering == ["gain", "raw"]  # no single one
+    named = load_specification(write(tmp_path, {**GOOD, "arms": arms, "primary": "raw"}))
+    assert named.answering == ["raw"]
+    assert list(named.select(["gain"], None).arms) == ["outcome_only", "gain", "raw"]
+    assert list(named.select(["outcome_only"], None).arms) == ["outcome_only", "raw"]
+    for wrong, reason in (
+        ("rw", r"primary 'rw' is no arm \(did you mean raw\?\)"),
+        ("outcome_only", "is the baseline"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            load_specification(write(tmp_path, {**GOOD, "arms": arms, "primary": wrong}))
+
+
+def test_every_fault_of_a_file_is_told_at_once_with_what_may_be_meant(tmp_path: Path) -> None:
+    wrong = {
+        "base": {"data": {"kind": "lookup", "hopps": 2}},
+        "arms": {
+            "outcome_only": {"reward": "outcome_only"},
+            "gain": {"gian": "prob_diff"},
+            "odd": {"gain": "prob_dif"},
+        },
+        "baseline": "outcome_onyl",
+    }
+    with pytest.raises(ConfigError) as refusal:
+        load_specification(write(tmp_path, {**GOOD, **wrong}))
+    for part in ("hopps", "did you mean hops?", "gian (did you mean gain?)", "outcome_onyl", "did you mean outcome_only?",
+                 "got 'prob_dif' (did you mean prob_diff?)"):  # fmt: skip
+        assert part in str(refusal.value)
+    with pytest.raises(ConfigError) as refusal:  # the same with a base that is right
+        load_specification(write(tmp_path, {**GOOD, **wrong, "base": GOOD["base"]}))
+    assert all(part in str(refusal.value) for part in ("gian", "outcome_onyl", "prob_dif'")), refusal.value
+
+
+def test_a_path_without_a_file_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml: no such file") as refusal:
+        load_specification(str(tmp_path / "mine.yaml"))
+    assert "presets" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=r"'core-arm' \(did you mean core-arms\?\)"):
+        load_specification("core-arm")
+
+
 @pytest.mark.parametrize("seeds", [[1, 1], [-1]])
 def test_bad_seeds_of_a_selection_are_refused(tmp_path: Path, seeds: list[int]) -> None:
     with pytest.raises(ConfigError, match="seeds"):
@@ -130,6 +176,11 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"base": {"training": {"nodes": 2}}}, ["processes=2", "set processes to 1"]),
         ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
+        (
+            {"arms": {**GOOD["arms"], "own": {"format_penalty": 0}}},
+            ["'own'", "format_penalty", "same for all arms", "factor"],
+        ),
+        ({"arms": {**GOOD["arms"], "own": {"penalty_on": "apart"}}}, ["'own'", "reward.penalty_on in `base`"]),
         ({"arms": {**GOOD["arms"], "odd": {"gain": "squared"}}}, ["'odd'", "gain", "log_prob_diff"]),
         ({"arms": {"outcome_only": {"reward": "outcome_only", "gamma": 0.5}}}, ["'outcome_only'", "gamma", "leave"]),
         ({"arms": {}}, ["arms"]),

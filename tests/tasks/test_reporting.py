@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tasks.summaries import (
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.traces import TraceRecord, TurnRecord
 from tasks.tracking import client, compare_url, experiment_id
-from tasks.wording import _certainty, _compared, sentences, table_rows, terminal_table
+from tasks.wording import Words, _certainty, _compared, sentences, short_table, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
@@ -42,10 +42,12 @@ SPECIFICATION: dict[str, Any] = {
         "rollout": {"questions": 2, "group_size": 4},
         "training": {"epochs": 1, "steps_per_epoch": 4, "budget": "steps", "amount": None},
         "evaluation": {"test_questions": 64, "threshold": 0.5},
+        "policy": {"kind": "new"},
         "warm_start": {"stages": []},
     },
     "arms": {"outcome_only": {}, "igpo": {}},
     "baseline": "outcome_only",
+    "primary": None,
     "seeds": [0, 1, 2, 3, 4],
 }
 
@@ -178,6 +180,7 @@ def test_the_terminal_table_fits() -> None:
         replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
     ))  # fmt: skip
     text = terminal_table(table_rows(summed(long), 0.5))
+    assert max(map(len, short_table(table_rows(summed(long), 0.5)).splitlines())) <= 120
     assert max(map(len, text.splitlines())) <= 120
     assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
 
@@ -196,7 +199,18 @@ def seven() -> ArmSummary:
 
 def words(data: SweepData) -> str:
     rows = summed(data, SPECIFICATION["margin"])
-    return sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]).plain(10_000)
+    return every(sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]))
+
+
+def every(words: Words) -> str:
+    return "\n".join((*words.warnings, *words.shown, *words.limits))
+
+
+def test_the_seeds_for_the_margin_are_told_where_they_mean_something() -> None:
+    """Not of the spread of five differences, and not where nobody would run so many."""
+    rows = [summed(five(), 0.03)[1], *(replace(seven(), needed=needed) for needed in (12, 100, 101, 2006, None))]
+    told = [row["seeds for margin"] for row in table_rows(rows, 0.5)]
+    assert told == ["-", "12", "100", "more than 100", "more than 100", "more than 100"] and rows[0].needed
 
 
 def test_an_interval_that_leaves_zero_out_is_no_verdict() -> None:
@@ -296,7 +310,7 @@ def test_words_of_a_cell_say_what_the_cell_is() -> None:
     }
     cell = "group=2,penalty=0"
     (report,) = cell_reports({**SPECIFICATION, "factors": levels}, {cell: five()}, [cell])
-    told = report.words.plain(10_000)
+    told = every(report.words)
     assert "4 steps of 4 questions x 2 rollouts" in told
     assert (
         "Any other format penalty than -1 and 0, which decides how an arm fails: compare with the other cells." in told
@@ -342,7 +356,7 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
 
     first = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
     assert "igpo seed 4 (FAILED)" in first.markdown and "igpo seed 4 (FAILED)" in first.terminal.replace("\n", " ")
-    assert [row.verdict for row in first.cells[0].summaries] == ["baseline", "too few seeds"]
+    assert [row["verdict"] for row in first.rows] == ["baseline", "too few seeds"]
 
     write_status(tmp_path / "igpo-4", "FINISHED")
     Sender(tmp_path / "igpo-4").send()
@@ -350,9 +364,16 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
 
+    lasted = client().get_run(first.run_id).info.end_time
     points = client().get_metric_history(second.run_id, "report/igpo/difference")
-    write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
+    assert second.answer.startswith("Not decided whether igpo is better or worse than outcome_only: test F1 0.800")
+    found_again = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
+    assert found_again == replace(second, reused=True) and not second.reused  # nothing had changed
+    added = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], exploratory=[4])
+    assert not added.reused and added.run_id == first.run_id and "Exploratory: seed 4" in added.terminal
+    assert not write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""]).reused
     assert client().get_metric_history(second.run_id, "report/igpo/difference") == points  # unchanged: no new point
+    assert client().get_run(first.run_id).info.end_time == lasted  # a report written again does not seem to take longer
 
     reports = client().search_runs([experiment_id("study")], "tags.kind = 'report'")
     assert [item.info.run_id for item in reports] == [first.run_id]
@@ -363,8 +384,10 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     table = json.loads((folder / "table.json").read_text())
     assert {row["arm"]: row["f1"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
     (again,) = recompute(first.run_id)  # from the training runs alone
-    assert again.summaries == second.cells[0].summaries and again.rows == second.rows
-    assert again.tables == second.cells[0].tables and "turns (searches: one less)" in second.markdown
+    assert again.rows == second.rows and "turns (searches: one less)" in second.markdown
+    assert json.loads(json.dumps([asdict(row) for row in again.summaries])) == [
+        {name: value for name, value in row.items() if name != "cell"} for row in table
+    ]
     with pytest.raises(DataError, match="gives no run 0123"):
         recompute("0123")
     with pytest.raises(DataError, match="is no report"):
@@ -376,7 +399,9 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert yaml.safe_load((folder / "specification.yaml").read_text()) == SPECIFICATION
     versions = json.loads((folder / "versions.json").read_text())
     assert versions["data"] == ["v1"] and versions["packages"]["mlflow"] and versions["git"]
-    assert (folder / "report.md").read_text() == second.markdown
+    assert (folder / "report.md").read_text() == second.markdown and second.answer in second.markdown
+    assert second.answer in page and page.index(second.answer) < page.index("<svg")
+    assert second.terminal.replace("\n", " ").endswith(second.answer)
     for name in ("overview", "f1", "difference", "dead_groups", "turns"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -445,13 +470,13 @@ def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_serve
     report = write_report(
         specification, "study-1", {"gamma=1": "v1", "gamma=0.9": "v1"}, places, ["gamma=1", "gamma=0.9"]
     )
-    assert [(cell.cell, cell.summaries[1].difference) for cell in report.cells] == [
+    assert [(cell.cell, cell.summaries[1].difference) for cell in recompute(report.run_id)] == [
         ("gamma=1", pytest.approx(0.7)),
         ("gamma=0.9", pytest.approx(0.3)),
     ]
     metrics = client().get_run(report.run_id).data.metrics
     assert metrics["report/gamma 0.9/igpo/difference"] == pytest.approx(0.3)
-    assert [cell.summaries for cell in recompute(report.run_id)] == [cell.summaries for cell in report.cells]
+    assert [line.split(": ")[0] for line in report.answer.splitlines()[:2]] == ["gamma=1", "gamma=0.9"]
     folder = Path(client().download_artifacts(report.run_id, "", str(tmp_path / "downloaded")))
     assert "The effect by cell" in (folder / "report.html").read_text()
 
