@@ -22,6 +22,7 @@ import pandas
 
 from igpo_core.config import QuestionFiles, code_version, fingerprint
 from igpo_core.data import SPLITS
+from igpo_core.data.questions import ID_ALIASES
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.indexing import build_index, index_settings, measure_search
@@ -231,7 +232,8 @@ def _inputs_key(config: Config) -> str:
     splits: list[str | None] = []
     if isinstance(config, QuestionFiles):
         questions = [file.path for file in config.questions]
-        files = [*questions, *config.corpus, *([config.evaluation] if config.evaluation else [])]
+        questions += [config.evaluation] if config.evaluation else []
+        files = [*questions, *(path.with_name(ID_ALIASES) for path in questions), *config.corpus]
         splits = [file.split for file in config.questions]
     code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]

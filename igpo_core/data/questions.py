@@ -10,6 +10,7 @@ import pandas
 
 from igpo_core.data.reading import RawTable, Row, read_table, unique
 from igpo_core.data.schema import QUESTION_SCHEMA, table
+from igpo_core.errors import DataError
 
 # Names of sources in the files of others.
 SOURCE_NAMES = {
@@ -19,6 +20,7 @@ SOURCE_NAMES = {
     "hotpotqa_or_2wikimultihopqa": "custom",  # a mixture whose rows do not say which
 }
 ANSWER_SEPARATOR = "<|answer_split|>"
+ID_ALIASES = "id_aliases.json"  # 2WikiMultihopQA's other names of entities, beside its question files
 MAX_HOPS = 1000
 
 # What the benchmark's tables carry besides the schema: known, and not needed.
@@ -35,14 +37,19 @@ def load_questions(path: str | Path, *, split: str | None = None) -> pandas.Data
     ("dev" throughout their test file), not the file's role: there a given split takes precedence.
     Formats: the authors' parquet; HotpotQA and 2WikiMultihopQA JSON; MuSiQue JSON Lines; plain parquet, JSON or CSV
     with id, question, answers and optionally the other columns of QUESTION_SCHEMA (`source` is "custom" when absent,
-    answers are read as in Row.texts). Raises DataError: unreadable or empty file, missing or unknown column.
+    answers are read as in Row.texts). A 2WikiMultihopQA file whose rows have answer_id gets the names that ID_ALIASES beside it
+    has for them. Raises DataError: unreadable or empty file, missing or unknown column.
     """
     raw = read_table(path)
     convert = _format(raw)
+    names = _id_aliases(raw) if convert is _two_wiki else {}
     rows = []
     for index in range(len(raw.rows)):
         row = Row.of(raw, index)
         rows.append({**_EMPTY, **convert(row, split), "defect": None})
+        if names:
+            others = names.get(row.text("answer_id", required=False) or "", [])
+            rows[-1]["answers"] = list(dict.fromkeys([*rows[-1]["answers"], *others]))
         rows[-1]["defect"] = row.defect
         rows[-1]["id"] = rows[-1]["id"] or row.name
     if convert is _authors:
@@ -145,6 +152,26 @@ def _two_wiki(row: Row, split: str | None) -> dict[str, Any]:
     """HotpotQA's fields and evidences: [[subject, relation, object]]. bridge_comparison has 4 hops, the others 2."""
     hops = 4 if row.text("type", required=False) == "bridge_comparison" else 2
     return {**_with_supporting_facts(row, split), "source": "2wikimultihopqa", "hops": hops}
+
+
+def _id_aliases(raw: RawTable) -> dict[str, list[str]]:
+    """Return the accepted names of each Wikidata id, from the file that the official evaluation v1.1 reads: a line
+    {Q_id, aliases, demonyms} for each id. {} where the questions name no ids, or where the file is not there.
+
+    Raises DataError for a line that is no such object: a name that is left out would lower every F1 unseen.
+    """
+    path = raw.path.parent / ID_ALIASES
+    if "answer_id" not in raw.columns or not path.is_file():
+        return {}
+    found = read_table(path)
+    found.require(["Q_id", "aliases", "demonyms"], "2WikiMultihopQA's table of names")
+    names: dict[str, list[str]] = {}
+    for index in range(len(found.rows)):
+        row = Row.of(found, index)
+        names[row.identifier("Q_id")] = [*row.texts("aliases", required=True), *row.texts("demonyms", required=True)]
+        if row.defect:
+            raise DataError(f"{path}: {row.defect}: repair the line or fetch the file again")
+    return names
 
 
 def _with_supporting_facts(row: Row, split: str | None) -> dict[str, Any]:

@@ -1,9 +1,15 @@
-"""Answer metrics: SQuAD v1.1's F1 and exact match, and the authors' variants for comparability."""
+"""Answer metrics: SQuAD v1.1's F1 and exact match, the rule that some sources add, and the authors' variants."""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from igpo_core.trajectory import Question
+
+# The official evaluations of these sources give no partial credit to or for these answers.
+CLOSED_SOURCES = frozenset({"hotpotqa", "2wikimultihopqa"})
+CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
@@ -20,14 +26,31 @@ def paper_normalise(text: str) -> str:
     return " ".join("".join(" " if char in _PUNCTUATION else char for char in text.lower()).split())
 
 
+def answer_f1(prediction: str, question: Question) -> float:
+    """Return the F1 of a prediction by the rule of the question's source.
+
+    That is f1_score, except for HotpotQA and 2WikiMultihopQA. Their official evaluations give 0 where prediction or answer is
+    yes, no or noanswer and the two differ. Without that rule "yes no" earns two thirds on every question of yes or no.
+    """
+    score = _closed_f1 if question.source in CLOSED_SOURCES else _count_f1
+    return _best(prediction, question.answers, score)
+
+
 def f1_score(prediction: str, answers: Sequence[str]) -> float:
-    """Word-level F1 over token counts, maximum over the answers. In [0, 1]."""
+    """Return the word-level F1 over token counts, the maximum over the answers. In [0, 1].
+
+    An answer that normalises to nothing ("The The") has no words to count: there it is what exact_match is.
+    """
     return _best(prediction, answers, _count_f1)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals any normalised answer, else 0.0."""
-    return _best(prediction, answers, lambda a, b: float(squad_normalise(a) == squad_normalise(b)))
+    """Return 1.0 if the normalised prediction equals any normalised answer, else 0.0.
+
+    An answer that normalises to nothing ("The The") would equal "a" and "?": it is compared with its articles and punctuation,
+    without regard to case and white space.
+    """
+    return _best(prediction, answers, _equal)
 
 
 def paper_f1_score(prediction: str, answers: Sequence[str]) -> float:
@@ -48,8 +71,24 @@ def _best(prediction: str, answers: Sequence[str], score: Callable[[str, str], f
     return max(score(prediction, answer) for answer in answers)
 
 
+def _equal(prediction: str, answer: str) -> float:
+    wanted = squad_normalise(answer)
+    if wanted:
+        return float(squad_normalise(prediction) == wanted)
+    return float(prediction.lower().split() == answer.lower().split())
+
+
+def _closed_f1(prediction: str, answer: str) -> float:
+    predicted, wanted = squad_normalise(prediction), squad_normalise(answer)
+    if predicted != wanted and CLOSED_ANSWERS.intersection((predicted, wanted)):
+        return 0.0
+    return _count_f1(prediction, answer)
+
+
 def _count_f1(prediction: str, answer: str) -> float:
     predicted, gold = (squad_normalise(prediction).split(), squad_normalise(answer).split())
+    if not gold:
+        return _equal(prediction, answer)
     return _harmonic(sum((Counter(predicted) & Counter(gold)).values()), len(predicted), len(gold))
 
 

@@ -18,7 +18,7 @@ from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
 from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
 from igpo_core.rewards.information_gain import score_beliefs
-from igpo_core.rewards.outcome import exact_match, f1_score, paper_f1_score, squad_normalise
+from igpo_core.rewards.outcome import answer_f1, exact_match, paper_f1_score, squad_normalise
 from igpo_core.trajectory import Question, Trajectory
 
 
@@ -26,10 +26,11 @@ from igpo_core.trajectory import Question, Trajectory
 class Scored:
     """A trajectory with what it earned.
 
-    f1, em: of the answer, 0 without one. reward: the configured F1, 0 without an answer. outcome: the same, or the format
-    penalty without a well-formed answer. beliefs: s_0..s_{T-1}, None where none were asked for (outcome_only makes no
-    scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own. without_contrast: gains for which
-    no other answer was absent from the history, so that nothing was subtracted; None where the arm has no contrast.
+    f1, em: of the answer, by its source's rule, 0 without one. reward: the configured F1, 0 without an answer. outcome: the
+    same, or the format penalty without a well-formed answer. beliefs: s_0..s_{T-1}, None where none were asked for
+    (outcome_only makes no scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own.
+    without_contrast: gains for which no other answer was absent from the history, so that nothing was subtracted; None where
+    the arm has no contrast.
     """
 
     trajectory: Trajectory
@@ -302,6 +303,6 @@ def _score(item: Trajectory, config: RewardConfig) -> Scored:
     if item.answer is None:
         return Scored(item, 0.0, 0.0, 0.0, config.format_penalty, None)
     answers = item.question.answers
-    f1 = f1_score(item.answer, answers)
+    f1 = answer_f1(item.answer, item.question)
     outcome = f1 if config.outcome == "f1" else paper_f1_score(item.answer, answers)
     return Scored(item, f1, exact_match(item.answer, answers), outcome, outcome, None)

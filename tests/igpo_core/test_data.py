@@ -90,6 +90,29 @@ def test_2wikimultihopqa(tmp_path: Path, kind: str, hops: int) -> None:
     assert (row["source"], row["hops"], row["split"]) == ("2wikimultihopqa", hops, None)
 
 
+def test_2wikimultihopqas_names_of_entities(tmp_path: Path) -> None:
+    """What the official evaluation v1.1 accepts: the answer, and aliases and demonyms of its answer_id."""
+    two_wiki = {**HOTPOT, "answer": "Poland", "evidences": [["Warsaw", "country", "Poland"]]}
+    rows = [
+        {**two_wiki, "_id": "a", "answer_id": "Q36"},
+        {**two_wiki, "_id": "b", "answer_id": "Q1"},  # no other names
+        {**two_wiki, "_id": "c", "answer_id": None},  # a date or a number is no entity
+        {**two_wiki, "_id": "d"},
+    ]
+    path = write(tmp_path / "dev.json", rows)
+    assert load_questions(path)["answers"].tolist() == [["Poland"]] * 4  # the file of names is not there
+    names = {"Q_id": "Q36", "aliases": ["Republic of Poland", "Poland"], "demonyms": ["Pole", "Polish"]}
+    write(tmp_path / "id_aliases.json", ({"Q_id": "Q2", "aliases": ["x"], "demonyms": []}, names))
+    found = load_questions(path)
+    assert found["answers"].tolist() == [["Poland", "Republic of Poland", "Pole", "Polish"], *[["Poland"]] * 3]
+    assert found["defect"].isna().all()
+    hotpot = write(tmp_path / "hotpot.json", [{**HOTPOT, "answer_id": "Q36"}])
+    assert load_questions(hotpot)["answers"].tolist() == [["Vistula"]]
+    write(tmp_path / "id_aliases.json", (names, {**names, "aliases": 7}))
+    with pytest.raises(DataError, match=r"id_aliases.json: aliases: is int 7, not a list of texts \[.* line 2\]"):
+        load_questions(path)
+
+
 def test_musique(tmp_path: Path) -> None:
     path = write(tmp_path / "musique_ans_v1.0_dev.jsonl", (MUSIQUE, {**MUSIQUE, "id": "2hop__4_5"}))
     frame = load_questions(path, split="dev")

