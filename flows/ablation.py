@@ -6,9 +6,11 @@ seeds and the same rollout budget; arms differ in the reward alone (flows/specif
 
 import itertools
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
@@ -18,16 +20,19 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.children import Children, Name, Where, children_of, run_to_end
-from flows.prepare_data import prepare_data
-from flows.specification import AblationSpecification, load_specification
+from flows.prepare_data import prepare_data, published_versions
+from flows.specification import AblationSpecification, load_specification, study_name
+from flows.terminal import hush_tasks
+from flows.work import Run, missing_starts, outlook, plan, work, write_minutes
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import data_folder, home, warm_start_folder
+from tasks.home import data_folder, home
 from tasks.locks import locked
-from tasks.prefect_runs import flow_run_url
+from tasks.planning import known_timing, read_timing, run_seconds, warm_start_seconds
+from tasks.prefect_runs import Say, flow_run_url, run_log
+from tasks.progress import Progress
 from tasks.runs import identify
 from tasks.secrets import require_judge
-from tasks.servers import require_servers
 from tasks.statistics import seeds_for_verdict
 
 if TYPE_CHECKING:
@@ -37,7 +42,11 @@ if TYPE_CHECKING:
 STARTS = 10
 
 
-@flow(name="ablation", flow_run_name="{preset}", validate_parameters=True)
+def run_name() -> str:
+    return study_name(flow_run.parameters["preset"])
+
+
+@flow(name="ablation", flow_run_name=run_name, validate_parameters=True)
 def ablation(
     preset: str = "outcome-vs-igpo",
     arms: list[str] | None = None,
@@ -49,107 +58,119 @@ def ablation(
 
     Args:
         preset: Preset name in deployments/presets, or path of a specification.
-        arms: Only these arms, and the baseline. Empty: all of the preset.
-        seeds: These run seeds, which must differ. Empty: the preset's.
+        arms: Only these arms, the baseline and the primary arm. Empty: all of the preset.
+        seeds: These run seeds, which must differ; those that are not the preset's are exploratory. Empty: the preset's.
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
     """
-    say = get_run_logger().info
+    say = run_log()
+    hush_tasks()
     require_progress(flow_run.run_count)
-    specification = load_specification(preset).select(arms, seeds)
+    whole = load_specification(preset)
+    specification = whole.select(arms, seeds)
+    exploratory = [seed for seed in specification.seeds if seed not in whole.seeds]
     workers = len(specification.runs()) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
     require_judge(specification.base)
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
-        versions: dict[str, str] = prepare_data(preset)["versions"]
+        versions = published_versions(specification) or prepare_data(preset)["versions"]
         sweep = specification.sweep(versions)
-        links = show_links(specification.name, sweep)
+        links = show_links(specification.name, sweep, say)
         failed: dict[str, str] = {}
         while True:
-            children = children_of(str(flow_run.id), where)
-            reasons = run_all(specification, versions, sweep, preset, children, workers)
-            failed = {name: reason for name, reason in reasons.items() if reason}
+            runs = work(specification, versions, sweep, home())
+            left = [run for run in runs if not run.finished]
+            if left:
+                children = children_of(str(flow_run.id), where)
+                reasons = run_all(specification, runs, sweep, preset, children, workers, say)
+                failed = {name: reason for name, reason in reasons.items() if reason}
             require_same_code()
             if failed:
-                listed = [f"  {name}: {why}" for name, why in failed.items()]
-                say("\n".join([f"{len(failed)} of {len(reasons)} runs failed:", *listed]))
-            if len(failed) == len(reasons):
+                say(
+                    "\n".join(
+                        [f"{len(failed)} of {len(runs)} runs failed:", *(f"  {n}: {why}" for n, why in failed.items())]
+                    )
+                )
+            if len(failed) == len(runs):
                 raise IgpoError(f"all {len(failed)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
-            report = write_report(specification, sweep, versions)
+            report = write_report(specification, sweep, versions, exploratory, quote(say))
+            if not left:
+                say(
+                    "everything was there: report of " + (report.made if report.reused else f"{report.made}, made anew")
+                )
             more = more_seeds(specification, report, workers)
             if not more:
                 break
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
             specification = specification.select(None, [*specification.seeds, *more])
-    create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description="The report: tables and words")
-    create_table_artifact(report.rows, description="The result as a table")
-    create_link_artifact(
-        link=report.url, link_text="Report in MLflow: report.html", description="The report's run in MLflow"
-    )
-    create_link_artifact(
-        link=report.compare, link_text="Compare the runs in MLflow", description="The runs, compared in MLflow"
-    )
-    tell_what_moved(specification.name, report)
+    show_report(report, sweep)
+    tell_what_moved(specification.name, report, say)
+    write_minutes(home())
+    links |= {"report": report.url, "prefect": flow_run_url(str(flow_run.id))}
+    for title, link in links.items():
+        say(f"{title:>8}  {link}")
+    say(f"\n{report.terminal}")
     return {
         "sweep": sweep,
+        "answer": report.answer,
         "terminal": report.terminal,
         "failed": failed,
-        "links": {
-            **links,
-            "comparison": report.compare,
-            "report": report.url,
-            "prefect": flow_run_url(str(flow_run.id)),
-        },
+        "links": {**links, "comparison": report.compare},
     }
 
 
 def run_all(
     specification: AblationSpecification,
-    versions: dict[str, str],
+    runs: Sequence[Run],
     sweep: str,
     preset: str,
     children: Children,
     workers: int,
+    say: Say,
 ) -> dict[str, str]:
-    """Every warm start, then every arm of its seed. Run name -> why it did not complete, "" where it did.
+    """What is not there: warm starts, then the arms of their seeds. Run name -> why it did not complete, "" where it did.
 
     First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
     share a warm start wait for one.
     """
-    from tasks.warm_starts import warm_start_key
-
+    left = [run for run in runs if not run.finished]
+    missing = missing_starts(left)
+    first = {run.start: run for run in reversed(left) if run.start in missing}
+    progress = Progress(warm_starts=len(first), runs=len(left), there=len(runs) - len(left), workers=workers)
+    timing = read_timing(home(), sweep) or known_timing(home(), specification.name, left[0].experiment)
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
-        def start(name: str, before: Any, cell: str, **parameters: Any) -> PrefectFuture[str]:
-            given = {"preset": preset, **parameters, **({"cell": cell} if cell else {})}
-            words = [name.replace("_", " "), parameters.get("arm", ""), f"seed {parameters['seed']}", cell]
-            title = " ".join(filter(None, words))
-            asked = {"title": title, "name": name, "parameters": given, "failed_before": before}
-            future: PrefectFuture[str] = runner.submit(isolated, {**asked, "children": quote(children)})
+        def start(name: Name, run: Run, before: Any = "") -> PrefectFuture[str]:
+            arm = {"arm": run.arm} if name == "train" else {}
+            given = {"preset": preset, **arm, "seed": run.seed, **({"cell": run.cell} if run.cell else {})}
+            asked = {"title": title_of(name, run), "name": name, "parameters": given, "failed_before": before}
+            future: PrefectFuture[str] = runner.submit(
+                isolated, {**asked, "told": quote((run, children, progress, say))}
+            )
             return future
 
+        def look_ahead() -> None:
+            say(outlook(runs, timing, workers, home()))
+            if timing is not None:
+                progress.expect(warm_start_seconds(left[0].experiment, timing), run_seconds(left[0].experiment, timing))
+
         try:
-            starts: dict[str, PrefectFuture[str]] = {}
-            runs: dict[str, PrefectFuture[str]] = {}
-            needed = {}
-            for cell, arm, seed in specification.runs():
-                needed[cell, arm, seed] = warm_start_key(specification.experiment(arm, seed, cell), versions[cell])
-                if needed[cell, arm, seed] not in starts:
-                    starts[needed[cell, arm, seed]] = start("warm_start", "", cell, seed=seed)
-            for (cell, arm, seed), key in needed.items():
-                name = " ".join(filter(None, [arm, f"seed {seed}", cell]))
-                runs[name] = start("train", starts[key], cell, arm=arm, seed=seed)
-            next(iter(starts.values())).wait()
-            get_run_logger().info(outlook(specification, versions, sweep, workers))
-            wait(list(runs.values()))
+            look_ahead()
+            starts = {key: start("warm_start", run) for key, run in reversed(first.items())}
+            trained = {run.name: start("train", run, starts.get(run.start, "")) for run in left}
+            if timing is None and starts:
+                next(iter(starts.values())).wait()
+                timing = read_timing(home(), sweep)
+                look_ahead()
+            wait(list(trained.values()))
         except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
             children.end()
             raise
-    return {name: run.result() for name, run in runs.items()}
+    return {name: run.result() for name, run in trained.items()}
 
 
 def more_seeds(specification: AblationSpecification, report: "Report", workers: int) -> list[int]:
@@ -188,66 +209,33 @@ def require_same_code() -> None:
         )
 
 
-def plan(specification: AblationSpecification, workers: int) -> str:
-    """What will be made, in words."""
-    runs, cells = specification.runs(), specification.cells
-    budgets = sorted({_budget(specification.cell_base(cell)) for cell in cells})
-    crossed = f" x {len(cells)} cells ({'; '.join(cells)})" if cells != ("",) else ""
-    lines = [
-        f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x {len(specification.seeds)} "
-        f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
-        "the same warm start"
-    ]
-    for arm in specification.arms:
-        ignored = specification.ignored_factors(arm)
-        if ignored:
-            lines.append(f"{arm} ignores {', '.join(ignored)}: one run a seed serves all its levels")
-    if len(specification.seeds) == 1:
-        lines.append("warning: one seed has no interval; a difference of one seed says little")
-    return "\n".join(lines)
-
-
-def outlook(specification: AblationSpecification, versions: dict[str, str], sweep: str, workers: int) -> str:
-    """What is left to be made and what it will take, once a step has been timed; how much of it is there already."""
-    from tasks.planning import estimate, read_timing
-    from tasks.warm_starts import warm_start_key
-
-    asked = specification.runs()
-    left = [
-        (specification.experiment(arm, seed, cell), versions[cell])
-        for cell, arm, seed in asked
-        if identify(specification.experiment(arm, seed, cell), versions[cell], sweep, home()).result() is None
-    ]
-    starts = {warm_start_key(experiment, version) for experiment, version in left}
-    missing = [key for key in starts if not warm_start_folder(key).exists()]
-    timing = read_timing(home(), sweep)
-    training = specification.base.training
-    if timing is None and training.world > 1:
-        there = len(asked) - len(left)
-        return f"{there} of {len(asked)} runs were there; runs of several processes are not timed: see make dry-run"
-    if timing is None:
-        return "no step could be timed: the first warm start failed"
-    text = estimate([experiment for experiment, _ in left], len(missing), timing, workers, home())
-    return f"{len(asked) - len(left)} of {len(asked)} runs were there; {text}"
-
-
-def _budget(base: Any) -> str:
-    training, rollout = base.training, base.rollout
-    rollouts = training.steps * rollout.questions * rollout.group_size
-    if training.budget == "steps":
-        return f"{training.steps} steps and {rollouts} rollouts"
-    return f"{training.amount:g} {training.budget.replace('_', ' ')}, {training.steps} steps at most"
+def title_of(name: Name, run: Run) -> str:
+    """What the task and the flow run are called."""
+    return (
+        f"train {run.name}" if name == "train" else " ".join(filter(None, ["warm start", f"seed {run.seed}", run.cell]))
+    )
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def isolated(title: str, name: Name, parameters: dict[str, Any], failed_before: str, children: Any) -> str:
+def isolated(title: str, name: Name, parameters: dict[str, Any], failed_before: str, told: Any) -> str:
     """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
 
     "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
     """
+    run, children, progress, say = told
+    started = time.monotonic()
     if failed_before:
-        return f"not started, its warm start failed: {failed_before}"
-    return run_to_end(children, name, parameters, get_run_logger().info)
+        reason = f"not started, its warm start failed: {failed_before}"
+    else:
+        reason = run_to_end(children, name, parameters, say)
+    far = progress.done(name, None if reason else time.monotonic() - started)
+    if reason:
+        say(f"warning: {title} FAILED: {reason} · {far}")
+    elif name == "train":
+        say(f"{run.name}: test F1 {run.identity.result()['metrics']['test/all/f1']:.2f} · {far}")
+    else:
+        say(f"{title} · {far}")
+    return reason
 
 
 def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
@@ -264,7 +252,9 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=_mlflow_is_away,
 )
-def write_report(specification: AblationSpecification, sweep: str, versions: dict[str, str]) -> "Report":
+def write_report(
+    specification: AblationSpecification, sweep: str, versions: Mapping[str, str], exploratory: Sequence[int], say: Say
+) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
@@ -284,13 +274,28 @@ def write_report(specification: AblationSpecification, sweep: str, versions: dic
     with answering():
         for version in sorted(set(versions.values())):
             log_data(specification.name, version, data_folder(version))
-        send_runs(home(), get_run_logger().info, places.keys())
+        send_runs(home(), say, places.keys())
         return reporting.write_report(
-            specification.model_dump(mode="json"), sweep, versions, places, specification.cells
+            specification.model_dump(mode="json"), sweep, versions, places, specification.cells, exploratory
         )
 
 
-def tell_what_moved(study: str, report: "Report") -> None:
+def show_report(report: "Report", sweep: str) -> None:
+    """The report on the page of the sweep in Prefect."""
+    rows = [
+        {name: "–" if text == "-" else text for name, text in row.items()} for row in report.rows
+    ]  # "-" is a bullet there
+    create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
+    create_table_artifact(rows, description="The result as a table")
+    create_link_artifact(
+        link=report.url, link_text="Report in MLflow: report.html", description="The report's run in MLflow"
+    )
+    create_link_artifact(
+        link=report.compare, link_text="Compare the runs in MLflow", description="The runs, compared in MLflow"
+    )
+
+
+def tell_what_moved(study: str, report: "Report", say: Say) -> None:
     """A warning and an event for each effect that left its earlier interval; automations can react to the event."""
     from dataclasses import asdict
 
@@ -299,12 +304,12 @@ def tell_what_moved(study: str, report: "Report") -> None:
     from tasks.watch import EVENT
 
     for arm in report.moved:
-        get_run_logger().warning(arm.sentence())
+        say(f"warning: {arm.sentence()}")
         resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
         emit_event(EVENT, resource, payload={**asdict(arm), "report": report.url})
 
 
-def show_links(study: str, sweep: str) -> dict[str, str]:
+def show_links(study: str, sweep: str, say: Say) -> dict[str, str]:
     """Links that open while the sweep runs; none while MLflow is away."""
     from tasks.tracking import MlflowAway, answering, chart_url, experiment_id
 
@@ -312,64 +317,15 @@ def show_links(study: str, sweep: str) -> dict[str, str]:
         with answering():
             chart = chart_url(experiment_id(study), sweep)
     except MlflowAway as error:
-        get_run_logger().warning(f"{error} The sweep goes on; its runs send what they owe when MLflow answers")
+        say(f"warning: {error}. The sweep goes on; its runs send what they owe when MLflow answers")
         return {}
     create_link_artifact(
         link=chart, link_text="Curves of this sweep in MLflow", description="Curves in MLflow, while the runs go on"
     )
-    return {"chart": chart}
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    from argparse import ArgumentTypeError
-
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
-    return [int(part) for part in text.split(",")]
-
-
-def main(arguments: list[str]) -> int:
-    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool]"""
-    import argparse
-
-    from prefect.exceptions import PrefectHTTPStatusError
-
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.ablation", description="Compare the arms of a preset: docs/operate.md."
-    )
-    parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
-    parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
-    parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
-    parser.add_argument(
-        "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
-    )
-    parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
-    chosen = parser.parse_args(arguments)
-    try:
-        load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # bad input fails before any run exists
-        require_servers()
-        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where)
-    except IgpoError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except PrefectHTTPStatusError as error:
-        print(
-            f"\nThe Prefect server does not serve: {error}\nIts log is in {home() / 'logs'}; a full disk is the usual reason. "
-            "Then start again: what is finished is reused.",
-            file=sys.stderr,
-        )
-        return 1
-    print("\n" + outcome["terminal"])
-    for name, reason in outcome["failed"].items():
-        print(f"FAILED {name}: {reason}")
-    for name, link in outcome["links"].items():
-        print(f"{name:>12}  {link}")
-    return 1 if outcome["failed"] else 0
+    return {"curves": chart}
 
 
 if __name__ == "__main__":
+    from flows.command import main
+
     sys.exit(main(sys.argv[1:]))

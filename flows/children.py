@@ -18,6 +18,7 @@ from uuid import UUID
 
 import psutil
 
+from flows.terminal import follow_parent
 from igpo_core.config import code_version
 from igpo_core.errors import ConfigError
 from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
@@ -126,6 +127,7 @@ def _run(message: bytes) -> None:
 
     from flows.train import train, warm_start
 
+    follow_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     name, parameters, context, version = cloudpickle.loads(message)
     if code_version() != version:

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.specification import load_specification
 from tasks.evaluation import evaluate_policy
 from tasks.home import home
+from tasks.prefect_runs import run_log
 
 
 @flow(name="evaluate", flow_run_name="{model} on {split}", validate_parameters=True)
@@ -52,5 +53,5 @@ def evaluate(
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
     create_table_artifact(metric_rows(metrics), description=f"{model} on {split}")
     create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")
-    get_run_logger().info(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
+    run_log()(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
     return metrics

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from pydantic import Field
+
+from tasks.prefect_runs import run_log
 
 
 @flow(name="join", flow_run_name="node {node} at {address}", validate_parameters=True)
@@ -21,4 +23,4 @@ def join(
     """
     from tasks import together
 
-    together.join(Path(folder), node, together.Meeting(address, port), get_run_logger().info)
+    together.join(Path(folder), node, together.Meeting(address, port), run_log())

@@ -2,19 +2,25 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
-from flows.specification import AblationSpecification, load_specification
+from flows.specification import AblationSpecification, load_specification, study_name
 from igpo_core.config import DataConfig
 from tasks.home import home
+from tasks.prefect_runs import run_log
 
 if TYPE_CHECKING:
     from tasks.data import PublishedData
 
 
-@flow(name="prepare-data", flow_run_name="{preset}", validate_parameters=True)
+def run_name() -> str:
+    return study_name(flow_run.parameters["preset"])
+
+
+@flow(name="prepare-data", flow_run_name=run_name, validate_parameters=True)
 def prepare_data(preset: str) -> dict[str, Any]:
     """Publish the data of a preset under its content version, or find it published: of each cell where factors change it.
 
@@ -25,7 +31,7 @@ def prepare_data(preset: str) -> dict[str, Any]:
     """
     from tasks.data import summary_rows
 
-    say = get_run_logger().info
+    say = run_log()
     specification = load_specification(preset)
     by_cell: dict[str, Any] = {}
     for cells, data in specification.data_settings():
@@ -67,6 +73,19 @@ def versions_of(specification: AblationSpecification) -> dict[str, str]:
         for version in [prepare(data, home()).version]
         for cell in cells
     }
+
+
+def published_versions(specification: AblationSpecification) -> dict[str, str] | None:
+    """The data version of each cell where all were published before and are whole; nothing is made."""
+    from tasks.data import find_published
+
+    found = {}
+    for cells, data in specification.data_settings():
+        published = find_published(data, home())
+        if published is None:
+            return None
+        found |= dict.fromkeys(cells, published.version)
+    return found
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")

@@ -4,7 +4,7 @@ import time
 from functools import partial
 from typing import IO, Annotated, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
@@ -17,7 +17,7 @@ from tasks.home import home, warm_start_folder
 from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
 from tasks.outbox import About, read_about
-from tasks.prefect_runs import RunPage, flow_run_url
+from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.processors import joined, processor
 from tasks.runs import Say, bring_up_to_date, identify
 from tasks.secrets import require_judge
@@ -44,7 +44,7 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
     from tasks.data import prepare
 
     specification = load_specification(preset)
-    experiment, say = specification.experiment(specification.baseline, seed, cell), get_run_logger().info
+    experiment, say = specification.experiment(specification.baseline, seed, cell), run_log()
     data = prepare(experiment.data, home())
     found = warm_start_folder(warm_start_key(experiment, data.version)).exists()
     started = time.perf_counter()
@@ -78,7 +78,7 @@ def train(
     """
     from tasks.data import prepare
 
-    say = get_run_logger().info
+    say = run_log()
     specification = load_specification(preset)
     experiment = specification.experiment(arm, seed, cell)
     require_judge(experiment)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas
 
@@ -28,7 +28,9 @@ from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.indexing import build_index, index_settings, measure_search
 from tasks.reading import Config, Tables, on_this_machine, read
 from tasks.secrets import provide
-from tasks.validation import Validation, validate
+
+if TYPE_CHECKING:
+    from tasks.validation import Validation
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -62,16 +64,17 @@ def prepare(config: Config, home: Path) -> PublishedData:
 
     Raises DataError: a file that cannot be read, fewer good rows than asked for, no space; ConfigError: a missing key.
     """
-    provide(config)
-    config = on_this_machine(config)
-    receipt = home / "data" / "receipts" / f"{_inputs_key(config)}.json"
-    found = _found(receipt)
+    found = find_published(config, home)
     if found is not None:
         return found
+    config = on_this_machine(config)
+    receipt = _receipt(config, home)
     with _writing(home), tempfile.TemporaryDirectory() as temporary:
         found = _found(receipt)  # another process may have published it while this one waited
         if found is not None:
             return found
+        from tasks.validation import validate  # Great Expectations takes seconds
+
         started = time.monotonic()
         tables = read(config)
         seconds = {"read": time.monotonic() - started}
@@ -87,6 +90,19 @@ def prepare(config: Config, home: Path) -> PublishedData:
     return published
 
 
+def find_published(config: Config, home: Path) -> PublishedData | None:
+    """What prepare would find published, if it is whole; None where it would read and validate.
+
+    Raises ConfigError: a missing key; DataError: a file that cannot be read.
+    """
+    provide(config)
+    return _found(_receipt(on_this_machine(config), home))
+
+
+def _receipt(config: Config, home: Path) -> Path:
+    return home / "data" / "receipts" / f"{_inputs_key(config)}.json"
+
+
 def _found(receipt: Path) -> PublishedData | None:
     """What was published from the same inputs before, if it is still whole."""
     if not receipt.is_file():
@@ -95,7 +111,7 @@ def _found(receipt: Path) -> PublishedData | None:
     return _published(folder, reused=True) if is_whole(folder) else None
 
 
-def require_enough(validation: Validation, tables: Tables, config: Config, rejected: Path) -> None:
+def require_enough(validation: "Validation", tables: Tables, config: Config, rejected: Path) -> None:
     """Raise DataError when a split or the corpus has fewer good rows than asked for, with the main reasons and remedies.
 
     The quarantine and the Data Docs are left in the folder `rejected`.
@@ -130,7 +146,7 @@ def _least(config: Config) -> dict[str, int]:
 
 
 def publish(
-    validation: Validation, tables: Tables, config: Config, home: Path, seconds: dict[str, float]
+    validation: "Validation", tables: Tables, config: Config, home: Path, seconds: dict[str, float]
 ) -> PublishedData:
     """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is
     left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
@@ -180,7 +196,7 @@ def publish(
     return _published(folder, reused=False)
 
 
-def data_version(validation: Validation, config: Config) -> str:
+def data_version(validation: "Validation", config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
     settings = config.model_dump(mode="json", exclude=PATHS)
     return fingerprint(FORMAT, validation.content, settings, index_settings(config))
@@ -249,7 +265,7 @@ def _by_source(questions: pandas.DataFrame) -> dict[str, dict[str, int]]:
     return {str(source): _by_split(rows) for source, rows in questions.groupby("source")}
 
 
-def _write_quarantine(validation: Validation, folder: Path) -> None:
+def _write_quarantine(validation: "Validation", folder: Path) -> None:
     (folder / QUARANTINE).write_text(_lines(validation.quarantine))
     shutil.copytree(validation.data_docs, folder / "data_docs")
 

@@ -4,6 +4,7 @@ Measured once a sweep, in the process that made, or found, its first warm start:
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.folders import write_json
-from tasks.training import start_trainer
 
 if TYPE_CHECKING:
     from tasks.runs import Say
@@ -27,13 +27,17 @@ REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with t
 @dataclass(frozen=True)
 class Timing:
     """step: seconds of a training step of `rollouts` trajectories; rollout: seconds of one of them without its update;
-    warm_start: seconds, None where it was found; weights: bytes."""
+    warm_start: seconds, None where it was found; weights: bytes. policy: policy_key of what was timed; demonstrations: that
+    the warm start was taught, repeats counted.
+    """
 
     step: float
     rollouts: int
     rollout: float
     warm_start: float | None
     weights: int
+    policy: str = ""
+    demonstrations: int = 0
 
 
 def timing_file(home: Path, sweep: str) -> Path:
@@ -46,8 +50,37 @@ def read_timing(home: Path, sweep: str) -> Timing | None:
     return Timing(**json.loads(path.read_text())) if path.is_file() else None
 
 
+def policy_key(experiment: ExperimentConfig) -> str:
+    """The same for experiments whose rollouts cost about the same: same policy, same kind of processor."""
+    return fingerprint(
+        experiment.policy.model_dump(mode="json"), experiment.training.device, experiment.training.threads
+    )
+
+
+def demonstrations(experiment: ExperimentConfig) -> int:
+    """That the warm start is taught, repeats counted."""
+    return sum(stage.steps * stage.batch_size for stage in experiment.warm_start.stages) if experiment.warm_start else 0
+
+
+def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing | None:
+    """The newest on this machine: of the study, of whatever code and data, else of another one with the same policy. One that
+    timed a warm start comes first."""
+    own, others = [], []
+    for path in (home / "timings").glob("*.json"):
+        timing = Timing(**json.loads(path.read_text()))
+        entry = (timing.warm_start is not None, path.stat().st_mtime, timing)
+        if re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}", path.stem):
+            own.append(entry)
+        elif timing.policy == policy_key(experiment):
+            others.append(entry)
+    best = max(own or others, key=lambda entry: entry[:2], default=None)
+    return best[2] if best else None
+
+
 def time_a_step(job: "Job", seconds: float | None, say: "Say") -> Timing:
     """Two training steps from the warm start, by this process alone, the second timed. seconds: of the warm start."""
+    from tasks.training import start_trainer
+
     trainer = start_trainer(job, say)
     trainer.run_step()
     started = time.perf_counter()
@@ -55,7 +88,8 @@ def time_a_step(job: "Job", seconds: float | None, say: "Say") -> Timing:
     step = time.perf_counter() - started
     rollouts = job.experiment.rollout.questions * job.experiment.rollout.group_size
     rollout = (step - metrics["time/update"]) / rollouts
-    return Timing(step, rollouts, rollout, seconds, sum(file.stat().st_size for file in job.warm.glob("*.safetensors")))
+    weights = sum(file.stat().st_size for file in job.warm.glob("*.safetensors"))
+    return Timing(step, rollouts, rollout, seconds, weights, policy_key(job.experiment), demonstrations(job.experiment))
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
@@ -76,19 +110,31 @@ def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
     return steps + (dev + test) * timing.rollout
 
 
+def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
+    """Of making one, in proportion to what it is taught; 0 where none was timed."""
+    if timing.warm_start is None or not timing.demonstrations:
+        return timing.warm_start or 0.0
+    return timing.warm_start * demonstrations(experiment) / timing.demonstrations
+
+
+def disk(runs: int, warm_starts: int, weights: int) -> int:
+    """Bytes that runs and warm starts take. weights: bytes of the model's."""
+    return runs * (COPIES * weights + REST) + warm_starts * weights
+
+
 def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:
     """In words: runs and warm_starts are those still to be made; place: where they are stored."""
     if not runs:
         return "nothing is left to train"
     each = [run_seconds(run, timing) for run in runs]
-    total = (sum(each) + warm_starts * (timing.warm_start or 0.0)) / min(workers, len(runs))
-    disk = len(runs) * (COPIES * timing.weights + REST) + warm_starts * timing.weights
+    total = (sum(each) + warm_starts * warm_start_seconds(runs[0], timing)) / min(workers, len(runs))
+    needed = disk(len(runs), warm_starts, timing.weights)
     free = shutil.disk_usage(place).free
     text = (
         f"about {spell(total)} for {len(runs)} runs of about {spell(sum(each) / len(each))} (a step of {timing.rollouts} "
-        f"rollouts took {timing.step:.2g} s here), {disk / 1e9:.1f} GB on disk, where {free / 1e9:.0f} GB are free"
+        f"rollouts took {timing.step:.2g} s here), {needed / 1e9:.1f} GB on disk, where {free / 1e9:.0f} GB are free"
     )
-    return text if disk < free else f"{text}\nwarning: the disk will be full before the sweep ends"
+    return text if needed < free else f"{text}\nwarning: the disk will be full before the sweep ends"
 
 
 def spell(seconds: float) -> str:

@@ -1,5 +1,6 @@
-"""What Prefect's server knows about runs, and what their pages show."""
+"""What Prefect's server knows about runs, what their pages show, and their log."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,23 @@ Say = Callable[[str], None]
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 1800  # a Prefect server that is away for longer fails the call
 SILENT_SECONDS = 180  # workers send a heartbeat every 30 s
+
+
+TOLD = "told"  # attribute of the records that say something to people; Prefect's own lines lack it
+
+
+def run_log() -> Say:
+    """A function that writes a line into the log of the flow run or task run that calls this, as a warning where it starts
+    with "warning:"."""
+    from prefect import get_run_logger
+
+    logger = get_run_logger()
+
+    def say(line: str) -> None:
+        level = logging.WARNING if line.startswith("warning:") else logging.INFO
+        logger.log(level, line, extra={TOLD: True})
+
+    return say
 
 
 @dataclass(frozen=True)

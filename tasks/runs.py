@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.checkpoints import checkpoint_folder
 from igpo_core.config import ExperimentConfig, code_version, fingerprint
 from igpo_core.folders import write_json
 
@@ -51,6 +50,8 @@ def identify(experiment: ExperimentConfig, data_version: str, sweep: str, home: 
 
 def save_checkpoint(trainer: "Trainer", run: RunIdentity, *, alone: bool = False) -> float:
     """Write the checkpoint of the current step; keep it and the one before. Returns the seconds. alone: see Trainer.save."""
+    from igpo_core.checkpoints import checkpoint_folder
+
     started = time.perf_counter()
     folder = checkpoint_folder(run.folder, trainer.step)
     trainer.save(folder, alone=alone)

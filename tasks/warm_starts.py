@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpo_core.checkpoints import verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from tasks.locks import locked
@@ -69,6 +68,8 @@ def device(experiment: ExperimentConfig) -> str:
 
 def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home: Path, say: Say) -> Path:
     """The folder of the policy that every arm of this seed starts from: found whole, or made now."""
+    from igpo_core.checkpoints import verify_folder
+
     key = warm_start_key(experiment, data.version)
     folder = home / "warm_starts" / key
     with locked(home, key, say):
@@ -85,6 +86,7 @@ def _make_warm_start(experiment: ExperimentConfig, data: "PublishedData", folder
     process, which waits while others train there."""
     import torch
 
+    from igpo_core.checkpoints import write_folder
     from igpo_core.policies import save_policy
     from igpo_core.warmstart import run_warm_start
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.ablation import main
+from flows.command import main
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.ablation import more_seeds, plan
+from flows.ablation import more_seeds
 from flows.specification import PRESETS, AblationSpecification, load_specification
+from flows.work import plan
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 

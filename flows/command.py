@@ -1,0 +1,62 @@
+"""The command of a sweep: python -m flows.ablation PRESET."""
+
+import argparse
+import sys
+from datetime import datetime
+from typing import get_args
+
+from flows.ablation import ablation
+from flows.children import Where
+from flows.specification import load_specification
+from flows.terminal import show_progress
+from flows.work import next_commands
+from igpo_core.errors import IgpoError
+from tasks.home import home
+from tasks.servers import require_servers
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
+    return [int(part) for part in text.split(",")]
+
+
+def main(arguments: list[str]) -> int:
+    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool]"""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.ablation", description="Compare the arms of a preset: docs/operate.md."
+    )
+    parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
+    parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
+    parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
+    parser.add_argument(
+        "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
+    )
+    parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
+    chosen = parser.parse_args(arguments)
+    log = home() / "logs"
+    try:
+        specification = load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # before any run exists
+        require_servers()
+        log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"
+        print(f"Every line that Prefect logs goes to {log}\n", flush=True)
+        show_progress(log)
+        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where)
+    except IgpoError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    except PrefectHTTPStatusError as error:
+        print(
+            f"\nThe Prefect server does not serve: {error}\nIts log is in {home() / 'logs'}; a full disk is the usual reason. "
+            "Then start again: what is finished is reused.",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"\nNEXT\n{next_commands(specification.name, home())}")
+    return 1 if outcome["failed"] else 0

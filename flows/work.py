@@ -1,0 +1,133 @@
+"""What a sweep consists of, what of it is there already, and how long the rest takes on this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.specification import AblationSpecification, load_specification, presets
+from igpo_core.config import ExperimentConfig
+from tasks.home import warm_start_folder
+from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
+from tasks.runs import RunIdentity, identify
+from tasks.warm_starts import warm_start_key
+
+MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
+DEFAULT = "outcome-vs-igpo"
+WORLDS = ("atlas", DEFAULT)  # which of them a sweep suggests next: the first that it is not
+CONTROL = "easy"
+MODEL = "qwen-0-5b"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep. identity: its key and folder; start: the key of the warm start that it begins from."""
+
+    cell: str
+    arm: str
+    seed: int
+    experiment: ExperimentConfig
+    identity: RunIdentity
+    start: str
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, [self.arm, f"seed {self.seed}", self.cell]))
+
+    @property
+    def finished(self) -> bool:
+        return self.identity.result_file.is_file()
+
+
+def work(specification: AblationSpecification, versions: Mapping[str, str], sweep: str, home: Path) -> list[Run]:
+    """Every run, seed by seed. versions: of the data, by cell."""
+    found = []
+    for cell, arm, seed in specification.runs():
+        experiment = specification.experiment(arm, seed, cell)
+        identity = identify(experiment, versions[cell], sweep, home)
+        found.append(Run(cell, arm, seed, experiment, identity, warm_start_key(experiment, versions[cell])))
+    return found
+
+
+def plan(specification: AblationSpecification, workers: int) -> str:
+    """What will be made, in words."""
+    runs, cells = specification.runs(), specification.cells
+    budgets = sorted({_budget(specification.cell_base(cell)) for cell in cells})
+    crossed = f" x {len(cells)} cells ({'; '.join(cells)})" if cells != ("",) else ""
+    lines = [
+        f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x {len(specification.seeds)} "
+        f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
+        "the same warm start"
+    ]
+    for arm in specification.arms:
+        ignored = specification.ignored_factors(arm)
+        if ignored:
+            lines.append(f"{arm} ignores {', '.join(ignored)}: one run a seed serves all its levels")
+    if len(specification.seeds) == 1:
+        lines.append("warning: one seed has no interval; a difference of one seed says little")
+    return "\n".join(lines)
+
+
+def _budget(base: Any) -> str:
+    training, rollout = base.training, base.rollout
+    rollouts = training.steps * rollout.questions * rollout.group_size
+    if training.budget == "steps":
+        return f"{training.steps} steps and {rollouts} rollouts"
+    return f"{training.amount:g} {training.budget.replace('_', ' ')}, {training.steps} steps at most"
+
+
+def outlook(runs: Sequence[Run], timing: Timing | None, workers: int, home: Path) -> str:
+    """How much of these runs is there, and what the rest will take, as far as a step was timed."""
+    left = [run for run in runs if not run.finished]
+    there = f"{len(runs) - len(left)} of {len(runs)} runs were there"
+    if not left:
+        return f"{there}; nothing is left to train"
+    if left[0].experiment.training.world > 1:
+        return f"{there}; runs of several processes are not timed: see make dry-run"
+    if timing is None:
+        return f"{there}; how long the rest takes is told once a step was timed"
+    return f"{there}; {estimate([run.experiment for run in left], len(missing_starts(left)), timing, workers, home)}"
+
+
+def missing_starts(runs: Sequence[Run]) -> set[str]:
+    """The warm starts that these runs need and that are not there."""
+    return {run.start for run in runs if not warm_start_folder(run.start).exists()}
+
+
+def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
+    """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed."""
+    timing = known_timing(home, specification.name, specification.base)
+    if timing is None:
+        return None
+    runs = [specification.experiment(arm, seed, cell) for cell, arm, seed in specification.runs()]
+    starts = {warm_start_key(run, ""): run for run in runs}.values()
+    seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
+    return seconds / min(specification.processes, len(runs))
+
+
+def write_minutes(home: Path) -> None:
+    """One line a preset of which a time is known: its name and "about 9 min"."""
+    known = {name: whole_seconds(load_specification(name), home) for name in presets()}
+    path = home / "timings" / MINUTES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{name}\tabout {spell(seconds)}\n" for name, seconds in known.items() if seconds is not None]
+    path.write_text("".join(lines))
+
+
+def next_commands(study: str, home: Path) -> str:
+    """What to run after a sweep, with its time on this machine where it is known."""
+    world = next(name for name in WORLDS if name != study)
+    rows = [
+        ("another world", f"make ablation PRESET={world}", _time(world, home)),
+        ("arms should end level", f"make ablation PRESET={CONTROL}", _time(CONTROL, home)),
+        ("your data", "make ablation PRESET=path/to/your.yaml", "see docs/data.md"),
+        ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing"),
+    ]
+    shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
+    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+    return "\n".join(f"  {what.ljust(widths[0])}  {command.ljust(widths[1])}  {time}" for what, command, time in shown)
+
+
+def _time(preset: str, home: Path) -> str:
+    seconds = whole_seconds(load_specification(preset), home)
+    return "not timed here" if seconds is None else f"about {spell(seconds)}"
