@@ -8,7 +8,7 @@ from typing import Any
 
 from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
 from igpo_core.logprobs import LOGITS_AT_A_TIME
-from igpo_core.rollout.cache import COLUMNS_AT_A_TIME
+from igpo_core.rollout.cache import room_for
 
 GIB = 2**30
 # Nothing here was measured on an accelerator. CONTEXT: CUDA's context with its kernels and cuBLAS's workspaces (about half of it)
@@ -150,7 +150,7 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
     questions = -(-rollout.questions // config.training.world) * rollout.group_size
     evaluated = -(-max(config.evaluation.dev_questions, config.evaluation.test_questions) // config.training.world)
     rows = min(rollout.batch_size, max(questions, evaluated))
-    columns = -(-rollout.max_tokens // COLUMNS_AT_A_TIME) * COLUMNS_AT_A_TIME
+    columns = room_for(rollout.max_tokens)
     width = min(rollout.max_tokens, _widest(config))
     passes = rows * (
         columns * (2 * a_token + 2 * queries * compute)

@@ -39,8 +39,7 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     for turn in item.turns:
         tokens, body = protocol.turn(turn.thought, turn.action)
         if turn.target:
-            vocabulary = protocol.tokenizer.get_vocab()
-            soft[len(ids) + body.start] = tuple((vocabulary[word], share) for word, share in turn.target)
+            soft[len(ids) + body.start] = tuple((_token(protocol, word), share) for word, share in turn.target)
         inner = 1.0 if isinstance(turn.action, Search) else turn.answer_weight
         weights += [inner if body.start <= k < body.stop else 1.0 for k in range(len(tokens))]
         ids += tokens
@@ -49,6 +48,13 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
             ids += seen
             weights += [0.0] * len(seen)
     return Example(tuple(ids), tuple(weights), soft)
+
+
+def _token(protocol: TurnProtocol, word: str) -> int:
+    index: int | None = protocol.tokenizer.backend_tokenizer.token_to_id(word)
+    if index is None:
+        raise ConfigError(f"{word!r} is no token of its own, as a soft target has to be: use tokenizer=words")
+    return index
 
 
 def _backward(policy: Policy, examples: Sequence[Example], budget: int) -> float:
@@ -102,7 +108,7 @@ def run_warm_start(
     losses: dict[str, float] = {}
     for number, stage in enumerate(config.warm_start.stages):
         optimizer = torch.optim.AdamW(
-            trained(policy.model), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+            trained(policy.model), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         for step in range(stage.steps):
             for group in optimizer.param_groups:

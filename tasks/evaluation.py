@@ -78,11 +78,8 @@ def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) 
         folder = run.folder / "best" / f"step-{best['step']:06d}"
         verify_folder(folder)
         trainer.load_policy(folder)
-        config = trainer.config
-        first = config.model_copy(
-            update={"evaluation": config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})}
-        )
-        metrics, _ = evaluate_all(trainer, first, "test", config.evaluation.test_questions, best["step"])
+        config = _first_decoding(trainer.config)
+        metrics, _ = evaluate_all(trainer, config, "test", config.evaluation.test_questions, best["step"])
     return {
         "test_best/all/f1": metrics["/all/f1"],
         "test_best/all/em": metrics["/all/em"],
@@ -124,12 +121,18 @@ def look_into(trainer: "Trainer", result: "StepResult", keep: "Keep") -> dict[st
 
 
 def evaluate_dev(trainer: "Trainer") -> dict[str, float]:
-    started, config = time.perf_counter(), trainer.config
+    """eval/ metrics of the first decoding, which alone decides which checkpoint is the best."""
+    started, config = time.perf_counter(), _first_decoding(trainer.config)
     metrics, _ = evaluate_all(trainer, config, "dev", config.evaluation.dev_questions, trainer.step)
     return {
         **{f"eval{name}": value for name, value in metrics.items()},
         "time/evaluation": time.perf_counter() - started,
     }
+
+
+def _first_decoding(config: ExperimentConfig) -> ExperimentConfig:
+    evaluation = config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def evaluate_all(

@@ -161,7 +161,9 @@ class EvaluationConfig(Settings):
     dev_questions: int = Field(128, ge=1)
     test_questions: int = Field(512, ge=1)
     decoding: tuple[Decoding, ...] = Field(
-        ("sampled", "greedy"), min_length=1, description="The first is the headline."
+        ("sampled", "greedy"),
+        min_length=1,
+        description="Of the test. The first is the headline, and the only one on dev.",
     )
     threshold: float = Field(
         0.5, gt=0, le=1, description="Dev F1 whose first reaching gives steps, tokens and seconds."

@@ -6,7 +6,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-COLUMNS_AT_A_TIME = 256  # a row wastes at most so many columns, and the cache is copied once in as many tokens
+COLUMNS_AT_A_TIME = 32
+
+
+def room_for(columns: int) -> int:
+    """Columns that a cache of so many gets: an eighth more, and COLUMNS_AT_A_TIME at least.
+
+    Much more would cost time in a short cache: rows that lie far apart share few cache lines and pages of memory.
+    """
+    return columns + max(COLUMNS_AT_A_TIME, columns // 8)
 
 
 class RoomyLayer(DynamicLayer):
@@ -27,7 +35,10 @@ class RoomyLayer(DynamicLayer):
         past = self.get_seq_length()
         columns = past + key_states.shape[-2]
         if self.room is None or columns > self.room[0].shape[-2]:
-            self.room = (self._grown(self.keys, key_states, columns), self._grown(self.values, value_states, columns))
+            self.room = (self._room(key_states, columns), self._room(value_states, columns))
+            for room, held in zip(self.room, (self.keys, self.values), strict=True):
+                if held is not None:
+                    room[:, :, :past] = held
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         keys, values = self.room
         keys[:, :, past:columns] = key_states
@@ -37,16 +48,19 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Only keep these rows, in this order; a row may be taken several times."""
-        super().batch_select_indices(indices)
-        self.room = None  # keys and values are tensors of their own now
+        columns = self.get_seq_length()
+        if columns == 0:
+            return
+        held = (self.keys, self.values)
+        self.room = (self._room(self.keys, columns, len(indices)), self._room(self.values, columns, len(indices)))
+        self.keys, self.values = (room[:, :, :columns] for room in self.room)
+        for kept, whole in zip((self.keys, self.values), held, strict=True):
+            torch.index_select(whole, 0, indices, out=kept)
 
     @staticmethod
-    def _grown(held: torch.Tensor | None, like: torch.Tensor, columns: int) -> torch.Tensor:
-        rows, heads, _, size = like.shape
-        room = like.new_empty(rows, heads, -(-columns // COLUMNS_AT_A_TIME) * COLUMNS_AT_A_TIME, size)
-        if held is not None:
-            room[:, :, : held.shape[-2]] = held
-        return room
+    def _room(like: torch.Tensor, columns: int, rows: int | None = None) -> torch.Tensor:
+        count, heads, _, size = like.shape
+        return like.new_empty(count if rows is None else rows, heads, room_for(columns), size)
 
 
 def roomy_cache(config: Any) -> DynamicCache:

@@ -79,6 +79,17 @@ def test_a_token_is_written_where_it_belongs_without_a_copy() -> None:
     assert second[0, 0, :, 0].tolist() == [0, 0, 0, 0, 0, 1]
 
 
+def test_rows_that_stay_are_copied_once_and_have_room_for_a_turn() -> None:
+    layer = RoomyLayer()
+    layer.update(torch.arange(30.0).view(3, 1, 5, 2), torch.zeros(3, 1, 5, 2))
+    layer.batch_select_indices(torch.tensor([2, 0]))
+    kept = layer.keys.data_ptr()
+    keys, _ = layer.update(torch.zeros(2, 1, 26, 2), torch.zeros(2, 1, 26, 2))
+    assert keys.data_ptr() == kept
+    assert keys[:, 0, 0].tolist() == [[20, 21], [0, 1]]
+    assert layer.room[0].shape[2] == 37  # not 256: rows far apart are slow to read
+
+
 def test_sliding_windows_keep_their_own_layers() -> None:
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     assert all(isinstance(layer, RoomyLayer) for layer in roomy_cache(Qwen2Config(**shape)).layers)

@@ -133,7 +133,7 @@ def test_bytes_that_are_kept_for_the_way_back(dtype: str, lora: Any, checkpointi
 def test_bytes_of_a_rollouts_cache(dtype: str, lora: Any) -> None:
     model, cache, rows = small_model(dtype, lora), roomy_cache(SMALL), 3
     with torch.no_grad(), precision(dtype):
-        model.get_decoder()(input_ids=torch.randint(500, (rows, 8)), past_key_values=cache, use_cache=True)
+        model.get_decoder()(input_ids=torch.randint(500, (rows, 256)), past_key_values=cache, use_cache=True)
     held = sum(tensor.nbytes for layer in cache.layers for tensor in layer.room)
     rollout = {"questions": 1, "group_size": rows, "max_tokens": 256}
     config = configure(
