@@ -51,6 +51,7 @@ class RoomyLayer(DynamicLayer):
         columns = self.get_seq_length()
         if columns == 0:
             return
+        assert self.keys is not None and self.values is not None
         held = (self.keys, self.values)
         self.room = (self._room(self.keys, columns, len(indices)), self._room(self.values, columns, len(indices)))
         self.keys, self.values = (room[:, :, :columns] for room in self.room)
