@@ -86,6 +86,7 @@ def ablation(
                 children = children_of(str(flow_run.id), where)
                 reasons = run_all(specification, runs, sweep, preset, children, workers, say)
                 failed = {name: reason for name, reason in reasons.items() if reason}
+                write_minutes(home())
             require_same_code()
             if failed:
                 say(
@@ -108,7 +109,6 @@ def ablation(
             specification = specification.select(None, [*specification.seeds, *more])
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
-    write_minutes(home())
     links |= {"report": report.url, "prefect": flow_run_url(str(flow_run.id))}
     for title, link in links.items():
         say(f"{title:>8}  {link}")
