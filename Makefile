@@ -39,7 +39,13 @@ help:
 	@echo "make worker [LIMIT=2]   serves the arms of sweeps with 'where: pool', here or on another machine (docs/operate.md)"
 	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
-	@echo "Presets: $(sort $(basename $(notdir $(wildcard deployments/presets/*.yaml))))"
+	@echo "Presets, with the time they take on this machine where it is known (make dry-run PRESET=.. tells more):"
+	@for file in deployments/presets/*.yaml; do \
+		name=$$(basename $$file .yaml); \
+		took=$$(sed -n "s/^$$name\t//p" "$(IGPO_HOME)/timings/presets.tsv" 2>/dev/null); \
+		printf '  %-18s %-13s %s\n' "$$name" "$${took:--}" "$$(sed -n 's/^description: //p' $$file)"; \
+	done
+	@echo
 	@echo "Variables: PYTHON (3.11 or newer), MLFLOW_PORT, PREFECT_PORT, IGPO_HOME, and TORCH_INDEX: PyTorch's CPU-only"
 	@echo "wheels spare gigabytes of CUDA on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 

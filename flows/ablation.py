@@ -86,20 +86,15 @@ def ablation(
                 children = children_of(str(flow_run.id), where)
                 reasons = run_all(specification, runs, sweep, preset, children, workers, say)
                 failed = {name: reason for name, reason in reasons.items() if reason}
+                write_minutes(home())
             require_same_code()
             if failed:
-                say(
-                    "\n".join(
-                        [f"{len(failed)} of {len(runs)} runs failed:", *(f"  {n}: {why}" for n, why in failed.items())]
-                    )
-                )
+                say("\n  ".join([f"{len(failed)} of {len(runs)} runs failed:", *map(": ".join, failed.items())]))
             if len(failed) == len(runs):
                 raise IgpoError(f"all {len(failed)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
-            report = write_report(specification, sweep, versions, exploratory, quote(say))
+            report = write_report(specification, sweep, versions, exploratory, say)
             if not left:
-                say(
-                    "everything was there: report of " + (report.made if report.reused else f"{report.made}, made anew")
-                )
+                say(f"everything was there: report of {report.made}{'' if report.reused else ', made anew'}")
             more = more_seeds(specification, report, workers)
             if not more:
                 break
@@ -108,17 +103,13 @@ def ablation(
             specification = specification.select(None, [*specification.seeds, *more])
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
-    write_minutes(home())
-    links |= {"report": report.url, "prefect": flow_run_url(str(flow_run.id))}
-    for title, link in links.items():
-        say(f"{title:>8}  {link}")
-    say(f"\n{report.terminal}")
+    say(f"\n{report.terminal}\n\nReport  {report.url}")
     return {
         "sweep": sweep,
         "answer": report.answer,
         "terminal": report.terminal,
         "failed": failed,
-        "links": {**links, "comparison": report.compare},
+        "links": {**links, "report": report.url, "comparison": report.compare},
     }
 
 
@@ -310,19 +301,22 @@ def tell_what_moved(study: str, report: "Report", say: Say) -> None:
 
 
 def show_links(study: str, sweep: str, say: Say) -> dict[str, str]:
-    """Links that open while the sweep runs; none while MLflow is away."""
+    """Links that open while the sweep runs; none to MLflow while it is away."""
     from tasks.tracking import MlflowAway, answering, chart_url, experiment_id
 
+    page = flow_run_url(str(flow_run.id))
+    say(f"Prefect  {page}")
     try:
         with answering():
             chart = chart_url(experiment_id(study), sweep)
     except MlflowAway as error:
         say(f"warning: {error}. The sweep goes on; its runs send what they owe when MLflow answers")
-        return {}
+        return {"prefect": page}
+    say(f"Curves   {chart}")
     create_link_artifact(
         link=chart, link_text="Curves of this sweep in MLflow", description="Curves in MLflow, while the runs go on"
     )
-    return {"curves": chart}
+    return {"prefect": page, "curves": chart}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
 the data, asks the search once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
-renders a first batch and probes, and counts memory and time. What these would stop the run for stops this. Not looked at: the
-weights themselves, this machine's accelerators, other machines, MLflow and Prefect, whether a judge answers.
+renders a first batch and probes, and counts memory, disk and time: on this machine's processor from steps that were timed here
+before, on accelerators from their makers' figures. What these would stop the run for stops this. Not looked at: the weights
+themselves, this machine's accelerators, other machines, MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.specification import load_specification
-from flows.work import plan
+from flows.specification import AblationSpecification, load_specification
+from flows.work import plan, whole, whole_seconds, write_minutes
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
 from igpo_core.errors import ConfigError, IgpoError
+from tasks.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
@@ -31,6 +33,9 @@ ACCELERATORS = {
     "H100 80 GB": (79, 989e12, 67e12, 3.35e12),
     "H200 141 GB": (139, 989e12, 67e12, 4.8e12),
 }
+
+
+PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on Linux
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,9 @@ def dry_run(preset: str) -> Iterator[str]:
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
-    fits = yield from needs(costly, shape, lengths)
-    if not fits:
-        yield "  warning: it fits none of these accelerators"
+    fits = yield from needs(costly, shape, lengths, specification.processes)
+    yield from spent(preset, specification, shape, home())
+    write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
 
@@ -170,9 +175,35 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
     return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
 
 
-def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generator[str, None, bool]:
-    """Memory on one accelerator, and the seconds of a step on those known: operations and bytes alone, while small models
-    wait for kernels to start. Returns whether it fits any."""
+def spent(preset: str, specification: AblationSpecification, shape: "Shape", home: Path) -> Iterator[str]:
+    """Disk, and time on this machine as far as it was timed, of all runs from nothing."""
+    runs, starts = whole(specification)
+    lora = specification.base.policy.lora if isinstance(specification.base.policy, PretrainedPolicy) else None
+    timing = known_timing(home, specification.name, specification.base)
+    weights = timing.weights if timing else 4 * (shape.adapter(lora) if lora else shape.parameters)
+    needed, free = disk(len(runs), len(starts), weights), free_space(home)
+    yield f"disk: about {needed / 1e9:.1f} GB for {len(runs)} runs and {len(starts)} warm starts; {free / 1e9:.0f} GB are free"
+    if needed > free:
+        yield "  warning: the disk will be full before the sweep ends"
+    seconds = whole_seconds(specification, home)
+    if timing is None or seconds is None:
+        yield (
+            "time: no step of such a policy was timed on this machine yet. The sweep itself times one after its first warm "
+            f"start and says how long the rest takes: make ablation PRESET={preset}"
+        )
+        return
+    yield (
+        f"time on this machine: about {spell(seconds)} from nothing, {specification.processes} at a time: a warm start about "
+        f"{spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(runs[0], timing))} (a step of "
+        f"{timing.rollouts} rollouts took {timing.step:.2g} s here)"
+    )
+
+
+def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths, at_a_time: int) -> Generator[str, None, bool]:
+    """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known: operations
+    and bytes alone, while small models wait for kernels to start. Returns whether it fits."""
+    import psutil
+
     from igpo_core.estimates import GIB, memory, work
 
     held = memory(shape, config)
@@ -184,6 +215,13 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generat
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
     processes = config.training.world
+    if config.training.device == "cpu":
+        there = psutil.virtual_memory().total
+        yield (
+            f"memory: {held.total / GIB:.3g} GiB a run and about {PROCESS / GIB:.1g} GiB of libraries, {at_a_time} at a time; "
+            f"this machine has {there / GIB:.0f} GiB"
+        )
+        return at_a_time * (held.total + PROCESS) < there
     where = "all on one accelerator" if processes == 1 else f"on each of {processes} accelerators"
     yield f"memory, {where}: {held.total / GIB:.3g} GiB ({listed})"
     turns = config.rollout.max_turns
@@ -196,7 +234,10 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths) -> Generat
             "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
         )
         yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, were 40% of its speed reached"
-    return any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
+    some = any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
+    if not some:
+        yield "  warning: it fits none of these accelerators"
+    return some
 
 
 def _trained(config: ExperimentConfig, shape: "Shape") -> str:

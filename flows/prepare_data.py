@@ -79,7 +79,7 @@ def published_versions(specification: AblationSpecification) -> dict[str, str] |
     """The data version of each cell where all were published before and are whole; nothing is made."""
     from tasks.data import find_published
 
-    found = {}
+    found: dict[str, str] = {}
     for cells, data in specification.data_settings():
         published = find_published(data, home())
         if published is None:

@@ -377,7 +377,7 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
     except ValidationError as error:
         lines = reasons(error, AblationSpecification)
         arms = content.get("arms")
-        if any(fault["loc"] for fault in error.errors()) and _is_arms(arms):
+        if any(fault["loc"] for fault in error.errors()) and arms is not None and _is_arms(arms):
             # rules over several fields are looked at only once each field is right: its author would mend one after another
             lines += faults_of_arms(arms, content.get("baseline"), content.get("primary"))
         raise ConfigError(

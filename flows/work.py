@@ -14,7 +14,7 @@ from tasks.warm_starts import warm_start_key
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
-WORLDS = ("atlas", DEFAULT)  # which of them a sweep suggests next: the first that it is not
+WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is not
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
 
@@ -97,12 +97,17 @@ def missing_starts(runs: Sequence[Run]) -> set[str]:
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
     """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed."""
     timing = known_timing(home, specification.name, specification.base)
-    if timing is None:
+    if timing is None or specification.base.training.world > 1:
         return None
-    runs = [specification.experiment(arm, seed, cell) for cell, arm, seed in specification.runs()]
-    starts = {warm_start_key(run, ""): run for run in runs}.values()
+    runs, starts = whole(specification)
     seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
     return seconds / min(specification.processes, len(runs))
+
+
+def whole(specification: AblationSpecification) -> tuple[list[ExperimentConfig], list[ExperimentConfig]]:
+    """All runs, and one run for each warm start that they need."""
+    runs = [specification.experiment(arm, seed, cell) for cell, arm, seed in specification.runs()]
+    return runs, list({warm_start_key(run, specification.name): run for run in runs}.values())
 
 
 def write_minutes(home: Path) -> None:

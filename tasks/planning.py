@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # weights on disk, in sizes of the model in float32: two checkpoints with two moments each, the best on dev, MLflow's copy
 COPIES = 2 * 3 + 1 + 1
+STARTING = 4.0  # seconds from the start of a run's process to its first step and at its end, on two cores
 REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
 
 
@@ -99,27 +100,34 @@ def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
 
 
 def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
-    """Of one run: its steps (all of them, where a budget of tokens may end it earlier) and its evaluations."""
+    """Of one run: its start, its steps (all of them, where a budget of tokens may end it earlier) and its evaluations."""
     training, rollout, evaluation = experiment.training, experiment.rollout, experiment.evaluation
     steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts
     if training.budget == "seconds" and training.amount is not None:
         steps = min(steps, training.amount)
     decodings = len(evaluation.decoding)
-    dev = (training.steps // evaluation.every + 1) * evaluation.dev_questions * decodings
-    test = evaluation.test_questions * (decodings + 1)  # the checkpoint best on dev with the first decoding alone
-    return steps + (dev + test) * timing.rollout
+    dev = (
+        training.steps // evaluation.every + 1
+    ) * evaluation.dev_questions  # with the first decoding alone, and so is
+    test = evaluation.test_questions * (decodings + 1)  # the test of the checkpoint that was best on dev
+    return STARTING + steps + (dev + test) * timing.rollout
 
 
 def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
-    """Of making one, in proportion to what it is taught; 0 where none was timed."""
+    """Of making one, in proportion to what it is taught; its start alone where none was timed."""
     if timing.warm_start is None or not timing.demonstrations:
-        return timing.warm_start or 0.0
-    return timing.warm_start * demonstrations(experiment) / timing.demonstrations
+        return STARTING + (timing.warm_start or 0.0)
+    return STARTING + timing.warm_start * demonstrations(experiment) / timing.demonstrations
 
 
 def disk(runs: int, warm_starts: int, weights: int) -> int:
     """Bytes that runs and warm starts take. weights: bytes of the model's."""
     return runs * (COPIES * weights + REST) + warm_starts * weights
+
+
+def free_space(place: Path) -> int:
+    """Bytes."""
+    return shutil.disk_usage(place).free
 
 
 def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:
@@ -129,7 +137,7 @@ def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing,
     each = [run_seconds(run, timing) for run in runs]
     total = (sum(each) + warm_starts * warm_start_seconds(runs[0], timing)) / min(workers, len(runs))
     needed = disk(len(runs), warm_starts, timing.weights)
-    free = shutil.disk_usage(place).free
+    free = free_space(place)
     text = (
         f"about {spell(total)} for {len(runs)} runs of about {spell(sum(each) / len(each))} (a step of {timing.rollouts} "
         f"rollouts took {timing.step:.2g} s here), {needed / 1e9:.1f} GB on disk, where {free / 1e9:.0f} GB are free"

@@ -164,7 +164,8 @@ def answer(
             "not of the preset. A number of seeds that is chosen after a look at the result finds too many differences."
         )
     lines.append(worth(specification))
-    return (" " if len(lines) <= 3 else "\n").join(lines)
+    single = sum(len(comparisons) for _, comparisons in cells) == 1
+    return (" " if single else "\n").join(lines)
 
 
 def outcome(one: Comparison, margin: float, compared: int) -> str:

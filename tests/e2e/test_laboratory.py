@@ -114,8 +114,13 @@ def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(serve
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
     printed = done.stdout + done.stderr
     assert done.returncode == 0
-    assert "4 of 4 runs were there; nothing is left to train" in printed
-    assert printed.count("finished before") == 4 and printed.count("MLflow had lost it") == 1
+    assert "everything was there: report of" in printed and "made anew" in printed  # it names the run that was lost
+    assert printed.count(f"sent {lost['tags']['run_key']}: ") == 1
+    asked = asked_runs(servers)
+    third = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
+    assert "everything was there: report of" in third.stdout and "made anew" not in third.stdout
+    assert asked_runs(servers) == asked + 1  # nothing is started for what is there
+    assert third.stdout[third.stdout.index("\narm ") :] == done.stdout[done.stdout.index("\narm ") :]
     after = all_runs(servers)
     again = [run for run in after if run["tags"].get("run_key") == lost["tags"]["run_key"]]
     assert [run["metrics"]["test/all/f1"] for run in again] == [lost["metrics"]["test/all/f1"]]
@@ -131,6 +136,16 @@ def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: st
     assert done.returncode == 0, done.stdout + done.stderr
     seeds = [run["tags"].get("seed") for run in all_runs(servers) if run["tags"].get("kind") == "train"]
     assert seeds.count("2") == 2
+    (found,) = [
+        run for run in prefect(servers, "/flow_runs/filter", {"sort": "START_TIME_DESC"})
+        if run["parameters"].get("seeds") == [2] and run["parameters"].get("preset") == "tiny"
+    ]  # fmt: skip
+    logged = [line["message"] for line in prefect(servers, "/logs/filter", {
+        "logs": {"flow_run_id": {"any_": [found["id"]]}}, "sort": "TIMESTAMP_ASC"})]  # fmt: skip
+    assert found["name"] == "tiny" and sum(" of 2 runs" in line and "seed 2: test F1" in line for line in logged) == 2
+    (end,) = [line for line in logged if "ANSWER" in line]
+    assert "Test F1 of each seed" in end and "Exploratory: seed 2 is not of the preset." in " ".join(end.split())
+    assert "Finished in state Completed()" not in logged[:-1]
     # a part of a sweep has a report of its own: the whole one's stays
     reports = [run for run in all_runs(servers) if run["tags"].get("kind") == "report"]
     assert {run["tags"]["seeds"]: run["metrics"]["report/igpo/pairs"] for run in reports} == {

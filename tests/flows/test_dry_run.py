@@ -15,6 +15,8 @@ import yaml
 from flows.dry_run import dry_run, main
 from flows.specification import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
+from tasks.home import home
+from tasks.planning import Timing, keep_timing
 from tests.igpo_core.hostile import hostile_server
 
 
@@ -38,10 +40,20 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "2 arms" in said and "rows quarantined" in said and "first batch: 2 questions x 2 rollouts" in said
     assert "policy: 25.2 thousand parameters" in said
-    assert (
-        "memory, all on one accelerator" in said
-        and "nothing of what was checked stands in the way of this run\n" in said
-    )
+    assert "nothing of what was checked stands in the way of this run\n" in said
+    # a preset for the processor: this machine's memory, no accelerator; no step was timed in this home
+    assert "this machine has" in said and "H100" not in said
+    assert "for 4 runs and 2 warm starts" in said and "no step of such a policy was timed on this machine yet" in said
+
+
+def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A start of 4 s, 4 steps of .5 s, 5 x 16 dev and 3 x 16 test rollouts of .01 s: a run takes 7.28 s, a warm start 4 + 10;
+    four and two of them, two at a time: 28.56 s."""
+    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
+    assert main(["tiny"]) == 0
+    assert "time on this machine: about 29 s from nothing, 2 at a time" in capsys.readouterr().out
+    known = (home() / "timings" / "presets.tsv").read_text().splitlines()
+    assert "tiny\tabout 29 s" in known
 
 
 def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:

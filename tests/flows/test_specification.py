@@ -9,7 +9,7 @@ import yaml
 
 from flows.ablation import more_seeds
 from flows.specification import PRESETS, AblationSpecification, load_specification
-from flows.work import plan
+from flows.work import CONTROL, MODEL, WORLDS, plan
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
@@ -154,6 +154,18 @@ def test_a_path_without_a_file_is_told_as_that(tmp_path: Path) -> None:
     assert "presets" not in str(refusal.value)
     with pytest.raises(ConfigError, match=r"'core-arm' \(did you mean core-arms\?\)"):
         load_specification("core-arm")
+
+
+@pytest.mark.parametrize("preset", SHIPPED)
+def test_every_preset_says_what_it_is_in_a_line_of_make(preset: str) -> None:
+    told = load_specification(preset).description
+    assert (
+        told and f"description: {told}\n" in (PRESETS / f"{preset}.yaml").read_text()
+    )  # as sed of the Makefile finds it
+
+
+def test_the_presets_that_are_suggested_next_are_shipped() -> None:
+    assert {*WORLDS, CONTROL, MODEL} <= {*SHIPPED}
 
 
 @pytest.mark.parametrize("seeds", [[1, 1], [-1]])

@@ -1,11 +1,24 @@
 """What a sweep will take, worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from igpo_core.config import ExperimentConfig
-from tasks.planning import COPIES, REST, Timing, estimate, keep_timing, read_timing, run_seconds, spell
+from tasks.planning import (
+    COPIES,
+    REST,
+    Timing,
+    estimate,
+    keep_timing,
+    known_timing,
+    policy_key,
+    read_timing,
+    run_seconds,
+    spell,
+    warm_start_seconds,
+)
 
 TIMING = Timing(step=0.5, rollouts=128, rollout=0.002, warm_start=100.0, weights=1_000_000)
 
@@ -21,16 +34,16 @@ def experiment(**training: object) -> ExperimentConfig:
 
 
 def test_seconds_of_a_run() -> None:
-    # 40 steps of 256 rollouts, 1 s each; 9 x 100 x 2 dev and 500 x 3 test rollouts of 2 ms
-    assert run_seconds(experiment(), TIMING) == pytest.approx(40 + 3.6 + 3.0)
-    assert run_seconds(experiment(budget="seconds", amount=10), TIMING) == pytest.approx(10 + 6.6)
-    assert run_seconds(experiment(budget="seconds", amount=1000), TIMING) == pytest.approx(46.6)
-    assert run_seconds(experiment(budget="sampled_tokens", amount=1000), TIMING) == pytest.approx(46.6)
+    # a start of 4 s, 40 steps of 256 rollouts, 1 s each; 9 x 100 dev and 500 x 3 test rollouts of 2 ms
+    assert run_seconds(experiment(), TIMING) == pytest.approx(4 + 40 + 1.8 + 3.0)
+    assert run_seconds(experiment(budget="seconds", amount=10), TIMING) == pytest.approx(10 + 8.8)
+    assert run_seconds(experiment(budget="seconds", amount=1000), TIMING) == pytest.approx(48.8)
+    assert run_seconds(experiment(budget="sampled_tokens", amount=1000), TIMING) == pytest.approx(48.8)
 
 
 def test_words(tmp_path: Path) -> None:
-    text = estimate([experiment()] * 30, 5, TIMING, 2, tmp_path)  # (30 x 46.6 + 5 x 100) / 2 = 949 s
-    assert text.startswith("about 16 min for 30 runs of about 47 s (a step of 128 rollouts took 0.5 s here), 0.3 GB")
+    text = estimate([experiment()] * 30, 5, TIMING, 2, tmp_path)  # (30 x 48.8 + 5 x 104) / 2 = 992 s
+    assert text.startswith("about 17 min for 30 runs of about 49 s (a step of 128 rollouts took 0.5 s here), 0.3 GB")
     assert 30 * (COPIES * 1_000_000 + REST) + 5 * 1_000_000 == 305_000_000
     assert "warning" not in text
     huge = Timing(0.5, 128, 0.002, None, 10**15)
@@ -43,3 +56,24 @@ def test_a_timing_is_found_again(tmp_path: Path) -> None:
     assert read_timing(tmp_path, "sweep") is None
     keep_timing(tmp_path, "sweep", TIMING)
     assert read_timing(tmp_path, "sweep") == TIMING
+
+
+def test_a_study_that_was_never_timed_borrows_from_one_with_the_same_policy(tmp_path: Path) -> None:
+    same = replace(TIMING, policy=policy_key(experiment()))
+    assert known_timing(tmp_path, "study", experiment()) is None
+    keep_timing(tmp_path, "other-0123ab", replace(same, step=1.0))
+    keep_timing(tmp_path, "third-0123ab", replace(TIMING, policy="another"))
+    assert known_timing(tmp_path, "study", experiment()) == replace(same, step=1.0)
+    keep_timing(tmp_path, "study-arms-0123ab", TIMING)  # another study, whose name begins alike
+    keep_timing(tmp_path, "study-0123ab", replace(TIMING, step=2.0, warm_start=None))  # its own, whatever the policy
+    assert known_timing(tmp_path, "study", experiment()) == replace(TIMING, step=2.0, warm_start=None)
+    keep_timing(tmp_path, "study-4567cd", replace(TIMING, step=3.0))  # one that timed a warm start comes first
+    assert known_timing(tmp_path, "study", experiment()) == replace(TIMING, step=3.0)
+
+
+def test_a_warm_start_takes_as_long_as_what_it_is_taught() -> None:
+    stage = {"steps": 50, "batch_size": 32, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}
+    taught = ExperimentConfig.model_validate({"warm_start": {"stages": [stage, stage]}})  # 3200 demonstrations
+    assert warm_start_seconds(taught, replace(TIMING, demonstrations=6400)) == pytest.approx(4 + 50)
+    assert warm_start_seconds(taught, TIMING) == pytest.approx(4 + 100)  # of before demonstrations were counted
+    assert warm_start_seconds(taught, replace(TIMING, warm_start=None)) == 4
