@@ -145,8 +145,10 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
     history = alone * (
         shape.layers * a_token * (2 if promoted else 1) + block + 2 * queries * (6 if promoted else compute)
     )
+    # after the pass beliefs are projected in float32, for which weights that are kept in bfloat16 are converted
+    converted = 4 * shape.vocabulary * shape.width if half and lora and config.reward.needs_beliefs else 0
     if isinstance(rollout.engine, VllmEngine):
-        return 0, history  # their caches are the servers'
+        return 0, history + converted  # their caches are the servers'
     questions = -(-rollout.questions // config.training.world) * rollout.group_size
     evaluated = -(-max(config.evaluation.dev_questions, config.evaluation.test_questions) // config.training.world)
     rows = min(rollout.batch_size, max(questions, evaluated))
@@ -158,7 +160,7 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
         + 36 * shape.vocabulary  # logits, their distribution and its sums in float64
     )
     cache = rows * columns * shape.layers * a_token
-    return cache, max(passes, history - cache)  # the one or the other is held
+    return cache, max(passes, converted, history - cache)  # the one or the other is held
 
 
 def _widest(config: ExperimentConfig) -> int:

@@ -38,12 +38,19 @@ CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qw
 @dataclass(frozen=True)
 class Policy:
     """A causal LM and the grammar it speaks. window: the longest sequence it takes, in tokens. half: whether it computes in
-    bfloat16."""
+    bfloat16. other_ends: tokens that its generation_config ends at and the grammar does not stop at; Qwen2.5 ends at <|im_end|>,
+    which stops a turn, and at <|endoftext|>."""
 
     model: Any
     protocol: TurnProtocol
     window: int
     half: bool = False
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn: the grammar's stop tokens, then other_ends, with which a turn is malformed."""
+        return (*self.protocol.stop_ids, *self.other_ends)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What every forward pass runs within: bfloat16 where the policy computes in it, else nothing."""
@@ -100,7 +107,18 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed, settings.revision)
     require_window(model.config, config, name)
+    align(model)
     return speak(model, tokenizer, half)
+
+
+def align(model: Any) -> None:
+    """Move the model's weights to memory of their own, where torch aligns them.
+
+    transformers leaves them as views into the file, at addresses that depend on the length of its header, and a CPU's kernels
+    round otherwise there. So a loaded policy gives the bits of a built one that has the same weights.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _revision(name: str | Path, settings: PretrainedPolicy) -> str | None:
@@ -138,7 +156,11 @@ def export_policy(policy: Policy, folder: Path) -> None:
 def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
     """A model with the grammar that its tokenizer speaks."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
-    return Policy(model, grammar(tokenizer), int(model.config.max_position_embeddings), half)
+    protocol = grammar(tokenizer)
+    known: int | list[int] | None = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else known
+    others = tuple(token for token in ends if token not in protocol.stop_ids)
+    return Policy(model, protocol, int(model.config.max_position_embeddings), half, others)
 
 
 def grammar(tokenizer: Any) -> TurnProtocol:

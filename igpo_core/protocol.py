@@ -5,6 +5,7 @@ Text from outside (questions, passages, answers, web pages) goes through `neutra
 token; that is checked on the ids of every observation, not only on its text.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -41,6 +42,19 @@ class AnswerProbe:
         object.__setattr__(self, "suffix_ids", tuple(suffix_ids))
         if not self.answer_ids:
             raise ValueError("an answer probe needs at least one answer token")
+
+
+def with_shared_prefix(probes: Sequence[AnswerProbe]) -> list[AnswerProbe]:
+    """Return the same probes with the prefix tokens that all of them begin with, which are fed once for all.
+
+    Prefixes differ only where a tokenizer merges the prefix's last characters into one answer and not into another. What the
+    others have there in their prefix is then scored with their answer.
+    """
+    places = zip(*(probe.prefix_ids for probe in probes), strict=False)
+    shared = [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, places)]
+    return [
+        AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids) for probe in probes
+    ]
 
 
 class TurnProtocol(Protocol):
@@ -163,6 +177,8 @@ class ChatProtocol:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer: Any = tokenizer
+        if not tokenizer.is_fast:
+            raise ConfigError("this tokenizer does not tell where its tokens stand: use a model with a tokenizer.json")
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
@@ -254,8 +270,20 @@ class ChatProtocol:
         return _parse_call(match["call"])
 
     def probe(self, answer: str) -> AnswerProbe:
-        prefix = self._encode(f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n")
-        return AnswerProbe(prefix, self._plain(answer), self._encode(f"\n</answer>{self._stop_text}"))
+        """Return the tokens of an answering turn, cut at the answer.
+
+        The turn is encoded whole, because a BPE merges across the answer's borders: Qwen2.5 writes the end of "D.C." and the
+        newline behind it as one token. The answer's tokens are those that cover any of its characters.
+        """
+        before, text = f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n", self.neutralise(answer)
+        after = f"\n</answer>{self._stop_text}"
+        encoded = self.tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = list(encoded["input_ids"]), encoded["offset_mapping"]
+        self._require_neutral(ids, (before, after), text)
+        start, end = len(before), len(before) + len(text)
+        first = next(i for i, (_, stop) in enumerate(spans) if stop > start)
+        last = next(i for i, (begin, _) in enumerate(spans) if begin >= end)
+        return AnswerProbe(ids[:first], ids[first:last], ids[last:])
 
     def lesson(self, words: Sequence[str]) -> list[int]:
         return self._plain(" ".join(words))
@@ -266,7 +294,8 @@ class ChatProtocol:
     def query_tokens(self, ids: Sequence[int]) -> slice:
         """Where the tool call stands within the tokens of a searching turn: between <tool_call> and </tool_call>.
 
-        Raises ConfigError when these are no tokens of their own: then a BPE has no border to cut at.
+        Empty where the policy wrote one of the two in pieces: `parse` reads text, and there is no border to cut at.
+        Raises ConfigError when these are no tokens of their own in this tokenizer.
         """
         opening, closing = (self._encode(marker) for marker in ("<tool_call>", "</tool_call>"))
         if len(opening) != 1 or len(closing) != 1:
@@ -284,16 +313,19 @@ class ChatProtocol:
         # Encoded whole, because a BPE merges across the border between the frame's newline and the text.
         before, after = frame
         ids = self._encode(before + self.neutralise(text) + after)
-        expected = self._controls(self._encode(before)) + self._controls(self._encode(after))
-        if self._controls(ids) != expected:
-            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
+        self._require_neutral(ids, frame, text)
         return ids
 
     def _plain(self, text: str) -> list[int]:
         ids = self._encode(self.neutralise(text))
-        if self._controls(ids):
-            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
+        self._require_neutral(ids, (), text)
         return ids
+
+    def _require_neutral(self, ids: Sequence[int], frame: Sequence[str], text: str) -> None:
+        """Raise ConfigError where ids have other control tokens than the frame's own."""
+        expected = [index for part in frame for index in self._controls(self._encode(part))]
+        if self._controls(ids) != expected:
+            raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
         return [index for index in ids if index in self.control]
@@ -310,8 +342,10 @@ class ChatProtocol:
 
 
 def _between(ids: Sequence[int], opening: int, closing: int) -> slice:
-    """The place between the last `opening` and the last `closing`; ids hold both, or a ValueError says so."""
+    """The place between the last `opening` and the last `closing`; empty where ids hold only one of them, or none."""
     backwards = list(ids)[::-1]
+    if opening not in backwards or closing not in backwards:
+        return slice(0, 0)
     return slice(len(ids) - backwards.index(opening), len(ids) - 1 - backwards.index(closing))
 
 

@@ -13,13 +13,18 @@ GAP = 0.1  # TRACE's eps: the gap of a belief of probability 1
 
 
 def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:
-    """One belief s from the mean log-probabilities of several accepted answers; lengths: their tokens.
+    """Return one belief s from the mean log-probabilities of several accepted answers; lengths: their tokens.
 
-    logsumexp (TIPS), max, shortest (fewest tokens; the first of them) or first (the authors' code).
+    logsumexp: the log of the summed probabilities of all answers, divided by the tokens of the likeliest one. It is in the unit
+    of a mean log-probability for one answer and for many; of one answer it is its mean. It exceeds 0 where answers overlap
+    ("New York" is a part of "New York City"). (TIPS adds the answers' probabilities too.) max: the largest mean.
+    shortest: the mean of the answer with the fewest tokens, of several the first. first: of the first one (the authors' code).
     """
     if aliases == "logsumexp":
-        top = max(scores)
-        return top + math.log(math.fsum(math.exp(score - top) for score in scores))
+        totals = [score * length for score, length in zip(scores, lengths, strict=True)]
+        top = max(totals)
+        likeliest = totals.index(top)
+        return scores[likeliest] + math.log(math.fsum(math.exp(t - top) for t in totals)) / lengths[likeliest]
     if aliases == "max":
         return max(scores)
     if aliases == "shortest":

@@ -37,15 +37,13 @@ class Row:
     answer_scores: list[tuple[float, ...]] = field(default_factory=list)
     status: RolloutStatus | None = None
 
-    def take(
-        self, protocol: TurnProtocol, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig
-    ) -> Action:
+    def take(self, policy: Policy, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig) -> Action:
         """Append a sampled turn; the status is set where the trajectory ends with it."""
-        action = protocol.parse(ids)
+        action = policy.protocol.parse(ids)
         start = len(self.ids)
         self.ids += ids
         self.turns.append(Turn(start, len(self.ids), len(self.ids), action, tuple(logprobs)))
-        if ids[-1] not in protocol.stop_ids:
+        if ids[-1] not in policy.end_ids:
             self.status = RolloutStatus.TURN_TRUNCATED
         elif isinstance(action, Malformed):
             self.status = RolloutStatus.MALFORMED

@@ -41,6 +41,11 @@ class ServedEngine:
         self._model = self._connection.served_model(self._url)
         self._held = hold(settings) if number == 0 else []
 
+    def require_processed_logprobs(self, prompt: Sequence[int]) -> None:
+        """Raise ConfigError where the server of this process gives log-probabilities of another distribution than it samples from
+        at temperatures other than 1 (igpo_core.rollout.serving)."""
+        self._connection.require_processed_logprobs(self._url, self._model, prompt)
+
     def load(self, write: Callable[[Path], None], step: int) -> None:
         """Give all servers the weights that `write` puts into a folder, and make them forget what they kept of older ones."""
         folder = self.settings.weights / f"step-{step:06d}"
@@ -108,7 +113,7 @@ class ServedEngine:
         searching = 0.0
         while True:
             ids, logprobs = self._turn(policy, row, derive(*key, len(row.turns)), config, decoding)
-            action = row.take(policy.protocol, ids, logprobs, config)
+            action = row.take(policy, ids, logprobs, config)
             if row.status is not None:
                 return searching
             started = time.perf_counter()
@@ -121,7 +126,7 @@ class ServedEngine:
     def _turn(
         self, policy: Policy, row: Row, seed: int, config: RolloutConfig, decoding: Decoding
     ) -> tuple[list[int], list[float]]:
-        stops = sorted(policy.protocol.stop_ids)
+        stops = sorted(policy.end_ids)
         asked = {
             "model": self._model,
             "prompt": row.ids,

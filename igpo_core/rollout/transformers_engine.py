@@ -14,7 +14,7 @@ import torch
 
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
-from igpo_core.logprobs import target_logprobs
+from igpo_core.logprobs import belief_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.cache import roomy_cache
@@ -85,9 +85,7 @@ def _run(
         if turn:
             stream.observe(rows, pending)
         sampled = stream.sample_turn(rows)
-        actions = [
-            row.take(policy.protocol, ids, logprobs, config) for row, (ids, logprobs) in zip(rows, sampled, strict=True)
-        ]
+        actions = [row.take(policy, ids, logprobs, config) for row, (ids, logprobs) in zip(rows, sampled, strict=True)]
         searching = [i for i, row in enumerate(rows) if row.status is None]
         started = time.perf_counter()
         found = search(environment, [(rows[i].question, actions[i]) for i in searching])
@@ -108,7 +106,7 @@ class _Stream:
         self.model, self.pad = policy.model, policy.protocol.pad_id
         self.decoder, self.head = (policy.model.get_decoder(), policy.model.get_output_embeddings())
         self.device = policy.model.device
-        self.stops = torch.tensor(policy.protocol.stop_ids, device=self.device)
+        self.stops = torch.tensor(policy.end_ids, device=self.device)
         self.config, self.greedy, self.times = config, decoding == "greedy", times
         self.cache = roomy_cache(policy.model.config)
         self.seen = torch.zeros(0, 0, dtype=torch.bool)  # [rows, columns]
@@ -195,7 +193,7 @@ class _Stream:
         probes = self.probes
         at = torch.where(probes.at < 0, (counts - 1)[:, None], probes.at + width)
         owners = owner[:, None].expand_as(at)[probes.scored]
-        values = target_logprobs(self.head, hidden[owners, at[probes.scored]], probes.targets[probes.scored]).tolist()
+        values = belief_logprobs(self.head, hidden[owners, at[probes.scored]], probes.targets[probes.scored]).tolist()
         share = probes.width / (probes.width + width)
         self.times.scoring += share * (encoded - started) + time.perf_counter() - encoded
         return probes.means(values)

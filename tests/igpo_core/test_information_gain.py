@@ -150,10 +150,22 @@ def test_aliases() -> None:
     assert belief(scores, lengths, "first") == -1.0
     assert belief(scores, lengths, "max") == -1.0
     assert belief(scores, lengths, "shortest") == -2.0  # the first of the two with one token
-    # e^-1 + e^-2 + e^-1.5 = 0.3678794 + 0.1353353 + 0.2231302 = 0.7263449; its log is -0.3197303
-    assert belief(scores, lengths, "logsumexp") == pytest.approx(-0.3197303, abs=1e-6)
+    # of whole answers: e^(4 * -1) + e^-2 + e^-1.5 = 0.0183156 + 0.1353353 + 0.2231302 = 0.3767811; its log is -0.9760911,
+    # and the likeliest answer, the third, has one token
+    assert belief(scores, lengths, "logsumexp") == pytest.approx(-0.9760911, abs=1e-6)
+    # e^-0.5 + e^-3 = 0.6065307 + 0.0497871 = 0.6563177; its log is -0.4211103, over the five tokens of the likeliest
+    assert belief([-0.1, -3.0], [5, 1], "logsumexp") == pytest.approx(-0.4211103 / 5, abs=1e-6)
+    assert belief([-1.7], [10], "logsumexp") == -1.7  # of one answer it is the mean
     with pytest.raises(ValueError, match="logsumexp, max, shortest, first"):
         belief(scores, lengths, "mean")  # type: ignore[arg-type]
+
+
+def test_a_long_alias_hides_no_short_one() -> None:
+    """One token goes from 1e-4 to .9. The first of another alias's ten is as unsure, and the others are certain."""
+    lengths = [1, 10]
+    before, after = (belief([math.log(p), math.log(p) / 10], lengths, "logsumexp") for p in (1e-4, 0.9))
+    # both are as likely: log 2 besides at either end, so that the gain is log(.9 / 1e-4) = 9.1049799 again
+    assert information_gains([before, after], "log_prob_diff") == pytest.approx([9.1049799], abs=1e-6)
 
 
 def test_gains_by_hand() -> None:

@@ -1,16 +1,27 @@
 """The grammar for words and for chat templates: parsing, framing, and text from outside that wants to be more."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from igpo_core.config import RewardConfig
 from igpo_core.errors import ConfigError
 from igpo_core.policies import word_tokenizer
-from igpo_core.protocol import MARKERS, SEARCH_TOOL, SYSTEM_PROMPT, ChatProtocol, WordProtocol
-from igpo_core.trajectory import Answer, Malformed, Search
+from igpo_core.protocol import (
+    MARKERS,
+    PROBE_THOUGHT,
+    SEARCH_TOOL,
+    SYSTEM_PROMPT,
+    AnswerProbe,
+    ChatProtocol,
+    WordProtocol,
+)
+from igpo_core.rewards.scoring import answer_probes
+from igpo_core.trajectory import Answer, Malformed, Question, Search
 
 WORDS = WordProtocol(word_tokenizer(["who", "is", "boss", "of", "F1", "F2", "done", "no", "result", "."]))
 HOSTILE = [
@@ -237,3 +248,106 @@ def test_qwen2_5s_own_template_to_the_token(chat: ChatProtocol, turns: list[tupl
             conversation, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=True, return_dict=False
         )
         assert history == rendered
+
+
+# --------------------------------------------------------------------------------- a tokenizer that merges as Qwen2.5's
+
+
+# Qwen2.5's pre-tokeniser: punctuation takes the line ends behind it along.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="module")
+def merging(chat: ChatProtocol) -> ChatProtocol:
+    """A byte-level BPE that has learned ".\\n" and ")\\n", with the same control tokens and template."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"), byte_level])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(
+        ["Washington, D.C.\nParis (France)\n<answer>\n</answer>\n<think>\n</think>\n"] * 9, trainer
+    )
+    made.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    )
+    made.add_tokens([AddedToken(token, normalized=False) for token in ("<tool_call>", "</tool_call>")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    wrapped.chat_template = chat.tokenizer.chat_template
+    return ChatProtocol(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("answer", "last"),
+    [
+        ("Washington, D.C.", ".\n"),
+        ("Paris (France)", ")\n"),
+        ("Warsaw", "w"),
+        ("Bł", "\ufffd"),
+        ("a <answer>", ">\n"),
+    ],
+)
+def test_a_probe_is_the_turn_that_the_policy_would_write(merging: ChatProtocol, answer: str, last: str) -> None:
+    probe = merging.probe(answer)
+    turn, _ = merging.turn(PROBE_THOUGHT, Answer(answer))
+    assert [*probe.prefix_ids, *probe.answer_ids, *probe.suffix_ids] == turn
+    assert merging.decode(probe.prefix_ids).endswith("<answer>\n")
+    assert merging.decode(probe.answer_ids[-1:]).endswith(last)
+    shown = merging.decode(probe.answer_ids)
+    assert shown.removesuffix("\n") == merging.neutralise(answer)
+
+
+@relaxed
+@given(fragments.filter(lambda text: text.strip() != ""))
+def test_the_answer_of_a_probe_never_becomes_a_control_token(merging: ChatProtocol, text: str) -> None:
+    probe = merging.probe(text)
+    assert not merging._controls(probe.answer_ids)
+    whole = [*probe.prefix_ids, *probe.answer_ids, *probe.suffix_ids]
+    assert merging._controls(whole) == merging._controls(merging.turn("x", Answer("y"))[0])
+    assert (
+        merging.decode(whole)
+        == f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n{normal(merging.neutralise(text))}\n</answer><|im_end|>"
+    )
+
+
+def normal(text: str) -> str:
+    import unicodedata
+
+    return unicodedata.normalize("NFC", text)
+
+
+def test_an_empty_answer_has_no_probe(merging: ChatProtocol) -> None:
+    with pytest.raises(ValueError, match="at least one answer token"):
+        merging.probe("")
+
+
+def test_answers_of_a_question_share_the_prefix_that_none_has_merged() -> None:
+    """Tokens 1 2 3 | 4 5 | 6, and 3 merged with the answer's beginning: 1 2 | 34 5 | 6."""
+    rendered = {"a": AnswerProbe([1, 2, 3], [4, 5], [6]), "b": AnswerProbe([1, 2], [34, 5], [6])}
+    policy: Any = SimpleNamespace(protocol=SimpleNamespace(probe=rendered.__getitem__))
+    probes = answer_probes(policy, RewardConfig(aliases="max"))
+    assert probes(Question("q", "nq", "train", "?", ("a", "b"))) == [AnswerProbe([1, 2], [3, 4, 5], [6]), rendered["b"]]
+    assert probes(Question("q", "nq", "train", "?", ("a",))) == [rendered["a"]]
+
+
+@pytest.mark.parametrize(("opening", "closing", "whole"), [(1, 1, True), (3, 1, False), (1, 3, False), (3, 3, False)])
+def test_a_query_between_markers_in_pieces_has_no_tokens_of_its_own(
+    chat: ChatProtocol, opening: int, closing: int, whole: bool
+) -> None:
+    """The policy may write "<", "tool", "_call>" for <tool_call>: the same text, so that it searches, in other tokens."""
+    ids: list[int] = chat._encode("<think>\nx\n</think>\n")
+    for marker, pieces in (("<tool_call>", opening), ("</tool_call>", closing)):
+        cut = (marker,) if pieces == 1 else (marker[:1], marker[1:5], marker[5:])
+        ids += [token for piece in cut for token in chat._encode(piece)]
+        if marker == "<tool_call>":
+            ids += (query := chat._encode('{"name": "search", "arguments": {"query": "Warsaw"}}'))
+    ids += chat.stop_ids
+    assert chat.parse(ids) == Search("Warsaw")
+    assert ids[chat.query_tokens(ids)] == (query if whole else [])

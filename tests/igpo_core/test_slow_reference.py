@@ -28,15 +28,15 @@ def logits_of(policy: Policy, ids: list[int]) -> torch.Tensor:
 
 
 def slow_belief(policy: Policy, history: list[int], answers: tuple[str, ...]) -> float:
-    """log of the sum over accepted answers of exp(mean log-probability)."""
-    means = []
+    """log of the summed probabilities of all accepted answers, over the tokens of the likeliest."""
+    likely = []
     for answer in answers:
         probe = policy.protocol.probe(answer)
         start = len(history) + len(probe.prefix_ids)
         logprobs = logits_of(policy, [*history, *probe.prefix_ids, *probe.answer_ids]).log_softmax(-1)
         values = [float(logprobs[start + i - 1, token]) for i, token in enumerate(probe.answer_ids)]
-        means.append(sum(values) / len(values))
-    return math.log(sum(map(math.exp, means)))
+        likely.append((sum(values), len(values)))
+    return math.log(sum(math.exp(total) for total, _ in likely)) / max(likely)[1]
 
 
 def slow_rollout(
