@@ -10,7 +10,7 @@ themselves, this machine's accelerators, other machines, MLflow and Prefect, whe
 import argparse
 import statistics
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +68,8 @@ def dry_run(preset: str) -> Iterator[str]:
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
     yield from (f"  warning: {warning}" for warning in data.warnings)
     environment = open_environment(costly, data.folder)
-    yield from servers(costly)
     policy, shape = describe(costly, environment)
+    yield from servers(costly, policy.protocol.prompt(environment.questions("train")[0].text))
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
     )
@@ -85,9 +85,9 @@ def dry_run(preset: str) -> Iterator[str]:
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
 
-def servers(config: ExperimentConfig) -> Iterator[str]:
+def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
     """Each rollout server, asked once, and left to the run that may use it. Raises ServiceError where one does not answer or
-    takes no weights."""
+    takes no weights, ConfigError where its log-probabilities are not those of rollout.temperature."""
     from igpo_core.rollout.serving import Connection
 
     if not isinstance(config.rollout.engine, VllmEngine):
@@ -97,6 +97,8 @@ def servers(config: ExperimentConfig) -> Iterator[str]:
     for url in once.urls:
         name = connection.served_model(url)
         connection.require_dev_mode(url)
+        if config.rollout.temperature != 1:
+            connection.require_processed_logprobs(url, name, prompt)
         yield f"rollout server {url} answers with {name} and takes weights; what it needs itself is not counted below"
 
 

@@ -5,16 +5,18 @@ import json
 import socket
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
 
 from igpo_core.config import VllmEngine
-from igpo_core.errors import ServiceError
+from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.http import Transient, growing_wait, raise_if_passing
 
+HOT = 100.0  # a temperature at which a language model's distribution is about uniform
+ROUNDING = 0.1  # more than a server's batches move a log-probability, less than a temperature of HOT does
 DEV_MODE = "Weights are taken only by a server that was started with VLLM_SERVER_DEV_MODE=1"
 
 
@@ -62,6 +64,36 @@ class Connection:
         of another method."""
         if self._once("GET", f"{url}/collective_rpc", None).status_code == 404:
             raise ServiceError(f"{url}/collective_rpc is not there (status 404): {DEV_MODE}")
+
+    def require_processed_logprobs(self, url: str, model: str, prompt: Sequence[int]) -> None:
+        """Raise ConfigError where the server's log-probabilities do not change with the temperature.
+
+        vLLM gives by default those before the temperature (raw_logprobs), and importance weights made of them are wrong. It is
+        asked for one token twice. At temperature HOT all tokens are about as likely, so that the likeliest one's log-probability
+        falls from temperature 1 to there if it is of the distribution that is sampled from; else it stays, up to rounding.
+        """
+        cold, hot = (self._likeliest(url, model, prompt, temperature) for temperature in (1.0, HOT))
+        if cold - hot < ROUNDING:
+            raise ConfigError(
+                f"{url} gives log-probabilities that do not follow the temperature (the likeliest token has {cold:.4f} at 1 and "
+                f"{hot:.4f} at {HOT:g}), and rollout.temperature is not 1: start the server with --logprobs-mode "
+                "processed_logprobs, or set rollout.temperature to 1"
+            )
+
+    def _likeliest(self, url: str, model: str, prompt: Sequence[int], temperature: float) -> float:
+        """The log-probability of the likeliest next token."""
+        asked = {
+            "model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": temperature, "seed": 0, "logprobs": 1,
+            "add_special_tokens": False, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+        }  # fmt: skip
+        answer = self.ask("POST", f"{url}/v1/completions", asked)
+        try:
+            return max(map(float, answer["choices"][0]["logprobs"]["top_logprobs"][0].values()))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ServiceError(
+                f"{url} answers without the log-probabilities of the likeliest tokens ({error!r}): it must be a vLLM that takes "
+                "logprobs=1"
+            ) from error
 
     def end(self) -> None:
         """No request is made any more, and those under way come to nothing: without this, threads that wait for them would

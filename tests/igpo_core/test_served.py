@@ -20,24 +20,28 @@ import torch
 from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig, RolloutConfig, VllmEngine
 from igpo_core.errors import ConfigError, ServiceError
-from igpo_core.policies import Policy
+from igpo_core.policies import Policy, speak
 from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.serving import Connection
+from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.training import Trainer
+from igpo_core.trajectory import RolloutStatus
 
 
 class Server:
     """tilt: added to the log-probabilities that are told, as another engine's rounding would. fault: what goes wrong.
-    quick: set; a turn waits for it."""
+    quick: set; a turn waits for it. raw: told are those before the temperature, as vLLM does by default. ends: what it stops at
+    besides stop_token_ids, as a server does that reads the model's generation_config."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = Policy(copy.deepcopy(policy.model), policy.protocol, policy.window)
         self.loaded: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.resets = 0
-        self.tilt, self.fault = 0.0, ""
+        self.tilt, self.fault, self.raw = 0.0, "", False
+        self.ends: tuple[int, ...] = ()
         self.lock = threading.Lock()
         self.quick = threading.Event()
         self.quick.set()
@@ -46,6 +50,7 @@ class Server:
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(asked["seed"])
         ids, told, reason = list(asked["prompt"]), [], "length"
+        top: list[dict[str, float]] = []
         with torch.no_grad(), self.lock:
             for _ in range(asked["max_tokens"]):
                 logits = self.policy.model(torch.tensor([ids])).logits[0, -1].float()
@@ -53,14 +58,19 @@ class Server:
                 greedy = asked["temperature"] == 0.0
                 token = int(logprobs.argmax() if greedy else torch.multinomial(logprobs.exp(), 1, generator=generator))
                 ids.append(token)
-                told.append(float(logprobs[token]) + self.tilt)
-                if token in asked["stop_token_ids"]:
+                shown = logits.log_softmax(-1) if self.raw else logprobs
+                told.append(float(shown[token]) + self.tilt)
+                top.append(
+                    {f"token_id:{place}": float(shown[place]) + self.tilt for place in {token, int(shown.argmax())}}
+                )
+                if token in (*asked.get("stop_token_ids", ()), *self.ends):
                     reason = "stop"
                     break
         new = ids[len(asked["prompt"]) :]
         if self.fault == "no stop token" and reason == "stop":
             new, told = new[:-1] or new, told[:-1] or told
-        return {"choices": [{"token_ids": new, "logprobs": {"token_logprobs": told}, "finish_reason": reason}]}
+        logprobs_told = {"token_logprobs": told, "top_logprobs": top}
+        return {"choices": [{"token_ids": new, "logprobs": logprobs_told, "finish_reason": reason}]}
 
 
 @contextmanager
@@ -273,6 +283,58 @@ def test_faults_of_a_server(server: Server, taught: Any, tmp_path: Path) -> None
     Connection(settings(server, tmp_path)).require_dev_mode(server.url)
     with pytest.raises(ServiceError, match=r"does not answer: .*ConnectError"):
         ServedEngine(VllmEngine(urls=("http://127.0.0.1:9",), weights=tmp_path / "e", attempts=1))
+
+
+def test_log_probabilities_before_the_temperature_are_refused(server: Server, taught: Any, tmp_path: Path) -> None:
+    """With T = .7 they would give importance weights of up to 2 where all should be 1. With T = 1 the two are the same."""
+    content = json.loads(configure(taught, server, tmp_path / "a").model_dump_json())
+    hot = {**content, "rollout": {**content["rollout"], "temperature": 0.7}}
+    server.raw = True
+    refused = None
+    try:
+        Trainer(ExperimentConfig.model_validate(hot), taught[1], copy.deepcopy(taught[2]))
+    except ConfigError as error:
+        refused = str(error)
+    assert refused is not None and "--logprobs-mode processed_logprobs, or set rollout.temperature to 1" in refused
+    gc.collect()
+    server.asked.clear()
+    Trainer(ExperimentConfig.model_validate(content), taught[1], copy.deepcopy(taught[2]))
+    assert not server.asked  # nothing to prove
+    gc.collect()
+    server.raw = False
+    trainer = Trainer(ExperimentConfig.model_validate(hot), taught[1], copy.deepcopy(taught[2]))
+    assert [asked["max_tokens"] for asked in server.asked] == [1, 1]
+    assert trainer.run_step().metrics["engine/mismatch_max"] < 1e-3
+
+
+def ending_policy(taught: Any, others: list[int]) -> Policy:
+    """The policy with a generation_config that names other ends than the grammar's, as Qwen2.5's names <|endoftext|>."""
+    model = copy.deepcopy(taught[2].model)
+    model.generation_config.eos_token_id = [model.generation_config.eos_token_id, *others]
+    return speak(model, taught[2].protocol.tokenizer)
+
+
+def test_another_end_of_the_model_ends_a_turn_as_malformed(server: Server, taught: Any, tmp_path: Path) -> None:
+    """</think> stands for Qwen2.5's <|endoftext|>: it ends a turn on a server and in the policy's own rollouts alike."""
+    config, own, policy = taught
+    other = policy.protocol.ids["</think>"]
+    server.ends = (other,)  # whatever the request says
+    asked = own.questions("train")[:4]
+    ending = ending_policy(taught, [other])
+    for sample in (rollout, engine(server, tmp_path)):
+        found = sample(ending, own, asked, config.rollout, members=3, key=(5, "rollout", 2))
+        ended = [item for item in found if item.token_ids[-1] == other]
+        assert len(found) == 12 and len(ended) > 6
+        assert {item.status for item in ended} == {RolloutStatus.MALFORMED}
+        assert all(other not in item.token_ids[:-1] for item in found)
+
+
+def test_an_end_that_the_model_does_not_know_is_a_fault_of_the_server(
+    server: Server, taught: Any, tmp_path: Path
+) -> None:
+    server.ends = (taught[2].protocol.ids["</think>"],)
+    with pytest.raises(ServiceError, match="a turn must come whole"):
+        play(engine(server, tmp_path), taught)
 
 
 def episodes() -> list[threading.Thread]:
