@@ -7,19 +7,20 @@ from typing import Literal, get_args
 import torch
 
 Denominator = Literal["sequence", "token", "constant"]
+MOST = 20.0  # of a log ratio and of k3's d: exp of more overflows, or owns the batch (verl cuts there too)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
     """One value for each sampled token of a batch, all of shape [N]; observation tokens are in none of them.
 
-    logprobs: under the policy being trained (with gradient); old_logprobs: as sampled; advantages: A_t of the token's
-    turn; weights: the token's share of the loss denominator (over the whole step, not the batch, they sum to 1, or with
-    denominator "constant" to the share of the tokens that could have been sampled);
-    reference_logprobs: under the reference policy, None without KL; entropies: of the full next-token distribution,
-    None without an entropy term. segments: the number of the sequence or turn that a token belongs to, where the ratio is of
-    these; None: of each token. on_policy: the policy of now sampled, so that the ratio is 1 by definition; what sampling and
-    training round differently (in bfloat16 beyond a clip) is in ratio_error alone.
+    logprobs: under the policy being trained (with gradient); old_logprobs: as sampled, and from the second update of a step on
+    as the first one's own pass gave them; advantages: A_t of the token's turn; weights: the token's share of the loss
+    denominator (over the whole step, not the batch, they sum to 1, or with denominator "constant" to the share of the tokens that
+    could have been sampled); reference_logprobs: under the reference policy, None without KL; entropies: of the full next-token
+    distribution, None without an entropy term. segments: the number of the sequence or turn that a token belongs to, where the
+    ratio is of these; None: of each token. on_policy: the policy of now sampled (a step's first update), so that the ratio is 1
+    by definition; what sampling and training round differently (in bfloat16 beyond a clip) is in ratio_error alone.
     """
 
     logprobs: torch.Tensor
@@ -40,7 +41,7 @@ class LossTerms:
     surrogate: torch.Tensor
     kl: torch.Tensor
     clipped: torch.Tensor  # share of tokens whose clip is active
-    ratio_error: torch.Tensor  # max |ratio to what was sampled - 1|
+    ratio_error: torch.Tensor  # max |ratio to old_logprobs - 1|
 
 
 def policy_loss(
@@ -50,10 +51,10 @@ def policy_loss(
 
     r = exp(log pi - log pi_old) of the token (on_policy: pi_old = pi, without its gradient), or of its segment: exp of the mean
     over the segment, with the gradient of each token's own log-probability (GSPO-token, Zheng et al. 2025, Eq. 13-14).
-    k3 = exp(d) - d - 1 with
-    d = log pi_ref - log pi (Schulman's low-variance estimator).
+    k3 = exp(d) - d - 1 with d = log pi_ref - log pi (Schulman's low-variance estimator). log r and d are cut at 20 and -20,
+    beyond which they have no gradient. There is no dual clip.
     """
-    ratio = _log_ratio(batch).exp()
+    ratio = _log_ratio(batch).clamp(-MOST, MOST).exp()
     ratio_error = (ratio.detach() - 1).abs().max()
     if batch.on_policy:
         ratio = (batch.logprobs - batch.logprobs.detach()).exp()
@@ -66,7 +67,7 @@ def policy_loss(
         raise ValueError("entropy_coefficient > 0 needs entropies")
     kl = entropy = torch.zeros_like(surrogate)
     if batch.reference_logprobs is not None:
-        difference = batch.reference_logprobs - batch.logprobs
+        difference = (batch.reference_logprobs - batch.logprobs).clamp(-MOST, MOST)
         kl = (batch.weights * (difference.exp() - difference - 1)).sum()
     if batch.entropies is not None:
         entropy = (batch.weights * batch.entropies).sum()
@@ -98,15 +99,17 @@ def token_weights(
 
     sequence: 1 / (trajectories * length_i), the mean over trajectories of the mean over tokens (paper Eq. 7, GRPO);
     token: 1 / sum of lengths (DAPO); constant: 1 / (trajectories * most), most: tokens that a trajectory could have sampled
-    (Dr. GRPO). Trajectories without any advantage count too, unless `live` says which alone do (dead groups dropped).
+    (Dr. GRPO). Trajectories without any advantage count too, unless `live` says which alone do (dead groups dropped): the
+    others weigh 0, in the KL and entropy terms too.
     """
-    counted = [length for i, length in enumerate(lengths) if live is None or live[i]]
-    if not counted:
-        return [0.0] * len(lengths)
+    counts = [True] * len(lengths) if live is None else live
+    counted = [length for length, count in zip(lengths, counts, strict=True) if count]
     if denominator == "sequence":
-        return [1 / (len(counted) * length) for length in lengths]
-    if denominator == "token":
-        return [1 / sum(counted)] * len(lengths)
-    if denominator == "constant":
-        return [1 / (len(counted) * most)] * len(lengths)
-    raise ValueError(f"unknown denominator {denominator!r}: valid are {', '.join(get_args(Denominator))}")
+        shares = [len(counted) * length for length in lengths]
+    elif denominator == "token":
+        shares = [sum(counted)] * len(lengths)
+    elif denominator == "constant":
+        shares = [len(counted) * most] * len(lengths)
+    else:
+        raise ValueError(f"unknown denominator {denominator!r}: valid are {', '.join(get_args(Denominator))}")
+    return [1 / share if count else 0.0 for share, count in zip(shares, counts, strict=True)]

@@ -109,6 +109,8 @@ class Trainer:
             self.scorer = Snapshot(policy.model)
         engine = config.rollout.engine
         self.served = ServedEngine(engine, self.ranks.number) if isinstance(engine, VllmEngine) else None
+        if self.served is not None and config.rollout.temperature != 1:
+            self.served.require_processed_logprobs(policy.protocol.prompt(self.questions[0].text))
         self._served_step: int | None = None  # whose weights the servers have
         self.step = 0
         self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
@@ -280,12 +282,13 @@ class Trainer:
             most=limits.max_turns * limits.max_new_tokens,
             live=[item.group in groups for item in trajectories] if settings.dead_groups == "drop" else None,
         )
-        # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass.
+        # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass. A dropped one has none.
         regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
         sizes = [len(item.token_ids) for item in trajectories]
-        active = [i for i, row in enumerate(rows) if regular or any(row)]
+        active = [i for i, row in enumerate(rows) if (regular and weights[i]) or any(row)]
         metrics: dict[str, float] = {}
-        for _ in range(settings.updates_per_step):
+        first: list[torch.Tensor] = []  # by micro-batch: what the ratios of further updates are to
+        for update in range(settings.updates_per_step):
             for parameter in trained(self.policy.model):  # zeros, not None: AdamW must also move on an empty update
                 parameter.grad = torch.zeros_like(parameter)
             parts: list[dict[str, float]] = []
@@ -297,12 +300,15 @@ class Trainer:
                 batch = own[number] if number < len(own) else batches[0][:1]
                 scale = 1.0 if number < len(own) else 0.0
                 with nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model):
-                    terms = self._loss(
+                    terms, logprobs = self._loss(
                         [trajectories[i] for i in batch],
                         [rows[i] for i in batch],
                         [scale * weights[i] for i in batch],
+                        first[number] if update else None,
                     )
                     self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
+                if not update:
+                    first.append(logprobs)
                 if scale:
                     parts.append(numbers(terms))
                     lengths = [sizes[i] for i in batch]
@@ -329,8 +335,14 @@ class Trainer:
         return metrics
 
     def _loss(
-        self, trajectories: Sequence[Trajectory], advantages: Sequence[Sequence[float]], weights: Sequence[float]
-    ) -> LossTerms:
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Sequence[Sequence[float]],
+        weights: Sequence[float],
+        first: torch.Tensor | None,
+    ) -> tuple[LossTerms, torch.Tensor]:
+        """Return the loss of a micro-batch, and the log-probabilities of its sampled tokens without gradient. first: those of the
+        step's first update, None in the first itself."""
         settings = self.config.optimizer
         temperature = self.config.rollout.temperature
         pad = self.policy.protocol.pad_id
@@ -340,13 +352,14 @@ class Trainer:
                 reference, _ = self.model(trajectories, pad, temperature, False)
         with training_mode(self.model, settings.gradient_checkpointing), self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
-        return policy_loss(
-            token_batch(trajectories, advantages, weights, self.config, logprobs, entropies, reference),
+        terms = policy_loss(
+            token_batch(trajectories, advantages, weights, self.config, logprobs, entropies, reference, first),
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
             kl_coefficient=settings.kl_coefficient,
             entropy_coefficient=settings.entropy_coefficient,
         )
+        return terms, logprobs.detach()
 
     def save(self, folder: Path, *, alone: bool = False) -> None:
         """Write everything needed to go on, atomically (igpo_core.checkpoints). All processes call it, unless the first one

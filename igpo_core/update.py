@@ -28,7 +28,10 @@ def training_mode(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
 def token_advantages(
     protocol: TurnProtocol, item: Trajectory, turns: Sequence[float], queries: Sequence[float] | None
 ) -> list[float]:
-    """One value for each sampled token: its turn's, and in a query its share of what the query's tokens have besides."""
+    """Return one value for each sampled token: its turn's, and in a query its share of what the query's tokens have besides.
+
+    A turn whose query has no tokens of its own (it wrote a marker in pieces) has the turn's value alone.
+    """
     values = []
     for t, (turn, advantage) in enumerate(zip(item.turns, turns, strict=True)):
         own = [advantage] * (turn.end - turn.start)
@@ -49,15 +52,23 @@ def token_batch(
     logprobs: torch.Tensor,
     entropies: torch.Tensor | None,
     reference: torch.Tensor | None,
+    first: torch.Tensor | None,
 ) -> TokenBatch:
-    """advantages[i]: of each sampled token of trajectory i; weights[i]: of each of its tokens in the loss's denominator.
-    logprobs, entropies, reference: of all sampled tokens, as sampled_logprobs orders them."""
+    """Return the batch of the loss.
+
+    advantages[i]: of each sampled token of trajectory i; weights[i]: of each of its tokens in the loss's denominator.
+    logprobs, entropies, reference: of all sampled tokens, as sampled_logprobs orders them. first: their log-probabilities in
+    the step's first update, which later ones take their ratio to; None in the first itself. What sampled them (a cache that grows
+    token by token, a server) rounds otherwise than this pass, in bfloat16 by more than narrow clips allow.
+    """
     device = logprobs.device
     return TokenBatch(
         logprobs=logprobs,
         old_logprobs=torch.tensor(
             [p for item in trajectories for turn in item.turns for p in turn.logprobs], device=device
-        ),
+        )
+        if first is None
+        else first,
         advantages=torch.tensor([a for row in advantages for a in row], device=device),
         weights=torch.tensor(
             [
@@ -70,7 +81,7 @@ def token_batch(
         entropies=entropies,
         reference_logprobs=reference,
         segments=_segments(trajectories, config.optimizer.ratio, device),
-        on_policy=config.optimizer.updates_per_step == 1,
+        on_policy=first is None,
     )
 
 

@@ -74,7 +74,8 @@ class OptimizerConfig(Settings):
         "over as many as could be sampled (Dr. GRPO).",
     )
     dead_groups: Literal["keep", "drop"] = Field(
-        "keep", description="Whether groups without any advantage count in the denominator."
+        "keep",
+        description="Whether groups without any advantage count in the denominator; dropped ones are in no term of the loss.",
     )
     ratio: Literal["token", "turn", "sequence"] = Field(
         "token", description="What the probability ratio is of; sequence: GSPO. The same with one update a step."

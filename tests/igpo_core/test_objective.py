@@ -65,12 +65,27 @@ def test_denominators() -> None:
         token_weights([1], "batch", most=8)  # type: ignore[arg-type]
 
 
-def test_dropped_dead_groups_leave_the_denominator() -> None:
+def test_dropped_dead_groups_weigh_nothing() -> None:
     live = [True, False, True]
-    assert token_weights([1, 4, 2], "sequence", most=8, live=live) == [0.5, 0.125, 0.25]
-    assert token_weights([1, 4, 2], "token", most=8, live=live) == pytest.approx([1 / 3] * 3)
-    assert token_weights([1, 4, 2], "constant", most=8, live=live) == [1 / 16] * 3
+    assert token_weights([1, 4, 2], "sequence", most=8, live=live) == [0.5, 0.0, 0.25]
+    assert token_weights([1, 4, 2], "token", most=8, live=live) == pytest.approx([1 / 3, 0.0, 1 / 3])
+    assert token_weights([1, 4, 2], "constant", most=8, live=live) == [1 / 16, 0.0, 1 / 16]
     assert token_weights([1, 4], "token", most=8, live=[False, False]) == [0.0, 0.0]
+
+
+def test_what_exp_would_overflow_is_cut() -> None:
+    # log ratios 100 and -100 with A = -1 and 1, and d the same: exp(20) = 485165195.41 in place of infinity in float32
+    logprobs = torch.tensor([-1.0, -101.0]).requires_grad_()
+    old, reference = torch.tensor([-101.0, -1.0]), torch.tensor([99.0, -201.0])
+    batch = TokenBatch(logprobs, old, torch.tensor([-1.0, 1.0]), torch.tensor([0.5, 0.5]), None, reference)
+    terms = policy_loss(batch, **{**SETTINGS, "kl_coefficient": 1.0})
+    assert terms.surrogate.item() == pytest.approx(
+        0.5 * math.exp(20), rel=1e-6
+    )  # min(r A, ..) of the first is -exp(20)
+    # d = 100 and -100: exp(20) - 20 - 1, and exp(-20) + 20 - 1
+    assert terms.kl.item() == pytest.approx(0.5 * (math.exp(20) - 21) + 0.5 * 19, rel=1e-6)
+    terms.total.backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == [0.0, 0.0]
 
 
 def test_a_ratio_of_segments_by_hand() -> None:

@@ -14,6 +14,7 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, IgpoError
 from igpo_core.policies import Policy, load_policy, new_model, save_policy, speak
 from igpo_core.ranks import Ranks
+from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import sampled_logprobs
 from igpo_core.training import Trainer
@@ -328,3 +329,85 @@ def test_a_checkpoint_loads_as_a_policy(taught: Any, checkpoint: Path, tmp_path:
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(CheckpointError, match="cut"):
         load_policy(tmp_path / "cut", config)
+
+
+@pytest.mark.parametrize("denominator", ["sequence", "token"])
+def test_dropped_groups_are_in_no_term(taught: Any, trajectories: list[Trajectory], denominator: str) -> None:
+    """One of four groups has advantages. KL to a start that the policy has left, and entropy, are of its tokens alone."""
+    kept = trajectories[6:12]
+    assert len({item.group for item in kept}) == 1 and len(trajectories) == 24
+    advantages = [[0.5] * len(item.turns) if item in kept else [0.0] * len(item.turns) for item in trajectories]
+    norms = []
+    for asked, rows in ((trajectories, advantages), (kept, advantages[6:12])):
+        config = configure(
+            taught,
+            optimizer={
+                "denominator": denominator, "dead_groups": "drop", "kl_coefficient": 0.5, "entropy_coefficient": 0.1,
+                "max_grad_norm": 1e9,
+            },
+        )  # fmt: skip
+        trainer = Trainer(config, taught[1], fresh_copy(taught))
+        with torch.no_grad():
+            for parameter in trainer.policy.model.parameters():
+                parameter.mul_(1.05)
+        norms.append(trainer._update(asked, rows))
+    every, alone = norms
+    assert alone["train/kl"] > 1e-3
+    for name in ("train/kl", "train/grad_norm", "train/loss"):
+        assert every[name] == pytest.approx(alone[name], rel=1e-3)
+
+
+def test_a_step_without_a_live_group_has_no_term_where_they_are_dropped(
+    taught: Any, trajectories: list[Trajectory]
+) -> None:
+    config = configure(taught, optimizer={"dead_groups": "drop", "kl_coefficient": 0.5, "entropy_coefficient": 0.1})
+    trainer = Trainer(config, taught[1], fresh_copy(taught))
+    found = trainer._update(trajectories, [[0.0] * len(item.turns) for item in trajectories])
+    assert found["train/grad_norm"] == found["train/kl"] == found["train/loss"] == 0.0
+
+
+def test_the_ratio_of_further_updates_is_to_the_trainers_own_pass(taught: Any) -> None:
+    """In bfloat16, with a learning rate that moves nothing and clips far narrower than bfloat16 rounds: no token is clipped,
+    though the cache rounded otherwise than this pass does."""
+    config = configure(
+        taught,
+        optimizer={
+            "learning_rate": 1e-30,
+            "updates_per_step": 2,
+            "ratio": "sequence",
+            "clip_low": 3e-6,
+            "clip_high": 4e-6,
+        },
+    )
+    for half in (True, False):
+        fresh = fresh_copy(taught)
+        result = Trainer(config, taught[1], Policy(fresh.model, fresh.protocol, fresh.window, half)).run_step()
+        assert result.metrics["train/grad_norm"] > 0
+        assert result.metrics["train/clip_share"] == result.metrics["train/ratio_error"] == 0.0
+
+
+def test_loaded_weights_lie_and_compute_as_built_ones(taught: Any, tmp_path: Path) -> None:
+    """A policy from a file, and one that was built and took the file's weights: aligned, and the same bits of few rows."""
+    config, environment, policy = taught
+    from igpo_core.checkpoints import load_weights
+    from igpo_core.policies import build_policy
+
+    save_policy(policy, tmp_path)
+    loaded, built = load_policy(tmp_path, config), build_policy(config, environment)
+    load_weights(tmp_path, built.model)
+    for one in (loaded, built):
+        assert {tensor.data_ptr() % 64 for tensor in (*one.model.parameters(), *one.model.buffers())} == {0}
+    questions = environment.questions("train")[:3]
+    drawn = [
+        rollout(
+            one,
+            environment,
+            questions,
+            config.rollout,
+            members=2,
+            key=(1, "t", 0),
+            probes=answer_probes(one, config.reward),
+        )
+        for one in (loaded, built)
+    ]
+    assert drawn[0] == drawn[1]  # log-probabilities and beliefs to the bit
