@@ -44,12 +44,14 @@ class AnswerProbe:
             raise ValueError("an answer probe needs at least one answer token")
 
 
-def with_shared_prefix(probes: Sequence[AnswerProbe]) -> list[AnswerProbe]:
+def with_shared_prefix(probes: list[AnswerProbe]) -> list[AnswerProbe]:
     """Return the same probes with the prefix tokens that all of them begin with, which are fed once for all.
 
     Prefixes differ only where a tokenizer merges the prefix's last characters into one answer and not into another. What the
     others have there in their prefix is then scored with their answer.
     """
+    if all(probe.prefix_ids == probes[0].prefix_ids for probe in probes):
+        return probes
     places = zip(*(probe.prefix_ids for probe in probes), strict=False)
     shared = [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, places)]
     return [

@@ -66,13 +66,14 @@ def answers_asked(question: Question, config: RewardConfig) -> tuple[str, ...]:
 def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | None = None) -> Probes:
     """Return what makes the probes of a question: one for each accepted answer that config.aliases looks at, then one for
     each other answer of the contrast. Each is rendered once."""
-    rendered: dict[tuple[str, ...], list[AnswerProbe]] = {}
+    rendered: dict[str, AnswerProbe] = {}
 
     def probes(question: Question) -> list[AnswerProbe]:
         answers = answers_asked(question, config) + (contrast.names(question) if contrast else ())
-        if answers not in rendered:
-            rendered[answers] = with_shared_prefix([policy.protocol.probe(answer) for answer in answers])
-        return rendered[answers]
+        for answer in answers:
+            if answer not in rendered:
+                rendered[answer] = policy.protocol.probe(answer)
+        return with_shared_prefix([rendered[answer] for answer in answers])
 
     return probes
 
