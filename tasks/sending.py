@@ -302,7 +302,8 @@ class Tracker(Outbox):
 def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
     """Send what the runs below `home` (these keys, or all) owe, or what MLflow has lost; returns how many that were.
 
-    A run that a process works on sends for itself. One whose process died without a word is set FAILED first.
+    A run that a process works on sends for itself. One that has its result is FINISHED, whatever ended its process after it;
+    another whose process died without a word is set FAILED first.
     Raises MlflowAway, and after all others were sent ServiceError with every run that could not be.
     """
     count, problems = 0, []
@@ -313,8 +314,11 @@ def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
             if not free:
                 continue
             try:
-                if read_status(folder)[0] == "RUNNING":
-                    write_status(folder, "FINISHED" if (folder / "result.json").is_file() else "FAILED")
+                status = read_status(folder)[0]
+                if (folder / "result.json").is_file() and status != "FINISHED":
+                    write_status(folder, "FINISHED")
+                elif status == "RUNNING":
+                    write_status(folder, "FAILED")
                 if owes(folder) or is_lost(folder):
                     say(f"sent {folder.name}: {Sender(folder).send()}")
                     count += 1

@@ -165,6 +165,17 @@ def test_a_run_at_work_sends_for_itself_and_a_dead_one_is_failed(mlflow_server: 
     assert [run.info.status for run in runs("s8")] == ["FAILED"]
 
 
+def test_a_run_that_was_ended_after_its_result_is_finished(mlflow_server: str, tmp_path: Path) -> None:
+    """Told to end while it waited for MLflow; a sweep that finds its result starts nothing that would correct it."""
+    folder = tmp_path / "runs" / "s9"
+    Outbox(folder, about("s9")).log(1, {"a": 1.0})
+    write_status(folder, "KILLED")
+    Sender(folder).send()
+    (folder / "result.json").write_text("{}")
+    assert send_runs(tmp_path, print) == 1
+    assert [run.info.status for run in runs("s9")] == ["FINISHED"]
+
+
 def test_traces_and_model_are_sent_once(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = Outbox(tmp_path, about("s9"))
     turn = TurnRecord("thought", "search", "who", "he", -2.0, -1.0, 1.0)
