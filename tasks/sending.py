@@ -140,7 +140,7 @@ class Sender:
                 self._supersede(other.info.run_id, about.run_key)
                 mlflow.set_terminated(other.info.run_id, "KILLED")
         log_params(run.info.run_id, {k: v for k, v in flatten(about.params).items() if k not in run.data.params})
-        if about.dataset and not run.inputs.dataset_inputs:
+        if about.dataset and not (run.inputs and run.inputs.dataset_inputs):
             log_dataset(run.info.run_id, about.dataset)
         for name, value in about.tags.items():
             if run.data.tags.get(name) != value:
