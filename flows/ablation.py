@@ -104,7 +104,11 @@ def ablation(
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
     links |= {"curves": report.compare, "report": report.url, **({"file": str(report.file)} if report.file else {})}
-    say(f"\n{report.terminal}\n\nReport  {report.url}")
+    say(
+        "\n".join(
+            ["", report.terminal, "", f"Report   {report.url}", *([f"         {report.file}"] if report.file else [])]
+        )
+    )
     return {
         "sweep": sweep,
         "answer": report.answer,
