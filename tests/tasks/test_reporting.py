@@ -317,6 +317,14 @@ def test_words_of_a_cell_say_what_the_cell_is() -> None:
     )
 
 
+def test_the_report_of_an_untrained_policy_says_so_first() -> None:
+    base = {**SPECIFICATION["base"], "warm_start": None}
+    (report,) = cell_reports({**SPECIFICATION, "base": base}, {"": five()}, [""])
+    assert report.words.warnings[0].startswith("THE POLICY IS UNTRAINED")
+    (taught,) = cell_reports(SPECIFICATION, {"": five()}, [""])
+    assert not any("UNTRAINED" in line for line in taught.words.warnings)
+
+
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
     data = more(five(), 10)
     level = replace(data, runs=tuple(
