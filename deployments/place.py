@@ -73,6 +73,8 @@ class Place:
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",  # links open the first interface, and so does the server's start page
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # deployments/automations/end-dead-runs.yaml counts on it
             "PREFECT_CLIENT_MAX_RETRIES": "8",  # some eight minutes without a server

@@ -20,17 +20,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from deployments import processes
-from deployments.place import DEFAULT_PORTS, Place, own, run_once, say, wait_until_ready
+from deployments.place import Place, own, run_once, say, wait_until_ready
 from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create_pools, deploy, set_automations
 from deployments.servers import start_servers
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.home import PROJECT
 
+# without PREFECT_API_URL and PREFECT_HOME `prefect` starts a server of its own outside this folder, and leaves ~/.prefect
+EXPORTS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_PORT", "PREFECT_PORT", "IGPO_HOME")
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 
 
@@ -84,12 +87,10 @@ def up(place: Place) -> None:
     say(f"MLflow      {place.mlflow_url}")
     say(f"Prefect     {place.prefect_url}")
     say(f"Logs        {place.home / 'logs'}")
-    ports = {"MLFLOW_PORT": place.mlflow_port, "PREFECT_PORT": place.prefect_port}
-    if ports != DEFAULT_PORTS:
-        say("Other ports than the default: give these to a shell that calls make, prefect or the flows")
-        for name in ("MLFLOW_PORT", "PREFECT_PORT", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "IGPO_HOME"):
-            say(f"  export {name}={place.environment()[name]}")
-    say("Start one   .venv/bin/prefect deployment run 'ablation/outcome-vs-igpo'")
+    say("For a shell that calls prefect, make or the flows, in any folder:")
+    for name in EXPORTS:
+        say(f"  export {name}={place.environment()[name]}")
+    say(f"Start one   {Path(sys.executable).with_name('prefect')} deployment run 'ablation/outcome-vs-igpo'")
 
 
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]

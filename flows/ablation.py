@@ -20,6 +20,7 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.children import Children, Name, Where, children_of, run_to_end
+from flows.parameters import Arms, Preset, Seeds
 from flows.prepare_data import prepare_data, published_versions
 from flows.specification import AblationSpecification, load_specification, study_name
 from flows.terminal import hush_tasks
@@ -48,16 +49,15 @@ def run_name() -> str:
 
 @flow(name="ablation", flow_run_name=run_name, validate_parameters=True)
 def ablation(
-    preset: str = "outcome-vs-igpo",
-    arms: list[str] | None = None,
-    seeds: list[int] | None = None,
+    preset: Preset = "outcome-vs-igpo",
+    arms: Arms | None = None,
+    seeds: Seeds | None = None,
     processes: Annotated[int | None, Field(ge=1, le=64)] = None,
     where: Where = "processes",
 ) -> dict[str, Any]:
     """Data, warm starts, runs, statistics, report. Finished parts are found again and reused.
 
     Args:
-        preset: Preset name in deployments/presets, or path of a specification.
         arms: Only these arms, the baseline and the primary arm. Empty: all of the preset.
         seeds: These run seeds, which must differ; those that are not the preset's are exploratory. Empty: the preset's.
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
@@ -77,7 +77,7 @@ def ablation(
     with locked(home(), f"sweep-{flow_run.id}", say):
         versions = published_versions(specification) or prepare_data(preset)["versions"]
         sweep = specification.sweep(versions)
-        links = show_links(specification.name, sweep, say)
+        links = show_links(specification, sweep, say)
         failed: dict[str, str] = {}
         while True:
             runs = work(specification, versions, sweep, home())
@@ -103,13 +103,18 @@ def ablation(
             specification = specification.select(None, [*specification.seeds, *more])
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
-    say(f"\n{report.terminal}\n\nReport  {report.url}")
+    links |= {"curves": report.compare, "report": report.url, **({"file": str(report.file)} if report.file else {})}
+    say(
+        "\n".join(
+            ["", report.terminal, "", f"Report   {report.url}", *([f"         {report.file}"] if report.file else [])]
+        )
+    )
     return {
         "sweep": sweep,
         "answer": report.answer,
         "terminal": report.terminal,
         "failed": failed,
-        "links": {**links, "report": report.url, "comparison": report.compare},
+        "links": links,
     }
 
 
@@ -278,12 +283,7 @@ def show_report(report: "Report", sweep: str) -> None:
     ]  # "-" is a bullet there
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
     create_table_artifact(rows, description="The result as a table")
-    create_link_artifact(
-        link=report.url, link_text="Report in MLflow: report.html", description="The report's run in MLflow"
-    )
-    create_link_artifact(
-        link=report.compare, link_text="Compare the runs in MLflow", description="The runs, compared in MLflow"
-    )
+    create_link_artifact(link=report.url, link_text="report.html in MLflow", description="The report, in MLflow")
 
 
 def tell_what_moved(study: str, report: "Report", say: Say) -> None:
@@ -300,23 +300,25 @@ def tell_what_moved(study: str, report: "Report", say: Say) -> None:
         emit_event(EVENT, resource, payload={**asdict(arm), "report": report.url})
 
 
-def show_links(study: str, sweep: str, say: Say) -> dict[str, str]:
+def show_links(specification: AblationSpecification, sweep: str, say: Say) -> dict[str, str]:
     """Links that open while the sweep runs; none to MLflow while it is away."""
-    from tasks.tracking import MlflowAway, answering, chart_url, experiment_id
+    from tasks.tracking import MlflowAway, answering, experiment_id
+    from tasks.views import show_view
 
+    study = specification.name
     page = flow_run_url(str(flow_run.id))
     say(f"Prefect  {page}")
     try:
         with answering():
-            chart = chart_url(experiment_id(study), sweep)
+            curves = show_view(experiment_id(study), study, sweep, specification.arms, specification.description)
     except MlflowAway as error:
         say(f"warning: {error}. The sweep goes on; its runs send what they owe when MLflow answers")
         return {"prefect": page}
-    say(f"Curves   {chart}")
+    say(f"Curves   {curves}")
     create_link_artifact(
-        link=chart, link_text="Curves of this sweep in MLflow", description="Curves in MLflow, while the runs go on"
+        link=curves, link_text="Curves by arm in MLflow", description="Dev F1, turns and dead groups by arm, in MLflow"
     )
-    return {"prefect": page, "curves": chart}
+    return {"prefect": page, "curves": curves}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
+from flows.parameters import Preset
 from flows.specification import load_specification
 from tasks.evaluation import evaluate_policy
 from tasks.home import home
@@ -15,7 +16,7 @@ from tasks.prefect_runs import run_log
 @flow(name="evaluate", flow_run_name="{model} on {split}", validate_parameters=True)
 def evaluate(
     model: Annotated[str, Field(min_length=1)],
-    preset: str,
+    preset: Preset,
     split: Literal["train", "dev", "test"] = "test",
     limit: Annotated[int | None, Field(ge=1)] = None,
     cell: str = "",
@@ -24,7 +25,6 @@ def evaluate(
 
     Args:
         model: Checkpoint folder, run key (a folder's name in .igpo/runs), model folder or hub name.
-        preset: Preset name in deployments/presets, or path of a specification.
         split: Which of the preset's questions.
         limit: Questions at most, from the table's beginning. Empty: all.
         cell: Whose settings, where the preset has factors. Empty: the first cell's.

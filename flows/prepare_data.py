@@ -7,6 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.parameters import Preset
 from flows.specification import AblationSpecification, load_specification, study_name
 from igpo_core.config import DataConfig
 from tasks.home import home
@@ -21,13 +22,10 @@ def run_name() -> str:
 
 
 @flow(name="prepare-data", flow_run_name=run_name, validate_parameters=True)
-def prepare_data(preset: str) -> dict[str, Any]:
+def prepare_data(preset: Preset) -> dict[str, Any]:
     """Publish the data of a preset under its content version, or find it published: of each cell where factors change it.
 
     Returns version, folder, counts and link of the last one, and the versions by cell.
-
-    Args:
-        preset: Preset name in deployments/presets, or path of a specification.
     """
     from tasks.data import summary_rows
 

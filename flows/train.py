@@ -2,26 +2,29 @@
 
 import time
 from functools import partial
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from pydantic import Field
 
+from flows.parameters import Arm, Preset, Seed
 from flows.prepare_data import versions_of
 from flows.specification import AblationSpecification, load_specification
 from tasks import planning
 from tasks.home import home, warm_start_folder
 from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
+from tasks.mlflow_runs import dataset_of
 from tasks.outbox import About, read_about
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.processors import joined, processor
 from tasks.runs import Say, bring_up_to_date, identify
 from tasks.secrets import require_judge
+from tasks.source import source_tags
 from tasks.together import Meeting, train_together
+from tasks.tracking import flatten
 from tasks.training import Job, OnStep, start_trainer, test_and_publish, train_epoch, train_to_end
 from tasks.warm_starts import device, ensure_warm_start, warm_start_key
 
@@ -33,11 +36,10 @@ def run_name() -> str:
 
 
 @flow(name="warm-start", flow_run_name=run_name, validate_parameters=True)
-def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -> str:
+def warm_start(preset: Preset, seed: Seed, cell: str = "") -> str:
     """Make, or find, the policy that every arm of this seed starts from. Returns its folder.
 
     Args:
-        preset: Preset name in deployments/presets, or path of a specification.
         seed: Run seed of the arms that start from it.
         cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
     """
@@ -63,16 +65,14 @@ def warm_start(preset: str, seed: Annotated[int, Field(ge=0)], cell: str = "") -
 
 @flow(name="train", flow_run_name=run_name, validate_parameters=True)
 def train(
-    preset: str,
-    arm: str,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    preset: Preset,
+    arm: Arm,
+    seed: Seed = 0,
     cell: str = "",
 ) -> dict[str, Any]:
     """Train one arm with one seed, or find it finished. Returns its result.
 
     Args:
-        preset: Preset name in deployments/presets, or path of a specification.
-        arm: An arm of the preset.
         seed: Run seed: weights, warm start, question order, sampling.
         cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
     """
@@ -106,7 +106,8 @@ def train_run(job: Job, tags: dict[str, str], lock: IO[str], say: Say) -> dict[s
     before = read_about(run.folder)
     known = before.tags.get("processor") if before else None
     tags = tags | {"processor": joined(known, processor(device(experiment)))}
-    tracker = Tracker(run.folder, About(job.study, name, run.run_key, tags, settings), say, page.link)
+    about = About(job.study, name, run.run_key, tags, settings, dataset=dataset_of(experiment.data, job.data))
+    tracker = Tracker(run.folder, about, say, page.link)
     several = experiment.training.world > 1
     try:
         result = _together(job, lock, say, page) if several else _alone(job, tracker, say, page)
@@ -189,5 +190,7 @@ def _tags(
         "arm": arm,
         "seed": str(seed),
         "data_version": data_version,
+        **{f"arm.{name}": value for name, value in flatten(specification.arms[arm]).items()},
+        **source_tags("flows/train.py"),
         "mlflow.note.content": f"[This run in Prefect]({flow_run_url(str(flow_run.id))})",  # the page shows it first
     }

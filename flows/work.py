@@ -10,7 +10,7 @@ from igpo_core.config import ExperimentConfig
 from tasks.home import warm_start_folder
 from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
 from tasks.runs import RunIdentity, identify
-from tasks.warm_starts import warm_start_key
+from tasks.warm_starts import start_of, untrained, warm_start_key
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
@@ -57,8 +57,9 @@ def plan(specification: AblationSpecification, workers: int) -> str:
     lines = [
         f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x {len(specification.seeds)} "
         f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
-        "the same warm start"
+        f"{start_of(specification.base)}"
     ]
+    lines += [f"warning: {line}" for line in untrained(specification.base.model_dump(mode="json"))]
     for arm in specification.arms:
         ignored = specification.ignored_factors(arm)
         if ignored:

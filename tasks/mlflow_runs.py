@@ -5,8 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from igpo_core.config import DataConfig, QuestionFiles
 from igpo_core.folders import file_hash
 from tasks.tracking import client, experiment_id, run_url, tag_filter
+
+
+def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
+    """Return what MLflow shows as the input of a run on this published folder (tasks/outbox.py:About.dataset).
+
+    Its name is the world's, or the first file's; its digest is the data version.
+    """
+    name = config.questions[0].path.stem if isinstance(config, QuestionFiles) else config.kind
+    summary = json.loads((folder / "summary.json").read_text())
+    profile = {f"{split} questions": count for split, count in summary["counts"].items()}
+    if summary["passages"] is not None:
+        profile["passages"] = summary["passages"]
+    return {"name": name, "digest": summary["version"], "uri": str(folder), "profile": json.dumps(profile)}
 
 
 def log_data(study: str, version: str, folder: Path) -> str:

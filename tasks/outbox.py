@@ -30,7 +30,10 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class About:
-    """What a run is. started_ms tells runs of one key apart: one whose folder was lost began at another time."""
+    """What a run is. started_ms tells runs of one key apart: one whose folder was lost began at another time.
+
+    dataset: what MLflow shows as the run's input, `name`, `digest`, `uri` and `profile` (tasks/data.py:dataset); empty: nothing.
+    """
 
     experiment: str
     run_name: str
@@ -38,6 +41,7 @@ class About:
     tags: Mapping[str, str]
     params: Mapping[str, Any]
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    dataset: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outbox:

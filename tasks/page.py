@@ -52,7 +52,7 @@ def write_page(
         parts += _cell(report)
     if trajectories:
         parts.append(_viewer(trajectories))
-    parts.append(f'<p><a href="{_text(compare)}">Compare the runs in MLflow</a></p>')
+    parts.append(f'<p><a href="{_text(compare)}">Curves by arm in MLflow</a></p>')
     body = "\n".join(parts)
     path.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(sweep)}</title><style>{STYLE}</style>'

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import platform
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,20 +14,24 @@ from typing import Any
 
 from igpo_core.config import fingerprint
 from tasks import wording
+from tasks.source import commit
 from tasks.summaries import BY_SEED, ArmSummary, CellReport, cell_reports, seed_rows
 from tasks.sweeps import Place, RunData, collect
-from tasks.tracking import client, compare_url, experiment_id, run_url, tag_filter, trace_url, tracking_uri
+from tasks.tracking import artifact_url, client, experiment_id, tag_filter, trace_url, tracking_uri
+from tasks.views import show_view
 from tasks.watch import Moved, moved, prefix, report_before
 
 MADE_OF = "made_of"  # tag of a report: the fingerprint of all that it is made of
 
 REPORT = "report.json"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
 class Report:
     """Where the report is, and what it says.
 
+    url: report.html in MLflow. compare: the curves by arm in MLflow.
     answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. rows: the table
     as text cells. widest: the widest 95% interval of a difference, None where there is none. made: when it was written.
     reused: it was there, and nothing that it is made of has changed.
@@ -46,6 +48,15 @@ class Report:
     moved: list[Moved]
     made: str
     reused: bool
+
+    @property
+    def file(self) -> Path | None:
+        """Return report.html on this disk; None where MLflow's server keeps its artifacts elsewhere."""
+        from tasks.home import home
+
+        place = client().get_run(self.run_id).info.artifact_uri.removeprefix("mlflow-artifacts:/")
+        path = home() / "mlflow" / "artifacts" / place / PAGE
+        return path if path.is_file() else None
 
 
 def write_report(
@@ -75,16 +86,15 @@ def write_report(
     reports = cell_reports(specification, collect(study, sweep, places), cells)
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    runs = sorted({run.run_id for report in reports for run in report.data.finished()})
     told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
     widths = [
         row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
     ]
     answer = wording.answer(specification, told, exploratory)
-    compare = compare_url(experiment, sweep, runs)
+    compare = show_view(experiment, study, sweep, specification["arms"], specification["description"])
     report = Report(
         run_id=run_id,
-        url=run_url(experiment, run_id),
+        url=artifact_url(experiment, run_id, PAGE),
         compare=compare,
         answer=answer,
         markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
@@ -146,7 +156,7 @@ def _write_files(
             inside.mkdir(parents=True, exist_ok=True)
             write_figures(one.data, one.pairs, specification["baseline"], inside)
         trajectories = read_trajectories(reports)
-        write_page(folder / "report.html", sweep, report.answer, specification, reports, report.compare, trajectories)
+        write_page(folder / PAGE, sweep, report.answer, specification, reports, report.compare, trajectories)
         client().log_artifacts(report.run_id, str(folder))
 
 
@@ -257,15 +267,6 @@ def _write_csv(path: Path, cells: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(cells)
 
 
-def _commit() -> str:
-    """The commit of this checkout, or why none is known."""
-    if shutil.which("git") is None:
-        return "no commit known: git is not installed"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return git.stdout.strip() if git.returncode == 0 else f"no commit known: {git.stderr.strip()}"
-
-
 def versions(data_versions: Mapping[str, str], computed_on: Sequence[str]) -> dict[str, Any]:
     """What computed the numbers: code, data, the runs' processors, interpreter, this machine and every installed package."""
     from importlib.metadata import distributions
@@ -275,7 +276,7 @@ def versions(data_versions: Mapping[str, str], computed_on: Sequence[str]) -> di
     return {
         "data": sorted(set(data_versions.values())),
         "code": code_version(),
-        "git": _commit(),
+        "git": commit(),
         "computed_on": list(computed_on),
         "python": platform.python_version(),
         "platform": platform.platform(),

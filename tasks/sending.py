@@ -37,6 +37,7 @@ from tasks.tracking import (
     client,
     experiment_id,
     flatten,
+    log_dataset,
     log_model_checkpoint,
     log_params,
     run_url,
@@ -139,6 +140,8 @@ class Sender:
                 self._supersede(other.info.run_id, about.run_key)
                 mlflow.set_terminated(other.info.run_id, "KILLED")
         log_params(run.info.run_id, {k: v for k, v in flatten(about.params).items() if k not in run.data.params})
+        if about.dataset and not (run.inputs and run.inputs.dataset_inputs):
+            log_dataset(run.info.run_id, about.dataset)
         for name, value in about.tags.items():
             if run.data.tags.get(name) != value:
                 mlflow.set_tag(run.info.run_id, name, value)

@@ -22,6 +22,7 @@ from tasks.statistics import (
     time_to_threshold,
 )
 from tasks.sweeps import DIAGNOSTICS, SCORE, RunData, SweepData
+from tasks.warm_starts import untrained
 from tasks.wording import Words, sentences, table_rows
 
 BY_SEED = "Test F1 of each seed"
@@ -269,7 +270,7 @@ def cell_reports(
         pairs = paired(data.scores(), baseline, margin)
         summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
-        warnings = [*budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
+        warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings)
         rows, slices = table_rows(summaries, threshold), slice_differences(data, baseline)
         reports.append(CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data)))

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,38 +117,31 @@ def experiment_id(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- links
 
 
-COMPARED = 40  # runs on MLflow's comparison page
+WORKSPACE = "workflowType=machine_learning"  # without it MLflow opens its pages for agents, which have no curves
 
 
 def run_url(experiment_id: str, run_id: str) -> str:
-    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
+    """Return the address of a run's page."""
+    return f"{_experiment(experiment_id)}/runs/{run_id}?{WORKSPACE}"
 
 
-def chart_url(experiment_id: str, sweep: str) -> str:
-    """The chart view of a sweep's training runs: curves by step."""
-    search = quote(f'tags.sweep = "{sweep}" and tags.kind = "train"', safe="")
-    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs?searchFilter={search}&compareRunsMode=CHART"
+def artifact_url(experiment_id: str, run_id: str, path: str) -> str:
+    """Return the address of a run's page, opened at one of its artifacts."""
+    return f"{_experiment(experiment_id)}/runs/{run_id}/artifacts/{quote(path)}?{WORKSPACE}"
 
 
-def compare_url(experiment_id: str, sweep: str, run_ids: Sequence[str]) -> str:
-    """The comparison page: parallel coordinates and a table, side by side. Of more runs than it can show, each of which
-    lengthens the address by 40 characters, the chart view of the sweep."""
-    if len(run_ids) > COMPARED:
-        return chart_url(experiment_id, sweep)
-    runs, experiments = (
-        quote(json.dumps(ids, separators=(",", ":")), safe="") for ids in ([*run_ids], [experiment_id])
-    )
-    return f"{tracking_uri()}/#/compare-runs?runs={runs}&experiments={experiments}"
+def view_url(experiment_id: str, sweep: str) -> str:
+    """Return the address of the shared view of a sweep's training runs (tasks/views.py writes it)."""
+    return f"{_experiment(experiment_id)}/runs?viewStateShareKey={quote(sweep)}&compareRunsMode=CHART&{WORKSPACE}"
 
 
 def trace_url(experiment_id: str, trace_id: str) -> str:
-    """The page of one trace."""
-    return f"{tracking_uri()}/#/experiments/{experiment_id}/traces?selectedEvaluationId={trace_id}"
+    """Return the address of one trace."""
+    return f"{_experiment(experiment_id)}/traces?selectedEvaluationId={trace_id}&{WORKSPACE}"
 
 
-def traces_url(experiment_id: str, run_id: str | None = None) -> str:
-    """The traces of an experiment, or of one run of it."""
-    return f"{run_url(experiment_id, run_id) if run_id else f'{tracking_uri()}/#/experiments/{experiment_id}'}/traces"
+def _experiment(experiment_id: str) -> str:
+    return f"{tracking_uri()}/#/experiments/{experiment_id}"
 
 
 # --------------------------------------------------------------------------------------------------- one run's log
@@ -175,19 +169,32 @@ def log_params(run_id: str, settings: Mapping[str, str]) -> None:
         client().log_batch(run_id, params=entries[start : start + PARAMS_A_CALL])
 
 
+def log_dataset(run_id: str, dataset: Mapping[str, str]) -> None:
+    """Show the published data as the run's input."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": dataset["uri"]})
+    entry = Dataset(dataset["name"], dataset["digest"], "local", source, profile=dataset["profile"])
+    client().log_inputs(run_id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", "training")])])
+
+
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 
 def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
-    """The checkpoint as a logged model of the run: path and manifest hash as params and tag, and the policy files as run
-    artifacts while they are small. Logging the same checkpoint again finds the model. Returns its id."""
+    """Log the checkpoint as a model of the run and return the model's id.
+
+    Path and manifest hash are its params, the hash is also a tag, and the policy files are artifacts of the run while they are
+    small. Logging the same checkpoint again finds the model.
+    """
     import mlflow
 
     from igpo_core.checkpoints import MANIFEST
 
     mlflow.set_tracking_uri(tracking_uri())
     api = client()
-    experiment = api.get_run(run_id).info.experiment_id
+    run = api.get_run(run_id)
+    experiment = run.info.experiment_id
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     for model in api.search_logged_models([experiment], tag_filter(manifest_sha256=digest)):
         if model.source_run_id == run_id:
@@ -197,7 +204,7 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
         for path in policy:
             api.log_artifact(run_id, str(path), f"checkpoints/{folder.name}")
     made = mlflow.create_external_model(
-        name=f"checkpoint-{step}",
+        name=model_name(run.info.run_name, step),
         source_run_id=run_id,
         tags={"manifest_sha256": digest},
         params={"path": str(folder), "step": str(step), "manifest_sha256": digest},
@@ -205,3 +212,11 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
         experiment_id=experiment,
     )
     return str(made.model_id)
+
+
+def model_name(run_name: str, step: int) -> str:
+    """Return the name under which a run's checkpoint is listed: arm, seed and cell are in the run's name.
+
+    MLflow takes no / : . % and quotation marks in it.
+    """
+    return f"{re.sub(r'[^A-Za-z0-9_=,-]+', '-', run_name)}-step-{step}"

@@ -2,8 +2,9 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, code_version, fingerprint
 from igpo_core.errors import ConfigError
@@ -27,6 +28,24 @@ def warm_start_key(experiment: ExperimentConfig, data_version: str) -> str:
         "seed": experiment.seed if _depends_on_seed(experiment) else None,
     }
     return fingerprint(relevant, data_version, code_version())
+
+
+def start_of(experiment: ExperimentConfig) -> str:
+    """Return what the arms of a seed start from, in words."""
+    if experiment.warm_start is not None:
+        return "the same warm start"
+    policy = experiment.policy
+    return policy.name if isinstance(policy, PretrainedPolicy) else "the same random weights, which nothing was taught"
+
+
+def untrained(base: Mapping[str, Any]) -> list[str]:
+    """Return a loud line where a policy is new and has no warm start: it neither searches nor answers, and learns nothing."""
+    if base["policy"]["kind"] != "new" or base["warm_start"] is not None:
+        return []
+    return [
+        "THE POLICY IS UNTRAINED: it is new (policy.kind: new) and has no warm start, so every score will be near zero. Add a "
+        "warm_start, or take over a base that has one: base: {from: outcome-vs-igpo, ...} (docs/experiments.md)"
+    ]
 
 
 def _depends_on_seed(experiment: ExperimentConfig) -> bool:
@@ -75,7 +94,7 @@ def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home:
     with locked(home, key, say):
         if folder.exists():
             verify_folder(folder)
-            say(f"warm start {key}: reused")
+            say(f"{'start' if experiment.warm_start is None else 'warm start'} {key} ({start_of(experiment)}): reused")
         else:
             _make_warm_start(experiment, data, folder, say)
     return folder

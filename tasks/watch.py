@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.tracking import client, run_url, tag_filter
+from tasks.tracking import artifact_url, client, tag_filter
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -61,7 +61,7 @@ def moved(before: "Run | None", cell: str, summaries: "Sequence[ArmSummary]") ->
     for row in summaries:
         low, high = (before.data.metrics.get(f"{prefix(cell)}{row.arm}/{end}") for end in ("low", "high"))
         if row.difference is not None and low is not None and high is not None and not low <= row.difference <= high:
-            url = run_url(before.info.experiment_id, before.info.run_id)
+            url = artifact_url(before.info.experiment_id, before.info.run_id, "report.html")
             name = f"{row.arm} ({cell})" if cell else row.arm
             found.append(Moved(name, row.difference, low, high, before.data.tags["sweep"], url))
     return found

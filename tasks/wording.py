@@ -136,7 +136,7 @@ def markdown(
         parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
         for title, table in further.items():
             parts += [f"## {title}", _markdown_table(table)]
-    return "\n\n".join([*parts, f"[Compare the runs in MLflow]({compare})"]) + "\n"
+    return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
 
 
 def _markdown_table(rows: Table) -> str:

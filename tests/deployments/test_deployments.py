@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flows.join import join
 from flows.prepare_data import prepare_data
 from flows.specification import load_specification
 from flows.train import train, warm_start
+from igpo_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, join, prepare_data, train, warm_start)}
@@ -58,6 +60,51 @@ def test_the_forms_explain_every_parameter() -> None:
     for flow in FLOWS.values():
         for name, field in flow.parameters.properties.items():
             assert field.get("description"), (flow.name, name)
+
+
+@pytest.mark.parametrize(
+    ("flow", "given", "reason"),
+    [
+        (train, {"preset": "nope", "arm": "igpo"}, "'preset'.*'nope' does not match.*outcome-vs-igpo"),
+        (evaluate, {"preset": "outcome-vs-igp", "model": "m"}, "'preset'.*does not match"),
+        (ablation, {"seeds": [0, 0]}, "'seeds'.*non-unique"),
+        (ablation, {"seeds": [-1]}, "-1 is less than the minimum of 0"),
+        (ablation, {"arms": []}, "'arms'"),
+    ],
+)
+def test_the_server_refuses_before_a_run_exists(flow: Any, given: dict[str, Any], reason: str) -> None:
+    """`preset: nope` was accepted, and failed half a minute later."""
+    from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+    def asked(**parameters: Any) -> None:
+        validate(parameters, flow.parameters.model_dump(), raise_on_error=True, ignore_required=True)
+
+    with pytest.raises(ValidationError, match=reason):
+        asked(**given)
+    asked(**{name: value for name, value in given.items() if name not in ("seeds", "arms")} | {"preset": "mine.yaml"})
+    asked(preset="tiny")
+
+
+def test_the_form_lists_the_arms_of_each_preset() -> None:
+    told = train.parameters.properties["arm"]["description"]
+    for path in (ROOT / "deployments" / "presets").glob("*.yaml"):
+        assert path.stem in told and set(load_specification(path.stem).arms) <= set(re.findall(r"[^\s,.:]+", told))
+
+
+def test_an_error_of_ours_is_logged_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that was wrong ended in two tracebacks of twenty lines each."""
+    logger, records = logging.getLogger("prefect.flow_runs"), list[logging.LogRecord]()
+    keeping = logging.Handler()
+    monkeypatch.setattr(keeping, "emit", records.append)
+    monkeypatch.setattr(logger, "handlers", [keeping])
+    for error in (ConfigError("unknown arm nonsense"), ZeroDivisionError("a fault")):
+        try:
+            raise error
+        except Exception as raised:
+            logger.exception("Encountered exception during execution: %r", raised)
+    ours, fault = records
+    assert "unknown arm nonsense" in ours.getMessage() and ours.exc_info is None
+    assert fault.exc_info and fault.exc_info[0] is ZeroDivisionError
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "automations").glob("*.yaml")), ids=lambda p: p.stem)

@@ -320,4 +320,8 @@ def test_child_processes_are_told_where_the_services_are_and_to_be_quiet(place: 
     assert told["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{place.mlflow_port}"
     assert told["PREFECT_HOME"] == str(place.home / "prefect")
     assert (told["PREFECT_SERVER_ANALYTICS_ENABLED"], told["GX_ANALYTICS_ENABLED"]) == ("false", "false")
+    assert (told["PREFECT_SERVER_UI_V2_ENABLED"], told["PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT"]) == (
+        "false",
+        "false",
+    )
     assert (told["DO_NOT_TRACK"], told["MLFLOW_DISABLE_TELEMETRY"]) == ("true", "true")

@@ -353,3 +353,37 @@ def test_the_paid_searches_of_a_shipped_sweep_are_allowed() -> None:
     calls = 3 * (sampled + dev + 2 * evaluation.test_questions)
     runs = len(specification.arms) * len(specification.seeds) * len(specification.cells)
     assert (calls, runs) == (116_736, 6) and runs * calls <= search.max_calls
+
+
+def blocks(page: str) -> list[str]:
+    """The pages of YAML in a document that are whole specifications."""
+    text = (PROJECT / page).read_text()
+    return [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("name:")]
+
+
+def test_what_the_documents_show_trains(tmp_path: Path) -> None:
+    """The one whole example had a new policy and no warm start: 96 runs with F1 0."""
+    shown = blocks("docs/experiments.md")
+    assert len(shown) == 2
+    for number, block in enumerate(shown):
+        (tmp_path / f"{number}.yaml").write_text(block)
+        specification = load_specification(str(tmp_path / f"{number}.yaml"))
+        assert specification.base.warm_start is not None
+        assert "UNTRAINED" not in plan(specification, 2) and "starts from the same warm start" in plan(specification, 2)
+    assert load_specification(str(PROJECT / "examples" / "own-data.yaml")).base.warm_start is not None
+
+
+def test_a_policy_that_was_taught_nothing_is_told_loudly(tmp_path: Path) -> None:
+    """The plan said "the same warm start", where there was none."""
+    content = yaml.safe_load(blocks("docs/experiments.md")[1])
+    del content["base"]["warm_start"]
+    (tmp_path / "untaught.yaml").write_text(yaml.safe_dump(content))
+    told = plan(load_specification(str(tmp_path / "untaught.yaml")), 2)
+    assert "starts from the same random weights, which nothing was taught" in told and "warm start;" not in told
+    assert "THE POLICY IS UNTRAINED" in told and "base: {from: outcome-vs-igpo, ...}" in told
+    content["base"]["policy"] = {"kind": "pretrained", "name": "some/model"}
+    content["base"]["data"] = {"kind": "files", "questions": [{"path": "q.csv"}], "corpus": ["c.csv"]}
+    del content["factors"]
+    (tmp_path / "pretrained.yaml").write_text(yaml.safe_dump(content))
+    told = plan(load_specification(str(tmp_path / "pretrained.yaml")), 2)
+    assert "UNTRAINED" not in told and "starts from some/model" in told

@@ -28,7 +28,7 @@ from tasks.summaries import (
 )
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.traces import TraceRecord, TurnRecord
-from tasks.tracking import client, compare_url, experiment_id
+from tasks.tracking import client, experiment_id
 from tasks.wording import Words, _certainty, _compared, sentences, short_table, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
@@ -317,11 +317,12 @@ def test_words_of_a_cell_say_what_the_cell_is() -> None:
     )
 
 
-def test_the_link_to_many_runs_stays_short() -> None:
-    assert compare_url("1", "s-1", ["a", "b"]).endswith(
-        "/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
-    )
-    assert len(compare_url("1", "s-1", [f"{n:032x}" for n in range(200)])) < 300
+def test_the_report_of_an_untrained_policy_says_so_first() -> None:
+    base = {**SPECIFICATION["base"], "warm_start": None}
+    (report,) = cell_reports({**SPECIFICATION, "base": base}, {"": five()}, [""])
+    assert report.words.warnings[0].startswith("THE POLICY IS UNTRAINED")
+    (taught,) = cell_reports(SPECIFICATION, {"": five()}, [""])
+    assert not any("UNTRAINED" in line for line in taught.words.warnings)
 
 
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
@@ -361,7 +362,7 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     write_status(tmp_path / "igpo-4", "FINISHED")
     Sender(tmp_path / "igpo-4").send()
     second = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
-    assert second.run_id == first.run_id and second.url.endswith(f"/runs/{first.run_id}")
+    assert second.run_id == first.run_id and f"/runs/{first.run_id}/artifacts/report.html?" in second.url
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
 
     lasted = client().get_run(first.run_id).info.end_time
@@ -426,7 +427,9 @@ def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp
     assert (first["split"], first["trace"], second["split"]) == ("train", None, "test")
     place = experiment_id("viewed")
     (trace,) = client().search_traces(locations=[place])
-    assert second["trace"].endswith(f"/#/experiments/{place}/traces?selectedEvaluationId={trace.info.trace_id}")
+    assert second["trace"].endswith(
+        f"/#/experiments/{place}/traces?selectedEvaluationId={trace.info.trace_id}&workflowType=machine_learning"
+    )
 
 
 def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What reaches a real MLflow server: everything, once, whenever it is there."""
 
+import hashlib
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,11 @@ def test_one_run_with_tags_params_and_metrics(mlflow_server: str, tmp_path: Path
     assert sender.url is None
     url = sender.send()
     run = runs("s1")[0]
-    assert url == sender.url == f"{mlflow_server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert (
+        url
+        == sender.url
+        == f"{mlflow_server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    )
     assert run.info.status == "RUNNING" and run.info.run_name == "run s1"
     assert run.data.params == {"reward.gamma": "1.0", **{name: str(value) for name, value in many.items()}}
     assert run.data.tags["kind"] == "train"
@@ -57,6 +63,37 @@ def test_one_run_with_tags_params_and_metrics(mlflow_server: str, tmp_path: Path
     assert history(run.info.run_id, "train/f1") == [(1, 0.5), (2, 0.75)]
     assert math.isnan(history(run.info.run_id, "train/nan")[0][1])
     assert all(len(history(run.info.run_id, name)) == 1 for name in ("n0", "n999", "n1000", "n1099"))
+
+
+def test_a_run_names_its_data_and_its_model(mlflow_server: str, tmp_path: Path) -> None:
+    """Every checkpoint was called checkpoint-40, and no run had data."""
+    data = {
+        "name": "lookup",
+        "digest": "0123456789ab",
+        "uri": "/home/data/0123456789ab",
+        "profile": '{"test questions": 512}',
+    }
+    named = replace(about("named"), run_name="igpo 1/2 seed 0 gamma=0.5", dataset=data)
+    outbox = Outbox(tmp_path, named)
+    outbox.log(40, {"test/all/f1": 0.5})
+    (tmp_path / "checkpoints" / "step-000040").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000040" / "manifest.json").write_text("{}")
+    outbox.set_model(tmp_path / "checkpoints" / "step-000040", 40, ["test/all/f1"])
+    Sender(tmp_path).send()
+    Sender(tmp_path).send()  # once, however often
+    (run,) = runs("named")
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.dataset.profile) == (
+        "lookup",
+        "0123456789ab",
+        data["profile"],
+    )
+    assert given.dataset.source == '{"uri": "/home/data/0123456789ab"}'
+    models = client().search_logged_models(
+        [run.info.experiment_id], tracking.tag_filter(manifest_sha256=hashlib.sha256(b"{}").hexdigest())
+    )
+    (model,) = (model for model in models if model.source_run_id == run.info.run_id)
+    assert model.name == "igpo-1-2-seed-0-gamma=0-5-step-40"
 
 
 def test_lines_sent_twice_are_kept_once(mlflow_server: str, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""The types of the flows' parameters: what Prefect's forms say of them, and what its server refuses before a run exists."""
+
+from typing import Annotated
+
+import yaml
+from pydantic import Field, WithJsonSchema
+
+from tasks.home import PROJECT
+
+PRESETS = PROJECT / "deployments" / "presets"
+ARMS: dict[str, list[str]] = {
+    path.stem: list(yaml.safe_load(path.read_text(encoding="utf-8"))["arms"]) for path in sorted(PRESETS.glob("*.yaml"))
+}
+PATTERN = f"^({'|'.join(ARMS)})$|/|\\.ya?ml$"
+
+
+def _listed() -> str:
+    """Return every preset with its arms; presets that have the same ones stand together."""
+    presets: dict[str, list[str]] = {}
+    for preset, arms in ARMS.items():
+        presets.setdefault(", ".join(arms), []).append(preset)
+    return ". ".join(f"{', '.join(names)}: {arms}" for arms, names in presets.items())
+
+
+Preset = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": PATTERN,
+            "description": f"One of deployments/presets ({', '.join(ARMS)}), or the path of a specification, with its .yaml.",
+        }
+    ),
+]
+Arm = Annotated[str, WithJsonSchema({"type": "string", "description": f"An arm of the preset. {_listed()}."})]
+Arms = Annotated[
+    list[str],
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}),
+]
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[
+    list[int],
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}),
+]

@@ -1,0 +1,34 @@
+"""The page of MLflow that a sweep's links open: what its state says, and that MLflow keeps it."""
+
+import base64
+import json
+import zlib
+
+from tasks.tracking import client, experiment_id
+from tasks.views import show_view, view_state
+
+
+def test_the_view_is_of_the_sweeps_runs_by_arm(mlflow_server: str) -> None:
+    """What MLflow's page reads: a tag of the experiment whose name ends as the link says, "deflate;" and zlib in base64."""
+    experiment = experiment_id("viewed-by-arm")
+    for sweep, kind in (("s-1", "train"), ("s-1", "report"), ("s-2", "train")):
+        client().create_run(experiment, tags={"sweep": sweep, "kind": kind})
+    arms = {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "prob_diff", "optimizer": {"ratio": "token"}}}
+    url = show_view(experiment, "viewed-by-arm", "s-1", arms, "Two arms.")
+    assert f"/#/experiments/{experiment}/runs?viewStateShareKey=s-1&" in url
+    tags = client().get_experiment(experiment).tags
+    kept = tags["mlflow.sharedViewState.s-1"]
+    assert len(kept) <= 5000 and kept.startswith("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(kept[len("deflate;") :])))
+    assert state == view_state("s-1")
+    assert state["groupBy"] == {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]][:3] == [
+        "eval/all/f1",
+        "train/turns",
+        "advantage/dead_groups",
+    ]
+    (found,) = client().search_runs([experiment], state["searchFilter"])
+    assert found.data.tags["sweep"] == "s-1" and found.data.tags["kind"] == "train"
+    note = tags["mlflow.note.content"]
+    assert url in note and "Two arms." in note
+    assert "| `igpo` | `gain: prob_diff`, `optimizer.ratio: token` |" in note
