@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from igpo_core.advantages import turn_advantages
 from igpo_core.config import ExperimentConfig
 from igpo_core.policies import Policy
 from igpo_core.rewards.outcome import f1_score
@@ -70,6 +69,13 @@ def slow_rollout(
         ids += observed
 
 
+def slow_z(value: float, pool: list[float], floor: float) -> float:
+    """(r - mean) / (std + floor) in the pool of its group; 0 where all values are equal."""
+    mean = sum(pool) / len(pool)
+    std = (sum((other - mean) ** 2 for other in pool) / len(pool)) ** 0.5
+    return 0.0 if len(set(pool)) == 1 else (value - mean) / (std + floor)
+
+
 def slow_step(policy: Policy, optimizer: Any, trainer: Trainer, step: int) -> list[list[int]]:
     """One update of `policy`, sampled tokens one by one; returns the ids of its trajectories."""
     config = trainer.config
@@ -80,14 +86,19 @@ def slow_step(policy: Policy, optimizer: Any, trainer: Trainer, step: int) -> li
                 key = (config.seed, "rollout", step, place, member)
                 drawn.append((question, *slow_rollout(policy, trainer.environment, question, config, key)))
                 groups.append(str(place))
-    rewards = []
+    gains, outcomes = [], []
     for question, _, _, beliefs, answer in drawn:
         seen = beliefs if config.reward.gain == "log_prob_diff" else [math.exp(value) for value in beliefs]
-        outcome = config.reward.format_penalty if answer is None else f1_score(answer, question.answers)
-        rewards.append([*(b - a for a, b in itertools.pairwise(seen)), outcome])
-    advantages = turn_advantages(
-        rewards, groups, normalization=config.reward.normalization, gamma=config.reward.gamma, scale=config.reward.scale
-    )
+        gains.append([b - a for a, b in itertools.pairwise(seen)])
+        outcomes.append(0.0 if answer is None else f1_score(answer, question.answers))
+    advantages = []
+    for own, outcome, group, (*_, answer) in zip(gains, outcomes, groups, drawn, strict=True):
+        mates = [i for i, other in enumerate(groups) if other == group]
+        row = [slow_z(gain, [g for i in mates for g in gains[i]], config.reward.gain_floor) for gain in own]
+        row.append(slow_z(outcome, [outcomes[i] for i in mates], config.reward.eps))
+        row = [sum(row[t:]) for t in range(len(row))]  # gamma is 1
+        row[-1] += config.reward.format_penalty if answer is None else 0.0  # the malformed turn alone is charged
+        advantages.append(row)
     loss = torch.zeros(())
     for (_, ids, turns, _, _), row in zip(drawn, advantages, strict=True):
         logprobs = logits_of(policy, ids).log_softmax(-1)
