@@ -8,7 +8,7 @@ from typing import Any
 from flows.specification import AblationSpecification, load_specification, presets
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import ConfigError
-from tasks.home import warm_start_folder
+from tasks.home import PROJECT, warm_start_folder
 from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
 from tasks.runs import RunIdentity, identify
 from tasks.warm_starts import start_of, untrained, warm_start_key
@@ -18,6 +18,7 @@ DEFAULT = "outcome-vs-igpo"
 WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is not
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
+DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def next_commands(study: str, home: Path) -> str:
     rows = [
         ("another world", f"make ablation PRESET={world}", _time(world, home)),
         ("arms should end level", f"make ablation PRESET={CONTROL}", _time(CONTROL, home)),
-        ("your data", "make ablation PRESET=path/to/your.yaml", "see docs/data.md"),
+        ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home)),
         ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing"),
     ]
     shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
