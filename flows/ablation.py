@@ -24,7 +24,7 @@ from flows.parameters import Arms, Preset, Seeds
 from flows.prepare_data import prepare_data, published_versions
 from flows.specification import AblationSpecification, load_specification, study_name
 from flows.terminal import hush_tasks
-from flows.work import Run, missing_starts, outlook, plan, work, write_minutes
+from flows.work import Run, missing_starts, outlook, plan, work
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import data_folder, home
@@ -86,7 +86,6 @@ def ablation(
                 children = children_of(str(flow_run.id), where)
                 reasons = run_all(specification, runs, sweep, preset, children, workers, say)
                 failed = {name: reason for name, reason in reasons.items() if reason}
-                write_minutes(home())
             require_same_code()
             if failed:
                 say("\n  ".join([f"{len(failed)} of {len(runs)} runs failed:", *map(": ".join, failed.items())]))

@@ -9,7 +9,7 @@ from flows.ablation import ablation
 from flows.children import Where
 from flows.specification import load_specification
 from flows.terminal import show_progress
-from flows.work import next_commands
+from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
 from tasks.home import home
 from tasks.servers import require_servers
@@ -58,5 +58,6 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    write_minutes(home())
     print(f"\nNEXT\n{next_commands(specification.name, home())}")
     return 1 if outcome["failed"] else 0

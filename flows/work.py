@@ -7,7 +7,8 @@ from typing import Any
 
 from flows.specification import AblationSpecification, load_specification, presets
 from igpo_core.config import ExperimentConfig
-from tasks.home import warm_start_folder
+from igpo_core.errors import ConfigError
+from tasks.home import PROJECT, warm_start_folder
 from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
 from tasks.runs import RunIdentity, identify
 from tasks.warm_starts import start_of, untrained, warm_start_key
@@ -17,6 +18,7 @@ DEFAULT = "outcome-vs-igpo"
 WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is not
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
+DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def whole(specification: AblationSpecification) -> tuple[list[ExperimentConfig],
 
 def write_minutes(home: Path) -> None:
     """One line a preset of which a time is known: its name and "about 9 min"."""
-    known = {name: whole_seconds(load_specification(name), home) for name in presets()}
+    known = {name: _seconds(name, home) for name in presets()}
     path = home / "timings" / MINUTES
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{name}\tabout {spell(seconds)}\n" for name, seconds in known.items() if seconds is not None]
@@ -126,7 +128,7 @@ def next_commands(study: str, home: Path) -> str:
     rows = [
         ("another world", f"make ablation PRESET={world}", _time(world, home)),
         ("arms should end level", f"make ablation PRESET={CONTROL}", _time(CONTROL, home)),
-        ("your data", "make ablation PRESET=path/to/your.yaml", "see docs/data.md"),
+        ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home)),
         ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing"),
     ]
     shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
@@ -135,5 +137,13 @@ def next_commands(study: str, home: Path) -> str:
 
 
 def _time(preset: str, home: Path) -> str:
-    seconds = whole_seconds(load_specification(preset), home)
+    seconds = _seconds(preset, home)
     return "not timed here" if seconds is None else f"about {spell(seconds)}"
+
+
+def _seconds(preset: str, home: Path) -> float | None:
+    """whole_seconds; None of a preset that somebody is editing: its fault is told when it is run, and ends no other sweep."""
+    try:
+        return whole_seconds(load_specification(preset), home)
+    except ConfigError:
+        return None

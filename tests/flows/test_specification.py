@@ -9,7 +9,7 @@ import yaml
 
 from flows.ablation import more_seeds
 from flows.specification import PRESETS, AblationSpecification, load_specification
-from flows.work import CONTROL, MODEL, WORLDS, plan
+from flows.work import CONTROL, DATA, MODEL, WORLDS, plan
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
@@ -165,7 +165,7 @@ def test_every_preset_says_what_it_is_in_a_line_of_make(preset: str) -> None:
 
 
 def test_the_presets_that_are_suggested_next_are_shipped() -> None:
-    assert {*WORLDS, CONTROL, MODEL} <= {*SHIPPED}
+    assert {*WORLDS, CONTROL, MODEL} <= {*SHIPPED} and (PROJECT / DATA).is_file()
 
 
 @pytest.mark.parametrize("seeds", [[1, 1], [-1]])
