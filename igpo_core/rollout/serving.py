@@ -15,8 +15,8 @@ from igpo_core.config import VllmEngine
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.http import Transient, growing_wait, raise_if_passing
 
-HOT = 100.0  # a temperature at which a language model's distribution is about uniform
-ROUNDING = 0.1  # more than a server's batches move a log-probability, less than a temperature of HOT does
+COLD, HOT = 0.1, 2.0  # temperatures as far apart as vLLM takes them
+ROUNDING = 0.1  # more than a server's batches move a log-probability, less than from COLD to HOT
 DEV_MODE = "Weights are taken only by a server that was started with VLLM_SERVER_DEV_MODE=1"
 
 
@@ -69,14 +69,17 @@ class Connection:
         """Raise ConfigError where the server's log-probabilities do not change with the temperature.
 
         vLLM gives by default those before the temperature (raw_logprobs), and importance weights made of them are wrong. It is
-        asked for one token twice. At temperature HOT all tokens are about as likely, so that the likeliest one's log-probability
-        falls from temperature 1 to there if it is of the distribution that is sampled from; else it stays, up to rounding.
+        asked for one token at two temperatures, behind the prompt and behind two of its beginnings (a model may be certain at one
+        of them). The likeliest token's log-probability falls from COLD to HOT if it is of the distribution that is sampled from;
+        else it stays, up to rounding.
         """
-        cold, hot = (self._likeliest(url, model, prompt, temperature) for temperature in (1.0, HOT))
+        cuts = sorted({max(1, len(prompt) * part // 3) for part in (1, 2, 3)})
+        found = [[self._likeliest(url, model, prompt[:cut], at) for at in (COLD, HOT)] for cut in cuts]
+        cold, hot = max(found, key=lambda pair: pair[0] - pair[1])
         if cold - hot < ROUNDING:
             raise ConfigError(
-                f"{url} gives log-probabilities that do not follow the temperature (the likeliest token has {cold:.4f} at 1 and "
-                f"{hot:.4f} at {HOT:g}), and rollout.temperature is not 1: start the server with --logprobs-mode "
+                f"{url} gives log-probabilities that do not follow the temperature (the likeliest token has {cold:.4f} at "
+                f"{COLD:g} and {hot:.4f} at {HOT:g}), and rollout.temperature is not 1: start the server with --logprobs-mode "
                 "processed_logprobs, or set rollout.temperature to 1"
             )
 

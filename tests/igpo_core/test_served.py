@@ -303,7 +303,8 @@ def test_log_probabilities_before_the_temperature_are_refused(server: Server, ta
     gc.collect()
     server.raw = False
     trainer = Trainer(ExperimentConfig.model_validate(hot), taught[1], copy.deepcopy(taught[2]))
-    assert [asked["max_tokens"] for asked in server.asked] == [1, 1]
+    assert {asked["max_tokens"] for asked in server.asked} == {1}
+    assert {asked["temperature"] for asked in server.asked} == {0.1, 2.0}  # vLLM refuses more than 2
     assert trainer.run_step().metrics["engine/mismatch_max"] < 1e-3
 
 
