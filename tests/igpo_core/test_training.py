@@ -72,9 +72,13 @@ def test_outcome_only_makes_no_scoring_pass(taught: Any, monkeypatch: pytest.Mon
 def test_outcome_only_ignores_the_gain_in_a_whole_step(taught: Any) -> None:
     """Two steps differ by the reward alone: same rollouts, and only outcome_only's advantages are equal over turns."""
     results = {}
+    penalty = {
+        "outcome_only": {"penalty_on": "trajectory"},
+        "gain_only": {},
+    }  # charged to a turn it would differ by turns
     for reward in ("outcome_only", "gain_only"):
-        trainer = Trainer(configure(taught, reward={"reward": reward}), taught[1], fresh_copy(taught))
-        results[reward] = trainer.run_step()
+        config = configure(taught, reward={"reward": reward, **penalty[reward]})
+        results[reward] = Trainer(config, taught[1], fresh_copy(taught)).run_step()
     one, other = (results[name].scored for name in ("outcome_only", "gain_only"))
     assert [a.trajectory.token_ids for a in one] == [b.trajectory.token_ids for b in other]
     assert all(len(set(row)) == 1 for row in results["outcome_only"].credit.turns)
