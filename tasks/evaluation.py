@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.checkpoints import verify_folder
 from igpo_core.config import ExperimentConfig
 from igpo_core.folders import write_json
 from igpo_core.ranks import ALONE, Ranks
@@ -71,6 +70,8 @@ def read_best(run: RunIdentity) -> dict[str, Any] | None:
 def evaluate_best(trainer: "Trainer", run: RunIdentity, last: dict[str, float]) -> dict[str, float]:
     """test_best/ metrics: the one evaluation on test of the checkpoint that was best on dev. last: test metrics of the last
     checkpoint, "/all/f1" and so on, which serve where it is the best. Changes the trainer's weights: call it last."""
+    from igpo_core.checkpoints import verify_folder
+
     best = trainer.ranks.agreed(read_best(run))
     assert best is not None  # dev is evaluated before the first step
     metrics = last

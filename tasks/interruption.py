@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.checkpoints import checkpoint_folder
 from tasks.outbox import Writing
 from tasks.runs import RunIdentity, Say, save_checkpoint
 
@@ -47,6 +46,8 @@ def leave_checkpoint(trainer: "Trainer", run: RunIdentity, outbox: Writing, say:
 
     The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
     """
+    from igpo_core.checkpoints import checkpoint_folder
+
     for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
         signal.signal(number, signal.SIG_IGN)
     if checkpoint_folder(run.folder, trainer.step).exists() or trainer.step == 0:

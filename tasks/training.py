@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint
 from igpo_core.config import ExperimentConfig
 from igpo_core.folders import write_json
 from tasks.evaluation import (
@@ -51,7 +50,7 @@ class Job:
 
 def start_trainer(job: Job, say: Say) -> "Trainer":
     """A trainer at the newest whole checkpoint of the run, or at the warm start."""
-    from igpo_core.checkpoints import load_weights
+    from igpo_core.checkpoints import load_weights, newest_checkpoint
     from igpo_core.training import Trainer
 
     environment, policy = set_up(job.experiment, job.data)
@@ -122,6 +121,7 @@ def test_and_publish(trainer: "Trainer", job: Job, outbox: Writing) -> dict[str,
 
     Checkpoint and traces are sent while the evaluation goes on.
     """
+    from igpo_core.checkpoints import checkpoint_folder
     from tasks.trajectories import traced_records
 
     config = trainer.config

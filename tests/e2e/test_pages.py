@@ -1,4 +1,4 @@
-"""What a user clicks: an ablation from Prefect's form with changed parameters, its artifacts, MLflow's comparison, and back.
+"""What a user clicks: an ablation from Prefect's form with changed parameters, its artifacts, MLflow's curves, and back.
 
 Screenshots lie in the folder that IGPO_SCREENSHOTS names, for people to look at (a temporary one by default)."""
 
@@ -45,7 +45,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").first.click()
-    page.get_by_text("Only these arms, and the baseline.").wait_for()  # the parameters are explained
+    page.get_by_text("Only these arms, the baseline and the primary arm.").wait_for()  # the parameters are explained
     look("1-form")
     page.get_by_text("list", exact=True).nth(1).click()  # seeds
     page.get_by_role("button", name="Add item").first.click()
@@ -64,16 +64,18 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=240_000)
     look("3-run")
     page.get_by_text("Artifacts", exact=True).first.click()
-    page.get_by_text("The report: tables and words").wait_for()
+    page.get_by_text("The result as a table").wait_for()
     look("4-artifacts")
-    page.get_by_text("The runs, compared in MLflow").click()
-    compare = page.get_by_role("link", name="Compare the runs in MLflow")
-    compare.wait_for()
+    page.get_by_text("Dev F1, turns and dead groups by arm, in MLflow").click()
+    curves = page.get_by_role("link", name="Curves by arm in MLflow")
+    curves.wait_for()
     look("5-artifact")
 
-    page.goto(compare.get_attribute("href"))
-    page.get_by_text("Comparing 2 Runs").first.wait_for()
-    look("6-comparison")
+    page.goto(curves.get_attribute("href"))
+    page.get_by_text("By arm: mean and range").wait_for()
+    page.get_by_text("Group: igpo").first.wait_for()
+    assert page.get_by_text("eval/all/f1").first.is_visible() and page.get_by_text("2 matching runs").is_visible()
+    look("6-curves")
     tracking = servers.environment["MLFLOW_TRACKING_URI"]
     experiments = httpx.post(f"{tracking}/api/2.0/mlflow/experiments/search", json={"max_results": 100}).json()[
         "experiments"
@@ -81,7 +83,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     study = next(item["experiment_id"] for item in experiments if item["name"] == "tiny")
     wanted = {"experiment_ids": [study], "filter": "tags.kind = 'train' and tags.seed = '7'"}
     found = httpx.post(f"{tracking}/api/2.0/mlflow/runs/search", json=wanted).json()["runs"]
-    page.goto(f"{tracking}/#/experiments/{study}/runs/{found[0]['info']['run_id']}")
+    page.goto(f"{tracking}/#/experiments/{study}/runs/{found[0]['info']['run_id']}?workflowType=machine_learning")
     back = page.get_by_role("link", name="This run in Prefect")
     back.wait_for()
     look("7-mlflow-run")
@@ -91,10 +93,14 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
 
     reports = {"experiment_ids": [study], "filter": "tags.kind = 'report' and tags.seeds = '7'"}
     (report,) = httpx.post(f"{tracking}/api/2.0/mlflow/runs/search", json=reports).json()["runs"]
+    shown = f"runs/{report['info']['run_id']}/artifacts/report.html?workflowType=machine_learning"
+    page.goto(f"{tracking}/#/experiments/{study}/{shown}")
+    page.frame_locator("iframe").get_by_text("outcome_only").first.wait_for()
+    look("9-report-in-mlflow")
     artifact = f"{tracking}/get-artifact?path=report.html&run_uuid={report['info']['run_id']}"
     (shots / "report.html").write_bytes(httpx.get(artifact).raise_for_status().content)
     page.goto(f"file://{(shots / 'report.html').resolve()}")
     page.get_by_role("heading", name="Trajectories").wait_for()
     page.locator("#filters select").first.select_option(index=1)
     page.locator("#one .turn").first.wait_for()
-    look("9-report")
+    look("10-report")

@@ -1,5 +1,8 @@
 """The command: what is refused before any server is asked."""
 
+import subprocess
+import sys
+
 import pytest
 
 from flows.command import main
@@ -21,3 +24,13 @@ def test_seeds_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["tiny", "--seeds", "0, 1"])
     assert "no list of numbers" in capsys.readouterr().err
+
+
+def test_a_name_is_checked_before_anything_heavy_is_imported() -> None:
+    """A run with a wrong arm failed after half a minute, most of which went into imports."""
+    flows = "flows.ablation, flows.evaluate, flows.prepare_data, flows.train"
+    heavy = "[name for name in ('torch', 'transformers', 'pandas', 'great_expectations') if name in sys.modules]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {flows}; print({heavy})"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
