@@ -118,8 +118,7 @@ def slow_step(policy: Policy, optimizer: Any, trainer: Trainer, step: int) -> li
 def test_three_steps_equal_the_method_written_out(taught: Any, gain: str) -> None:
     config = configure(
         taught,
-        # the penalty as an outcome in its pool and no floor: what turn_advantages and slow_step do
-        reward={"reward": "outcome_and_gain", "gain": gain, "penalty_on": "trajectory", "gain_floor": 1e-6},
+        reward={"reward": "outcome_and_gain", "gain": gain},
         optimizer={"warmup_steps": 0, "learning_rate": 1e-3, "tokens_per_batch": 150},
         rollout={"questions": 2, "group_size": 3},
     )
