@@ -294,18 +294,41 @@ def _certainty(pairs: int, compared: int) -> str:
     return text
 
 
+def penalty(reward: Mapping[str, Any]) -> str:
+    """Return the format penalty of an arm's reward in words."""
+    if reward["format_penalty"] == 0:
+        return "no format penalty"
+    places = {
+        "turn": "on the malformed turn",
+        "apart": "apart from the outcomes' pool",
+        "trajectory": "in the outcomes' pool, as the paper has it",
+    }
+    return f"a format penalty of {reward['format_penalty']:g} {places[reward['penalty_on']]}"
+
+
+def _other_penalty(reward: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
+    settings = {name for levels in factors.values() for level in levels.values() for name in level}
+    if settings & {"reward.format_penalty", "reward.penalty_on"}:
+        return "Other format penalties than those of the cells. A penalty decides how an arm fails."
+    own = penalty(reward)
+    paper = (
+        ""
+        if reward["penalty_on"] == "trajectory" and reward["format_penalty"]
+        else (
+            ". The paper has it in the outcomes' pool, so an arm as published is so in gain, normalisation, alias and floor"
+        )
+    )
+    return f"Another format penalty, which decides how an arm fails. Every arm had {own}{paper}. PRESET=penalties compares three."
+
+
 def _limits(
     summaries: Sequence["ArmSummary"], base: Mapping[str, Any], factors: Mapping[str, Any], baseline: str
 ) -> list[str]:
-    levels = [settings.get("reward.format_penalty") for factor in factors.values() for settings in factor.values()]
-    crossed = sorted({level for level in levels if level is not None})
-    penalties = " and ".join(f"{penalty:g}" for penalty in crossed or [base["reward"]["format_penalty"]])
-    elsewhere = "the other cells" if crossed else "the preset of the other penalty"
     compared = max(1, len(summaries) - 1)
     pairs = min((row.pairs for row in summaries if row.arm != baseline and row.pairs), default=0)
     lines = [
         "The ceiling. A gap at this budget may be one of speed alone: with more steps the arms may end level.",
-        f"Any other format penalty than {penalties}, which decides how an arm fails: compare with {elsewhere}.",
+        _other_penalty(base["reward"], factors),
         _certainty(pairs, compared),
         f"Any other world, model size, learning rate or task than this one (data: {base['data']['kind']}).",
     ]

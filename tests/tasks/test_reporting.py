@@ -29,7 +29,7 @@ from tasks.summaries import (
 from tasks.sweeps import RunData, SweepData, collect
 from tasks.traces import TraceRecord, TurnRecord
 from tasks.tracking import client, experiment_id
-from tasks.wording import Words, _certainty, _compared, sentences, short_table, table_rows, terminal_table
+from tasks.wording import Words, _certainty, _compared, penalty, sentences, short_table, table_rows, terminal_table
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
@@ -38,7 +38,7 @@ SPECIFICATION: dict[str, Any] = {
     "factors": {},
     "base": {
         "data": {"kind": "lookup"},
-        "reward": {"format_penalty": -1.0},
+        "reward": {"format_penalty": -1.0, "penalty_on": "turn"},
         "rollout": {"questions": 2, "group_size": 4},
         "training": {"epochs": 1, "steps_per_epoch": 4, "budget": "steps", "amount": None},
         "evaluation": {"test_questions": 64, "threshold": 0.5},
@@ -229,7 +229,7 @@ def test_words_say_what_was_not_shown() -> None:
     assert "MISSING: gone seed 0 (no run)" in text
     for part in (
         "The ceiling",
-        "penalty than -1",
+        "Every arm had a format penalty of -1 on the malformed turn. The paper has it in the outcomes' pool",
         "made on purpose",
         "5 seeds cannot carry one: 7 can",
         "the interval is the range of the differences, which covers at most 94%",
@@ -312,9 +312,20 @@ def test_words_of_a_cell_say_what_the_cell_is() -> None:
     (report,) = cell_reports({**SPECIFICATION, "factors": levels}, {cell: five()}, [cell])
     told = every(report.words)
     assert "4 steps of 4 questions x 2 rollouts" in told
-    assert (
-        "Any other format penalty than -1 and 0, which decides how an arm fails: compare with the other cells." in told
-    )
+    assert "Other format penalties than those of the cells. A penalty decides how an arm fails." in told
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "words"),
+    [
+        (0.0, "turn", "no format penalty"),
+        (-1.0, "turn", "a format penalty of -1 on the malformed turn"),
+        (-0.5, "apart", "a format penalty of -0.5 apart from the outcomes' pool"),
+        (-2.0, "trajectory", "a format penalty of -2 in the outcomes' pool, as the paper has it"),
+    ],
+)
+def test_a_format_penalty_in_words(value: float, place: str, words: str) -> None:
+    assert penalty({"format_penalty": value, "penalty_on": place}) == words
 
 
 def test_the_report_of_an_untrained_policy_says_so_first() -> None:
