@@ -7,7 +7,7 @@ from typing import Any
 
 from igpo_core.config import DataConfig, QuestionFiles
 from igpo_core.folders import file_hash
-from tasks.tracking import client, experiment_id, run_url, tag_filter
+from tasks.tracking import artifact_url, client, experiment_id, run_url, tag_filter
 
 
 def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
@@ -23,8 +23,11 @@ def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
     return {"name": name, "digest": summary["version"], "uri": str(folder), "profile": json.dumps(profile)}
 
 
+DOCS = "data_docs/index.html"
+
+
 def log_data(study: str, version: str, folder: Path) -> str:
-    """The run tagged kind=data of this version, with Data Docs, quarantine and summary. Returns its link."""
+    """Return the link to the Data Docs of this version, in its run tagged kind=data, which also has quarantine and summary."""
     from mlflow.entities import Metric
 
     mlflow, experiment = client(), experiment_id(study)
@@ -33,7 +36,7 @@ def log_data(study: str, version: str, folder: Path) -> str:
     found = mlflow.search_runs([experiment], tag_filter(**tags))
     whole = [run for run in found if run.info.status == "FINISHED"]
     if whole:
-        return run_url(experiment, whole[0].info.run_id)
+        return artifact_url(experiment, whole[0].info.run_id, DOCS)
     # a sweep that was killed may have left a run without all its files: it is completed
     run = found[0] if found else mlflow.create_run(experiment, tags=tags, run_name=f"data {version}")
     summary = json.loads((folder / "summary.json").read_text())
@@ -45,7 +48,7 @@ def log_data(study: str, version: str, folder: Path) -> str:
         mlflow.log_artifact(run.info.run_id, str(folder / name))
     mlflow.log_artifacts(run.info.run_id, str(folder / "data_docs"), "data_docs")
     mlflow.set_terminated(run.info.run_id)
-    return run_url(experiment, run.info.run_id)
+    return artifact_url(experiment, run.info.run_id, DOCS)
 
 
 def log_evaluation(

@@ -75,7 +75,8 @@ def test_a_data_run_that_was_cut_off_is_completed(mlflow_server: str, tmp_path: 
     (tmp_path / "summary.json").write_text('{"counts": {"train": 4, "dev": 2}, "quarantined": 1}')
     whole = log_data("cut-off", "v1", tmp_path)
     mlflow, experiment = client(), experiment_id("cut-off")
-    run = whole.rsplit("/", 1)[1].split("?")[0]
+    run = whole.split("/runs/")[1].split("/")[0]
+    assert f"/runs/{run}/artifacts/data_docs/index.html?" in whole
     mlflow.update_run(run, status="RUNNING")
     assert log_data("cut-off", "v1", tmp_path) == whole
     only = mlflow.search_runs([experiment])
