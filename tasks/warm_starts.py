@@ -94,7 +94,8 @@ def ensure_warm_start(experiment: ExperimentConfig, data: "PublishedData", home:
     with locked(home, key, say):
         if folder.exists():
             verify_folder(folder)
-            say(f"{'start' if experiment.warm_start is None else 'warm start'} {key} ({start_of(experiment)}): reused")
+            made = f"start {key} ({start_of(experiment)})" if experiment.warm_start is None else f"warm start {key}"
+            say(f"{made}: reused")
         else:
             _make_warm_start(experiment, data, folder, say)
     return folder
