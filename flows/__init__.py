@@ -1,1 +1,1 @@
-"""The chains of steps that a user starts: prepare-data, train, evaluate, ablation."""
+"""The chains of steps that a user starts: prepare-data, train, evaluate, ablation, night."""

@@ -22,12 +22,13 @@ from tasks.wording import markdown, terminal_table
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report is, its texts, and its table as numbers and as text cells. widest: the widest 95% interval of a
-    difference, None where there is none."""
+    """Where the report is, its texts, and its table as numbers and as text cells. answer: the sentence that answers the
+    question. widest: the widest 95% interval of a difference, None where there is none."""
 
     run_id: str
     url: str
     compare: str
+    answer: str
     markdown: str
     terminal: str
     cells: list[CellReport]
@@ -55,7 +56,8 @@ def write_report(
     study, baseline = specification["name"], specification["baseline"]
     reports = cell_reports(specification, collect(study, sweep, places), cells)
     experiment = reports[0].data.experiment
-    comparison = _comparison(specification)
+    comparison = comparison_of(specification)
+    answer = answer_sentence(reports)
     left = [arm for report in reports for arm in moved(experiment, comparison, sweep, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
     compare = compare_url(
@@ -84,6 +86,7 @@ def write_report(
         mlflow.log_artifacts(run_id, str(folder))
     for report in reports:
         _log_summaries(run_id, report.summaries, report.cell)
+    mlflow.set_tag(run_id, "answer", answer)  # what the night repeats
     mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first
     mlflow.set_terminated(run_id)
     parts = []
@@ -97,6 +100,7 @@ def write_report(
         run_id,
         run_url(experiment, run_id),
         compare,
+        answer,
         text,
         "\n\n".join(parts),
         reports,
@@ -140,7 +144,12 @@ def _traces(run: RunData) -> dict[str, str]:
     }
 
 
-def _comparison(specification: Mapping[str, Any]) -> str:
+def answer_sentence(reports: Sequence[CellReport]) -> str:
+    """Return what the comparisons of all cells say."""
+    return " ".join(text for report in reports for text in report.words.shown[1 : 1 + len(report.pairs)])
+
+
+def comparison_of(specification: Mapping[str, Any]) -> str:
     """The same for sweeps that compare the same: tasks/watch.py compares those."""
     from igpo_core.config import fingerprint
 
