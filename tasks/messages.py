@@ -4,6 +4,7 @@ A block is named by its slug, as slack-webhook/my-team. Its address and password
 that could not be sent names neither, for both would stand in a log.
 """
 
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Notification:
     def send(self, message: Message) -> None:
         """Send it. Raises NotSent."""
         try:
-            with self.block.raise_on_failure():  # without it a refusal passes in silence
+            with _quiet(), self.block.raise_on_failure():  # without the second a refusal passes in silence
                 self.block.notify(message.body, message.subject)
         except Exception as error:  # every block has its own kinds of error
             raise NotSent(_reason(error)) from None
@@ -166,6 +167,20 @@ def _reason(error: Exception) -> str:
             return error.strerror
         case _:
             return f"the receiver did not take it ({type(error).__name__})"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let HTTP clients log warnings alone meanwhile: below them they name whole addresses, which are secrets here."""
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpcore", "apprise", "urllib3", "requests")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
