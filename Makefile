@@ -27,7 +27,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help environment ablation dry-run test lint format up down status send worker bench
+.PHONY: help environment ablation dry-run test lint format up down status send prune worker bench
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
@@ -36,6 +36,7 @@ help:
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
 	@echo "make send      sends what runs owe to MLflow, after it was away or lost something"
+	@echo "make prune [ARGS=--yes]    old runs that nothing needs: lists them, and deletes them with --yes"
 	@echo "make worker [LIMIT=2]   serves the arms of sweeps with 'where: pool', here or on another machine (docs/operate.md)"
 	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
@@ -100,6 +101,9 @@ down:
 
 send: environment
 	@$(BIN)/python -m tasks.sending
+
+prune: environment
+	@$(BIN)/python -m tasks.pruning $(ARGS)
 
 worker: environment
 	@LIMIT=$(LIMIT) POOL=$(POOL) $(BIN)/python -m deployments.services worker

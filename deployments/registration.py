@@ -13,6 +13,12 @@ POOL = "igpo"
 SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them
 ARMS_POOL = "igpo-arms"
 NODES_POOL = "igpo-nodes"  # machines that join training runs of several
+POOLS = {
+    POOL: "Sweeps and whatever a user starts; `make up` runs its worker.",
+    ARMS_POOL: "Arms of sweeps with `where: pool`. Not Ready until `make worker` serves it; nothing else needs it.",
+    NODES_POOL: "Other machines of runs with training.nodes. Not Ready until `make worker POOL=igpo-nodes` serves it.",
+}
+RETIRED = ("ablation/nightly", "ablation/weekly")  # of earlier versions: night/nightly does their work
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, of a server on a machine that is busy
 AUTOMATIONS = PROJECT / "deployments" / "automations"
@@ -21,7 +27,7 @@ AUTOMATIONS = PROJECT / "deployments" / "automations"
 def create_pools(place: Place) -> None:
     """The work pools and the queue of sweeps, once: their settings are the user's from then on."""
     with client(place) as api:
-        for pool in (POOL, ARMS_POOL, NODES_POOL):
+        for pool, description in POOLS.items():
             found = api.get(f"/work_pools/{pool}")
             if found.status_code == httpx.codes.NOT_FOUND:
                 template = str(PROJECT / "deployments" / "pools" / "process.json")
@@ -29,9 +35,10 @@ def create_pools(place: Place) -> None:
                 run_once(place, "work-pool", ["prefect", *created])
                 # not the worker's own --limit: with one, prefect 3.8's worker dies of a sweep that is started again at once
                 # ("this borrower is already holding one of this CapacityLimiter's tokens")
-                limit = {"concurrency_limit": AT_ONCE if pool == POOL else None}
-                api.patch(f"/work_pools/{pool}", json=limit).raise_for_status()
-            say(f"Work pool {pool}: {'created' if found.status_code == httpx.codes.NOT_FOUND else 'there'}")
+                settings = {"concurrency_limit": AT_ONCE if pool == POOL else None, "description": description}
+                api.patch(f"/work_pools/{pool}", json=settings).raise_for_status()
+            state = "created" if found.status_code == httpx.codes.NOT_FOUND else "there"
+            say(f"Work pool {pool}: {state}" if pool == POOL else f"Work pool {pool}: {state}. {description}")
         if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:
             queue = {
                 "name": SWEEPS_QUEUE,
@@ -78,3 +85,9 @@ def set_automations(place: Place) -> None:
 def deploy(place: Place) -> None:
     say("Deployments: registering those of prefect.yaml")
     run_once(place, "deploy", ["prefect", "--no-prompt", "deploy", "--all"])
+    with client(place) as api:
+        for name in RETIRED:
+            found = api.get(f"/deployments/name/{name}")
+            if found.is_success:
+                api.delete(f"/deployments/{found.json()['id']}").raise_for_status()
+                say(f"Deployment {name}: deleted, night/nightly does its work")

@@ -116,7 +116,8 @@ def settle_lost(
             asked = {"state": {"message": reason, **state}, "force": True}
             api.post(f"/flow_runs/{run['id']}/set_state", json=asked).raise_for_status()
 
-        sweeps = api.post("/flows/filter", json={"flows": {"name": {"any_": ["ablation"]}}}).raise_for_status().json()
+        named = {"flows": {"name": {"any_": ["ablation", "night"]}}}
+        sweeps = api.post("/flows/filter", json=named).raise_for_status().json()
         found = [run for run in runs(UNFINISHED) if lost(run)]
         if since:
             found += runs(["CRASHED"], end_time={"after_": since.isoformat()})

@@ -1,4 +1,4 @@
-"""The chains of steps that a user starts: prepare-data, train, evaluate, ablation."""
+"""The chains of steps that a user starts: prepare-data, train, evaluate, ablation, night."""
 
 import logging
 

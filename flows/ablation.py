@@ -259,13 +259,7 @@ def write_report(
     from tasks.sending import send_runs
     from tasks.tracking import answering
 
-    places: dict[str, list[tuple[str, str, int]]] = {}
-    for cell in specification.cells:
-        for arm in specification.arms:
-            for seed in specification.seeds:
-                experiment = specification.experiment(arm, seed, cell)
-                run = identify(experiment, versions[cell], sweep, home())
-                places.setdefault(run.run_key, []).append((cell, arm, seed))
+    places = places_of(specification, sweep, versions)
     with answering():
         for version in sorted(set(versions.values())):
             log_data(specification.name, version, data_folder(version))
@@ -273,6 +267,19 @@ def write_report(
         return reporting.write_report(
             specification.model_dump(mode="json"), sweep, versions, places, specification.cells, exploratory
         )
+
+
+def places_of(
+    specification: AblationSpecification, sweep: str, versions: Mapping[str, str]
+) -> dict[str, list[tuple[str, str, int]]]:
+    """Return run key -> (cell, arm, seed) that the run stands for."""
+    places: dict[str, list[tuple[str, str, int]]] = {}
+    for cell in specification.cells:
+        for arm in specification.arms:
+            for seed in specification.seeds:
+                run = identify(specification.experiment(arm, seed, cell), versions[cell], sweep, home())
+                places.setdefault(run.run_key, []).append((cell, arm, seed))
+    return places
 
 
 def show_report(report: "Report", sweep: str) -> None:

@@ -73,7 +73,7 @@ def write_report(
     places: run key -> (cell, arm, seed) that the run stands for. exploratory: seeds that are not the preset's own.
     """
     study = specification["name"]
-    experiment, comparison = experiment_id(study), _comparison(specification)
+    experiment, comparison = experiment_id(study), comparison_of(specification)
     before = report_before(experiment, comparison, sweep)
     made_of = fingerprint(
         dict(specification), dict(versions_by_cell), dict(places), [*exploratory], tracking_uri(), _code(),
@@ -108,6 +108,7 @@ def write_report(
     _write_files(report, specification, sweep, versions_by_cell, places, cells, reports)
     for one in reports:
         _log_summaries(run_id, one.summaries, one.cell)
+    client().set_tag(run_id, "answer", answer)  # what the night repeats
     client().set_tag(run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
     if client().get_run(run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
         client().set_terminated(run_id)
@@ -223,7 +224,7 @@ def _traces(run: RunData) -> dict[str, str]:
     }
 
 
-def _comparison(specification: Mapping[str, Any]) -> str:
+def comparison_of(specification: Mapping[str, Any]) -> str:
     """The same for sweeps that compare the same: tasks/watch.py compares those."""
     kept = ("name", "base", "arms", "baseline", "factors", "seeds")
     return fingerprint({name: specification[name] for name in kept})

@@ -15,13 +15,14 @@ from flows.ablation import ablation
 from flows.children import DEPLOYMENTS
 from flows.evaluate import evaluate
 from flows.join import join
+from flows.night import load_study, night
 from flows.prepare_data import prepare_data
 from flows.specification import load_specification
 from flows.train import train, warm_start
 from igpo_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, join, prepare_data, train, warm_start)}
+FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, join, night, prepare_data, train, warm_start)}
 ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
@@ -44,7 +45,7 @@ def test_a_deployment_has_parameters_of_its_flow_and_words(entry: dict[str, Any]
 def test_sweeps_share_one_queue_and_arms_have_a_pool_of_their_own() -> None:
     """A sweep that waits for arms must not hold a slot that they need."""
     for entry in ENTRIES:
-        if flow_of(entry) is ablation:
+        if flow_of(entry) in (ablation, night):
             assert entry["work_pool"] == {"name": POOL, "work_queue_name": SWEEPS_QUEUE}
         elif entry["name"] == "arms":
             assert entry["work_pool"] == {"name": ARMS_POOL}
@@ -54,6 +55,22 @@ def test_sweeps_share_one_queue_and_arms_have_a_pool_of_their_own() -> None:
             assert entry["work_pool"] == {"name": POOL}
     names = {f"{flow_of(entry).name}/{entry['name']}" for entry in ENTRIES}
     assert set(DEPLOYMENTS.values()) <= names and POOL != ARMS_POOL
+
+
+def test_the_night_is_a_study_that_can_be_one() -> None:
+    """Its settings are those of the deployment over the flow's own; it runs on a schedule."""
+    (entry,) = [entry for entry in ENTRIES if flow_of(entry) is night]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(night.fn).parameters.items()}
+    given = {**defaults, **entry["parameters"]}
+    specification, study = load_study(given["preset"], given["seeds"], given["seeds_a_night"], given["check_seeds"])
+    assert len(study.seeds) == given["seeds"] and list(study.seeds) == specification.seeds
+    assert [schedule["cron"] for schedule in entry["schedules"]] == ["0 2 * * *"]
+
+
+def test_a_night_is_started_again_after_a_crash_like_a_sweep() -> None:
+    content = yaml.safe_load((ROOT / "deployments" / "automations" / "go-on-after-a-crash.yaml").read_text())
+    (flows,) = [entry for entry in content["trigger"]["match_related"] if entry["prefect.resource.role"] == "flow"]
+    assert flows["prefect.resource.name"] == [ablation.name, night.name]
 
 
 def test_the_forms_explain_every_parameter() -> None:

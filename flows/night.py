@@ -1,0 +1,202 @@
+"""Flow `night`: a standing study. Each night makes its next seeds until a fixed number is there; then comes the verdict, once.
+
+From then on a night runs a few fixed seeds again when code, data or packages have changed, and says whether the verdict
+moved. Where the study stands is read from the runs on disk and the reports in MLflow. Each night sends one message.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.ablation import places_of, require_progress, require_same_code, run_all, tell_what_moved, write_report
+from flows.children import children_of
+from flows.prepare_data import prepare_data, versions_of
+from flows.specification import AblationSpecification, load_specification
+from flows.work import Run, work
+from igpo_core.errors import ConfigError, IgpoError
+from tasks import morning
+from tasks.home import home
+from tasks.locks import locked
+from tasks.messages import Channel, Message, NotSent, open_channel
+from tasks.nights import Verdict
+from tasks.prefect_runs import flow_run_url, run_log
+from tasks.secrets import require_judge
+from tasks.standing import Change, State, Study, standing_study, tonight
+
+
+@flow(name="night", flow_run_name="{preset}", validate_parameters=True)
+def night(
+    preset: str = "outcome-vs-igpo",
+    seeds: Annotated[int, Field(ge=6, le=1000)] = 20,
+    seeds_a_night: Annotated[int, Field(ge=1, le=1000)] = 4,
+    check_seeds: Annotated[int, Field(ge=1, le=100)] = 3,
+    notify: str = "",
+    mail_to: str = "",
+    keep_days: Annotated[float, Field(ge=1)] = 30,
+    free_gb: Annotated[float, Field(ge=0)] = 5,
+) -> dict[str, str]:
+    """Go on with the study, check its verdict, or find that there is nothing to do. Returns the message.
+
+    Args:
+        preset: Preset name in deployments/presets, or path of a specification.
+        seeds: Seeds of the study in all, fixed before its first night: the preset's own, then the numbers after them.
+        seeds_a_night: Seeds that one night makes.
+        check_seeds: The first seeds of the study, which are run again after a change of code, data or packages.
+        notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone.
+        mail_to: Address of the message where notify is a mail server, as email-server-credentials/lab.
+        keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
+        free_gb: The night does not begin where its runs would leave less than this free on the disk.
+    """
+    channel = open_channel(notify, mail_to)
+    try:
+        require_progress(flow_run.run_count)
+        specification, study = load_study(preset, seeds, seeds_a_night, check_seeds)
+        with locked(home(), f"sweep-{flow_run.id}", get_run_logger().info):
+            deleted = make_room(keep_days)
+            message = go_on(preset, specification, study, free_gb)
+    except Exception as error:
+        tell(morning.failed(preset, error, f"prefect flow-run retry {flow_run.id}"), preset, "", channel)
+        raise
+    return tell(message, preset, deleted, channel)
+
+
+def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[AblationSpecification, Study]:
+    """Return the preset with the seeds of the study, and the study. Raises ConfigError where it cannot be one."""
+    given = load_specification(preset)
+    if given.until is not None:
+        raise ConfigError(
+            f"{preset} adds seeds `until` an interval is narrow: a standing study has a fixed number. Remove until"
+        )
+    require_judge(given.base)
+    study = standing_study(given.name, given.seeds, max(1, len(given.arms) - 1), seeds, a_night, checks)
+    return given.select(None, list(study.seeds)), study
+
+
+def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float) -> Message:
+    """Do what the night has to do. Returns what there is to say."""
+    from tasks.pruning import require_room
+
+    versions = versions_of(specification)
+    sweep = specification.sweep(versions)
+    runs = work(specification, versions, sweep, home())
+    finished = finished_seeds(specification, runs)
+    verdict, check = known_of(specification, sweep)
+    todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
+    get_run_logger().info(f"{sweep}: {len(finished)} of {len(study.seeds)} seeds are there; tonight: {todo}")
+    if verdict and todo.task == "nothing":
+        return morning.nothing(study, verdict, check)
+    if todo.seeds:
+        part = specification.select(None, list(todo.seeds))
+        require_room(home(), len(part.runs()), sweep, free_gb)
+        train_all(preset, part, versions, sweep)
+    if verdict:
+        return check_verdict(specification, study, versions, sweep, verdict)
+    if not todo.last:
+        return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
+    say = run_log()
+    report = write_report(specification, sweep, versions, [], say)
+    tell_what_moved(specification.name, report, say)
+    return morning.verdict(study, sweep, report.answer, report.url)
+
+
+def finished_seeds(specification: AblationSpecification, runs: Sequence[Run]) -> frozenset[int]:
+    """Return the seeds whose every run is finished."""
+    return frozenset(specification.seeds) - {run.seed for run in runs if not run.finished}
+
+
+def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
+    """Return the study's verdict, and what the check of this sweep said."""
+    from tasks.nights import find_check, find_verdict
+    from tasks.reporting import comparison_of
+    from tasks.tracking import answering, experiment_id
+
+    with answering():
+        place, comparison = experiment_id(specification.name), comparison_of(specification.model_dump(mode="json"))
+        return find_verdict(place, comparison, len(specification.seeds)), find_check(place, comparison, sweep)
+
+
+def train_all(preset: str, part: AblationSpecification, versions: dict[str, str], sweep: str) -> None:
+    """Train every arm of the night's seeds, reusing what is finished. Raises IgpoError where a run failed."""
+    prepare_data(preset)
+    runs = work(part, versions, sweep, home())
+    if all(run.finished for run in runs):
+        return
+    children = children_of(str(flow_run.id), "processes")
+    reasons = run_all(part, runs, sweep, preset, children, part.processes, run_log())
+    require_same_code()
+    failed = [f"{name}: {why}" for name, why in reasons.items() if why]
+    if failed:
+        raise IgpoError("\n".join([f"{len(failed)} of {len(reasons)} runs failed:", *failed]))
+
+
+def check_verdict(
+    specification: AblationSpecification, study: Study, versions: dict[str, str], sweep: str, verdict: Verdict
+) -> Message:
+    """Compare the check seeds of now with the study. Returns whether its verdict moved, in words."""
+    from tasks.nights import read_report, read_scores, write_check
+    from tasks.reporting import comparison_of
+    from tasks.reporting import versions as versions_now
+    from tasks.sending import send_runs
+    from tasks.standing import changes, what_changed
+    from tasks.tracking import answering, experiment_id
+
+    checked = places_of(specification.select(None, list(study.checks)), sweep, versions)
+    with answering():
+        send_runs(home(), get_run_logger().info, checked.keys())
+        place = experiment_id(specification.name)
+        made_with, places = read_report(verdict.run_id)
+        now = read_scores(place, sweep, checked)
+        found = changes(read_scores(place, verdict.sweep, places), now, specification.baseline, study.checks)
+        changed = what_changed(made_with, versions_now(versions, []))
+        said = morning.checked(study, verdict, changed, found, _again(specification))
+        comparison = comparison_of(specification.model_dump(mode="json"))
+        url = write_check(place, comparison, sweep, study.checks, found, said)
+    announce(specification.name, [change for change in found if change.moved], url)
+    return morning.check(study, verdict, found, said)
+
+
+def announce(study: str, moved: Sequence[Change], url: str) -> None:
+    """Emit an event for each arm whose verdict moved; automations can react to it."""
+    from prefect.events import emit_event
+
+    from tasks.watch import EVENT
+
+    for change in moved:
+        resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
+        emit_event(EVENT, resource, payload={**asdict(change), "report": url})
+
+
+def make_room(keep_days: float) -> str:
+    """Delete old runs and warm starts. Returns what was deleted, in words; empty where it was nothing."""
+    from tasks.pruning import prune
+
+    old = prune(home(), flow_run.scheduled_start_time.timestamp(), keep_days, delete=True)
+    return old.told() if old.runs or old.warm_starts else ""
+
+
+def tell(message: Message, preset: str, deleted: str, channel: Channel | None) -> dict[str, str]:
+    """Make the message an artifact and send it. One that cannot be sent is a warning: the artifact has it."""
+    page = flow_run_url(str(flow_run.id))
+    message = morning.with_details(message, flow_run.scheduled_start_time, deleted, page)
+    key = "night-" + re.sub("[^a-z0-9]+", "-", Path(preset).stem.lower())
+    text = f"# {message.subject}\n\n{message.body}"
+    create_markdown_artifact(text, key=key, description="The message of the night")
+    get_run_logger().info(f"{message.subject}\n{message.body}")
+    if channel is not None:
+        try:
+            channel.send(message)
+        except NotSent as error:
+            get_run_logger().warning(f"the message of the night was not sent: {error}. It is in artifact {key}")
+    return asdict(message)
+
+
+def _again(specification: AblationSpecification) -> str:
+    seeds = list(specification.seeds)
+    return f"""prefect deployment run 'ablation/{specification.name}' --params '{{"seeds": {seeds}}}'"""

@@ -1,0 +1,106 @@
+"""What a night says in the morning: one message for each way in which it can end."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from tasks.messages import Message
+from tasks.nights import Verdict
+from tasks.standing import Change, Study
+from tasks.wording import counted
+
+
+def progress(study: Study, sweep: str, made: Sequence[int], done: int) -> Message:
+    """Return what an interim night says: how far the study is, and no difference."""
+    total = len(study.seeds)
+    nights = -(-(total - done) // study.a_night)
+    return Message(
+        f"{study.name}: {done} of {total} seeds",
+        f"{_seeds(made)} finished: {done} of {total} seeds of {sweep} are there. {counted(nights, 'more night')} to the "
+        f"verdict, which comes once, with the last seed. No difference is reported before: who looks at every interim result "
+        "finds too many.",
+    )
+
+
+def verdict(study: Study, sweep: str, answer: str, report: str) -> Message:
+    """Return what the night of the last seed says."""
+    total = len(study.seeds)
+    return Message(
+        f"{study.name}: the verdict of {total} seeds",
+        f"{answer}\n\nThe study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
+        f"{_seeds(study.checks)} again when code, data or packages have changed.\n\nReport: {report}",
+    )
+
+
+def nothing(study: Study, found: Verdict, check: str) -> Message:
+    """Return what a night without anything to do says. check: what the check of the code and data of now said, if any."""
+    parts = [
+        f"Nothing changed since the {'last check' if check else 'verdict'}, and nothing was run.",
+        *([f"The last check: {check}"] if check else []),
+        f"The verdict of {found.made:%d %B %Y}: {found.answer}",
+        f"Report: {found.url}",
+    ]
+    return Message(f"{study.name}: nothing to do", "\n\n".join(parts))
+
+
+def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Sequence[Change], again: str) -> str:
+    """Return what the check seeds say of the verdict. again: the command that makes the whole study anew."""
+    moved = list(dict.fromkeys(change.arm for change in changes if change.moved))
+    parts = [
+        f"Since the verdict of {found.made:%d %B %Y} these changed: {_listed(changed)}. {_seeds(study.checks)} run again."
+    ]
+    if all(change.identical for change in changes):
+        parts.append("Every test F1 is the one of the study, to the last digit.")
+    else:
+        parts += [_compared(study, change) for change in changes]
+    if moved:
+        parts.append(
+            f"THE VERDICT MOVED for {', '.join(moved)} and may hold no longer. To run the whole study on what is there now: "
+            f"{again}"
+        )
+    else:
+        parts.append("The verdict stands.")
+    return "\n\n".join(parts)
+
+
+def check(study: Study, found: Verdict, changes: Sequence[Change], said: str) -> Message:
+    """Return what a night says that ran the check seeds again. said: by `checked`."""
+    moved = any(change.moved for change in changes)
+    return Message(
+        f"{study.name}: {'THE VERDICT MOVED' if moved else 'the verdict stands'}",
+        f"{said}\n\nThe verdict: {found.answer}\n\nReport: {found.url}",
+    )
+
+
+def failed(name: str, error: Exception, again: str) -> Message:
+    """Return what a night says that failed. again: the command that starts it."""
+    return Message(
+        f"{name}: the night FAILED",
+        f"{error or type(error).__name__}\n\nWhat is finished is kept. The next night goes on from there; to go on now: {again}",
+    )
+
+
+def with_details(message: Message, night: datetime, deleted: str, page: str) -> Message:
+    """Return the message with the lines that every one ends with."""
+    details = [f"Night of {night:%d %B %Y}", *([f"deleted: {deleted}"] if deleted else []), page]
+    return Message(f"igpo-lab, {message.subject}", f"{message.body}\n\n{'. '.join(details)}")
+
+
+def _compared(study: Study, change: Change) -> str:
+    cell = f" ({change.cell})" if change.cell else ""
+    return (
+        f"{change.arm}{cell}: its difference in test F1 on these seeds was {change.before:+.3f} in the study and is "
+        f"{change.now:+.3f}. Two groups of {len(study.checks)} of the study's seeds differ by up to {change.limit:.3f}: "
+        f"{'more than chance does' if change.moved else 'no more than chance does'}."
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """seed 3 was, seeds 3 and 4 were."""
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]} was"
+    return f"Seeds {', '.join(map(str, seeds[:-1]))} and {seeds[-1]} were"
+
+
+def _listed(changed: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return ", ".join(changed[:most]) + more if changed else "nothing that versions.json tells"

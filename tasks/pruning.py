@@ -1,0 +1,242 @@
+"""Old runs and warm starts, on disk and in MLflow: python -m tasks.pruning [--days 30] [--yes], or `make prune`.
+
+Deleted is what was not touched for so many days, unless
+- a report or a check of MLflow is about it, or a registered model was made by it,
+- it belongs to the newest sweep of its study, which the next sweep or night may go on with,
+- a process works on it, or a run that is kept starts from it,
+- MLflow does not have it (`make send` sends it there).
+A report that is deleted in MLflow keeps its runs no longer.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.errors import IgpoError, ServiceError
+from tasks.locks import locked_if_free
+from tasks.outbox import read_about
+from tasks.tracking import answering, client, tag_filter, tracking_uri
+from tasks.wording import counted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+DAYS = 30
+DAY = 86_400.0  # seconds
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A run or a warm start on disk."""
+
+    path: Path
+    touched: float
+    """When something in it was last written, in seconds since 1970."""
+    size: int
+    """Of its files, in bytes."""
+    study: str = ""
+    """Of a run; a warm start has none of this and of the next three."""
+    sweep: str = ""
+    started: float = 0.0
+    """When the run began, in seconds since 1970."""
+    start: str = ""
+    """The warm start that the code of now would have the run begin from; empty where that code cannot read its settings."""
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Known:
+    """Keys of runs, as MLflow has them."""
+
+    every: frozenset[str]
+    named: frozenset[str]
+    """Those that a report or a check is about, and those that made a registered model."""
+
+
+@dataclass(frozen=True)
+class Old:
+    """What may be deleted."""
+
+    runs: tuple[Folder, ...]
+    warm_starts: tuple[Folder, ...]
+
+    def told(self) -> str:
+        """Return how many they are and how much room that makes, in words."""
+        size = sum(folder.size for folder in (*self.runs, *self.warm_starts))
+        return (
+            f"{counted(len(self.runs), 'run')} and {counted(len(self.warm_starts), 'warm start')}, {size / 1e9:.2f} GB"
+        )
+
+
+def find_old(runs: Sequence[Folder], warm_starts: Sequence[Folder], known: Known, now: float, days: float) -> Old:
+    """Return what may be deleted.
+
+    A run that MLflow does not have is kept: of a server that lost its database, nothing says which reports there were.
+    """
+    newest: dict[str, Folder] = {}
+    for run in runs:
+        newest[run.study] = max(run, newest.get(run.study, run), key=lambda one: one.started)
+
+    def aged(folder: Folder) -> bool:
+        return now - folder.touched > days * DAY
+
+    old = [
+        run
+        for run in runs
+        if aged(run) and run.key in known.every - known.named and run.sweep != newest[run.study].sweep
+    ]
+    needed = {run.start for run in runs if run not in old}
+    return Old(tuple(old), tuple(start for start in warm_starts if aged(start) and start.key not in needed))
+
+
+def read_runs(home: Path) -> list[Folder]:
+    """Return every run on disk that has told what it is; others were killed before they made anything."""
+    found = []
+    for path in _folders(home / "runs"):
+        about = read_about(path)
+        if about is not None:
+            start = _start(about.params, about.tags["data_version"])
+            began = about.started_ms / 1000
+            found.append(Folder(path, *_files(path), about.experiment, about.tags["sweep"], began, start))
+    return found
+
+
+def read_warm_starts(home: Path) -> list[Folder]:
+    """Return every warm start on disk."""
+    return [Folder(path, *_files(path)) for path in _folders(home / "warm_starts")]
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.glob("[!.]*") if path.is_dir())
+
+
+def _files(folder: Path) -> tuple[float, int]:
+    """When it was last written, and its bytes."""
+    told = [path.stat() for path in [folder, *folder.rglob("*")]]
+    return max(entry.st_mtime for entry in told), sum(entry.st_size for entry in told)
+
+
+def _start(params: Mapping[str, Any], data_version: str) -> str:
+    from pydantic import ValidationError
+
+    from igpo_core.config import ExperimentConfig
+    from tasks.warm_starts import warm_start_key
+
+    try:
+        return warm_start_key(ExperimentConfig.model_validate_json(json.dumps(params)), data_version)
+    except ValidationError:  # of older code, which nothing goes on with
+        return ""
+
+
+def read_known() -> Known:
+    """Return what MLflow has. A report is about the runs of its sweep that have one of its arms and seeds."""
+    mlflow = client()
+    trained = _search(kind="train")
+    about = {
+        (report.info.experiment_id, report.data.tags["sweep"], arm, seed)
+        for report in [*_search(kind="report"), *_search(kind="check")]
+        for arm in report.data.tags["arms"].split(",")
+        for seed in report.data.tags["seeds"].split(",")
+    }
+    registered = {model.run_id for model in mlflow.search_model_versions()}
+    named = {
+        run.data.tags["run_key"]
+        for run in trained
+        if run.info.run_id in registered
+        or (run.info.experiment_id, *(run.data.tags[name] for name in ("sweep", "arm", "seed"))) in about
+    }
+    return Known(frozenset(run.data.tags["run_key"] for run in trained), frozenset(named))
+
+
+def _search(**tags: str) -> "list[Run]":
+    """Every run of every experiment with these tags."""
+    mlflow, found, token = client(), list[Any](), None
+    places = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    while True:
+        page = mlflow.search_runs(places, tag_filter(**tags), max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def prune(home: Path, now: float, days: float, delete: bool) -> Old:
+    """Delete what is old, or only look for it. Returns what it was. Raises MlflowAway."""
+    with answering():
+        old = find_old(read_runs(home), read_warm_starts(home), read_known(), now, days)
+        for folder in (*old.runs, *old.warm_starts) if delete else ():
+            with locked_if_free(home, folder.key) as free:
+                if not free or _files(folder.path)[0] != folder.touched:  # somebody began to work on it
+                    continue
+                if folder.study:  # MLflow's copy first: a folder without it is found again, and not the other way round
+                    for copy in _search(run_key=folder.key):
+                        _delete_copy(copy)
+                shutil.rmtree(folder.path)
+    return old
+
+
+def _delete_copy(run: "Run") -> None:
+    """Delete a run of MLflow, with its artifacts and models."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    mlflow = client()
+    for model in mlflow.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
+        mlflow.delete_logged_model(model.model_id)
+    artifacts: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri=tracking_uri())
+    artifacts.delete_artifacts()
+    mlflow.delete_run(run.info.run_id)
+
+
+def require_room(home: Path, runs: int, sweep: str, least: float) -> None:
+    """Raise ServiceError where so many more runs would leave less than `least` GB free. A run takes as much as the largest of
+    its sweep, or nothing while there is none."""
+    each = max((run.size for run in read_runs(home) if run.sweep == sweep), default=0)
+    free = shutil.disk_usage(home).free
+    if short_of_room(free, runs * each, least):
+        raise ServiceError(
+            f"the disk of {home} has {free / 1e9:.1f} GB free. {runs} runs would take {runs * each / 1e9:.1f} GB and leave less "
+            f"than free_gb={least:g}. `make prune` shows what may be deleted; or move IGPO_HOME, or lower free_gb"
+        )
+
+
+def short_of_room(free: int, needed: int, least: float) -> bool:
+    """Whether less than `least` GB stay free. free and needed: bytes."""
+    return free - needed < least * 1e9
+
+
+def main(arguments: list[str]) -> int:
+    from tasks.home import home
+
+    parser = argparse.ArgumentParser(
+        prog="make prune ARGS=..", description="Old runs and warm starts: docs/operate.md."
+    )
+    parser.add_argument("--days", type=float, default=DAYS, help=f"not touched for so many days, {DAYS} by default")
+    parser.add_argument("--yes", action="store_true", help="delete them; without it they are only listed")
+    chosen = parser.parse_args(arguments)
+    now = time.time()
+    try:
+        old = prune(home(), now, chosen.days, chosen.yes)
+    except IgpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for kind, folders in (("run", old.runs), ("warm start", old.warm_starts)):
+        for folder in folders:
+            days = (now - folder.touched) / DAY
+            print(f"{kind} {folder.key} {folder.sweep:<30} {days:.0f} days, {folder.size / 1e6:.1f} MB")
+    print(f"{'deleted' if chosen.yes else 'would be deleted'}: {old.told()}")
+    if not chosen.yes and (old.runs or old.warm_starts):
+        print("nothing was deleted: make prune ARGS=--yes does")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

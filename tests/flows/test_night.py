@@ -1,0 +1,50 @@
+"""What cannot be a standing study, refused before the night's work; which seeds are finished."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.night import finished_seeds, load_study
+from flows.specification import PRESETS
+from flows.work import work
+from igpo_core.errors import ConfigError
+from igpo_core.folders import write_json
+from tasks.runs import identify
+
+
+def test_the_study_has_the_presets_seeds_and_the_numbers_after_them() -> None:
+    specification, study = load_study("tiny", 6, 4, 2)
+    assert specification.seeds == [0, 1, 2, 3, 4, 5] and study.checks == (0, 1)
+    assert study.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "message"),
+    [
+        ({}, 5, "set seeds to 6 or more"),
+        (
+            {"arms": {"outcome_only": {"reward": "outcome_only"}, "a": {"gain": "prob_diff"}, "b": {}}},
+            6,
+            "set seeds to 7",
+        ),
+        ({"until": {"width": 0.1, "seeds": 40}}, 20, "Remove until"),
+    ],
+)
+def test_what_cannot_be_a_study(tmp_path: Path, changes: dict[str, object], seeds: int, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load((PRESETS / "tiny.yaml").read_text()), **changes}))
+    with pytest.raises(ConfigError, match=message):
+        load_study(str(path), seeds, 2, 2)
+
+
+def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seeds 0 to 5: 0 has both arms, 1 the baseline alone, 2 a run of another sweep."""
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
+    specification, _ = load_study("tiny", 6, 2, 2)
+    for arm, seed, sweep in (("outcome_only", 0, "s"), ("igpo", 0, "s"), ("outcome_only", 1, "s"),
+                             ("outcome_only", 2, "old"), ("igpo", 2, "old")):  # fmt: skip
+        run = identify(specification.experiment(arm, seed), "d", sweep, tmp_path)
+        run.folder.mkdir(parents=True)
+        write_json(run.result_file, {})
+    assert finished_seeds(specification, work(specification, {"": "d"}, "s", tmp_path)) == {0}
