@@ -79,11 +79,14 @@ def evaluate(
 
 
 def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
-    """All, each source, and each hop count within a source."""
+    """Return all, each source, and each hop count of a source that has several."""
+    counts: dict[str, set[int | None]] = {}
+    for question in questions:
+        counts.setdefault(question.source, set()).add(question.hops)
     slices: dict[str, list[Scored]] = {"all": list(scored)}
     for question, item in zip(questions, scored, strict=True):
         slices.setdefault(question.source, []).append(item)
-        if question.hops is not None:
+        if question.hops is not None and len(counts[question.source]) > 1:
             slices.setdefault(f"{question.source}/hops_{question.hops}", []).append(item)
     return sorted(slices.items())
 

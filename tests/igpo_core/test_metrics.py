@@ -6,6 +6,7 @@ import pytest
 
 from igpo_core.config import RewardConfig
 from igpo_core.credit import assign_credit
+from igpo_core.evaluation import _slices
 from igpo_core.metrics import evidence_recall, rollout_metrics
 from igpo_core.rewards.scoring import Scored
 from igpo_core.trajectory import Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
@@ -76,3 +77,14 @@ def test_evidence_is_a_passage_with_that_title(observations: tuple[str, ...], re
     question = Question("q", "s", "train", "who ?", ("x",), supporting_titles=("Bean", "Louis"))
     seen = Trajectory(question, "a", item.token_ids, 2, item.turns, RolloutStatus.ANSWERED, observations)
     assert evidence_recall(seen) == recall
+
+
+def test_slices_of_a_source_with_one_length_are_not_doubled() -> None:
+    """lookup has two hops throughout; musique has two and three."""
+    items = [scored(trajectory("a", ["u"], RolloutStatus.ANSWERED, [0]), (0.5,), 1.0) for _ in range(4)]
+    questions = [
+        Question(str(i), source, "dev", "who ?", ("x",), hops=hops)
+        for i, (source, hops) in enumerate([("lookup", 2), ("lookup", 2), ("musique", 2), ("musique", 3)])
+    ]
+    names = [name for name, _ in _slices(questions, items)]
+    assert names == ["all", "lookup", "musique", "musique/hops_2", "musique/hops_3"]
