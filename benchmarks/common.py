@@ -75,17 +75,27 @@ def scripted(script: Sequence[int]) -> Iterator[None]:
 
     All that a real choice costs is still paid: logits, softmax, cumulative sum, search.
     """
+    from igpo_core.rollout import slots
     from igpo_core.rollout import transformers_engine as engine
 
-    choose = engine._Stream._choose
+    choose, choose_in_slot = engine._Stream._choose, slots.SlotModel._choose
 
     def forced(self: Any, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         token, logprobs = choose(self, logits, uniforms)
         self.said = getattr(self, "said", -1) + 1
         return torch.full_like(token, script[self.said % len(script)]), logprobs
 
+    def forced_in_slot(
+        self: Any, logits: torch.Tensor, place: torch.Tensor, sampling: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, logprobs = choose_in_slot(self, logits, place, sampling)
+        return said.to(logits.device)[place[:, 0]], logprobs
+
+    said = torch.tensor(script, device="cuda" if torch.cuda.is_available() else "cpu")
     engine._Stream._choose = forced  # type: ignore[method-assign]
+    slots.SlotModel._choose = forced_in_slot  # type: ignore[method-assign]
     try:
         yield
     finally:
         engine._Stream._choose = choose  # type: ignore[method-assign]
+        slots.SlotModel._choose = choose_in_slot  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
 from igpo_core.config import NewPolicy
 from igpo_core.environments.base import Observation
@@ -16,6 +16,10 @@ from igpo_core.trajectory import Question, Search
 QWEN2_HALF_BILLION = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
     "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN2_SMALLEST = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 2_048, "tie_word_embeddings": True,
 }  # fmt: skip
 QWEN2_TINY = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -33,21 +37,38 @@ def words(count: int, seed: int) -> str:
     return " ".join("".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(count))
 
 
-def policy(shape: dict[str, Any], window: int = 32_768, dtype: torch.dtype = torch.float32) -> Policy:
+LLAMA_135M = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN2_7B = {
+    "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "vocab_size": 152_064, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def policy(
+    shape: dict[str, Any],
+    window: int = 32_768,
+    dtype: torch.dtype = torch.float32,
+    architecture: type[PretrainedConfig] = Qwen2Config,
+) -> Policy:
+    """A random model of this shape, on the GPU where there is one, made there."""
     # English as well, or the fixed sentences of prompt and probe would have three times the tokens that Qwen's give them
     english = f"{SYSTEM_PROMPT} <think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n</answer> "
     tokenizer = chat_tokenizer(
         [words(20_000, 0), english * 100], NewPolicy(tokenizer="chat", architecture="qwen2", vocabulary=2_000)
     )
     torch.manual_seed(0)
-    config = Qwen2Config(
+    config = architecture(
         **shape,
         max_position_embeddings=window,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device, dtype)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     return speak(model, tokenizer)
 
 

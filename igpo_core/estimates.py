@@ -6,9 +6,10 @@ Pure arithmetic on a model's configuration; no weight is made or loaded. docs/sc
 from dataclasses import dataclass
 from typing import Any
 
-from igpo_core.config import ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
-from igpo_core.logprobs import LOGITS_AT_A_TIME
+from igpo_core.config import ContinuousEngine, ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
+from igpo_core.logprobs import LOGITS_AT_A_TIME, LOGITS_AT_A_TIME_ON_GPU
 from igpo_core.rollout.cache import room_for
+from igpo_core.rollout.continuous_engine import TOKENS_A_PASS
 
 GIB = 2**30
 # Nothing here was measured on an accelerator. CONTEXT: CUDA's context with its kernels and cuBLAS's workspaces (about half of it)
@@ -127,6 +128,23 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     )
 
 
+def wants_checkpointing(config: ExperimentConfig, model: Any) -> bool:
+    """Whether activations are computed again on the way back: as optimizer.gradient_checkpointing says, or with "auto" where the
+    run would not fit the share of the accelerator that it was given."""
+    wanted = config.optimizer.gradient_checkpointing
+    if wanted != "auto":
+        return wanted
+    if model.device.type != "cuda":
+        return False
+    import torch
+
+    kept = config.model_copy(
+        update={"optimizer": config.optimizer.model_copy(update={"gradient_checkpointing": False})}
+    )
+    card: int = torch.cuda.get_device_properties(model.device).total_memory
+    return memory(Shape.of(model.config), kept).total > config.training.memory_share * card
+
+
 def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> tuple[int, int]:
     """The cache of a batch, and what the widest pass without gradient holds beyond it.
 
@@ -152,6 +170,10 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
     questions = -(-rollout.questions // config.training.world) * rollout.group_size
     evaluated = -(-max(config.evaluation.dev_questions, config.evaluation.test_questions) // config.training.world)
     rows = min(rollout.batch_size, max(questions, evaluated))
+    if isinstance(rollout.engine, ContinuousEngine):  # columns of probes are a small part of those of a history
+        packed = TOKENS_A_PASS * (block + 2 * queries * compute) + rows * 44 * shape.vocabulary
+        cache = rows * (rollout.max_tokens + 128) * shape.layers * a_token
+        return cache, max(packed, history - cache)
     columns = room_for(rollout.max_tokens)
     width = min(rollout.max_tokens, _widest(config))
     passes = rows * (
@@ -188,7 +210,8 @@ def _activations(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora 
     if config.optimizer.gradient_checkpointing:
         kept = shape.width * residual * shape.layers + block
     work = 3 * compute * shape.feed_forward + 3 * 4 * shape.width
-    logits = 6 * 4 * min(LOGITS_AT_A_TIME, tokens * shape.vocabulary)
+    most = LOGITS_AT_A_TIME if config.training.device == "cpu" else LOGITS_AT_A_TIME_ON_GPU
+    logits = 6 * 4 * min(most, tokens * shape.vocabulary)
     return tokens * (kept + norm + (residual + compute) * shape.width + work) + logits
 
 
@@ -247,7 +270,7 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
         beliefs = rollouts * probes * (2 * shape.block_weights + 2 * attention + head)
         if served or not config.reward.beliefs_while_rolling_out:  # a pass over the histories of its own
             beliefs += rollouts * tokens * (2 * shape.block_weights + attention)
-    passes = (2 if lora else 3) + config.optimizer.gradient_checkpointing
+    passes = (2 if lora else 3) + bool(config.optimizer.gradient_checkpointing)  # "auto": the longer one
     half = isinstance(config.policy, PretrainedPolicy) and config.policy.dtype == "bfloat16"
     batches = -(-rollouts // config.rollout.batch_size)
     columns = config.rollout.max_turns * config.rollout.max_new_tokens

@@ -204,6 +204,7 @@ class ChatProtocol:
         self.stop_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._stop_text = tokenizer.eos_token
+        self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
         self._find_frames()
 
     def _find_frames(self) -> None:
@@ -325,8 +326,10 @@ class ChatProtocol:
 
     def _require_neutral(self, ids: Sequence[int], frame: Sequence[str], text: str) -> None:
         """Raise ConfigError where ids have other control tokens than the frame's own."""
-        expected = [index for part in frame for index in self._controls(self._encode(part))]
-        if self._controls(ids) != expected:
+        key = tuple(frame)
+        if key not in self._frame_controls:
+            self._frame_controls[key] = [index for part in frame for index in self._controls(self._encode(part))]
+        if self._controls(ids) != self._frame_controls[key]:
             raise ConfigError(f"text became a control token in spite of neutralising it: {text[:80]!r}; report this")
 
     def _controls(self, ids: Sequence[int]) -> list[int]:

@@ -1,26 +1,31 @@
 """Log-probabilities of what a policy sampled, as the update sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from igpo_core.attention import Packing, compiled_layers, moved, packing_layers
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
 from igpo_core.trajectory import Trajectory
 
 
 class SampledLogprobs(torch.nn.Module):
-    """sampled_logprobs as a module: what accelerate wraps, so that gradients of several processes meet."""
+    """sampled_logprobs, or packed_logprobs, as a module: what accelerate wraps, so that gradients of several processes meet."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, packed: bool = False) -> None:
+        """packed: whether sequences are packed without padding, in compiled layers (igpo_core/attention.py)."""
         super().__init__()
-        self.policy = model
+        self.policy, self.packed = model, packed
+        self._forwards = compiled_layers(model) if packed else None
 
     def forward(
         self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not trajectories:
             return torch.zeros(0, device=self.policy.device), None
+        if self.packed:
+            return packed_logprobs(self.policy, trajectories, temperature, entropy=entropy, forwards=self._forwards)
         return sampled_logprobs(self.policy, trajectories, pad, temperature, entropy=entropy)
 
 
@@ -46,6 +51,43 @@ def sampled_logprobs(
     ]
     owner, place = torch.tensor(spans, device=device).T
     head, predicting, targets = model.get_output_embeddings(), hidden[owner, place - 1], tokens[owner, place]
+    if entropy:
+        return target_logprobs_and_entropies(head, predicting, targets, temperature)
+    return target_logprobs(head, predicting, targets, temperature), None
+
+
+def packed_logprobs(
+    model: Any,
+    trajectories: Sequence[Trajectory],
+    temperature: float,
+    *,
+    entropy: bool = False,
+    forwards: Sequence[Callable[..., Any]] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As sampled_logprobs, of the trajectories one behind the other in one row [1, tokens]: nothing is padded. forwards: what
+    the layers run in place of their own forward (igpo_core.attention.packing_layers)."""
+    device = next(model.parameters()).device
+    lengths = [len(item.token_ids) for item in trajectories]
+    tokens = torch.tensor([token for item in trajectories for token in item.token_ids])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    offsets = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    places = torch.tensor(
+        [
+            offset + place
+            for item, offset in zip(trajectories, offsets, strict=False)
+            for turn in item.turns
+            for place in range(turn.start, turn.end)
+        ]
+    )
+    targets = moved(tokens[places], device)
+    with packing_layers(model, forwards):
+        hidden = model.get_decoder()(
+            input_ids=moved(tokens[None], device),
+            position_ids=moved(positions[None], device),
+            use_cache=False,
+            packing=Packing.of(lengths, device),
+        ).last_hidden_state[0]
+    head, predicting = model.get_output_embeddings(), hidden[moved(places - 1, device)]
     if entropy:
         return target_logprobs_and_entropies(head, predicting, targets, temperature)
     return target_logprobs(head, predicting, targets, temperature), None

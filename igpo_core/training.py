@@ -1,10 +1,9 @@
 """One training step after another: rollouts, rewards, advantages, update; accelerate inside."""
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,22 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from igpo_core.batching import token_batches
+from igpo_core.batching import packed_batches, token_batches
 from igpo_core.checkpoints import SHARDS, CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
-from igpo_core.config import ExperimentConfig, VllmEngine, fingerprint
+from igpo_core.clock import now
+from igpo_core.config import ContinuousEngine, ExperimentConfig, VllmEngine, fingerprint
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
+from igpo_core.estimates import wants_checkpointing
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, policy_loss, token_weights
 from igpo_core.policies import Policy, export_policy, save_policy
 from igpo_core.ranks import ALONE, PATIENCE, Ranks
 from igpo_core.rewards.contrast import Contrast, contrast_pool
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
-from igpo_core.rollout.mismatch import mismatch_metrics, own_logprobs
+from igpo_core.rollout.continuous_engine import ContinuousRollout
+from igpo_core.rollout.mismatch import Drift, mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.transformers_engine import rollout
@@ -82,10 +84,14 @@ class Trainer:
                 f"{self.ranks.count} found one another: launch them with tasks/together.py, as the flow train does, and see that "
                 "torch.distributed has gloo or nccl"
             )
-        if settings.gradient_checkpointing:
+        self.checkpointing = wants_checkpointing(config, policy.model)
+        if self.checkpointing:
             require_no_dropout(policy.model)
-            policy.model.activation_checkpointing_enable({"use_reentrant": False})
-        sampled: torch.nn.Module = SampledLogprobs(policy.model)
+            # its name in transformers 5.17; 5.23 has it too, and calls it deprecated
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # packed without padding where torch's flash kernel computes: in bfloat16, on a GPU
+        self.packed = policy.half and not on_cpu and config.training.sharding == "none"
+        sampled: torch.nn.Module = SampledLogprobs(policy.model, packed=self.packed)
         if config.training.sharding == "fsdp":
             shard(sampled, policy.model)
         optimizer = torch.optim.AdamW(
@@ -111,6 +117,7 @@ class Trainer:
         self.served = ServedEngine(engine, self.ranks.number) if isinstance(engine, VllmEngine) else None
         if self.served is not None and config.rollout.temperature != 1:
             self.served.require_processed_logprobs(policy.protocol.prompt(self.questions[0].text))
+        self._own_engine = ContinuousRollout(policy) if isinstance(engine, ContinuousEngine) else rollout
         self._served_step: int | None = None  # whose weights the servers have
         self.step = 0
         self.whole = True  # False only while an update is applied: then weights belong to no step and are not saved
@@ -139,28 +146,30 @@ class Trainer:
 
     def run_step(self) -> StepResult:
         """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
-        started, config, step = time.perf_counter(), self.config, self.step
+        device = self.policy.model.device
+        started, config, step = now(device), self.config, self.step
         times = RolloutTimes()
         asked = self.ranks.share(self._step_questions(step))
         own = self._roll_out(asked, times)
-        rolled = time.perf_counter()
+        rolled = now(device)
         if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
             self.scorer.take()
         with self.scorer.instead() if self.scorer else nullcontext(), self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
         trajectories = [item.trajectory for item in scored]
         if config.reward.needs_beliefs and not self._rides:  # passes of their own
-            times.scoring += time.perf_counter() - rolled
-            times.total += time.perf_counter() - rolled
+            scored_in = now(device) - rolled
+            times.scoring += scored_in
+            times.total += scored_in
         groups = [item.trajectory.group for item in scored]
         credit = assign_credit(
             [item.turn_rewards() for item in scored], groups, config.reward, seed=config.seed, step=step
         )
         # before the update: whoever is told to end between it and its line of metrics has to give the step up
         seen = rollout_metrics(scored, credit, groups)
-        weighed = time.perf_counter()
+        weighed = now(device)
         update = self._update(trajectories, credit.turns, credit.queries)
-        ended = time.perf_counter()
+        ended = now(device)
         self.step += 1
         # a budget of seconds ends the run by the first one's clock: all take as many steps
         self._count(trajectories, self.ranks.agreed(ended - started))
@@ -186,7 +195,7 @@ class Trainer:
     def engine(self) -> Engine:
         """What samples with the weights of now; servers are given them first. All processes call it."""
         if self.served is None:
-            return rollout
+            return self._own_engine
         if self._served_step != self.step:
             weights = full_state(self.policy.model)
             if self.ranks.first:
@@ -213,7 +222,7 @@ class Trainer:
         if self.served is None:
             probes = answer_probes(self.policy, config.reward, self.contrast(self.step)) if self._rides else None
             with self.whole_weights():
-                return rollout(
+                return self._own_engine(
                     self.policy, self.environment, questions, config.rollout,
                     members=size, key=key, probes=probes, times=times, places=places,
                 )  # fmt: skip
@@ -221,10 +230,11 @@ class Trainer:
         found = engine(
             self.policy, self.environment, questions, config.rollout, members=size, key=key, times=times, places=places
         )
-        started = time.perf_counter()
+        device = self.policy.model.device
+        started = now(device)
         with self.whole_weights():
             found = own_logprobs(self.policy, found, config)
-        times.total += time.perf_counter() - started
+        times.total += now(device) - started
         return found
 
     def _reward(self, own: list[Trajectory], places: Sequence[int]) -> list[Scored]:
@@ -288,12 +298,14 @@ class Trainer:
         active = [i for i, row in enumerate(rows) if (regular and weights[i]) or any(row)]
         metrics: dict[str, float] = {}
         first: list[torch.Tensor] = []  # by micro-batch: what the ratios of further updates are to
+        own_drift: list[Drift] = []  # of the first update: the engine sampled with these very weights
         for update in range(settings.updates_per_step):
             for parameter in trained(self.policy.model):  # zeros, not None: AdamW must also move on an empty update
                 parameter.grad = torch.zeros_like(parameter)
-            parts: list[dict[str, float]] = []
+            done: list[LossTerms] = []
             tokens = padded = 0
-            batches = token_batches(active, sizes, settings.tokens_per_batch)
+            batching = packed_batches if self.packed else token_batches
+            batches = batching(active, sizes, settings.tokens_per_batch)
             own, rounds = batches[self.ranks.number :: self.ranks.count], -(-len(batches) // self.ranks.count)
             for number in range(rounds):
                 # gradients are summed over processes at the last one, for which all must come: an idle one with no weight
@@ -309,14 +321,18 @@ class Trainer:
                     self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
                 if not update:
                     first.append(logprobs)
+                    if scale and self._own_engine is not rollout:
+                        own_drift.append(Drift.of(logprobs, [trajectories[i] for i in batch]))
                 if scale:
-                    parts.append(numbers(terms))
+                    # read at the end: each number that is read lets a GPU wait
+                    done.append(replace(terms, total=terms.total.detach()))
                     lengths = [sizes[i] for i in batch]
-                    tokens, padded = (tokens + sum(lengths), padded + max(lengths) * len(batch))
+                    tokens += sum(lengths)
+                    padded += sum(lengths) if self.packed else max(lengths) * len(batch)
             norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
             if isinstance(norm, DTensor):
                 norm = norm.full_tensor()
-            every = self.ranks.each((parts, tokens, padded))
+            every = self.ranks.each(([numbers(terms) for terms in done], tokens, padded))
             share = math.fsum(w * item.sampled_tokens for w, item in zip(weights, trajectories, strict=True))
             metrics = update_metrics([part for several, _, _ in every for part in several], float(norm), share)
             if self.reference is None:
@@ -330,6 +346,7 @@ class Trainer:
                 )
             self.whole = False
             self.optimizer.step()
+        metrics |= Drift.metrics([one for several in self.ranks.each(own_drift) for one in several])
         metrics["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         return metrics
@@ -350,7 +367,7 @@ class Trainer:
         if self.reference is not None:
             with torch.no_grad(), self.reference.instead(), self.policy.precision():
                 reference, _ = self.model(trajectories, pad, temperature, False)
-        with training_mode(self.model, settings.gradient_checkpointing), self.policy.precision():
+        with training_mode(self.model, self.checkpointing), self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
         terms = policy_loss(
             token_batch(trajectories, advantages, weights, self.config, logprobs, entropies, reference, first),

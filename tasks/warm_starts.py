@@ -71,7 +71,8 @@ def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -
 
 
 def device(experiment: ExperimentConfig) -> str:
-    """Of this process: among those that a launcher started, each has an accelerator of its own."""
+    """Of this process: among those that a launcher started, each has an accelerator of its own. From then on the process takes
+    no more than training.memory_share of its memory."""
     import torch
 
     if experiment.training.device == "cpu":
@@ -82,6 +83,7 @@ def device(experiment: ExperimentConfig) -> str:
             f"training.device=cuda with processes={experiment.training.processes}: this machine has "
             f"{torch.cuda.device_count()} such devices. Lower training.processes, or set training.device to cpu"
         )
+    torch.cuda.set_per_process_memory_fraction(experiment.training.memory_share, place)
     return f"cuda:{place}"
 
 

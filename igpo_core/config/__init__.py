@@ -32,6 +32,7 @@ from igpo_core.config.policy import (
 )
 from igpo_core.config.reward import GainName, RewardConfig
 from igpo_core.config.training import (
+    ContinuousEngine,
     EngineConfig,
     EvaluationConfig,
     JudgeSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "AtlasDemonstrations",
     "AtlasWorld",
     "BM25Search",
+    "ContinuousEngine",
     "DataConfig",
     "Decoding",
     "DenseSearch",

@@ -49,6 +49,11 @@ class ExperimentConfig(Settings):
                 "rollout.engine.kind=vllm takes merged weights, which policy.lora with training.sharding=fsdp has in pieces: an "
                 "adapter is small, set training.sharding=none"
             )
+        if self.rollout.engine.kind == "continuous" and self.training.sharding != "none":
+            raise ValueError(
+                "rollout.engine.kind=continuous reads all weights in every process, which training.sharding=fsdp spreads over "
+                "them: set training.sharding=none, or rollout.engine.kind=transformers"
+            )
         if self.reward.needs_gain and self.reward.credit == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
@@ -64,7 +69,9 @@ class ExperimentConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """All of it but what says on how many processes and where it is computed: a run may go on with fewer, its numbers
         then agree to rounding instead of to the bit."""
-        content = self.model_dump(mode="json", exclude={"training": {"device", "processes", "nodes", "sharding"}})
+        content = self.model_dump(
+            mode="json", exclude={"training": {"device", "memory_share", "processes", "nodes", "sharding"}}
+        )
         for place in ("urls", "weights", "concurrency", "timeout", "attempts"):
             content["rollout"]["engine"].pop(place, None)
         return content

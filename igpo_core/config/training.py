@@ -33,7 +33,14 @@ class VllmEngine(Settings):
     cap: float = Field(2.0, ge=1)
 
 
-EngineConfig = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
+class ContinuousEngine(Settings):
+    """The policy itself, in the training process, on a GPU: continuous batching in rollout.batch_size slots
+    (igpo_core/rollout/continuous_engine.py)."""
+
+    kind: Literal["continuous"] = "continuous"
+
+
+EngineConfig = Annotated[TransformersEngine | ContinuousEngine | VllmEngine, Field(discriminator="kind")]
 
 
 class RolloutConfig(Settings):
@@ -82,9 +89,10 @@ class OptimizerConfig(Settings):
     )
     updates_per_step: int = Field(1, ge=1, description="Updates on the same rollouts; with 1 the ratio is 1.")
     tokens_per_batch: int = Field(2048, ge=1, description="Most tokens (padding included) in one forward pass.")
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: bool | Literal["auto"] = Field(
         False,
-        description="Keep each layer's input alone and compute the rest again on the way back: less memory, 4/3 time.",
+        description="Keep each layer's input alone and compute the rest again on the way back: less memory, 4/3 time. auto: "
+        "where the run would not fit its share of the accelerator otherwise.",
     )
 
     @model_validator(mode="after")
@@ -112,6 +120,12 @@ class TrainingConfig(Settings):
     amount: float | None = Field(None, gt=0, description="Of sampled tokens or seconds.")
     threads: int = Field(1, ge=1, description="Torch threads of a training process.")
     device: Literal["cpu", "cuda"] = "cpu"
+    memory_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Of an accelerator's memory that a process may take: several runs on one card each keep to theirs.",
+    )
     processes: int = Field(1, ge=1, description="Processes a machine that train together, an accelerator each.")
     nodes: int = Field(1, ge=1, description="Machines (docs/scale.md).")
     sharding: Literal["none", "fsdp"] = Field(

@@ -7,7 +7,7 @@ rho-bar; Yao et al. 2025 for rollouts of another engine).
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,6 +36,39 @@ def own_logprobs(policy: Policy, trajectories: Sequence[Trajectory], config: Exp
             turns = tuple(replace(turn, logprobs=tuple(next(own) for _ in turn.logprobs)) for turn in item.turns)
             found[i] = replace(item, turns=turns, engine_logprobs=served)
     return found
+
+
+@dataclass(frozen=True)
+class Drift:
+    """log pi_trainer - log pi_engine of some sampled tokens: 0-dimensional tensors, so that nothing waits for a GPU.
+
+    absolute: sum of absolute differences; largest: the largest of them; signed: sum of differences; count: tokens.
+    """
+
+    absolute: torch.Tensor
+    largest: torch.Tensor
+    signed: torch.Tensor
+    count: int
+
+    @staticmethod
+    def of(logprobs: torch.Tensor, trajectories: Sequence[Trajectory]) -> "Drift":
+        """Of all sampled tokens of the trajectories; logprobs: the trainer's, as sampled_logprobs orders them."""
+        sampled = torch.tensor([p for item in trajectories for turn in item.turns for p in turn.logprobs])
+        differences = logprobs.float() - sampled.to(logprobs.device)
+        size = differences.abs()
+        return Drift(size.sum(), size.max(), differences.sum(), len(differences))
+
+    @staticmethod
+    def metrics(parts: Sequence["Drift"]) -> dict[str, float]:
+        """engine/mismatch, mismatch_max and kl as mismatch_metrics has them; {} of nothing."""
+        if not parts:
+            return {}
+        count = sum(part.count for part in parts)
+        return {
+            "engine/mismatch": math.fsum(float(part.absolute) for part in parts) / count,
+            "engine/mismatch_max": max(float(part.largest) for part in parts),
+            "engine/kl": -math.fsum(float(part.signed) for part in parts) / count,
+        }
 
 
 def differences(item: Trajectory) -> list[float]:

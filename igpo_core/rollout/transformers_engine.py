@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from igpo_core.clock import now
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
 from igpo_core.logprobs import belief_logprobs
@@ -53,7 +54,7 @@ def rollout(
     key the sampling and name the groups. Raises ValueError for a prompt that leaves no room for a turn (see
     prompt_fits). Log-probabilities kept with the tokens are those of the sampling distribution (float32).
     """
-    started, times = time.perf_counter(), times or RolloutTimes()
+    started, times = now(policy.model.device), times or RolloutTimes()
     seed, purpose, step = key
     rows = []
     for place, question in zip(places or range(len(questions)), questions, strict=True):
@@ -65,7 +66,7 @@ def rollout(
     with policy.precision():
         for start in range(0, len(rows), config.batch_size):
             _run(policy, environment, rows[start : start + config.batch_size], config, decoding, probes, times)
-    times.total += time.perf_counter() - started
+    times.total += now(policy.model.device) - started
     return [row.finished() for row in rows]
 
 
@@ -177,7 +178,7 @@ class _Stream:
 
     def _prefill(self, blocks: list[list[int]]) -> list[tuple[float, ...]]:
         """Append each row's tokens, leaving the logits after the last of them; the probes' scores, if there are probes."""
-        started = time.perf_counter()
+        started = now(self.device)
         width = max(map(len, blocks))
         tokens = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in blocks], device=self.device)
         counts = torch.tensor([len(ids) for ids in blocks], device=self.device)
@@ -189,13 +190,13 @@ class _Stream:
         hidden = self._advance(tokens, real, self.probes)
         owner = torch.arange(len(blocks), device=self.device)
         self.logits = self.head(hidden[owner, counts - 1]).float()
-        encoded = time.perf_counter()
+        encoded = now(self.device)
         probes = self.probes
         at = torch.where(probes.at < 0, (counts - 1)[:, None], probes.at + width)
         owners = owner[:, None].expand_as(at)[probes.scored]
         values = belief_logprobs(self.head, hidden[owners, at[probes.scored]], probes.targets[probes.scored]).tolist()
         share = probes.width / (probes.width + width)
-        self.times.scoring += share * (encoded - started) + time.perf_counter() - encoded
+        self.times.scoring += share * (encoded - started) + now(self.device) - encoded
         return probes.means(values)
 
     def _advance(self, tokens: torch.Tensor, real: torch.Tensor, probes: ProbeBlock | None = None) -> torch.Tensor:

@@ -59,7 +59,8 @@ def test_operations_of_a_forward_pass_and_its_way_back() -> None:
     counted = work(Shape.of(TINY), config, tokens=tokens, sampled=tokens, probes=0)
     # eager attention computes both triangles, of which the estimate counts one
     attention = 2 * tokens * tokens * 4 * 16 * 3
-    assert counted.rollout / 2 == pytest.approx(forward - attention, rel=1e-6)
+    # transformers 5.17 rotates by a product, 1,600 operations here
+    assert counted.rollout / 2 == pytest.approx(forward - attention, rel=1e-4)
     assert counted.update / 2 == pytest.approx(
         3 * (forward - attention)
     ) and counter.get_total_flops() == pytest.approx(2 * forward, rel=0.02)
@@ -92,7 +93,7 @@ def precision(dtype: str) -> Any:
 def test_bytes_that_are_kept_for_the_way_back(dtype: str, lora: Any, checkpointing: bool) -> None:
     model = small_model(dtype, lora).train(checkpointing)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     fixed = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     matrices = {2 * parameter.numel() for parameter in model.parameters()}
     kept: dict[int, int] = {}

@@ -1,0 +1,318 @@
+"""The continuous engine where it can be tested without a GPU: the same code, eagerly, against the exact engine and plain passes.
+
+Not tested here: CUDA graphs, the flash kernel, compiled layers (benchmarks/gpu.py runs them on a GPU).
+"""
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from igpo_core.attention import Packing, packing_layers
+from igpo_core.batching import packed_batches
+from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.environments.base import Observation
+from igpo_core.errors import ConfigError
+from igpo_core.rewards.scoring import answer_probes
+from igpo_core.rollout.continuous_engine import ContinuousRollout
+from igpo_core.rollout.mismatch import Drift
+from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.sampled import packed_logprobs, sampled_logprobs
+from igpo_core.training import Trainer
+from igpo_core.trajectory import Question, Trajectory, Turn
+
+KEY = (5, "rollout", 2)
+
+
+def both(setup: Any, slots: int, **arguments: Any) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Of the exact engine, and of the continuous one with so many slots."""
+    config, environment, policy = setup
+    questions = environment.questions("train")[:4]
+    exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY, **arguments)
+    settings = config.rollout.model_copy(update={"batch_size": slots})
+    engine = ContinuousRollout(policy)
+    return exact, engine(policy, environment, questions, settings, members=3, key=KEY, **arguments)
+
+
+@pytest.mark.parametrize("slots", [256, 5])  # 5: episodes wait for slots, and groups are torn apart
+@pytest.mark.parametrize("decoding", ["sampled", "greedy"])
+def test_it_samples_what_the_exact_engine_samples(taught: Any, slots: int, decoding: str) -> None:
+    exact, ours = both(taught, slots, decoding=decoding)
+    assert decoding == "greedy" or len({item.status for item in exact}) > 1
+    assert len({len(item.turns) for item in exact}) > 1
+    for one, other in zip(exact, ours, strict=True):
+        assert (one.token_ids, one.status, one.observations) == (other.token_ids, other.status, other.observations)
+        for a, b in zip(one.turns, other.turns, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_log_probs_equal_a_plain_forward_pass(taught: Any) -> None:
+    _, ours = both(taught, 5)
+    with torch.no_grad():
+        again, _ = sampled_logprobs(taught[2].model, ours, taught[2].protocol.pad_id, 1.0)
+    kept = torch.tensor([p for item in ours for turn in item.turns for p in turn.logprobs])
+    assert (again - kept).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("slots", [256, 4])
+def test_beliefs_ride_along(taught: Any, slots: int) -> None:
+    """Several answers of unequal length to a question: each score as the exact engine reads it."""
+    _, environment, policy = taught
+
+    def several(question: Question) -> list[Any]:
+        other = environment.questions("dev")[0].answers[0]
+        answers = [question.answers[0], f"{other} {question.answers[0]} {other}", other]
+        return [policy.protocol.probe(answer) for answer in answers[: 1 + int(question.id[-1]) % 3]]
+
+    exact, ours = both(taught, slots, probes=several)
+    assert {len(item.answer_scores[0]) for item in ours if item.answer_scores} == {1, 2, 3}
+    for one, other in zip(exact, ours, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.answer_scores is not None and other.answer_scores is not None
+        for a, b in zip(one.answer_scores, other.answer_scores, strict=True):
+            assert a == pytest.approx(b, abs=1e-5)
+
+
+class HoldingUp:
+    """A search that does not answer for one question before `others` searches for other questions were asked."""
+
+    def __init__(self, environment: Any, slow: str, others: int) -> None:
+        self.environment, self.slow, self.others = environment, slow, others
+        self.asked, self.freed, self.in_time = 0, threading.Event(), True
+        self.lock = threading.Lock()
+
+    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
+        ((question, _),) = requests
+        if question.id == self.slow:
+            self.in_time &= self.freed.wait(60)
+        else:
+            with self.lock:
+                self.asked += 1
+                if self.asked == self.others:
+                    self.freed.set()
+        found: list[Observation] = self.environment.search(requests)
+        return found
+
+
+def test_a_slow_search_holds_up_its_own_episode_alone(taught: Any) -> None:
+    config, environment, policy = taught
+    questions = environment.questions("train")[:4]
+    exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY)
+    slow = next(item.question.id for item in exact if len(item.turns) > 1)
+    others = sum(len(item.observations) for item in exact if item.question.id != slow)
+    second = max(len(item.observations) for item in exact if item.question.id != slow)
+    assert second > 1  # some search of another question can only be asked after an answer
+    held = HoldingUp(environment, slow, others)
+    times = RolloutTimes()
+    ours = ContinuousRollout(policy)(policy, held, questions, config.rollout, members=3, key=KEY, times=times)  # type: ignore[arg-type]
+    assert held.in_time
+    assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
+    assert times.total >= times.search > 0
+
+
+def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
+    class Broken:
+        def search(self, requests: Any) -> Any:
+            raise ConfigError("no search")
+
+    config, environment, policy = taught
+    with pytest.raises(ConfigError, match="no search"):
+        ContinuousRollout(policy)(
+            policy,
+            Broken(),
+            environment.questions("train")[:2],
+            config.rollout,
+            members=2,
+            key=KEY,  # type: ignore[arg-type]
+        )
+
+
+def test_weights_of_now_are_sampled_from(taught: Any) -> None:
+    """In bfloat16 the engine keeps casts of matrices: they follow the trainer's tensors, which stay the only float32 ones."""
+    config, environment, policy = taught
+    half = replace(policy, model=copy.deepcopy(policy.model), half=True)
+    questions = environment.questions("train")[:2]
+    engine = ContinuousRollout(half)
+
+    def sample(by: ContinuousRollout) -> list[Any]:
+        found = by(half, environment, questions, config.rollout, members=2, key=KEY)
+        return [[turn.logprobs for turn in item.turns] for item in found]
+
+    before = sample(engine)
+    with torch.no_grad():
+        for parameter in half.model.parameters():
+            parameter += 0.02 * torch.sin(torch.arange(parameter.numel())).view_as(parameter)
+    after = sample(engine)
+    assert after != before
+    assert after == sample(ContinuousRollout(half))
+    assert engine._model is not None
+    kept = {id(parameter) for parameter in half.model.parameters()}
+    own = [parameter for parameter in engine._model.twin.parameters() if parameter.dtype == torch.float32]
+    assert own and all(id(parameter) in kept for parameter in own)
+
+
+def test_an_engine_serves_its_own_policy(taught: Any) -> None:
+    config, environment, policy = taught
+    with pytest.raises(ValueError, match="another policy"):
+        ContinuousRollout(replace(policy))(policy, environment, [], config.rollout, members=1, key=KEY)
+
+
+def test_slots_of_any_length_and_order(taught: Any) -> None:
+    """Blocks of three slots in two passes, hidden states against one plain pass of each history."""
+    policy = taught[2]
+    model = SlotModel(policy, 4, 16, 3)
+    histories = {3: [5, 6, 7, 8, 9], 0: [4], 2: [9, 8, 7]}
+    with torch.no_grad():
+        model.feed([Block(3, 0, [5, 6, 7]), Block(2, 0, [9, 1, 1])])
+        hidden = model.feed([Block(2, 1, [8, 7]), Block(0, 0, [4]), Block(3, 3, [8, 9])])  # 2: what stood there goes
+        for slot, rows in ((2, hidden[:2]), (0, hidden[2:3]), (3, hidden[3:])):
+            plain = policy.model.get_decoder()(input_ids=torch.tensor([histories[slot]])).last_hidden_state[0]
+            assert (plain[-len(rows) :] - rows).abs().max() < 1e-5
+
+
+def test_choose_takes_the_token_at_the_place() -> None:
+    """Cumulative sums by hand: .1, .3, .3, 1 of four tokens; 700 tokens make two blocks."""
+    sampling = Sampling(1.0, False, 1)
+    logits = torch.tensor([0.1, 0.2, 0.0, 0.7]).log().expand(5, -1)
+    token, logprob = choose(logits, torch.tensor([0.0, 0.0999, 0.1001, 0.3001, 1 - 2**-53]).double(), sampling)
+    assert token.tolist() == [0, 0, 1, 3, 3]
+    assert logprob.exp().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.7, 0.7])
+    many = torch.full((3, 700), -30.0)
+    many[:, 10], many[:, 600] = 5.0, 5.0  # half each, 1e-15 for the others
+    token, _ = choose(many, torch.tensor([0.49, 0.51, 1 - 2**-53]).double(), sampling)
+    assert token.tolist()[:2] == [10, 600] and 600 <= token[2] < 700  # never a place behind the vocabulary
+    uneven = torch.randn(50, 1300, generator=torch.Generator().manual_seed(0)) * 3
+    places = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sums = torch.log_softmax(uneven, -1).double().exp().cumsum(-1)
+    expected = torch.searchsorted(sums, places[:, None] * sums[:, -1:], right=True)[:, 0]
+    assert choose(uneven, places, sampling)[0].tolist() == expected.tolist()
+    assert choose(uneven, places, Sampling(1.0, True, 1))[0].tolist() == uneven.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_packed_and_padded_updates_agree(taught: Any, entropy: bool) -> None:
+    policy = taught[2]
+    exact, _ = both(taught, 256)
+    results = []
+    for packed in (False, True):
+        policy.model.zero_grad()
+        if packed:
+            logprobs, entropies = packed_logprobs(policy.model, exact, 1.3, entropy=entropy)
+        else:
+            logprobs, entropies = sampled_logprobs(policy.model, exact, policy.protocol.pad_id, 1.3, entropy=entropy)
+        total = logprobs.mean() + (entropies.mean() if entropies is not None else 0.0)
+        total.backward()  # type: ignore[no-untyped-call]
+        results.append((logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])))
+    policy.model.zero_grad()
+    for one, other in zip(*results, strict=True):
+        assert (one - other).abs().max() < 1e-5
+    assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_packing_leaves_the_model_as_it_was(taught: Any) -> None:
+    model = taught[2].model
+    with pytest.raises(RuntimeError, match="inside"), packing_layers(model, [lambda *_, **__: None] * 2):
+        assert model.config._attn_implementation == "igpo_packed"
+        raise RuntimeError("inside")
+    assert model.config._attn_implementation == "sdpa"
+    assert all("forward" not in vars(layer) for layer in model.get_decoder().layers)
+
+
+def test_packing_of_lengths() -> None:
+    packing = Packing.of([3, 5, 1], "cpu")
+    assert packing.starts.tolist() == [0, 3, 8, 9] and packing.starts.dtype == torch.int32
+    assert packing.longest == 8  # a power of two, at least the longest
+
+
+def test_packed_batches_are_few_and_even() -> None:
+    sizes = [4, 4, 4, 4, 4, 2, 2]
+    batches = packed_batches(range(7), sizes, 9)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert [sum(sizes[i] for i in batch) for batch in batches] == [8, 8, 8]  # 24 tokens, three batches of at most 9
+    assert packed_batches([0, 1], [30, 2], 9) == [[0], [1]]  # one that exceeds the budget stands alone
+    assert packed_batches([], [], 9) == []
+
+
+def test_a_trainer_with_it_makes_the_same_step(taught: Any) -> None:
+    config, environment, policy = taught
+    found = []
+    for kind in ("transformers", "continuous"):
+        content = config.model_dump() | {"rollout": config.rollout.model_dump() | {"engine": {"kind": kind}}}
+        own = replace(policy, model=copy.deepcopy(policy.model))
+        trainer = Trainer(ExperimentConfig.model_validate(content), environment, own)
+        found.append([trainer.run_step().metrics for _ in range(2)])
+    for exact, ours in zip(*found, strict=True):
+        for name in ("train/f1", "train/gain", "train/loss", "train/grad_norm", "train/entropy"):
+            if name in exact:
+                assert ours[name] == pytest.approx(exact[name], abs=2e-4), name
+        assert ours["progress/sampled_tokens"] == exact["progress/sampled_tokens"]
+        assert "engine/mismatch" not in exact
+        assert 0 <= ours["engine/mismatch"] <= ours["engine/mismatch_max"] < 1e-5
+
+
+def test_drift_by_hand(taught: Any) -> None:
+    """Differences .1, -.3 and .2, in two parts: mean absolute .2, largest .3, KL estimate 0."""
+    item = both(taught, 256)[1][0]
+    turn = item.turns[0]
+
+    def sampled(*logprobs: float) -> Trajectory:
+        end = turn.start + len(logprobs)
+        last = Turn(turn.start, end, end, turn.action, logprobs)
+        return Trajectory(item.question, item.group, item.token_ids[:end], item.prompt_length, (last,), item.status)
+
+    parts = [
+        Drift.of(torch.tensor([-0.9, -2.3]), [sampled(-1.0, -2.0)]),
+        Drift.of(torch.tensor([-0.3]), [sampled(-0.5)]),
+    ]
+    assert Drift.metrics(parts) == pytest.approx(
+        {"engine/mismatch": 0.2, "engine/mismatch_max": 0.3, "engine/kl": 0.0}, abs=1e-7
+    )
+    assert Drift.metrics([]) == {}
+
+
+def test_sliding_windows_are_refused(taught: Any) -> None:
+    config = Qwen2Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=32,
+        use_sliding_window=True, sliding_window=8, max_window_layers=1,
+    )  # fmt: skip
+    policy = replace(taught[2], model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
+    with pytest.raises(ConfigError, match=r"sliding_attention.*rollout.engine.kind"):
+        SlotModel(policy, 2, 16, 4)
+
+
+def test_it_is_refused_with_sharded_weights() -> None:
+    content = {
+        "rollout": {"engine": {"kind": "continuous"}},
+        "training": {"processes": 2, "sharding": "fsdp"},
+    }
+    with pytest.raises(ValidationError, match=r"continuous.*training\.sharding=none"):
+        ExperimentConfig.model_validate(content)
+
+
+def test_a_policy_with_chat_and_grouped_heads(chat_policy: Any) -> None:
+    """Grouped heads, a subword tokenizer, a random policy: turns end by their budget."""
+    from igpo_core.config import RolloutConfig
+
+    class Nothing:
+        def search(self, requests: Any) -> Any:
+            return [Observation("nothing") for _ in requests]
+
+    asked = [Question(f"q{i}", "custom", "train", f"Who was born in Warsaw {i}?", ("Curie",)) for i in range(2)]
+    settings = RolloutConfig(questions=2, group_size=2, max_turns=2, max_new_tokens=6, max_tokens=900)
+    probes = answer_probes(chat_policy, RewardConfig())
+    exact = rollout(chat_policy, Nothing(), asked, settings, members=2, key=KEY, probes=probes)  # type: ignore[arg-type]
+    ours = ContinuousRollout(chat_policy)(
+        chat_policy, Nothing(), asked, settings, members=2, key=KEY, probes=probes  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
+    for one, other in zip(exact, ours, strict=True):
+        assert one.answer_scores is not None and other.answer_scores is not None
+        assert one.answer_scores[0] == pytest.approx(other.answer_scores[0], abs=1e-5)
