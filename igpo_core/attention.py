@@ -127,7 +127,7 @@ def _attend_in_slots(
     if queries.device.type != "cuda":
         packing = Packing(starts, longest, None, key_starts, key_lengths, longest_keys)
         return _attend_by_sequence(queries, keys, values, packing, scaling)
-    return torch.ops.aten._flash_attention_forward(
+    output: torch.Tensor = torch.ops.aten._flash_attention_forward(
         queries,
         keys,
         values,
@@ -140,7 +140,8 @@ def _attend_in_slots(
         False,  # no debug mask
         scale=scaling,
         seqused_k=key_lengths,
-    )[0].contiguous()
+    )[0]
+    return output.contiguous()
 
 
 @_attend_in_slots.register_fake

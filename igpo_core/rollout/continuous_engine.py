@@ -318,7 +318,7 @@ class _Run:
         for slot, ids, logprobs in sampled:
             episode, count = self.sampling_in.pop(slot), places[slot]
             episode.cached += count  # all but the last one, and the one before the turn
-            action = episode.take(self.policy.protocol, ids[:count], logprobs[:count], self.config)
+            action = episode.take(self.policy, ids[:count], logprobs[:count], self.config)
             if episode.status is None:
                 self.searches[self.threads.submit(self._search, episode, action)] = episode
             else:

@@ -104,7 +104,7 @@ class SlotModel:
         self.active = state(dtype=torch.bool)
         self.ids, self.logprobs = state(budget), state(budget, dtype=torch.float32)
         self.uniforms = state(budget, dtype=torch.float64)
-        self.stops = torch.tensor(policy.protocol.stop_ids, device=self.device)
+        self.stops = torch.tensor(policy.end_ids, device=self.device)
         # sequences and slots of a decoding step, which stay the same
         self._each = torch.arange(slots + 1, device=self.device, dtype=torch.int32)
         self._firsts = torch.arange(slots, device=self.device) * capacity
