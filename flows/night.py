@@ -7,18 +7,27 @@ moved. Where the study stands is read from the runs on disk and the reports in M
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.ablation import places_of, require_progress, require_same_code, run_all, tell_what_moved, write_report
+from flows.ablation import (
+    places_of,
+    require_progress,
+    require_same_code,
+    run_all,
+    run_name,
+    show_report,
+    tell_what_moved,
+    write_report,
+)
 from flows.children import children_of
-from flows.prepare_data import prepare_data, versions_of
-from flows.specification import AblationSpecification, load_specification
+from flows.parameters import Preset
+from flows.prepare_data import prepare_data, published_versions
+from flows.specification import AblationSpecification, load_specification, study_name
 from flows.work import Run, work
 from igpo_core.errors import ConfigError, IgpoError
 from tasks import morning
@@ -26,14 +35,14 @@ from tasks.home import home
 from tasks.locks import locked
 from tasks.messages import Channel, Message, NotSent, open_channel
 from tasks.nights import Verdict
-from tasks.prefect_runs import flow_run_url, run_log
+from tasks.prefect_runs import Say, flow_run_url, run_log
 from tasks.secrets import require_judge
 from tasks.standing import Change, State, Study, standing_study, tonight
 
 
-@flow(name="night", flow_run_name="{preset}", validate_parameters=True)
+@flow(name="night", flow_run_name=run_name, validate_parameters=True)
 def night(
-    preset: str = "outcome-vs-igpo",
+    preset: Preset = "outcome-vs-igpo",
     seeds: Annotated[int, Field(ge=6, le=1000)] = 20,
     seeds_a_night: Annotated[int, Field(ge=1, le=1000)] = 4,
     check_seeds: Annotated[int, Field(ge=1, le=100)] = 3,
@@ -45,7 +54,6 @@ def night(
     """Go on with the study, check its verdict, or find that there is nothing to do. Returns the message.
 
     Args:
-        preset: Preset name in deployments/presets, or path of a specification.
         seeds: Seeds of the study in all, fixed before its first night: the preset's own, then the numbers after them.
         seeds_a_night: Seeds that one night makes.
         check_seeds: The first seeds of the study, which are run again after a change of code, data or packages.
@@ -54,17 +62,18 @@ def night(
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
         free_gb: The night does not begin where its runs would leave less than this free on the disk.
     """
-    channel = open_channel(notify, mail_to)
+    say, channel = run_log(), open_channel(notify, mail_to)
     try:
         require_progress(flow_run.run_count)
         specification, study = load_study(preset, seeds, seeds_a_night, check_seeds)
-        with locked(home(), f"sweep-{flow_run.id}", get_run_logger().info):
+        with locked(home(), f"sweep-{flow_run.id}", say):
             deleted = make_room(keep_days)
-            message = go_on(preset, specification, study, free_gb)
+            message = go_on(preset, specification, study, free_gb, say)
     except Exception as error:
-        tell(morning.failed(preset, error, f"prefect flow-run retry {flow_run.id}"), preset, "", channel)
+        failed = morning.failed(study_name(preset), error, f"prefect flow-run retry {flow_run.id}")
+        tell(failed, preset, "", channel, say)
         raise
-    return tell(message, preset, deleted, channel)
+    return tell(message, preset, deleted, channel, say)
 
 
 def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[AblationSpecification, Study]:
@@ -79,36 +88,36 @@ def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Abla
     return given.select(None, list(study.seeds)), study
 
 
-def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float) -> Message:
+def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float, say: Say) -> Message:
     """Do what the night has to do. Returns what there is to say."""
     from tasks.pruning import require_room
 
-    versions = versions_of(specification)
+    versions = published_versions(specification) or prepare_data(preset)["versions"]
     sweep = specification.sweep(versions)
     runs = work(specification, versions, sweep, home())
-    finished = finished_seeds(specification, runs)
+    finished = finished_seeds(runs)
     verdict, check = known_of(specification, sweep)
     todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
-    get_run_logger().info(f"{sweep}: {len(finished)} of {len(study.seeds)} seeds are there; tonight: {todo}")
+    say(f"{sweep}: {len(finished)} of {len(study.seeds)} seeds are there; tonight: {todo}")
     if verdict and todo.task == "nothing":
         return morning.nothing(study, verdict, check)
     if todo.seeds:
-        part = specification.select(None, list(todo.seeds))
-        require_room(home(), len(part.runs()), sweep, free_gb)
-        train_all(preset, part, versions, sweep)
+        asked = [run for run in runs if run.seed in todo.seeds]
+        require_room(home(), sum(not run.finished for run in asked), sweep, free_gb)
+        train_all(preset, specification, asked, sweep, say)
     if verdict:
-        return check_verdict(specification, study, versions, sweep, verdict)
+        return check_verdict(specification, study, versions, sweep, verdict, say)
     if not todo.last:
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
-    say = run_log()
-    report = write_report(specification, sweep, versions, [], say)
+    report = write_report(specification, sweep, versions, (), say)
+    show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.url)
 
 
-def finished_seeds(specification: AblationSpecification, runs: Sequence[Run]) -> frozenset[int]:
+def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
     """Return the seeds whose every run is finished."""
-    return frozenset(specification.seeds) - {run.seed for run in runs if not run.finished}
+    return frozenset(run.seed for run in runs) - {run.seed for run in runs if not run.finished}
 
 
 def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
@@ -122,14 +131,12 @@ def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict 
         return find_verdict(place, comparison, len(specification.seeds)), find_check(place, comparison, sweep)
 
 
-def train_all(preset: str, part: AblationSpecification, versions: dict[str, str], sweep: str) -> None:
-    """Train every arm of the night's seeds, reusing what is finished. Raises IgpoError where a run failed."""
-    prepare_data(preset)
-    runs = work(part, versions, sweep, home())
+def train_all(preset: str, specification: AblationSpecification, runs: Sequence[Run], sweep: str, say: Say) -> None:
+    """Train those of the night's runs that are not finished. Raises IgpoError where one failed."""
     if all(run.finished for run in runs):
         return
     children = children_of(str(flow_run.id), "processes")
-    reasons = run_all(part, runs, sweep, preset, children, part.processes, run_log())
+    reasons = run_all(specification, runs, sweep, preset, children, specification.processes, say)
     require_same_code()
     failed = [f"{name}: {why}" for name, why in reasons.items() if why]
     if failed:
@@ -137,7 +144,12 @@ def train_all(preset: str, part: AblationSpecification, versions: dict[str, str]
 
 
 def check_verdict(
-    specification: AblationSpecification, study: Study, versions: dict[str, str], sweep: str, verdict: Verdict
+    specification: AblationSpecification,
+    study: Study,
+    versions: dict[str, str],
+    sweep: str,
+    verdict: Verdict,
+    say: Say,
 ) -> Message:
     """Compare the check seeds of now with the study. Returns whether its verdict moved, in words."""
     from tasks.nights import read_report, read_scores, write_check
@@ -149,7 +161,7 @@ def check_verdict(
 
     checked = places_of(specification.select(None, list(study.checks)), sweep, versions)
     with answering():
-        send_runs(home(), get_run_logger().info, checked.keys())
+        send_runs(home(), say, checked.keys())
         place = experiment_id(specification.name)
         made_with, places = read_report(verdict.run_id)
         now = read_scores(place, sweep, checked)
@@ -181,19 +193,19 @@ def make_room(keep_days: float) -> str:
     return old.told() if old.runs or old.warm_starts else ""
 
 
-def tell(message: Message, preset: str, deleted: str, channel: Channel | None) -> dict[str, str]:
+def tell(message: Message, preset: str, deleted: str, channel: Channel | None, say: Say) -> dict[str, str]:
     """Make the message an artifact and send it. One that cannot be sent is a warning: the artifact has it."""
     page = flow_run_url(str(flow_run.id))
     message = morning.with_details(message, flow_run.scheduled_start_time, deleted, page)
-    key = "night-" + re.sub("[^a-z0-9]+", "-", Path(preset).stem.lower())
+    key = "night-" + re.sub("[^a-z0-9]+", "-", study_name(preset).lower())
     text = f"# {message.subject}\n\n{message.body}"
     create_markdown_artifact(text, key=key, description="The message of the night")
-    get_run_logger().info(f"{message.subject}\n{message.body}")
+    say(f"{message.subject}\n{message.body}")
     if channel is not None:
         try:
             channel.send(message)
         except NotSent as error:
-            get_run_logger().warning(f"the message of the night was not sent: {error}. It is in artifact {key}")
+            say(f"warning: the message of the night was not sent: {error}. It is in artifact {key}")
     return asdict(message)
 
 

@@ -15,9 +15,9 @@ def progress(study: Study, sweep: str, made: Sequence[int], done: int) -> Messag
     nights = -(-(total - done) // study.a_night)
     return Message(
         f"{study.name}: {done} of {total} seeds",
-        f"{_seeds(made)} finished: {done} of {total} seeds of {sweep} are there. {counted(nights, 'more night')} to the "
-        f"verdict, which comes once, with the last seed. No difference is reported before: who looks at every interim result "
-        "finds too many.",
+        f"{_seeds(made)} {_were(made)} finished: {done} of {total} seeds of {sweep} are there. "
+        f"{counted(nights, 'more night')} to the verdict, which comes once, with the last seed. No difference is reported "
+        "before: who looks at every interim result finds too many.",
     )
 
 
@@ -27,7 +27,7 @@ def verdict(study: Study, sweep: str, answer: str, report: str) -> Message:
     return Message(
         f"{study.name}: the verdict of {total} seeds",
         f"{answer}\n\nThe study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
-        f"{_seeds(study.checks)} again when code, data or packages have changed.\n\nReport: {report}",
+        f"{_seeds(study.checks, start='s')} again when code, data or packages have changed.\n\nReport: {report}",
     )
 
 
@@ -46,7 +46,8 @@ def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Seque
     """Return what the check seeds say of the verdict. again: the command that makes the whole study anew."""
     moved = list(dict.fromkeys(change.arm for change in changes if change.moved))
     parts = [
-        f"Since the verdict of {found.made:%d %B %Y} these changed: {_listed(changed)}. {_seeds(study.checks)} run again."
+        f"Since the verdict of {found.made:%d %B %Y} these changed: {_listed(changed)}. {_seeds(study.checks)} "
+        f"{_were(study.checks)} run again."
     ]
     if all(change.identical for change in changes):
         parts.append("Every test F1 is the one of the study, to the last digit.")
@@ -94,11 +95,15 @@ def _compared(study: Study, change: Change) -> str:
     )
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    """seed 3 was, seeds 3 and 4 were."""
+def _seeds(seeds: Sequence[int], start: str = "S") -> str:
+    """Seed 3, Seeds 3 and 4."""
     if len(seeds) == 1:
-        return f"Seed {seeds[0]} was"
-    return f"Seeds {', '.join(map(str, seeds[:-1]))} and {seeds[-1]} were"
+        return f"{start}eed {seeds[0]}"
+    return f"{start}eeds {', '.join(map(str, seeds[:-1]))} and {seeds[-1]}"
+
+
+def _were(seeds: Sequence[int]) -> str:
+    return "was" if len(seeds) == 1 else "were"
 
 
 def _listed(changed: Sequence[str], most: int = 6) -> str:

@@ -108,7 +108,7 @@ def write_report(
     _write_files(report, specification, sweep, versions_by_cell, places, cells, reports)
     for one in reports:
         _log_summaries(run_id, one.summaries, one.cell)
-    client().set_tag(run_id, "answer", answer)  # what the night repeats
+    client().set_tag(run_id, "answer", report.answer)  # what a night repeats
     client().set_tag(run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
     if client().get_run(run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
         client().set_terminated(run_id)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from flows.night import finished_seeds, load_study
-from flows.specification import PRESETS
+from flows.parameters import PRESETS
 from flows.work import work
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
@@ -38,13 +38,12 @@ def test_what_cannot_be_a_study(tmp_path: Path, changes: dict[str, object], seed
         load_study(str(path), seeds, 2, 2)
 
 
-def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:
     """Of seeds 0 to 5: 0 has both arms, 1 the baseline alone, 2 a run of another sweep."""
-    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
     specification, _ = load_study("tiny", 6, 2, 2)
     for arm, seed, sweep in (("outcome_only", 0, "s"), ("igpo", 0, "s"), ("outcome_only", 1, "s"),
                              ("outcome_only", 2, "old"), ("igpo", 2, "old")):  # fmt: skip
         run = identify(specification.experiment(arm, seed), "d", sweep, tmp_path)
         run.folder.mkdir(parents=True)
         write_json(run.result_file, {})
-    assert finished_seeds(specification, work(specification, {"": "d"}, "s", tmp_path)) == {0}
+    assert finished_seeds(work(specification, {"": "d"}, "s", tmp_path)) == {0}

@@ -164,6 +164,7 @@ def test_an_interim_night_tells_no_difference() -> None:
 def test_the_verdict_begins_with_its_sentence() -> None:
     message = morning.verdict(STUDY, "lookup-new", "igpo is better than base.", "http://m/r1")
     assert message.body.startswith("igpo is better than base.\n") and "http://m/r1" in message.body
+    assert "From now on a night runs seeds 200 and 201 again when" in message.body
 
 
 def test_a_night_without_anything_to_do_repeats_the_verdict_and_its_check() -> None:
