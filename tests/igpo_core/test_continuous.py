@@ -47,7 +47,7 @@ def both(setup: Any, slots: int, **arguments: Any) -> tuple[list[Trajectory], li
 def test_it_samples_what_the_exact_engine_samples(taught: Any, slots: int, decoding: str) -> None:
     exact, ours = both(taught, slots, decoding=decoding)
     assert decoding == "greedy" or len({item.status for item in exact}) > 1
-    assert len({len(item.turns) for item in exact}) > 1
+    assert max(len(item.turns) for item in exact) > 1
     for one, other in zip(exact, ours, strict=True):
         assert (one.token_ids, one.status, one.observations) == (other.token_ids, other.status, other.observations)
         for a, b in zip(one.turns, other.turns, strict=True):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from benchmarks.presets import MODELS
 from flows.specification import load_specification
 from igpo_core.config import ExperimentConfig, Lora
-from igpo_core.estimates import GIB, Shape, memory, work
+from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing, work
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.weights import add_lora, trained
 
@@ -221,3 +221,22 @@ def test_rollouts_on_servers_leave_this_accelerator() -> None:
     rollouts = here.rollout.questions * here.rollout.group_size
     attention = 2 * 50 * 4 * 16 * 3
     assert theirs.beliefs - ours.beliefs == rollouts * 50 * (2 * shape.block_weights + attention)
+
+
+def test_checkpointing_is_chosen_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto: where the estimate without it exceeds the share of the card that the run was given."""
+    from types import SimpleNamespace
+
+    model = SimpleNamespace(config=SMALL, device=torch.device("cuda"))
+    needed = memory(Shape.of(SMALL), configure()).total
+    card = SimpleNamespace(total_memory=2 * needed)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+
+    def wanted(setting: bool | str, share: float, device: str = "cuda") -> bool:
+        model.device = torch.device(device)
+        config = configure(optimizer={"gradient_checkpointing": setting}, training={"memory_share": share})
+        return wants_checkpointing(config, model)
+
+    assert wanted("auto", 0.51) is False and wanted("auto", 0.49) is True
+    assert wanted("auto", 0.49, "cpu") is False
+    assert wanted(True, 1.0) is True and wanted(False, 0.01) is False

@@ -9,7 +9,7 @@ import torch
 
 from igpo_core.config import ExperimentConfig, WarmStart
 from tasks import warm_starts
-from tasks.warm_starts import ensure_warm_start
+from tasks.warm_starts import device, ensure_warm_start
 
 STAGE = {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}
 
@@ -33,3 +33,15 @@ def test_nothing_of_it_stays_on_the_accelerator(
     assert (folder / "model.safetensors").is_file()
     assert bool(asked) is stages
     assert moved[-2:] == ["cpu", "emptied"]
+
+
+def test_a_process_keeps_to_its_share_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: what torch is told. On an H100 a process with a tenth was refused 20 GiB (docs/scale.md)."""
+
+    told: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, place: told.append((share, place)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    asked = ExperimentConfig.model_validate({"training": {"device": "cuda", "memory_share": 0.25}})
+    assert device(asked) == "cuda:1"
+    assert told == [(0.25, 1)]
