@@ -37,7 +37,6 @@ def test_nothing_of_it_stays_on_the_accelerator(
 
 def test_a_process_keeps_to_its_share_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here: what torch is told. On an H100 a process with a tenth was refused 20 GiB (docs/scale.md)."""
-
     told: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, place: told.append((share, place)))
