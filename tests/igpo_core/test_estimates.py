@@ -61,9 +61,8 @@ def test_operations_of_a_forward_pass_and_its_way_back() -> None:
     attention = 2 * tokens * tokens * 4 * 16 * 3
     # transformers 5.17 rotates by a product, 1,600 operations here
     assert counted.rollout / 2 == pytest.approx(forward - attention, rel=1e-4)
-    assert counted.update / 2 == pytest.approx(
-        3 * (forward - attention)
-    ) and counter.get_total_flops() == pytest.approx(2 * forward, rel=0.02)
+    assert counted.update / 2 == pytest.approx(3 * (forward - attention), rel=1e-4)
+    assert counter.get_total_flops() == pytest.approx(2 * forward, rel=0.02)
 
 
 # Qwen2.5-7B's proportions: five in the MLP, seven heads to one of keys and values
