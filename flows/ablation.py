@@ -59,7 +59,7 @@ def ablation(
 
     Args:
         arms: Only these arms, the baseline and the primary arm. Empty: all of the preset.
-        seeds: These run seeds, which must differ; those that are not the preset's are exploratory. Empty: the preset's.
+        seeds: These run seeds, which must differ; any others than the preset's are exploratory. Empty: the preset's.
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
     """
@@ -68,7 +68,7 @@ def ablation(
     require_progress(flow_run.run_count)
     whole = load_specification(preset)
     specification = whole.select(arms, seeds)
-    exploratory = [seed for seed in specification.seeds if seed not in whole.seeds]
+    exploratory = whole.departures(specification)
     workers = len(specification.runs()) if where == "pool" else processes or specification.processes
     say(plan(specification, workers))
     require_judge(specification.base)
@@ -248,7 +248,7 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_condition_fn=_mlflow_is_away,
 )
 def write_report(
-    specification: AblationSpecification, sweep: str, versions: Mapping[str, str], exploratory: Sequence[int], say: Say
+    specification: AblationSpecification, sweep: str, versions: Mapping[str, str], exploratory: Sequence[str], say: Say
 ) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
 

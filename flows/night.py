@@ -121,13 +121,14 @@ def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
 
 
 def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
-    """Return the study's verdict, and what the check of this sweep said."""
-    from tasks.nights import find_check, find_verdict
+    """Return the study's verdict, and what the check of this sweep said. Raises ConfigError where its total was changed."""
+    from tasks.nights import find_check, find_verdict, fix_seeds
     from tasks.reporting import comparison_of
     from tasks.tracking import answering, experiment_id
 
     with answering():
         place, comparison = experiment_id(specification.name), comparison_of(specification.model_dump(mode="json"))
+        fix_seeds(place, len(specification.seeds))
         return find_verdict(place, comparison, len(specification.seeds)), find_check(place, comparison, sweep)
 
 

@@ -1,5 +1,6 @@
 """The types of the flows' parameters: what Prefect's forms say of them, and what its server refuses before a run exists."""
 
+from pathlib import Path
 from typing import Annotated
 
 import yaml
@@ -8,9 +9,20 @@ from pydantic import Field, WithJsonSchema
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
-ARMS: dict[str, list[str]] = {
-    path.stem: list(yaml.safe_load(path.read_text(encoding="utf-8"))["arms"]) for path in sorted(PRESETS.glob("*.yaml"))
-}
+
+
+def _arms(path: Path) -> list[str]:
+    """Return the names of a preset's arms for the form. A broken preset has none there, and says what is wrong when it is
+    loaded: it must not keep the other presets from starting."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []
+    arms = content.get("arms") if isinstance(content, dict) else None
+    return list(map(str, arms)) if isinstance(arms, dict) else []
+
+
+ARMS: dict[str, list[str]] = {path.stem: _arms(path) for path in sorted(PRESETS.glob("*.yaml"))}
 PATTERN = f"^({'|'.join(ARMS)})$|/|\\.ya?ml$"
 
 

@@ -222,6 +222,22 @@ class AblationSpecification(BaseModel):
         content = self.model_dump()
         return validated({**content, "arms": kept, "seeds": seeds or self.seeds}, "the selection")
 
+    def departures(self, chosen: "AblationSpecification") -> list[str]:
+        """Return in words what a selection adds to this comparison and leaves out of it; [] for the whole of it.
+
+        Either can be chosen after a look at the result. With fewer arms the verdict is adjusted for fewer, too.
+        """
+        parts = [
+            ("seed", "added", [seed for seed in chosen.seeds if seed not in self.seeds]),
+            ("seed", "left out", [seed for seed in self.seeds if seed not in chosen.seeds]),
+            ("arm", "left out", [arm for arm in self.arms if arm not in chosen.arms]),
+        ]
+        return [
+            f"{noun}{'s' if len(names) > 1 else ''} {', '.join(map(str, names))} {what}"
+            for noun, what, names in parts
+            if names
+        ]
+
     def sweep(self, data_versions: Mapping[str, str]) -> str:
         """The name that runs of this study share: changes with base, factors, code and data, not with seeds, arms or
         processes. data_versions: by cell (flows.prepare_data.versions_of)."""

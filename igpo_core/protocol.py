@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from igpo_core.errors import ConfigError
+from igpo_core.errors import ConfigError, DataError
 from igpo_core.trajectory import Action, Answer, Malformed, Search
 
 PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording
@@ -57,6 +57,20 @@ def with_shared_prefix(probes: list[AnswerProbe]) -> list[AnswerProbe]:
     return [
         AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids) for probe in probes
     ]
+
+
+def behind_prefix(probe: AnswerProbe, prefix: Sequence[int]) -> AnswerProbe:
+    """Return the probe with this prefix, which another answer of the question has, so that it changes no score of that one.
+
+    Raises DataError where the tokenizer merges the answer with what stands before it, so that it has no such prefix.
+    """
+    shared = tuple(prefix)
+    if probe.prefix_ids[: len(shared)] != shared:
+        raise DataError(
+            f"the tokenizer merges the first characters of an answer (tokens {list(probe.answer_ids)}) with the text before "
+            "it, so that it cannot be compared with another answer: leave reward.contrast at 0 for this model"
+        )
+    return AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids)
 
 
 class TurnProtocol(Protocol):

@@ -56,16 +56,17 @@ class Mail:
 
     def send(self, message: Message) -> None:
         """Send it. Raises NotSent."""
-        letter = EmailMessage()
-        letter["Subject"] = message.subject
         name = self.block.username or ""
-        letter["From"] = name if "@" in name else self.to.split(",")[0]  # a login that is no address
-        letter["To"] = self.to
-        letter.set_content(message.body)
         try:
+            letter = EmailMessage()
+            letter["Subject"] = message.subject
+            letter["From"] = name if "@" in name else self.to.split(",")[0]  # a login that is no address
+            letter["To"] = self.to
+            letter.set_content(message.body)
             with _patience(SECONDS), self.block.get_server() as server:
                 server.send_message(letter)
-        except OSError as error:  # smtplib's errors are such
+        # smtplib's errors are OSErrors; a header with a line break or a password beyond ASCII is a ValueError
+        except (OSError, ValueError) as error:
             raise NotSent(_reason(error)) from None
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.errors import DataError
+from igpo_core.errors import ConfigError, DataError
 from tasks.standing import Change, Scores
 from tasks.sweeps import SCORE, Place
 from tasks.tracking import client, run_url, tag_filter
@@ -35,6 +35,9 @@ class Verdict:
     """When it was written."""
 
 
+SEEDS = "night.seeds"  # tag of the study's experiment
+
+
 def find_verdict(experiment: str, comparison: str, seeds: int) -> Verdict | None:
     """Return the newest report of the comparison (tasks.reporting.comparison_of) that lacks none of so many seeds; None while
     there is none."""
@@ -44,6 +47,21 @@ def find_verdict(experiment: str, comparison: str, seeds: int) -> Verdict | None
         return None
     made, tags = datetime.fromtimestamp(run.info.end_time / 1000, UTC), run.data.tags
     return Verdict(run.info.run_id, run_url(experiment, run.info.run_id), tags["sweep"], tags["answer"], made)
+
+
+def fix_seeds(experiment: str, seeds: int) -> None:
+    """Write down at the first night of how many seeds the study is. Raises ConfigError where it is of another number.
+
+    Whoever changes the number after a look at the result chooses when to stop.
+    """
+    before = client().get_experiment(experiment).tags.get(SEEDS)
+    if before is None:
+        client().set_experiment_tag(experiment, SEEDS, str(seeds))
+    elif int(before) != seeds:
+        raise ConfigError(
+            f"this study was begun with {before} seeds, and seeds={seeds} would choose when it ends: set seeds to {before}, or "
+            "give the specification another name, which makes it another study"
+        )
 
 
 def find_check(experiment: str, comparison: str, sweep: str) -> str:

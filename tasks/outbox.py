@@ -32,7 +32,8 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 class About:
     """What a run is. started_ms tells runs of one key apart: one whose folder was lost began at another time.
 
-    dataset: what MLflow shows as the run's input, `name`, `digest`, `uri` and `profile` (tasks/data.py:dataset); empty: nothing.
+    dataset: what MLflow shows as the run's input, `name`, `digest`, `uri` and `profile`
+    (tasks/mlflow_runs.py:dataset_of); empty: nothing.
     """
 
     experiment: str

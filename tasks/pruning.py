@@ -10,6 +10,7 @@ A report that is deleted in MLflow keeps its runs no longer.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -121,8 +122,15 @@ def _folders(place: Path) -> list[Path]:
 
 def _files(folder: Path) -> tuple[float, int]:
     """When it was last written, and its bytes."""
-    told = [path.stat() for path in [folder, *folder.rglob("*")]]
-    return max(entry.st_mtime for entry in told), sum(entry.st_size for entry in told)
+    touched, size = folder.stat().st_mtime, 0
+    for place, _, names in os.walk(folder):
+        for path in (place, *(os.path.join(place, name) for name in names)):
+            try:
+                entry = os.stat(path)
+            except FileNotFoundError:  # a run that goes on deletes its older checkpoints meanwhile
+                continue
+            touched, size = max(touched, entry.st_mtime), size + entry.st_size
+    return touched, size
 
 
 def _start(params: Mapping[str, Any], data_version: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igpo_core.config import fingerprint
 from tasks import wording
@@ -20,6 +20,9 @@ from tasks.sweeps import Place, RunData, collect
 from tasks.tracking import artifact_url, client, experiment_id, tag_filter, trace_url, tracking_uri
 from tasks.views import show_view
 from tasks.watch import Moved, moved, prefix, report_before
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 MADE_OF = "made_of"  # tag of a report: the fingerprint of all that it is made of
 
@@ -65,12 +68,12 @@ def write_report(
     versions_by_cell: Mapping[str, str],
     places: Mapping[str, Sequence[Place]],
     cells: Sequence[str],
-    exploratory: Sequence[int] = (),
+    exploratory: Sequence[str] = (),
 ) -> Report:
     """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
     as it is where nothing that it is made of has changed.
 
-    places: run key -> (cell, arm, seed) that the run stands for. exploratory: seeds that are not the preset's own.
+    places: run key -> (cell, arm, seed) that the run stands for. exploratory: in what the sweep departs from the preset.
     """
     study = specification["name"]
     experiment, comparison = experiment_id(study), comparison_of(specification)
@@ -79,11 +82,12 @@ def write_report(
         dict(specification), dict(versions_by_cell), dict(places), [*exploratory], tracking_uri(), _code(),
         before and before.info.run_id, _runs(experiment, sweep),
     )  # fmt: skip
-    run_id = _report_run(experiment, sweep, specification, versions_by_cell, comparison)
-    if client().get_run(run_id).data.tags.get(MADE_OF) == made_of:
-        return read_report(run_id)
+    found = _find_report(experiment, sweep, specification)
+    if found is not None and found.data.tags.get(MADE_OF) == made_of:
+        return read_report(found.info.run_id)
+    reports = cell_reports(specification, collect(study, sweep, places), cells)  # raises where no run is finished
+    run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
-    reports = cell_reports(specification, collect(study, sweep, places), cells)
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
     told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
@@ -230,19 +234,32 @@ def comparison_of(specification: Mapping[str, Any]) -> str:
     return fingerprint({name: specification[name] for name in kept})
 
 
-def _report_run(
-    place: str, sweep: str, specification: Mapping[str, Any], versions_by_cell: Mapping[str, str], comparison: str
-) -> str:
-    """Each choice of arms and seeds has a report of its own: one never overwrites another."""
-    mlflow = client()
+def _tags(sweep: str, specification: Mapping[str, Any]) -> dict[str, str]:
+    """What tells reports apart: each choice of arms and seeds has one of its own, so that none overwrites another."""
     arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
-    tags = {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
-    found = mlflow.search_runs([place], tag_filter(**tags), max_results=1)
+    return {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
+
+
+def _find_report(place: str, sweep: str, specification: Mapping[str, Any]) -> "Run | None":
+    found = client().search_runs([place], tag_filter(**_tags(sweep, specification)), max_results=1)
+    return found[0] if found else None
+
+
+def _report_run(
+    found: "Run | None",
+    place: str,
+    sweep: str,
+    specification: Mapping[str, Any],
+    versions_by_cell: Mapping[str, str],
+    comparison: str,
+) -> str:
+    """Return the id of the report's run: the one that was found, or a new one."""
+    if found is not None:
+        return str(found.info.run_id)
+    tags = _tags(sweep, specification)
+    name = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
     tags |= {"specification": comparison, "data_version": ",".join(sorted(set(versions_by_cell.values())))}
-    if found:
-        return str(found[0].info.run_id)
-    name = f"report {sweep}: {len(specification['arms'])} arms, seeds {seeds}"
-    return str(mlflow.create_run(place, tags=tags, run_name=name).info.run_id)
+    return str(client().create_run(place, tags=tags, run_name=name).info.run_id)
 
 
 def _log_summaries(run_id: str, summaries: Sequence[ArmSummary], cell: str) -> None:

@@ -145,12 +145,12 @@ def _markdown_table(rows: Table) -> str:
 
 
 def answer(
-    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[int]
+    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[str]
 ) -> str:
     """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
     comparison answers it.
 
-    cells: the comparisons that answer in each cell. exploratory: seeds that are not the preset's own.
+    cells: the comparisons that answer in each cell. exploratory: in what the sweep departs from its preset, in words.
     """
     compared = max(1, len(specification["arms"]) - 1)
     lines = []
@@ -158,10 +158,9 @@ def answer(
         start = f"{cell}: " if cell else ""
         lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
     if exploratory:
-        named = ", ".join(map(str, exploratory))
         lines.append(
-            f"Exploratory: {'seed' if len(exploratory) == 1 else 'seeds'} {named} {'is' if len(exploratory) == 1 else 'are'} "
-            "not of the preset. A number of seeds that is chosen after a look at the result finds too many differences."
+            f"Exploratory: {'; '.join(exploratory)}, against the preset. Whoever chooses seeds or arms after a look at the "
+            "result finds too many differences."
         )
     lines.append(worth(specification))
     single = sum(len(comparisons) for _, comparisons in cells) == 1

@@ -6,7 +6,7 @@ absent names gain tells nothing about the answer; the contrast takes it off.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
@@ -26,20 +26,30 @@ class Contrast:
     seed: int
     step: int
     """With the question's id, `seed` and `step` key the draw."""
+    _drawn: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def names(self, question: Question) -> tuple[str, ...]:
         """Draw the question's names: none is an accepted answer of it or stands in its text as whole words.
 
         Raises DataError where the pool has fewer such names than `count`.
         """
+        if question.id in self._drawn:
+            return self._drawn[question.id]
         accepted = {squad_normalise(answer) for answer in question.answers}
         text = squad_normalise(question.text)
-        order = python_rng(self.seed, "contrast", self.step, question.id).sample(self.pool, len(self.pool))
+        rng = python_rng(self.seed, "contrast", self.step, question.id)
+        seen: set[int] = set()
         found: list[str] = []
-        for name in order:
+        while len(seen) < len(self.pool):  # a pool may have tens of thousands of names, of which a few are looked at
+            place = rng.randrange(len(self.pool))
+            if place in seen:
+                continue
+            seen.add(place)
+            name = self.pool[place]
             if squad_normalise(name) not in accepted and not stands_in(name, text):
                 found.append(name)
             if len(found) == self.count:
+                self._drawn[question.id] = tuple(found)
                 return tuple(found)
         raise DataError(
             f"question {question.id!r}: reward.contrast={self.count} needs as many other answers, and the train questions "

@@ -13,7 +13,7 @@ from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.credit import TurnRewards
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
-from igpo_core.protocol import AnswerProbe, with_shared_prefix
+from igpo_core.protocol import AnswerProbe, behind_prefix, with_shared_prefix
 from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
 from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
@@ -68,12 +68,15 @@ def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | Non
     each other answer of the contrast. Each is rendered once."""
     rendered: dict[str, AnswerProbe] = {}
 
+    def render(answer: str) -> AnswerProbe:
+        if answer not in rendered:
+            rendered[answer] = policy.protocol.probe(answer)
+        return rendered[answer]
+
     def probes(question: Question) -> list[AnswerProbe]:
-        answers = answers_asked(question, config) + (contrast.names(question) if contrast else ())
-        for answer in answers:
-            if answer not in rendered:
-                rendered[answer] = policy.protocol.probe(answer)
-        return with_shared_prefix([rendered[answer] for answer in answers])
+        own = with_shared_prefix([render(answer) for answer in answers_asked(question, config)])
+        names = contrast.names(question) if contrast else ()
+        return [*own, *(behind_prefix(render(name), own[0].prefix_ids) for name in names)]
 
     return probes
 

@@ -127,9 +127,11 @@ def test_several_machines_need_an_address(tmp_path: Path, monkeypatch: pytest.Mo
         list(dry_run(changed(tmp_path, training={"nodes": 2})))
 
 
-def test_what_fits_nowhere_is_said_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fits_nowhere_is_said_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("flows.dry_run.ACCELERATORS", {"tiny": (0.0, 1e12, 1e12, 1e12)})
-    assert main(["tiny"]) == 0
+    assert main([changed(tmp_path, training={"device": "cuda"})]) == 0
     assert capsys.readouterr().out.endswith("stands in the way of this run, but memory does\n")
 
 

@@ -337,10 +337,12 @@ def test_the_recipes_of_the_documents_are_specifications(tmp_path: Path) -> None
     base = {**GOOD["base"], "optimizer": {"updates_per_step": 2}}
     path = write(tmp_path, {**GOOD, "base": base, "baseline": "grpo", "arms": arms})
     assert {"grpo", "dr_grpo", "rloo", "gspo", "igpo", "trace", "gigpo"} <= set(load_specification(path).arms)
-    example = re.search(r"```yaml\n(.*?)```", (PROJECT / "docs" / "experiments.md").read_text(), re.DOTALL)
-    assert example is not None
-    (tmp_path / "example.yaml").write_text(example[1])
-    assert len(load_specification(str(tmp_path / "example.yaml")).cells) == 4
+    pages = re.findall(r"```yaml\n(name: .*?)```", (PROJECT / "docs" / "experiments.md").read_text(), re.DOTALL)
+    cells = []
+    for page in pages:
+        (tmp_path / "example.yaml").write_text(page)
+        cells.append(len(load_specification(str(tmp_path / "example.yaml")).cells))
+    assert cells == [1, 4]
 
 
 def test_the_paid_searches_of_a_shipped_sweep_are_allowed() -> None:
@@ -387,3 +389,12 @@ def test_a_policy_that_was_taught_nothing_is_told_loudly(tmp_path: Path) -> None
     (tmp_path / "pretrained.yaml").write_text(yaml.safe_dump(content))
     told = plan(load_specification(str(tmp_path / "pretrained.yaml")), 2)
     assert "UNTRAINED" not in told and "starts from some/model" in told
+
+
+def test_a_selection_says_in_what_it_departs() -> None:
+    """A bad seed or another arm can be dropped after a look at the result as well as a seed can be added."""
+    whole = load_specification("outcome-vs-igpo")
+    assert whole.departures(whole.select(None, None)) == []
+    assert whole.departures(whole.select(["igpo_rms"], [200, 201, 202, 203, 204, 205, 300])) == [
+        "seed 300 added", "seed 206 left out", "arm igpo left out"
+    ]  # fmt: skip

@@ -100,13 +100,15 @@ def test_what_it_is_of_is_said_once() -> None:
     assert "for these questions and passages, this budget" in answer(cold, [("", [one])], [])
     assert "this start (new policy, no warm start)" in answer(cold, [("", [one])], [])
     crossed = {**SPECIFICATION, "factors": {"gamma": {}}}
-    lines = answer(crossed, [("gamma=1", [one]), ("gamma=0", [compared(LEVEL)])], [5]).splitlines()
+    lines = answer(crossed, [("gamma=1", [one]), ("gamma=0", [compared(LEVEL)])], ["seed 5 added"]).splitlines()
     assert [line.split(": ")[0] for line in lines[:2]] == ["gamma=1", "gamma=0"]
-    assert lines[2].startswith("Exploratory: seed 5 is not of the preset.") and "each line for its own cell" in lines[3]
-
-
-def test_seeds_that_are_not_of_the_preset_make_it_exploratory() -> None:
-    text = answer(SPECIFICATION, [("", [compared(AHEAD)])], [5, 6])
-    assert "Exploratory: seeds 5, 6 are not of the preset." in text and "Exploratory" not in answer(
-        SPECIFICATION, [("", [compared(AHEAD)])], []
+    assert (
+        lines[2].startswith("Exploratory: seed 5 added, against the preset.")
+        and "each line for its own cell" in lines[3]
     )
+
+
+def test_what_departs_from_the_preset_makes_it_exploratory() -> None:
+    text = answer(SPECIFICATION, [("", [compared(AHEAD)])], ["seeds 5, 6 added", "arm igpo left out"])
+    assert "Exploratory: seeds 5, 6 added; arm igpo left out, against the preset." in text
+    assert "Exploratory" not in answer(SPECIFICATION, [("", [compared(AHEAD)])], [])
