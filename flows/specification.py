@@ -228,14 +228,12 @@ class AblationSpecification(BaseModel):
         Either can be chosen after a look at the result. With fewer arms the verdict is adjusted for fewer, too.
         """
         parts = [
-            ("seed", "added", [seed for seed in chosen.seeds if seed not in self.seeds]),
-            ("seed", "left out", [seed for seed in self.seeds if seed not in chosen.seeds]),
+            ("seed", "added", [str(seed) for seed in chosen.seeds if seed not in self.seeds]),
+            ("seed", "left out", [str(seed) for seed in self.seeds if seed not in chosen.seeds]),
             ("arm", "left out", [arm for arm in self.arms if arm not in chosen.arms]),
         ]
         return [
-            f"{noun}{'s' if len(names) > 1 else ''} {', '.join(map(str, names))} {what}"
-            for noun, what, names in parts
-            if names
+            f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)} {what}" for noun, what, names in parts if names
         ]
 
     def sweep(self, data_versions: Mapping[str, str]) -> str:
