@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from igpo_core.attention import require_packable
 from igpo_core.clock import now
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
-from igpo_core.logprobs import target_logprobs
+from igpo_core.errors import ConfigError
+from igpo_core.logprobs import belief_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
@@ -60,6 +62,13 @@ class ContinuousRollout:
     """The engine of one policy, which keeps its cache and its graphs from step to step."""
 
     def __init__(self, policy: Policy) -> None:
+        """Raise ConfigError for a policy that the engine cannot run."""
+        require_packable(policy.model)
+        if policy.model.device.type == "cuda" and not policy.half:
+            raise ConfigError(
+                "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
+                "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
+            )
         self._policy = policy
         self._model: SlotModel | None = None
 
@@ -242,10 +251,11 @@ class _Run:
         feeds = [Block(e.slot, e.cached, [*ids, *_probe_ids(e.probes[:1])]) for e, ids in taken]
         hidden = self.model.feed(feeds)
         if any(episode.probes for episode, _ in taken):
+            encoded = now(self.model.device)
             self._score(taken, hidden)
-            ended = now(self.model.device)
             probing = sum(len(_probe_ids(episode.probes[:1])) for episode, _ in taken)
-            self.times.scoring += (ended - started) * probing / sum(len(block.ids) for block in feeds)
+            share = probing / sum(len(block.ids) for block in feeds)
+            self.times.scoring += share * (encoded - started) + now(self.model.device) - encoded
         for episode, ids in taken:
             episode.cached += len(ids) - 1  # the last one is fed again, by the step that samples behind it
         self._begin([episode for episode, _ in taken])
@@ -263,6 +273,9 @@ class _Run:
             for start, (episode, ids) in zip(starts, taken, strict=True)
         ]
         first = hidden[torch.tensor(before, device=hidden.device)]
+        states: list[torch.Tensor] = []  # by number of the answer, and so are the others
+        targets: list[int] = []
+        owners: list[tuple[int, int]] = []  # place in `taken` and tokens of the answer
         for number in range(max(len(episode.probes) for episode, _ in taken)):
             asked = [i for i, (episode, _) in enumerate(taken) if len(episode.probes) > number]
             answers = [list(taken[i][0].probes[number].answer_ids) for i in asked]
@@ -281,12 +294,14 @@ class _Run:
                     places += [i, *range(at, at + len(ids) - 1)]
                     at += len(ids) - 1
                 fed = self.model.feed(blocks) if blocks else hidden[:0]
-            states = torch.cat([first, fed])[torch.tensor(places, device=hidden.device)]
-            targets = torch.tensor([token for ids in answers for token in ids], device=hidden.device)
-            with self.policy.precision():
-                values = iter(target_logprobs(self.model.head, states, targets).tolist())
-            for i, ids in zip(asked, answers, strict=True):
-                scores[i].append(math.fsum(next(values) for _ in ids) / len(ids))
+            states.append(torch.cat([first, fed])[torch.tensor(places, device=hidden.device)])
+            targets += [token for ids in answers for token in ids]
+            owners += [(i, len(ids)) for i, ids in zip(asked, answers, strict=True)]
+        # the policy's own head: the engine's is rounded to bfloat16, and beliefs are projected in float32
+        head, asked_for = self.policy.model.get_output_embeddings(), torch.tensor(targets, device=hidden.device)
+        values = iter(belief_logprobs(head, torch.cat(states), asked_for).tolist())
+        for i, count in owners:
+            scores[i].append(math.fsum(next(values) for _ in range(count)) / count)
         for (episode, _), found in zip(taken, scores, strict=True):
             if episode.probes:
                 episode.answer_scores.append(tuple(found))

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from igpo_core.attention import Packing, compiled_layers, moved, packing_layers, power_of_two, require_packable
-from igpo_core.errors import ConfigError
+from igpo_core.attention import Packing, compiled_layers, moved, packing_layers, power_of_two
 from igpo_core.policies import Policy
 
 BLOCK = 512  # tokens of the vocabulary that are summed up together where a token is drawn
@@ -76,14 +75,8 @@ class SlotModel:
     """
 
     def __init__(self, policy: Policy, slots: int, capacity: int, budget: int) -> None:
-        """budget: the most tokens of a turn. Raises ConfigError for a model that the engine cannot run."""
-        require_packable(policy.model)
+        """budget: the most tokens of a turn."""
         self.device: torch.device = policy.model.device
-        if self.device.type == "cuda" and not policy.half:
-            raise ConfigError(
-                "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
-                "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
-            )
         self.model, self.slots, self.capacity, self.budget = policy.model, slots, capacity, budget
         self.twin, self._cast = _twin(policy.model) if policy.half else (policy.model, [])
         self.head = self.twin.get_output_embeddings()
