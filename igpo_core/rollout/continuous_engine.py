@@ -13,11 +13,15 @@ rounding.
 """
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
@@ -56,6 +60,43 @@ class _Episode(Row):
 
 
 Probes = Callable[[Question], Sequence[AnswerProbe]]
+
+
+class _Threads:
+    """At most so many threads for searches. They are daemons, which those of concurrent.futures are not: a run that fails or is
+    told to end does not wait for a search that hangs."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._started = most, 0
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Return the future of a call."""
+        future: Future[Any] = Future()
+        self._work.put((future, call))
+        if self._started < self._most:
+            threading.Thread(target=self._run, name=f"search_{self._started}", daemon=True).start()
+            self._started += 1
+        return future
+
+    def close(self) -> None:
+        """Drop the calls that have not begun, and let every thread end after its own."""
+        try:
+            while True:
+                self._work.get_nowait()
+        except Empty:
+            for _ in range(self._started):
+                self._work.put(None)
+
+    def _run(self) -> None:
+        while (taken := self._work.get()) is not None:
+            future, call = taken
+            try:
+                found = call()
+            except BaseException as error:  # whoever asks for the result gets it
+                future.set_exception(error)
+            else:
+                future.set_result(found)
 
 
 class ContinuousRollout:
@@ -112,11 +153,11 @@ class ContinuousRollout:
         slots = min(config.batch_size, len(episodes))
         model = self._fitting(slots, config, max((_room(item.probes) for item in episodes), default=0))
         sampling = Sampling(config.temperature, decoding == "greedy", config.max_new_tokens)
-        threads = ThreadPoolExecutor(SEARCHES, "search")
+        threads = _Threads(SEARCHES)
         try:
             _Run(policy, environment, config, model, slots, sampling, times, threads, episodes).play()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
         times.total += now(policy.model.device) - started
         return [episode.finished() for episode in episodes]
 
@@ -150,7 +191,7 @@ class _Run:
         slots: int,
         sampling: Sampling,
         times: RolloutTimes,
-        threads: ThreadPoolExecutor,
+        threads: _Threads,
         episodes: Sequence[_Episode],
     ) -> None:
         self.policy, self.environment, self.config, self.model = policy, environment, config, model
@@ -335,7 +376,7 @@ class _Run:
             episode.cached += count  # all but the last one, and the one before the turn
             action = episode.take(self.policy, ids[:count], logprobs[:count], self.config)
             if episode.status is None:
-                self.searches[self.threads.submit(self._search, episode, action)] = episode
+                self.searches[self.threads.submit(partial(self._search, episode, action))] = episode
             else:
                 self._leave(episode)
 

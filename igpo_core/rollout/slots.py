@@ -83,6 +83,8 @@ class SlotModel:
         self._precision = policy.precision
         self._forwards = compiled_layers(self.twin) if self.device.type == "cuda" else None
         self._graphs: dict[tuple[int, Sampling], torch.cuda.CUDAGraph] = {}
+        # one for all graphs: they run one after another, and nothing that a step leaves there is read after it
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         layers, (size, heads) = len(self.twin.get_decoder().layers), _key_shape(policy.model.config)
         kept = torch.bfloat16 if policy.half else torch.float32
         self.caches = [
@@ -173,7 +175,7 @@ class SlotModel:
                 self._step(count, sampling)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             self._step(count, sampling)
         for tensor, before in kept:
             tensor.copy_(before)

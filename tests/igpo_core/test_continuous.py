@@ -139,6 +139,33 @@ def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
         )
 
 
+def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any) -> None:
+    """The interpreter waits at its end for every thread that is no daemon."""
+    freed, hanging = threading.Event(), []
+
+    class Hanging:
+        def search(self, requests: Sequence[tuple[Question, str]]) -> Any:
+            if requests[0][0].id == first:
+                hanging.append(threading.current_thread())
+                freed.wait(60)
+            raise ConfigError("no search")
+
+    config, environment, policy = taught
+    questions = environment.questions("train")[:4]
+    exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY)
+    searching = [item.question.id for item in exact if item.observations]
+    first = searching[0]
+    assert len(set(searching)) > 1  # another one fails
+    with pytest.raises(ConfigError, match="no search"):
+        ContinuousRollout(policy)(policy, Hanging(), questions, config.rollout, members=3, key=KEY)  # type: ignore[arg-type]
+    alive = [thread.is_alive() and thread.daemon for thread in hanging]
+    freed.set()
+    for thread in hanging:
+        thread.join(60)
+    assert alive and all(alive)
+    assert not any(thread.is_alive() for thread in hanging)
+
+
 def test_weights_of_now_are_sampled_from(taught: Any) -> None:
     """In bfloat16 the engine keeps casts of matrices: they follow the trainer's tensors, which stay the only float32 ones."""
     config, environment, policy = taught
