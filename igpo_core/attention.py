@@ -178,21 +178,35 @@ def _attend_by_sequence(
 AttentionInterface.register(NAME, packed_attention)
 
 
-def require_packable(model: Any) -> None:
-    """Raise ConfigError for a model whose attention is not causal over the whole history, or with a cap on its scores."""
+def unpackable(model: Any) -> str:
+    """Return what keeps a model's sequences from being packed, "" where nothing does: its attention has to be causal over the
+    whole history, without a cap on its scores."""
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "attn_logit_softcapping", None):
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    # Mistral and Phi-3 name no kinds of layers: their window is every layer's. Qwen2's is None where it is not used.
+    window = getattr(config, "sliding_window", None)
+    if kinds or window:
+        named = f"layers of kind {', '.join(sorted(kinds))}" if kinds else "layers"
+        return named + (f" with a sliding window of {window} tokens" if window else "")
+    return "a cap on attention's scores" if getattr(config, "attn_logit_softcapping", None) else ""
+
+
+def require_packable(model: Any) -> None:
+    """Raise ConfigError for a model whose sequences cannot be packed."""
+    reason = unpackable(model)
+    if reason:
         raise ConfigError(
-            f"rollout.engine.kind=continuous and packed updates know attention over the whole history alone, and this model "
-            f"has layers of kinds {', '.join(sorted(kinds))} or a cap on its scores: set rollout.engine.kind to transformers"
+            f"rollout.engine.kind=continuous knows attention over the whole history alone, and this model has {reason}: set "
+            "rollout.engine.kind=transformers"
         )
 
 
 @contextmanager
 def packing_layers(model: Any, forwards: Sequence[Callable[..., Any]] | None = None) -> Iterator[None]:
     """Within the block the model's decoder takes packed passes: decoder(input_ids=[1, tokens], position_ids=[1, tokens],
-    use_cache=False, packing=Packing). forwards: what its layers run in place of their own forward, one each (compiled ones)."""
+    use_cache=False, packing=Packing). forwards: what its layers run in place of their own forward, one each (compiled ones).
+
+    The way back of such a pass belongs into the block too: checkpointing computes layers again there."""
     config, layers = model.config, model.get_decoder().layers
     before = config._attn_implementation
     config._attn_implementation = NAME

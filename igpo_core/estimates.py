@@ -75,7 +75,8 @@ class Memory:
 
     Held all the time: weights; optimizer (gradients and moments); copies that stand in; margin. While rolling out: gathered
     (weights that are whole or cast for it), cache, passes (what the widest pass computes). In an update: activations (kept for
-    the way back, and one block's work), unsharded (weights whole or cast, gradients before they are spread or copied).
+    the way back, and one block's work), unsharded (weights whole or cast, gradients before they are spread or copied), kept (what
+    an engine holds from rollout to rollout: the continuous one its cache, its cast weights and what its graphs compute in).
     """
 
     weights: int
@@ -87,6 +88,7 @@ class Memory:
     passes: int
     activations: int
     unsharded: int
+    kept: int
 
     @property
     def rollout(self) -> int:
@@ -94,7 +96,7 @@ class Memory:
 
     @property
     def update(self) -> int:
-        return self.activations + self.unsharded
+        return self.activations + self.unsharded + self.kept
 
     @property
     def total(self) -> int:
@@ -125,6 +127,7 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
         passes=passes,
         activations=_activations(shape, config, half, lora),
         unsharded=_unsharded(shape, config, weights, trained, casts),
+        kept=cache + casts + _graph(shape, config) if isinstance(config.rollout.engine, ContinuousEngine) else 0,
     )
 
 
@@ -167,13 +170,11 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
     converted = 4 * shape.vocabulary * shape.width if half and lora and config.reward.needs_beliefs else 0
     if isinstance(rollout.engine, VllmEngine):
         return 0, history + converted  # their caches are the servers'
-    questions = -(-rollout.questions // config.training.world) * rollout.group_size
-    evaluated = -(-max(config.evaluation.dev_questions, config.evaluation.test_questions) // config.training.world)
-    rows = min(rollout.batch_size, max(questions, evaluated))
+    rows = _rows(config)
     if isinstance(rollout.engine, ContinuousEngine):  # columns of probes are a small part of those of a history
-        packed = TOKENS_A_PASS * (block + 2 * queries * compute) + rows * 44 * shape.vocabulary
+        packed = TOKENS_A_PASS * (block + 2 * queries * compute) + _graph(shape, config)
         cache = rows * (rollout.max_tokens + 128) * shape.layers * a_token
-        return cache, max(packed, history - cache)
+        return cache, max(packed, converted + _graph(shape, config), history - cache)
     columns = room_for(rollout.max_tokens)
     width = min(rollout.max_tokens, _widest(config))
     passes = rows * (
@@ -183,6 +184,19 @@ def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> 
     )
     cache = rows * columns * shape.layers * a_token
     return cache, max(passes, converted, history - cache)  # the one or the other is held
+
+
+def _rows(config: ExperimentConfig) -> int:
+    """Histories that a process rolls out at a time."""
+    rollout, evaluation = config.rollout, config.evaluation
+    questions = -(-rollout.questions // config.training.world) * rollout.group_size
+    evaluated = -(-max(evaluation.dev_questions, evaluation.test_questions) // config.training.world)
+    return min(rollout.batch_size, max(questions, evaluated))
+
+
+def _graph(shape: Shape, config: ExperimentConfig) -> int:
+    """What the continuous engine's decoding step computes in: logits, their distribution and its sums in float64."""
+    return _rows(config) * 44 * shape.vocabulary
 
 
 def _widest(config: ExperimentConfig) -> int:

@@ -1,13 +1,22 @@
 """Log-probabilities of what a policy sampled, as the update sees them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from igpo_core.attention import Packing, compiled_layers, moved, packing_layers
+from igpo_core.attention import NAME, Packing, compiled_layers, moved, packing_layers, unpackable
 from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
+from igpo_core.policies import Policy
 from igpo_core.trajectory import Trajectory
+
+
+def packs(policy: Policy, sharding: str) -> bool:
+    """Return whether updates of a policy are packed: where torch's flash kernel computes what the model's attention does, in
+    bfloat16 on a GPU and over the whole history (no sliding window, no cap on scores), and weights are whole. Other updates are
+    padded."""
+    return policy.half and policy.model.device.type == "cuda" and sharding == "none" and not unpackable(policy.model)
 
 
 class SampledLogprobs(torch.nn.Module):
@@ -19,13 +28,17 @@ class SampledLogprobs(torch.nn.Module):
         self.policy, self.packed = model, packed
         self._forwards = compiled_layers(model) if packed else None
 
+    def packing(self) -> AbstractContextManager[None]:
+        """What passes run within, and their way back."""
+        return packing_layers(self.policy, self._forwards) if self.packed else nullcontext()
+
     def forward(
         self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not trajectories:
             return torch.zeros(0, device=self.policy.device), None
         if self.packed:
-            return packed_logprobs(self.policy, trajectories, temperature, entropy=entropy, forwards=self._forwards)
+            return packed_logprobs(self.policy, trajectories, temperature, entropy=entropy)
         return sampled_logprobs(self.policy, trajectories, pad, temperature, entropy=entropy)
 
 
@@ -57,15 +70,12 @@ def sampled_logprobs(
 
 
 def packed_logprobs(
-    model: Any,
-    trajectories: Sequence[Trajectory],
-    temperature: float,
-    *,
-    entropy: bool = False,
-    forwards: Sequence[Callable[..., Any]] | None = None,
+    model: Any, trajectories: Sequence[Trajectory], temperature: float, *, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As sampled_logprobs, of the trajectories one behind the other in one row [1, tokens]: nothing is padded. forwards: what
-    the layers run in place of their own forward (igpo_core.attention.packing_layers)."""
+    """As sampled_logprobs, of the trajectories one behind the other in one row [1, tokens]: nothing is padded. The call and its
+    way back stand within igpo_core.attention.packing_layers."""
+    if model.config._attn_implementation != NAME:  # sequences would see one another
+        raise RuntimeError("packed_logprobs outside packing_layers")
     device = next(model.parameters()).device
     lengths = [len(item.token_ids) for item in trajectories]
     tokens = torch.tensor([token for item in trajectories for token in item.token_ids])
@@ -80,13 +90,12 @@ def packed_logprobs(
         ]
     )
     targets = moved(tokens[places], device)
-    with packing_layers(model, forwards):
-        hidden = model.get_decoder()(
-            input_ids=moved(tokens[None], device),
-            position_ids=moved(positions[None], device),
-            use_cache=False,
-            packing=Packing.of(lengths, device),
-        ).last_hidden_state[0]
+    hidden = model.get_decoder()(
+        input_ids=moved(tokens[None], device),
+        position_ids=moved(positions[None], device),
+        use_cache=False,
+        packing=Packing.of(lengths, device),
+    ).last_hidden_state[0]
     head, predicting = model.get_output_embeddings(), hidden[moved(places - 1, device)]
     if entropy:
         return target_logprobs_and_entropies(head, predicting, targets, temperature)

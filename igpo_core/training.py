@@ -37,7 +37,7 @@ from igpo_core.rollout.mismatch import Drift, mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.transformers_engine import rollout
-from igpo_core.sampled import SampledLogprobs
+from igpo_core.sampled import SampledLogprobs, packs
 from igpo_core.seeds import python_rng
 from igpo_core.sharding import full_state, is_sharded, shard, whole_weights
 from igpo_core.trajectory import Question, Trajectory
@@ -89,9 +89,8 @@ class Trainer:
             require_no_dropout(policy.model)
             # its name in transformers 5.17; 5.23 has it too, and calls it deprecated
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        # packed without padding where torch's flash kernel computes: in bfloat16, on a GPU
-        self.packed = policy.half and not on_cpu and config.training.sharding == "none"
-        sampled: torch.nn.Module = SampledLogprobs(policy.model, packed=self.packed)
+        self.packed = packs(policy, config.training.sharding)
+        self.sampled = sampled = SampledLogprobs(policy.model, packed=self.packed)
         if config.training.sharding == "fsdp":
             shard(sampled, policy.model)
         optimizer = torch.optim.AdamW(
@@ -311,18 +310,24 @@ class Trainer:
                 # gradients are summed over processes at the last one, for which all must come: an idle one with no weight
                 batch = own[number] if number < len(own) else batches[0][:1]
                 scale = 1.0 if number < len(own) else 0.0
-                with nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model):
-                    terms, logprobs = self._loss(
-                        [trajectories[i] for i in batch],
-                        [rows[i] for i in batch],
-                        [scale * weights[i] for i in batch],
-                        first[number] if update else None,
-                    )
-                    self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
+                items = [trajectories[i] for i in batch]
+                waits = nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model)
+                # the way back is within all of them, for checkpointing computes layers again there
+                with waits, self.sampled.packing():
+                    reference = self._reference_logprobs(items)
+                    with training_mode(self.model, self.checkpointing):
+                        terms, logprobs = self._loss(
+                            items,
+                            [rows[i] for i in batch],
+                            [scale * weights[i] for i in batch],
+                            first[number] if update else None,
+                            reference,
+                        )
+                        self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
                 if not update:
                     first.append(logprobs)
                     if scale and self._own_engine is not rollout:
-                        own_drift.append(Drift.of(logprobs, [trajectories[i] for i in batch]))
+                        own_drift.append(Drift.of(logprobs, items))
                 if scale:
                     # read at the end: each number that is read lets a GPU wait
                     done.append(replace(terms, total=terms.total.detach()))
@@ -351,23 +356,29 @@ class Trainer:
         self.scheduler.step()
         return metrics
 
+    def _reference_logprobs(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
+        """Return what the reference gives the sampled tokens; None without one."""
+        if self.reference is None:
+            return None
+        pad, temperature = self.policy.protocol.pad_id, self.config.rollout.temperature
+        with torch.no_grad(), self.reference.instead(), self.policy.precision():
+            logprobs: torch.Tensor = self.model(trajectories, pad, temperature, False)[0]
+        return logprobs
+
     def _loss(
         self,
         trajectories: Sequence[Trajectory],
         advantages: Sequence[Sequence[float]],
         weights: Sequence[float],
         first: torch.Tensor | None,
+        reference: torch.Tensor | None,
     ) -> tuple[LossTerms, torch.Tensor]:
         """Return the loss of a micro-batch, and the log-probabilities of its sampled tokens without gradient. first: those of the
-        step's first update, None in the first itself."""
+        step's first update, None in the first itself. reference: those of the reference, None without one."""
         settings = self.config.optimizer
         temperature = self.config.rollout.temperature
         pad = self.policy.protocol.pad_id
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad(), self.reference.instead(), self.policy.precision():
-                reference, _ = self.model(trajectories, pad, temperature, False)
-        with training_mode(self.model, self.checkpointing), self.policy.precision():
+        with self.policy.precision():
             logprobs, entropies = self.model(trajectories, pad, temperature, settings.entropy_coefficient > 0)
         terms = policy_loss(
             token_batch(trajectories, advantages, weights, self.config, logprobs, entropies, reference, first),

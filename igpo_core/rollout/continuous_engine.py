@@ -13,18 +13,24 @@ rounding.
 """
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
+from igpo_core.attention import require_packable
 from igpo_core.clock import now
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
-from igpo_core.logprobs import target_logprobs
+from igpo_core.errors import ConfigError
+from igpo_core.logprobs import belief_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
@@ -56,10 +62,54 @@ class _Episode(Row):
 Probes = Callable[[Question], Sequence[AnswerProbe]]
 
 
+class _Threads:
+    """At most so many threads for searches. They are daemons, which those of concurrent.futures are not: a run that fails or is
+    told to end does not wait for a search that hangs."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._started = most, 0
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Return the future of a call."""
+        future: Future[Any] = Future()
+        self._work.put((future, call))
+        if self._started < self._most:
+            threading.Thread(target=self._run, name=f"search_{self._started}", daemon=True).start()
+            self._started += 1
+        return future
+
+    def close(self) -> None:
+        """Drop the calls that have not begun, and let every thread end after its own."""
+        try:
+            while True:
+                self._work.get_nowait()
+        except Empty:
+            for _ in range(self._started):
+                self._work.put(None)
+
+    def _run(self) -> None:
+        while (taken := self._work.get()) is not None:
+            future, call = taken
+            try:
+                found = call()
+            except BaseException as error:  # whoever asks for the result gets it
+                future.set_exception(error)
+            else:
+                future.set_result(found)
+
+
 class ContinuousRollout:
     """The engine of one policy, which keeps its cache and its graphs from step to step."""
 
     def __init__(self, policy: Policy) -> None:
+        """Raise ConfigError for a policy that the engine cannot run."""
+        require_packable(policy.model)
+        if policy.model.device.type == "cuda" and not policy.half:
+            raise ConfigError(
+                "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
+                "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
+            )
         self._policy = policy
         self._model: SlotModel | None = None
 
@@ -103,11 +153,11 @@ class ContinuousRollout:
         slots = min(config.batch_size, len(episodes))
         model = self._fitting(slots, config, max((_room(item.probes) for item in episodes), default=0))
         sampling = Sampling(config.temperature, decoding == "greedy", config.max_new_tokens)
-        threads = ThreadPoolExecutor(SEARCHES, "search")
+        threads = _Threads(SEARCHES)
         try:
             _Run(policy, environment, config, model, slots, sampling, times, threads, episodes).play()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
         times.total += now(policy.model.device) - started
         return [episode.finished() for episode in episodes]
 
@@ -141,7 +191,7 @@ class _Run:
         slots: int,
         sampling: Sampling,
         times: RolloutTimes,
-        threads: ThreadPoolExecutor,
+        threads: _Threads,
         episodes: Sequence[_Episode],
     ) -> None:
         self.policy, self.environment, self.config, self.model = policy, environment, config, model
@@ -242,10 +292,11 @@ class _Run:
         feeds = [Block(e.slot, e.cached, [*ids, *_probe_ids(e.probes[:1])]) for e, ids in taken]
         hidden = self.model.feed(feeds)
         if any(episode.probes for episode, _ in taken):
+            encoded = now(self.model.device)
             self._score(taken, hidden)
-            ended = now(self.model.device)
             probing = sum(len(_probe_ids(episode.probes[:1])) for episode, _ in taken)
-            self.times.scoring += (ended - started) * probing / sum(len(block.ids) for block in feeds)
+            share = probing / sum(len(block.ids) for block in feeds)
+            self.times.scoring += share * (encoded - started) + now(self.model.device) - encoded
         for episode, ids in taken:
             episode.cached += len(ids) - 1  # the last one is fed again, by the step that samples behind it
         self._begin([episode for episode, _ in taken])
@@ -263,6 +314,9 @@ class _Run:
             for start, (episode, ids) in zip(starts, taken, strict=True)
         ]
         first = hidden[torch.tensor(before, device=hidden.device)]
+        states: list[torch.Tensor] = []  # by number of the answer, and so are the others
+        targets: list[int] = []
+        owners: list[tuple[int, int]] = []  # place in `taken` and tokens of the answer
         for number in range(max(len(episode.probes) for episode, _ in taken)):
             asked = [i for i, (episode, _) in enumerate(taken) if len(episode.probes) > number]
             answers = [list(taken[i][0].probes[number].answer_ids) for i in asked]
@@ -281,12 +335,14 @@ class _Run:
                     places += [i, *range(at, at + len(ids) - 1)]
                     at += len(ids) - 1
                 fed = self.model.feed(blocks) if blocks else hidden[:0]
-            states = torch.cat([first, fed])[torch.tensor(places, device=hidden.device)]
-            targets = torch.tensor([token for ids in answers for token in ids], device=hidden.device)
-            with self.policy.precision():
-                values = iter(target_logprobs(self.model.head, states, targets).tolist())
-            for i, ids in zip(asked, answers, strict=True):
-                scores[i].append(math.fsum(next(values) for _ in ids) / len(ids))
+            states.append(torch.cat([first, fed])[torch.tensor(places, device=hidden.device)])
+            targets += [token for ids in answers for token in ids]
+            owners += [(i, len(ids)) for i, ids in zip(asked, answers, strict=True)]
+        # the policy's own head: the engine's is rounded to bfloat16, and beliefs are projected in float32
+        head, asked_for = self.policy.model.get_output_embeddings(), torch.tensor(targets, device=hidden.device)
+        values = iter(belief_logprobs(head, torch.cat(states), asked_for).tolist())
+        for i, count in owners:
+            scores[i].append(math.fsum(next(values) for _ in range(count)) / count)
         for (episode, _), found in zip(taken, scores, strict=True):
             if episode.probes:
                 episode.answer_scores.append(tuple(found))
@@ -320,7 +376,7 @@ class _Run:
             episode.cached += count  # all but the last one, and the one before the turn
             action = episode.take(self.policy, ids[:count], logprobs[:count], self.config)
             if episode.status is None:
-                self.searches[self.threads.submit(self._search, episode, action)] = episode
+                self.searches[self.threads.submit(partial(self._search, episode, action))] = episode
             else:
                 self._leave(episode)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from igpo_core.attention import Packing, compiled_layers, moved, packing_layers, power_of_two, require_packable
-from igpo_core.errors import ConfigError
+from igpo_core.attention import Packing, compiled_layers, moved, packing_layers, power_of_two
 from igpo_core.policies import Policy
 
 BLOCK = 512  # tokens of the vocabulary that are summed up together where a token is drawn
@@ -76,20 +75,16 @@ class SlotModel:
     """
 
     def __init__(self, policy: Policy, slots: int, capacity: int, budget: int) -> None:
-        """budget: the most tokens of a turn. Raises ConfigError for a model that the engine cannot run."""
-        require_packable(policy.model)
+        """budget: the most tokens of a turn."""
         self.device: torch.device = policy.model.device
-        if self.device.type == "cuda" and not policy.half:
-            raise ConfigError(
-                "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
-                "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
-            )
         self.model, self.slots, self.capacity, self.budget = policy.model, slots, capacity, budget
         self.twin, self._cast = _twin(policy.model) if policy.half else (policy.model, [])
         self.head = self.twin.get_output_embeddings()
         self._precision = policy.precision
         self._forwards = compiled_layers(self.twin) if self.device.type == "cuda" else None
         self._graphs: dict[tuple[int, Sampling], torch.cuda.CUDAGraph] = {}
+        # one for all graphs: they run one after another, and nothing that a step leaves there is read after it
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         layers, (size, heads) = len(self.twin.get_decoder().layers), _key_shape(policy.model.config)
         kept = torch.bfloat16 if policy.half else torch.float32
         self.caches = [
@@ -180,7 +175,7 @@ class SlotModel:
                 self._step(count, sampling)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             self._step(count, sampling)
         for tensor, before in kept:
             tensor.copy_(before)

@@ -5,27 +5,31 @@ Not tested here: CUDA graphs, the flash kernel, compiled layers (benchmarks/gpu.
 
 import copy
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
 from igpo_core.attention import Packing, packing_layers
 from igpo_core.batching import packed_batches
 from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.environments.base import Observation
 from igpo_core.errors import ConfigError
+from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import answer_probes
-from igpo_core.rollout.continuous_engine import ContinuousRollout
+from igpo_core.rollout.continuous_engine import ContinuousRollout, _Run
 from igpo_core.rollout.mismatch import Drift
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose
 from igpo_core.rollout.transformers_engine import rollout
-from igpo_core.sampled import packed_logprobs, sampled_logprobs
+from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
 from igpo_core.training import Trainer
 from igpo_core.trajectory import Question, Trajectory, Turn
 
@@ -135,6 +139,33 @@ def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
         )
 
 
+def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any) -> None:
+    """The interpreter waits at its end for every thread that is no daemon."""
+    freed, hanging = threading.Event(), []
+
+    class Hanging:
+        def search(self, requests: Sequence[tuple[Question, str]]) -> Any:
+            if requests[0][0].id == first:
+                hanging.append(threading.current_thread())
+                freed.wait(60)
+            raise ConfigError("no search")
+
+    config, environment, policy = taught
+    questions = environment.questions("train")[:4]
+    exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY)
+    searching = [item.question.id for item in exact if item.observations]
+    first = searching[0]
+    assert len(set(searching)) > 1  # another one fails
+    with pytest.raises(ConfigError, match="no search"):
+        ContinuousRollout(policy)(policy, Hanging(), questions, config.rollout, members=3, key=KEY)  # type: ignore[arg-type]
+    alive = [thread.is_alive() and thread.daemon for thread in hanging]
+    freed.set()
+    for thread in hanging:
+        thread.join(60)
+    assert alive and all(alive)
+    assert not any(thread.is_alive() for thread in hanging)
+
+
 def test_weights_of_now_are_sampled_from(taught: Any) -> None:
     """In bfloat16 the engine keeps casts of matrices: they follow the trainer's tensors, which stay the only float32 ones."""
     config, environment, policy = taught
@@ -204,17 +235,48 @@ def test_packed_and_padded_updates_agree(taught: Any, entropy: bool) -> None:
     results = []
     for packed in (False, True):
         policy.model.zero_grad()
-        if packed:
-            logprobs, entropies = packed_logprobs(policy.model, exact, 1.3, entropy=entropy)
-        else:
-            logprobs, entropies = sampled_logprobs(policy.model, exact, policy.protocol.pad_id, 1.3, entropy=entropy)
-        total = logprobs.mean() + (entropies.mean() if entropies is not None else 0.0)
-        total.backward()  # type: ignore[no-untyped-call]
+        with packing_layers(policy.model) if packed else nullcontext():
+            if packed:
+                logprobs, entropies = packed_logprobs(policy.model, exact, 1.3, entropy=entropy)
+            else:
+                logprobs, entropies = sampled_logprobs(
+                    policy.model, exact, policy.protocol.pad_id, 1.3, entropy=entropy
+                )
+            total = logprobs.mean() + (entropies.mean() if entropies is not None else 0.0)
+            total.backward()  # type: ignore[no-untyped-call]
         results.append((logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])))
     policy.model.zero_grad()
     for one, other in zip(*results, strict=True):
         assert (one - other).abs().max() < 1e-5
     assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_a_packed_pass_outside_its_block_is_refused(taught: Any) -> None:
+    """SDPA would let every sequence see those before it."""
+    exact, _ = both(taught, 256)
+    with pytest.raises(RuntimeError, match="outside packing_layers"):
+        packed_logprobs(taught[2].model, exact, 1.0)
+
+
+def gradients(setup: Any, *, packed: bool, **optimizer: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    """Of one step's update, and the step's metrics."""
+    config, environment, policy = setup
+    content = config.model_dump() | {"optimizer": config.optimizer.model_dump() | {"max_grad_norm": 1e9} | optimizer}
+    own = replace(policy, model=copy.deepcopy(policy.model))
+    trainer = Trainer(ExperimentConfig.model_validate(content), environment, own)
+    trainer.packed = trainer.model.packed = packed
+    metrics = trainer.run_step().metrics
+    return torch.cat([p.grad.flatten() for p in own.model.parameters()]), metrics
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])  # with a reference: a pass without gradient in the same block
+def test_a_packed_update_with_checkpointing_has_the_padded_gradients(taught: Any, kl: float) -> None:
+    """Layers are computed again on the way back: packed then too."""
+    padded, one = gradients(taught, packed=False, gradient_checkpointing=False, kl_coefficient=kl)
+    packed, other = gradients(taught, packed=True, gradient_checkpointing=True, kl_coefficient=kl)
+    assert padded.abs().max() > 1e-3
+    assert (padded - packed).abs().max() < 1e-5 * padded.abs().max() + 1e-6
+    assert one["train/padding_share"] > 0 == other["train/padding_share"]
 
 
 def test_packing_leaves_the_model_as_it_was(taught: Any) -> None:
@@ -250,9 +312,16 @@ def test_a_trainer_with_it_makes_the_same_step(taught: Any) -> None:
         trainer = Trainer(ExperimentConfig.model_validate(content), environment, own)
         found.append([trainer.run_step().metrics for _ in range(2)])
     for exact, ours in zip(*found, strict=True):
-        for name in ("train/f1", "train/gain", "train/loss", "train/grad_norm", "train/entropy"):
-            if name in exact:
-                assert ours[name] == pytest.approx(exact[name], abs=2e-4), name
+        for name in (
+            "train/f1",
+            "reward/gain_mean",
+            "reward/belief_end",
+            "train/loss",
+            "train/grad_norm",
+            "train/entropy",
+            "train/clip_share",
+        ):
+            assert ours[name] == pytest.approx(exact[name], abs=2e-4), name
         assert ours["progress/sampled_tokens"] == exact["progress/sampled_tokens"]
         assert "engine/mismatch" not in exact
         assert 0 <= ours["engine/mismatch"] <= ours["engine/mismatch_max"] < 1e-5
@@ -278,14 +347,109 @@ def test_drift_by_hand(taught: Any) -> None:
     assert Drift.metrics([]) == {}
 
 
-def test_sliding_windows_are_refused(taught: Any) -> None:
-    config = Qwen2Config(
+def tiny(of: Any, **others: Any) -> Any:
+    """A model of two layers."""
+    config = of(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=32,
-        use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        **others,
     )  # fmt: skip
-    policy = replace(taught[2], model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
-    with pytest.raises(ConfigError, match=r"sliding_attention.*rollout.engine.kind"):
-        SlotModel(policy, 2, 16, 4)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+WINDOWS = [
+    (MistralConfig, {"sliding_window": 8}),  # names no kinds of layers
+    (Qwen2Config, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("of", "window"), WINDOWS)
+def test_sliding_windows_are_refused(taught: Any, of: Any, window: Any) -> None:
+    """Before anything is sampled."""
+    policy = replace(taught[2], model=tiny(of, **window))
+    with pytest.raises(ConfigError, match=r"sliding window of 8 tokens: set rollout\.engine\.kind=transformers"):
+        ContinuousRollout(policy)
+
+
+@pytest.mark.parametrize(("of", "window"), WINDOWS)
+def test_updates_are_packed_where_the_model_can_be(taught: Any, of: Any, window: Any) -> None:
+    """As if on a GPU: the decision alone."""
+
+    def on(device: str, config: Any, half: bool = True) -> Any:
+        return replace(taught[2], model=SimpleNamespace(config=config, device=torch.device(device)), half=half)
+
+    without = tiny(of, **window | {"sliding_window": None, "use_sliding_window": False}).config
+    assert packs(on("cuda", without), "none")
+    assert not packs(on("cuda", tiny(of, **window).config), "none")
+    assert not packs(on("cuda", without), "fsdp")
+    assert not packs(on("cuda", without, half=False), "none")
+    assert not packs(on("cpu", without), "none")
+
+
+def test_a_window_counts_in_padded_updates_and_not_in_packed_ones(taught: Any) -> None:
+    """Why such a model is not packed: its padded pass differs once a history is longer than the window."""
+    item = max(both(taught, 256)[0], key=lambda one: len(one.token_ids))
+    ids = tuple(token % 32 for token in item.token_ids)
+    model = tiny(MistralConfig, sliding_window=8)
+    assert len(ids) > 8
+    with torch.no_grad(), packing_layers(model):
+        packed, _ = packed_logprobs(model, [replace(item, token_ids=ids)], 1.0)
+    with torch.no_grad():
+        padded, _ = sampled_logprobs(model, [replace(item, token_ids=ids)], 0, 1.0)
+    assert (packed - padded).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("head", [torch.float32, torch.bfloat16])  # bfloat16: as LoRA leaves the weights
+def test_beliefs_in_bfloat16_are_projected_in_float32(taught: Any, head: torch.dtype) -> None:
+    """As the exact engine's (test_probes.py): all logits shifted by 25, where a bfloat16 logit is one of steps of an eighth."""
+    config, environment, policy = taught
+    model = copy.deepcopy(policy.model)
+    model.lm_head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), 25.0))
+    model.lm_head.to(head)
+    exact = replace(policy, model=copy.deepcopy(model))
+    exact.model.lm_head.float()
+    half = replace(policy, model=model, half=True)
+
+    def several(question: Question) -> list[Any]:
+        return [
+            policy.protocol.probe(answer)
+            for answer in (question.answers[0], environment.questions("dev")[0].answers[0])
+        ]
+
+    questions = environment.questions("train")[:4]
+    ours = ContinuousRollout(half)(half, environment, questions, config.rollout, members=3, key=KEY, probes=several)
+    compared = 0
+    for item in ours:
+        assert item.answer_scores is not None
+        for number, probe in enumerate(several(item.question)):
+            (wanted,) = answer_log_likelihoods(exact.model, [item.token_ids], [item.cuts], [probe])
+            assert [scores[number] for scores in item.answer_scores] == pytest.approx(wanted, abs=0.002)
+            compared += len(wanted)
+    assert compared > 40
+
+
+def test_reading_beliefs_counts_in_full_as_scoring(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pass that probes share with prompts and observations their share of tokens; what reads them, whole."""
+    config, environment, policy = taught
+    score, calls = _Run._score, []
+
+    def slow(self: Any, *arguments: Any) -> None:
+        calls.append(time.sleep(0.2))
+        score(self, *arguments)
+
+    monkeypatch.setattr(_Run, "_score", slow)
+    times = RolloutTimes()
+    probes = answer_probes(policy, config.reward)
+    ContinuousRollout(policy)(
+        policy,
+        environment,
+        environment.questions("train")[:2],
+        config.rollout,
+        members=1,
+        key=KEY,
+        probes=probes,
+        times=times,
+    )
+    assert calls and 0.2 * len(calls) <= times.scoring < times.total
 
 
 def test_it_is_refused_with_sharded_weights() -> None:

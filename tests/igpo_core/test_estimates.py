@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from flows.specification import load_specification
 from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing, work
 from igpo_core.rollout.cache import roomy_cache
+from igpo_core.rollout.slots import SlotModel
 from igpo_core.weights import add_lora, trained
 
 HALF, SEVEN = MODELS["qwen-0-5b"][0], MODELS["qwen-7b"][0]  # 0.49 and 7.62 billion parameters by their model cards
@@ -224,8 +226,6 @@ def test_rollouts_on_servers_leave_this_accelerator() -> None:
 
 def test_checkpointing_is_chosen_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """auto: where the estimate without it exceeds the share of the card that the run was given."""
-    from types import SimpleNamespace
-
     model = SimpleNamespace(config=SMALL, device=torch.device("cuda"))
     needed = memory(Shape.of(SMALL), configure()).total
     card = SimpleNamespace(total_memory=2 * needed)
@@ -239,3 +239,23 @@ def test_checkpointing_is_chosen_by_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert wanted("auto", 0.51) is False and wanted("auto", 0.49) is True
     assert wanted("auto", 0.49, "cpu") is False
     assert wanted(True, 1.0) is True and wanted(False, 0.01) is False
+
+
+def test_the_continuous_engine_keeps_its_cache_and_its_casts_in_the_update() -> None:
+    """Against the bytes of an engine that is made: eight histories of 512 tokens and a probe."""
+    model = AutoModelForCausalLM.from_config(TINY, attn_implementation="sdpa")
+    engine = SlotModel(SimpleNamespace(model=model, half=True, precision=None, end_ids=[0]), 8, 512 + 128, 64)  # type: ignore[arg-type]
+    tensors = [tensor for layer in engine.caches for tensor in layer]
+    tensors += [
+        other for own, other in zip(model.parameters(), engine.twin.parameters(), strict=True) if own is not other
+    ]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    rollout = {"batch_size": 8, "max_tokens": 512}
+
+    def update(kind: str) -> int:
+        found = configure({"dtype": "bfloat16"}, rollout=rollout | {"engine": {"kind": kind}})
+        return memory(Shape.of(TINY), found).update
+
+    kept = update("continuous") - update("transformers")
+    graph = 8 * 44 * 500  # of a decoding step's logits
+    assert held <= kept - graph <= 1.1 * held
