@@ -214,6 +214,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths, at_a_time:
         "margin": held.margin, "rollout cache": held.cache, "weights whole or cast for rollouts": held.gathered,
         "a rollout's widest pass": held.passes, "or activations": held.activations,
         "with weights and gradients not spread": held.unsharded,
+        "and what the rollout's engine keeps": held.kept,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
     processes = config.training.world
