@@ -141,7 +141,8 @@ def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
 
 def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any) -> None:
     """The interpreter waits at its end for every thread that is no daemon."""
-    freed, hanging = threading.Event(), []
+    freed = threading.Event()
+    hanging: list[threading.Thread] = []
 
     class Hanging:
         def search(self, requests: Sequence[tuple[Question, str]]) -> Any:
@@ -430,10 +431,12 @@ def test_beliefs_in_bfloat16_are_projected_in_float32(taught: Any, head: torch.d
 def test_reading_beliefs_counts_in_full_as_scoring(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the pass that probes share with prompts and observations their share of tokens; what reads them, whole."""
     config, environment, policy = taught
-    score, calls = _Run._score, []
+    score = _Run._score
+    calls: list[int] = []
 
     def slow(self: Any, *arguments: Any) -> None:
-        calls.append(time.sleep(0.2))
+        calls.append(len(calls))
+        time.sleep(0.2)
         score(self, *arguments)
 
     monkeypatch.setattr(_Run, "_score", slow)
