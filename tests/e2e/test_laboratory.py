@@ -144,7 +144,10 @@ def test_a_deployed_ablation_runs_through_the_worker(servers: Servers, sweep: st
         "logs": {"flow_run_id": {"any_": [found["id"]]}}, "sort": "TIMESTAMP_ASC"})]  # fmt: skip
     assert found["name"] == "tiny" and sum(" of 2 runs" in line and "seed 2: test F1" in line for line in logged) == 2
     (end,) = [line for line in logged if "ANSWER" in line]
-    assert "Test F1 of each seed" in end and "Exploratory: seed 2 is not of the preset." in " ".join(end.split())
+    assert (
+        "Test F1 of each seed" in end
+        and "Exploratory: seed 2 added; seeds 0, 1 left out, against the preset." in " ".join(end.split())
+    )
     assert "Finished in state Completed()" not in logged[:-1]
     # a part of a sweep has a report of its own: the whole one's stays
     reports = [run for run in all_runs(servers) if run["tags"].get("kind") == "report"]

@@ -381,8 +381,8 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert second.answer.startswith("Not decided whether igpo is better or worse than outcome_only: test F1 0.800")
     found_again = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
     assert found_again == replace(second, reused=True) and not second.reused  # nothing had changed
-    added = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], exploratory=[4])
-    assert not added.reused and added.run_id == first.run_id and "Exploratory: seed 4" in added.terminal
+    added = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], exploratory=["seed 4 added"])
+    assert not added.reused and added.run_id == first.run_id and "Exploratory: seed 4 added" in added.terminal
     second = added
     assert client().get_metric_history(second.run_id, "report/igpo/difference") == points  # unchanged: no new point
     assert client().get_run(first.run_id).info.end_time == lasted  # a report written again does not seem to take longer
