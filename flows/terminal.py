@@ -8,13 +8,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from tasks.prefect_runs import TOLD
 
 LOG = "IGPO_SWEEP_LOG"  # environment variable: the file, for the processes of the runs
 
 
-class Told(logging.StreamHandler):  # type: ignore[type-arg]
+class Told(logging.StreamHandler[TextIO]):
     """Writes what run_log of tasks.prefect_runs was given, as it is."""
 
     def __init__(self, level: int) -> None:

@@ -168,7 +168,7 @@ class SlotModel:
     def _captured(self, count: int, sampling: Sampling) -> torch.cuda.CUDAGraph:
         """A decoding step as a CUDA graph. What the steps before it change is put back."""
         kept = [(tensor, tensor.clone()) for tensor in self._state]
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles and initialises, which a graph must not hold
             for _ in range(3):
