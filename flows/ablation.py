@@ -293,14 +293,15 @@ def show_report(report: "Report", sweep: str) -> None:
 
 
 def tell_what_moved(study: str, report: "Report", say: Say) -> None:
-    """A warning and an event for each effect that left its earlier interval; automations can react to the event."""
+    """A warning and an event for each effect that left its earlier interval; automations can react to the event. Once: a
+    report that is found as it was has told them."""
     from dataclasses import asdict
 
     from prefect.events import emit_event
 
     from tasks.watch import EVENT
 
-    for arm in report.moved:
+    for arm in () if report.reused else report.moved:
         say(f"warning: {arm.sentence()}")
         resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
         emit_event(EVENT, resource, payload={**asdict(arm), "report": report.url})

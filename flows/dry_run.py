@@ -10,13 +10,13 @@ themselves, this machine's accelerators, other machines, MLflow and Prefect, whe
 import argparse
 import statistics
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.specification import AblationSpecification, load_specification
-from flows.work import plan, whole, whole_seconds, write_minutes
+from flows.work import Run, missing_starts, plan, whole, whole_seconds, write_minutes
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
@@ -180,9 +180,8 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
 def spent(preset: str, specification: AblationSpecification, shape: "Shape", home: Path) -> Iterator[str]:
     """Disk, and time on this machine as far as it was timed, of all runs from nothing."""
     runs, starts = whole(specification)
-    lora = specification.base.policy.lora if isinstance(specification.base.policy, PretrainedPolicy) else None
     timing = known_timing(home, specification.name, specification.base)
-    weights = timing.weights if timing else 4 * (shape.adapter(lora) if lora else shape.parameters)
+    weights = timing.weights if timing else trained_bytes(specification.base, shape)
     needed, free = disk(len(runs), len(starts), weights), free_space(home)
     yield f"disk: about {needed / 1e9:.1f} GB for {len(runs)} runs and {len(starts)} warm starts; {free / 1e9:.0f} GB are free"
     if needed > free:
@@ -199,6 +198,28 @@ def spent(preset: str, specification: AblationSpecification, shape: "Shape", hom
         f"{spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(runs[0], timing))} (a step of "
         f"{timing.rollouts} rollouts took {timing.step:.2g} s here)"
     )
+
+
+def trained_bytes(config: ExperimentConfig, shape: "Shape") -> int:
+    """Bytes of what a run trains, in float32: all weights, or the adapter."""
+    lora = config.policy.lora if isinstance(config.policy, PretrainedPolicy) else None
+    return 4 * (shape.adapter(lora) if lora else shape.parameters)
+
+
+def needed_disk(specification: AblationSpecification, versions: Mapping[str, str], runs: Sequence[Run]) -> int:
+    """Bytes that those of these runs that are not finished will take, with their warm starts. The weights are as large as in
+    the last sweep of such a policy, or counted where there was none."""
+    from igpo_core.environments import open_environment
+    from tasks.data import data_folder
+    from tasks.home import home
+
+    left, base = [run for run in runs if not run.finished], specification.base
+    timing = known_timing(home(), specification.name, base)
+    if timing is not None:
+        weights = timing.weights
+    else:
+        weights = trained_bytes(base, describe(base, open_environment(base, data_folder(versions[left[0].cell])))[1])
+    return disk(len(left), len(missing_starts(left)), weights)
 
 
 def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths, at_a_time: int) -> Generator[str, None, bool]:

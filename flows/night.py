@@ -1,7 +1,7 @@
 """Flow `night`: a standing study. Each night makes its next seeds until a fixed number is there; then comes the verdict, once.
 
-From then on a night runs a few fixed seeds again when code, data or packages have changed, and says whether the verdict
-moved. Where the study stands is read from the runs on disk and the reports in MLflow. Each night sends one message.
+From then on a night runs a few fixed seeds again when code, data, torch or transformers have changed, and says whether the
+verdict moved. Where the study stands is read from the runs on disk and the reports in MLflow. Each night sends one message.
 """
 
 import re
@@ -56,7 +56,7 @@ def night(
     Args:
         seeds: Seeds of the study in all, fixed before its first night: the preset's own, then the numbers after them.
         seeds_a_night: Seeds that one night makes.
-        check_seeds: The first seeds of the study, which are run again after a change of code, data or packages.
+        check_seeds: The first seeds of the study, which are run again after a change of code, data, torch or transformers.
         notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone.
         mail_to: Address of the message where notify is a mail server, as email-server-credentials/lab.
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
@@ -90,6 +90,7 @@ def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Abla
 
 def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float, say: Say) -> Message:
     """Do what the night has to do. Returns what there is to say."""
+    from flows.dry_run import needed_disk
     from tasks.pruning import require_room
 
     versions = published_versions(specification) or prepare_data(preset)["versions"]
@@ -103,7 +104,8 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
         return morning.nothing(study, verdict, check)
     if todo.seeds:
         asked = [run for run in runs if run.seed in todo.seeds]
-        require_room(home(), sum(not run.finished for run in asked), sweep, free_gb)
+        if not all(run.finished for run in asked):
+            require_room(home(), needed_disk(specification, versions, asked), free_gb)
         train_all(preset, specification, asked, sweep, say)
     if verdict:
         return check_verdict(specification, study, versions, sweep, verdict, say)
@@ -112,7 +114,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
     report = write_report(specification, sweep, versions, (), say)
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
-    return morning.verdict(study, sweep, report.answer, report.url)
+    return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
 
 
 def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from igpo_core.errors import IgpoError
 from tasks.messages import Message
 from tasks.nights import Verdict
 from tasks.standing import Change, Study
@@ -21,13 +22,14 @@ def progress(study: Study, sweep: str, made: Sequence[int], done: int) -> Messag
     )
 
 
-def verdict(study: Study, sweep: str, answer: str, report: str) -> Message:
-    """Return what the night of the last seed says."""
+def verdict(study: Study, sweep: str, answer: str, warnings: Sequence[str], report: str) -> Message:
+    """Return what the night of the last seed says. warnings: of the report."""
     total = len(study.seeds)
+    warned = "".join(f"Warning: {line}\n\n" for line in warnings)
     return Message(
         f"{study.name}: the verdict of {total} seeds",
-        f"{answer}\n\nThe study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
-        f"{_seeds(study.checks, start='s')} again when code, data or packages have changed.\n\nReport: {report}",
+        f"{answer}\n\n{warned}The study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
+        f"{_seeds(study.checks, start='s')} again when code, data, torch or transformers have changed.\n\nReport: {report}",
     )
 
 
@@ -73,10 +75,14 @@ def check(study: Study, found: Verdict, changes: Sequence[Change], said: str) ->
 
 
 def failed(name: str, error: Exception, again: str) -> Message:
-    """Return what a night says that failed. again: the command that starts it."""
+    """Return what a night says that failed. again: the command that starts it.
+
+    An error of another library is named by its kind alone: its words may hold an address with a password.
+    """
+    why = str(error) if isinstance(error, IgpoError) else f"{type(error).__name__}, which its log tells more of."
     return Message(
         f"{name}: the night FAILED",
-        f"{error or type(error).__name__}\n\nWhat is finished is kept. The next night goes on from there; to go on now: {again}",
+        f"{why}\n\nWhat is finished is kept. The next night goes on from there; to go on now: {again}",
     )
 
 

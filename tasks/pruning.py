@@ -204,15 +204,13 @@ def _delete_copy(run: "Run") -> None:
     mlflow.delete_run(run.info.run_id)
 
 
-def require_room(home: Path, runs: int, sweep: str, least: float) -> None:
-    """Raise ServiceError where so many more runs would leave less than `least` GB free. A run takes as much as the largest of
-    its sweep, or nothing while there is none."""
-    each = max((run.size for run in read_runs(home) if run.sweep == sweep), default=0)
+def require_room(home: Path, needed: int, least: float) -> None:
+    """Raise ServiceError where so many more bytes would leave less than `least` GB free."""
     free = shutil.disk_usage(home).free
-    if short_of_room(free, runs * each, least):
+    if short_of_room(free, needed, least):
         raise ServiceError(
-            f"the disk of {home} has {free / 1e9:.1f} GB free. {runs} runs would take {runs * each / 1e9:.1f} GB and leave less "
-            f"than free_gb={least:g}. `make prune` shows what may be deleted; or move IGPO_HOME, or lower free_gb"
+            f"the disk of {home} has {free / 1e9:.1f} GB free. The runs of this night would take {needed / 1e9:.1f} GB and leave "
+            f"less than free_gb={least:g}. `make prune` shows what may be deleted; or move IGPO_HOME, or lower free_gb"
         )
 
 

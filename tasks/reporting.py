@@ -35,8 +35,9 @@ class Report:
     """Where the report is, and what it says.
 
     url: report.html in MLflow. compare: the curves by arm in MLflow.
-    answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. rows: the table
-    as text cells. widest: the widest 95% interval of a difference, None where there is none. made: when it was written.
+    answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. warnings: these,
+    with their cell. rows: the table as text cells. widest: the widest 95% interval of a difference, None where there is none.
+    made: when it was written.
     reused: it was there, and nothing that it is made of has changed.
     """
 
@@ -46,6 +47,7 @@ class Report:
     answer: str
     markdown: str
     terminal: str
+    warnings: list[str]
     rows: list[dict[str, str]]
     widest: float | None
     moved: list[Moved]
@@ -103,6 +105,7 @@ def write_report(
         answer=answer,
         markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
         terminal=_terminal(reports, answer),
+        warnings=[f"{r.cell}: {line}" if r.cell else line for r in reports for line in r.words.warnings],
         rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
         widest=max(widths, default=None),
         moved=left,
@@ -230,7 +233,7 @@ def _traces(run: RunData) -> dict[str, str]:
 
 def comparison_of(specification: Mapping[str, Any]) -> str:
     """The same for sweeps that compare the same: tasks/watch.py compares those."""
-    kept = ("name", "base", "arms", "baseline", "factors", "seeds")
+    kept = ("name", "base", "arms", "baseline", "primary", "margin", "factors", "seeds")
     return fingerprint({name: specification[name] for name in kept})
 
 

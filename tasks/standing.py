@@ -1,4 +1,4 @@
-"""A standing study: which seeds a night makes, and whether a change of code, data or packages moved its verdict. Pure functions.
+"""A standing study: which seeds a night makes, and whether its verdict moved. Pure functions.
 
 The number of seeds is fixed before the first night, and nothing is compared before the last of them is there: whoever looks
 at every interim result and stops at a good one finds too many differences.
@@ -28,7 +28,7 @@ class Study:
     a_night: int
     """How many of them one night makes."""
     checks: tuple[int, ...]
-    """Those that are run again after a change of code, data or packages."""
+    """Those that are run again after a change of code, data, torch or transformers."""
 
 
 @dataclass(frozen=True)

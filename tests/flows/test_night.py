@@ -3,13 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from flows.dry_run import needed_disk
 from flows.night import finished_seeds, load_study
 from flows.parameters import PRESETS
 from flows.work import work
+from igpo_core.environments import open_environment
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
+from igpo_core.policies import build_policy
+from tasks.data import prepare
+from tasks.planning import Timing, keep_timing
 from tasks.runs import identify
 
 
@@ -47,3 +53,18 @@ def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:
         run.folder.mkdir(parents=True)
         write_json(run.result_file, {})
     assert finished_seeds(work(specification, {"": "d"}, "s", tmp_path)) == {0}
+
+
+def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 runs of two checkpoints (weights and two moments each), a best one and MLflow's copy, 2 MB besides; 6 warm starts."""
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
+    specification, _ = load_study("tiny", 6, 2, 2)
+    data = prepare(specification.base.data, tmp_path)
+    versions = {"": data.version}
+    runs = work(specification, versions, "s", tmp_path)
+    with torch.device("meta"):
+        model = build_policy(specification.base, open_environment(specification.base, data.folder)).model
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert needed_disk(specification, versions, runs) == 12 * (8 * weights + 2_000_000) + 6 * weights
+    keep_timing(tmp_path, "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6))
+    assert needed_disk(specification, versions, runs) == 12 * (8 * 10**6 + 2_000_000) + 6 * 10**6

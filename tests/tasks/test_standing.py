@@ -61,7 +61,7 @@ def test_night_by_night() -> None:
         (State(frozenset({201, 205}), "", False), Tonight("study", (200, 202, 203))),  # those that failed come again
         (State(frozenset(STUDY.seeds), "", False), Tonight("study", (), last=True)),  # the report alone is missing
         (State(frozenset(STUDY.seeds), "new", False), Tonight("nothing", ())),
-        (State(frozenset(), "old", False), Tonight("check", (200, 201))),  # code, data or packages changed
+        (State(frozenset(), "old", False), Tonight("check", (200, 201))),  # code, data, torch or transformers changed
         (State(frozenset({200, 201}), "old", False), Tonight("check", (200, 201))),  # made, and not yet compared
         (State(frozenset({200, 201}), "old", True), Tonight("nothing", ())),
         (State(frozenset(), "new", True), Tonight("nothing", ())),  # back to the code of the verdict
@@ -162,8 +162,11 @@ def test_an_interim_night_tells_no_difference() -> None:
 
 
 def test_the_verdict_begins_with_its_sentence() -> None:
-    message = morning.verdict(STUDY, "lookup-new", "igpo is better than base.", "http://m/r1")
-    assert message.body.startswith("igpo is better than base.\n") and "http://m/r1" in message.body
+    message = morning.verdict(STUDY, "lookup-new", "igpo is better than base.", ["2 processors"], "http://m/r1")
+    assert (
+        message.body.startswith("igpo is better than base.\n\nWarning: 2 processors\n\n")
+        and "http://m/r1" in message.body
+    )
     assert "From now on a night runs seeds 200 and 201 again when" in message.body
 
 
@@ -196,3 +199,9 @@ def test_a_failed_night_says_why_and_how_to_go_on() -> None:
     message = morning.failed("lookup", ConfigError("no such arm"), "prefect flow-run retry 7")
     assert message.subject == "lookup: the night FAILED"
     assert message.body.startswith("no such arm\n") and "prefect flow-run retry 7" in message.body
+
+
+def test_the_words_of_another_librarys_error_are_not_sent() -> None:
+    """They may hold an address with a password."""
+    message = morning.failed("lookup", OSError("postgresql://lab:secret@db/x"), "prefect flow-run retry 7")
+    assert message.body.startswith("OSError,") and "secret" not in message.body
