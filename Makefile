@@ -26,6 +26,9 @@ export GX_ANALYTICS_ENABLED := false
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+PIP   := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+# not in the lock, for its builds differ by index under one version: TORCH_INDEX is asked for torch alone, after all others are there
+TORCH := torch==2.13.0
 
 .PHONY: help environment ablation dry-run test lint format up down status send prune worker bench
 
@@ -51,26 +54,27 @@ help:
 	@echo "wheels spare gigabytes of CUDA on Linux: TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 
 environment:
-	@if [ -f $(STAMP) ] && [ $(STAMP) -nt pyproject.toml ] && [ $(STAMP) -nt constraints.txt ]; then \
+	@if [ -f $(STAMP) ] && [ $(STAMP) -nt pyproject.toml ] && [ $(STAMP) -nt requirements.lock ]; then \
 		echo "Environment: $(VENV) is complete and reused"; \
 	else \
 		$(MAKE) --no-print-directory $(STAMP); \
 	fi
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(PYTHON) is missing or older than Python 3.11. Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Environment: installing into $(VENV) (about 2 minutes, 2 GiB)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
+	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 	@echo "Environment: ready"
 
 ablation: environment
 	@$(BIN)/python -m flows.specification $(PRESET)
 	@$(BIN)/python -m deployments.services servers
-	@$(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
+	@PREFECT_API_AUTH_STRING="$$(cat "$$IGPO_HOME/account")" $(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
 
 dry-run: environment
 	@$(BIN)/python -m flows.dry_run $(PRESET)
@@ -90,7 +94,6 @@ format: environment
 	@$(BIN)/ruff format .
 
 bench: environment
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 up: environment

@@ -83,6 +83,12 @@ class Laboratory:
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports[0]}",
         }
 
+    @property
+    def account(self) -> tuple[str, str]:
+        """Of the Prefect server: name and password."""
+        name, _, password = (self.home / "account").read_text().strip().partition(":")
+        return name, password
+
     def services(self, command: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "deployments.services", command],
@@ -116,14 +122,17 @@ class Laboratory:
         path = self.home / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"name": name, **SPECIFICATION}))
         api = self.environment["PREFECT_API_URL"]
-        deployment = httpx.get(f"{api}/deployments/name/ablation/tiny", timeout=30).raise_for_status().json()["id"]
+        found = httpx.get(f"{api}/deployments/name/ablation/tiny", timeout=30, auth=self.account)
+        deployment = found.raise_for_status().json()["id"]
         asked = {
             "parameters": {"preset": str(path), **parameters},
             "state": {"type": "SCHEDULED"},
             "idempotency_key": name,
         }
         while True:  # a busy SQLite answers 503
-            made = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=asked, timeout=30)
+            made = httpx.post(
+                f"{api}/deployments/{deployment}/create_flow_run", json=asked, timeout=30, auth=self.account
+            )
             if made.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 return str(made.raise_for_status().json()["id"])
             time.sleep(1)
@@ -132,7 +141,8 @@ class Laboratory:
         """As the server has it; waits while the server is away."""
         while True:
             try:
-                answer = httpx.get(f"{self.environment['PREFECT_API_URL']}/flow_runs/{run_id}", timeout=10)
+                page = f"{self.environment['PREFECT_API_URL']}/flow_runs/{run_id}"
+                answer = httpx.get(page, timeout=10, auth=self.account)
                 found: dict[str, Any] = answer.raise_for_status().json()
                 return found
             except (httpx.TransportError, httpx.HTTPStatusError):
@@ -344,7 +354,8 @@ def disk_full(lab: Laboratory, run_id: str) -> str:
     half = [path for path in runs.glob("*/checkpoints/step-*") if not (path / "manifest.json").is_file()]
     subprocess.run(["mount", "-o", "remount,size=100m", str(runs)], check=True)
     state = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
-    httpx.post(f"{lab.environment['PREFECT_API_URL']}/flow_runs/{run_id}/set_state", json=state).raise_for_status()
+    page = f"{lab.environment['PREFECT_API_URL']}/flow_runs/{run_id}"
+    httpx.post(f"{page}/set_state", json=state, auth=lab.account).raise_for_status()
     return f"failed by name, {len(half)} half-written checkpoints, retried"
 
 
@@ -355,16 +366,18 @@ def every_minute(lab: Laboratory, run_id: str) -> str:
     longer = {**SPECIFICATION["base"], "training": {"epochs": 8, "steps_per_epoch": 120}}
     path.write_text(yaml.safe_dump({"name": "cron", **SPECIFICATION, "base": longer}))
     api = lab.environment["PREFECT_API_URL"]
-    deployment = httpx.get(f"{api}/deployments/name/ablation/tiny").raise_for_status().json()["id"]
+    found = httpx.get(f"{api}/deployments/name/ablation/tiny", auth=lab.account)
+    deployment = found.raise_for_status().json()["id"]
     wanted = {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": {"preset": str(path)}}
-    made = httpx.post(f"{api}/deployments/{deployment}/schedules", json=[wanted]).raise_for_status().json()
+    schedules = f"{api}/deployments/{deployment}/schedules"
+    made = httpx.post(schedules, json=[wanted], auth=lab.account).raise_for_status().json()
     most, deadline = 0, time.monotonic() + 300
     seen: dict[str, str] = {}
     late: dict[str, float] = {}
     took: dict[str, float] = {}
     while time.monotonic() < deadline:
         asked = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "limit": 100}
-        answer = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30)
+        answer = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30, auth=lab.account)
         if answer.is_success:
             runs = [run for run in answer.json() if run["auto_scheduled"] and run["state_name"] != "Scheduled"]
             most = max(most, sum(run["state_type"] == "RUNNING" for run in runs))
@@ -372,7 +385,7 @@ def every_minute(lab: Laboratory, run_id: str) -> str:
             late |= {run["id"]: run["estimated_start_time_delta"] for run in runs if run["start_time"]}
             took |= {run["id"]: run["total_run_time"] for run in runs}
         time.sleep(1)
-    httpx.delete(f"{api}/deployments/{deployment}/schedules/{made[0]['id']}").raise_for_status()
+    httpx.delete(f"{schedules}/{made[0]['id']}", auth=lab.account).raise_for_status()
     states = [*seen.values()]
     counts = ", ".join(f"{states.count(name)} {name}" for name in sorted(set(states)))
     return (

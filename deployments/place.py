@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deployments import processes
 from deployments.processes import Record, StateFile
 from igpo_core.errors import ServiceError
+from tasks.account import for_runs, for_servers, make_account, mlflow_has_account, read_account
 from tasks.home import PROJECT, home
 
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
@@ -52,8 +53,24 @@ class Place:
     @property
     def prefect_url(self) -> str:
         if self.elsewhere:
-            return given("PREFECT_API_URL").removesuffix("/api")
+            return given("PREFECT_API_URL").rstrip("/").removesuffix("/api")
         return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def account(self) -> str | None:
+        """name:password of the Prefect server, None where it asks for none; made at the first use of the embedded one."""
+        if not self.elsewhere:
+            return self._own_account
+        own = replace(self, elsewhere=False)
+        given_account = os.environ.get("PREFECT_API_AUTH_STRING")
+        # through a tunnel the embedded server of a shared folder is at its own address on other machines, too
+        return given_account or (read_account(self.home) if self.prefect_url == own.prefect_url else None)
+
+    @property
+    def _own_account(self) -> str:
+        """A server that runs has the account it was started with, whatever this process was told."""
+        running = own(self, "prefect")
+        return (running and read_account(self.home)) or make_account(self.home)
 
     @property
     def state(self) -> StateFile:
@@ -63,9 +80,28 @@ class Place:
         return self.home / "logs" / f"{name}.log"
 
     def environment(self) -> dict[str, str]:
-        """What a service, a worker's flow runs included, finds in its environment."""
+        """What the worker and its flow runs find in their environment: no password that only a server needs."""
+        account = self.account
+        # "": none, whatever a .env of this folder says, for the account of one server is not for another
+        variables = {"PREFECT_API_AUTH_STRING": account or ""}
+        if not self.elsewhere and account and mlflow_has_account():
+            name, _, password = account.partition(":")
+            variables |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+        return {**filter_names(os.environ, for_runs), **self._common(), **variables}
+
+    def server_environment(self) -> dict[str, str]:
+        """What the embedded servers find in their environment: no key of a search or a judge."""
+        account = self.account or ""
+        variables = {
+            "PREFECT_SERVER_API_AUTH_STRING": account,
+            "PREFECT_API_AUTH_STRING": account,
+            # pages of other origins get no answer to read; the account is what refuses them
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.prefect_url},http://localhost:{self.prefect_port}",
+        }
+        return {**filter_names(os.environ, for_servers), **self._common(), **variables}
+
+    def _common(self) -> dict[str, str]:
         return {
-            **os.environ,
             "IGPO_HOME": str(self.home),
             "MLFLOW_PORT": str(self.mlflow_port),
             "PREFECT_PORT": str(self.prefect_port),
@@ -86,6 +122,10 @@ class Place:
             "GX_ANALYTICS_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def filter_names(variables: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if wanted(name)}
 
 
 def given(variable: str) -> str:
@@ -123,15 +163,15 @@ def wait_until_ready(place: Place, name: str, title: str, record: Record, *, rea
         raise
 
 
-def run_once(place: Place, name: str, arguments: list[str]) -> None:
-    """Run `python -m arguments...` to its end. Raises ServiceError with the end of its log."""
+def run_once(place: Place, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
+    """Run `python -m arguments...` to its end, as the worker's flow runs are. Raises ServiceError with the end of its log."""
     log = place.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=PROJECT,
-            env=place.environment(),
+            env=place.environment() if environment is None else environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """What a Prefect server is told: pools, a queue, the deployments of prefect.yaml, automations."""
 
-import os
 import time
+from typing import Any
 
 import httpx
 import yaml
@@ -19,6 +19,7 @@ POOLS = {
     NODES_POOL: "Other machines of runs with training.nodes. Not Ready until `make worker POOL=igpo-nodes` serves it.",
 }
 RETIRED = ("ablation/nightly", "ablation/weekly")  # of earlier versions: night/nightly does their work
+FREE = ("command", "working_dir")  # of a pool's template: who may start a flow run shall not thereby run a shell
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, of a server on a machine that is busy
 AUTOMATIONS = PROJECT / "deployments" / "automations"
@@ -37,6 +38,8 @@ def create_pools(place: Place) -> None:
                 # ("this borrower is already holding one of this CapacityLimiter's tokens")
                 settings = {"concurrency_limit": AT_ONCE if pool == POOL else None, "description": description}
                 api.patch(f"/work_pools/{pool}", json=settings).raise_for_status()
+            elif found.raise_for_status().json()["type"] == "process":
+                close_template(api, found.json())
             state = "created" if found.status_code == httpx.codes.NOT_FOUND else "there"
             say(f"Work pool {pool}: {state}" if pool == POOL else f"Work pool {pool}: {state}. {description}")
         if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:
@@ -46,6 +49,18 @@ def create_pools(place: Place) -> None:
                 "description": "Sweeps run one after another, whoever started them.",
             }
             api.post(f"/work_pools/{POOL}/queues", json=queue).raise_for_status()
+
+
+def close_template(api: httpx.Client, pool: dict[str, Any]) -> None:
+    """A pool of an earlier version let a flow run choose the command; the rest of its template stays the user's."""
+    template = pool["base_job_template"]
+    parts = [template.get("job_configuration", {}), template.get("variables", {}).get("properties", {})]
+    if any(name in part for part in parts for name in FREE):
+        for part in parts:
+            for name in FREE:
+                part.pop(name, None)
+        api.patch(f"/work_pools/{pool['name']}", json={"base_job_template": template}).raise_for_status()
+        say(f"Work pool {pool['name']}: its flow runs no longer choose a {' or '.join(FREE)}")
 
 
 class Patient(httpx.HTTPTransport):
@@ -63,7 +78,7 @@ class Patient(httpx.HTTPTransport):
 
 def client(place: Place) -> httpx.Client:
     """Of the Prefect server's REST API."""
-    account = os.environ.get("PREFECT_API_AUTH_STRING")  # user:password, where the server asks for it
+    account = place.account
     auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
     return httpx.Client(
         base_url=f"{place.prefect_url}/api", timeout=30, trust_env=False, auth=auth, transport=Patient()

@@ -1,8 +1,11 @@
 """MLflow and the Prefect server, on this machine."""
 
 import os
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import httpx
 from sqlalchemy.engine import make_url
@@ -10,13 +13,18 @@ from sqlalchemy.engine import make_url
 from deployments import processes
 from deployments.place import Place, given, own, run_once, say, wait_until_ready
 from deployments.processes import Record
+from deployments.shell import tell_prefect
 from igpo_core.errors import ServiceError
+from tasks.account import mlflow_has_account
 from tasks.home import PROJECT
 
 
 @dataclass(frozen=True)
 class Server:
-    """What tells one server from the other. preparation: a command that runs to its end before a new start."""
+    """What tells one server from the other.
+
+    preparation: a command that runs to its end before a new start. variables: of its environment, besides the common ones.
+    """
 
     name: str
     title: str
@@ -25,6 +33,7 @@ class Server:
     variable: str
     health: str
     preparation: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def mlflow_server(place: Place) -> Server:
@@ -38,8 +47,12 @@ def mlflow_server(place: Place) -> Server:
             "processes: leave it out and put it into PGPASSWORD or ~/.pgpass"
         )
     accounts: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
     if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         given("MLFLOW_FLASK_SERVER_SECRET_KEY")
+        accounts = ("--app-name", "basic-auth")
+    elif mlflow_has_account():
+        variables = mlflow_account(place, folder)
         accounts = ("--app-name", "basic-auth")
     listen = ("--host", "127.0.0.1", "--port", str(place.mlflow_port), "--workers", "1")
     stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
@@ -52,7 +65,24 @@ def mlflow_server(place: Place) -> Server:
         health=f"{place.mlflow_url}/health",
         # several processes that first touch a new database at once crash one another
         preparation=("mlflow", "db", "upgrade", database),
+        variables=variables,
     )
+
+
+def mlflow_account(place: Place, folder: Path) -> dict[str, str]:
+    """MLflow's own accounts, in a database of their own, with the account of the Prefect server as the administrator's."""
+    name, _, password = str(place.account).partition(":")
+    settings = folder / "accounts.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 60\n"
+        f"database_uri = sqlite:///{folder / 'accounts.db'}\n"
+    )
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": name,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
 
 
 def prefect_server(place: Place) -> Server:
@@ -77,11 +107,11 @@ def start_servers(place: Place) -> None:
             continue
         say(f"{server.title}: starting on port {server.port}")
         if server.preparation:
-            run_once(place, f"{server.name}-preparation", list(server.preparation))
+            run_once(place, f"{server.name}-preparation", list(server.preparation), place.server_environment())
         record = processes.start(
             server.arguments,
             folder=PROJECT,
-            environment=place.environment(),
+            environment={**place.server_environment(), **server.variables},
             log=place.log(server.name),
             port=server.port,
         )
@@ -89,6 +119,7 @@ def start_servers(place: Place) -> None:
     for server in wanted:
         record = place.state.read()[server.name]
         wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
+    tell_prefect(place)
 
 
 def require_startable(place: Place, server: Server) -> None:

@@ -29,11 +29,11 @@ from deployments import processes
 from deployments.place import Place, own, run_once, say, wait_until_ready
 from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create_pools, deploy, set_automations
 from deployments.servers import start_servers
+from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
+from tasks.account import account_file, drop_what_servers_need
 from tasks.home import PROJECT
 
-# without PREFECT_API_URL and PREFECT_HOME `prefect` starts a server of its own outside this folder, and leaves ~/.prefect
-EXPORTS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_PORT", "PREFECT_PORT", "IGPO_HOME")
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 
 
@@ -87,9 +87,10 @@ def up(place: Place) -> None:
     say(f"MLflow      {place.mlflow_url}")
     say(f"Prefect     {place.prefect_url}")
     say(f"Logs        {place.home / 'logs'}")
+    say(f"Account     in {account_file(place.home)}: Prefect's page asks for it once, `cat` shows it")
     say("For a shell that calls prefect, make or the flows, in any folder:")
-    for name in EXPORTS:
-        say(f"  export {name}={place.environment()[name]}")
+    for line in exports(place):
+        say(f"  {line}")
     say(f"Start one   {Path(sys.executable).with_name('prefect')} deployment run 'ablation/outcome-vs-igpo'")
 
 
@@ -157,6 +158,8 @@ def down(place: Place) -> None:
                 say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)
         place.state.set(name, None)
+        if name == "prefect":
+            forget(place)
         say(f"{name}: {f'ended ({count} processes)' if count else 'had ended before'}")
     if not records:
         say(f"Nothing of {place.home} runs")
@@ -168,6 +171,7 @@ def worker(place: Place) -> None:
     from tasks.servers import require_servers
 
     place = replace(place, elsewhere=True)
+    drop_what_servers_need()
     os.environ.update(place.environment())
     require_servers()
     limit = os.environ.get("LIMIT") or "2"

@@ -11,6 +11,7 @@ from flows.specification import load_specification
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
+from tasks.account import drop_what_servers_need
 from tasks.home import home
 from tasks.servers import require_servers
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     log = home() / "logs"
     try:
         specification = load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # before any run exists
+        drop_what_servers_need()
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"
         print(f"Every line that Prefect logs goes to {log}\n", flush=True)

@@ -10,7 +10,8 @@ def require_servers() -> None:
 
     from tasks.tracking import tracking_uri
 
-    prefect = get_current_settings().api.url
+    settings = get_current_settings().api
+    prefect = settings.url
     if prefect is None:
         raise ServiceError("PREFECT_API_URL is not set: call this in the project folder, or set it as `make up` shows")
     for title, variable, address in (
@@ -24,3 +25,11 @@ def require_servers() -> None:
                 f"{title} does not answer at {address} ({error}): start it with `make up`, or set {variable} to a server "
                 "that runs"
             ) from error
+    account = settings.auth_string.get_secret_value() if settings.auth_string else ""
+    auth = httpx.BasicAuth(*account.split(":", 1)) if ":" in account else None
+    answer = httpx.get(f"{prefect}/admin/version", timeout=10, auth=auth)
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise ServiceError(
+            f"Prefect at {prefect} refuses {'the account of' if account else 'a call without'} PREFECT_API_AUTH_STRING: call "
+            "this in the project folder, or set it as `make up` shows"
+        )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from igpo_core.errors import ConfigError, ServiceError
+from tasks.account import mlflow_has_account, read_account
+from tasks.home import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +29,11 @@ def tracking_uri() -> str:
             "MLFLOW_TRACKING_URI carries a password, which links and logs would show: leave it out and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return given or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or '5000'}"
+    return given or _embedded_uri()
+
+
+def _embedded_uri() -> str:
+    return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or '5000'}"
 
 
 def client() -> "MlflowClient":
@@ -37,7 +43,12 @@ def client() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file of a report
-    return MlflowClient(tracking_uri())
+    uri = tracking_uri()
+    account = read_account(home()) if uri == _embedded_uri() and mlflow_has_account() else None
+    if account and not os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        name, _, password = account.partition(":")
+        os.environ.update(MLFLOW_TRACKING_USERNAME=name, MLFLOW_TRACKING_PASSWORD=password)
+    return MlflowClient(uri)
 
 
 class MlflowAway(ServiceError):

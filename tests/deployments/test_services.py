@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from deployments import place as places
-from deployments import processes, registration, servers, services
+from deployments import processes, registration, servers, services, shell
 from deployments.place import Place
 from deployments.processes import Record, StateFile
 from deployments.servers import Server
@@ -55,6 +55,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         ("PYTHONPATH", str(tmp_path)),
     ):
         monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(shell, "ENV", tmp_path / ".env")
     place = Place.from_environment()
     monkeypatch.setattr(servers, "prefect_server", lambda _: small_server("prefect", place.prefect_port))
     monkeypatch.setattr(servers, "mlflow_server", lambda _: small_server("mlflow", place.mlflow_port))

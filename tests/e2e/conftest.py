@@ -21,6 +21,12 @@ class Servers:
     environment: dict[str, str]
     printed: str
 
+    @property
+    def account(self) -> tuple[str, str]:
+        """Of the Prefect server: name and password."""
+        name, _, password = (self.home / "account").read_text().strip().partition(":")
+        return name, password
+
     def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -59,6 +65,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
+        environment["PREFECT_API_AUTH_STRING"] = (home / "account").read_text().strip()
         yield Servers(home, environment, up.stdout)
     finally:
         down = subprocess.run([*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)

@@ -42,7 +42,7 @@ def all_runs(servers: Servers) -> list[dict[str, Any]]:
 
 def prefect(servers: Servers, path: str, body: dict[str, Any]) -> Any:
     """What the Prefect server answers to a POST."""
-    answer = httpx.post(servers.environment["PREFECT_API_URL"] + path, json=body, timeout=30)
+    answer = httpx.post(servers.environment["PREFECT_API_URL"] + path, json=body, timeout=30, auth=servers.account)
     answer.raise_for_status()
     return answer.json()
 
@@ -209,7 +209,8 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
     run_id = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", asked.stdout)[0]
 
     def state() -> str:
-        return str(httpx.get(f"{servers.environment['PREFECT_API_URL']}/flow_runs/{run_id}").json()["state_type"])
+        page = f"{servers.environment['PREFECT_API_URL']}/flow_runs/{run_id}"
+        return str(httpx.get(page, auth=servers.account).json()["state_type"])
 
     def folders() -> list[Path]:
         found = [about.parent for about in (servers.home / "runs").glob("*/tracking.json")]

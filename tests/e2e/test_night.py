@@ -77,7 +77,9 @@ def mailed() -> Iterator[tuple[int, list[Any]]]:
 
 
 def ask(servers: Servers, method: str, path: str, body: Any = None) -> Any:
-    answer = httpx.request(method, servers.environment["PREFECT_API_URL"] + path, json=body, timeout=60)
+    answer = httpx.request(
+        method, servers.environment["PREFECT_API_URL"] + path, json=body, timeout=60, auth=servers.account
+    )
     return answer.raise_for_status().json()
 
 

@@ -41,6 +41,8 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
         page.screenshot(path=str(shots / f"{name}.png"))
 
     page.goto(f"{ui}/deployments")
+    page.locator("input[type=password]").fill(":".join(servers.account))  # once for this browser
+    page.get_by_role("button").first.click()
     page.get_by_placeholder("Search deployments").fill("tiny")
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
@@ -57,7 +59,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.wait_for_timeout(2000)
 
     asked = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": False}}}
-    runs = httpx.post(f"{ui}/api/flow_runs/filter", json=asked).raise_for_status().json()
+    runs = httpx.post(f"{ui}/api/flow_runs/filter", json=asked, auth=servers.account).raise_for_status().json()
     (run,) = [run for run in runs if run["parameters"].get("seeds") == [7]]
     assert run["parameters"]["processes"] == 1
     page.goto(f"{ui}/runs/flow-run/{run['id']}")

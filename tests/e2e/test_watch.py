@@ -16,13 +16,15 @@ def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
     api = servers.environment["PREFECT_API_URL"]
 
     def ask(path: str) -> Any:
-        return httpx.get(api + path, timeout=30).raise_for_status().json()
+        return httpx.get(api + path, timeout=30, auth=servers.account).raise_for_status().json()
 
     def sweep() -> None:
         done = servers.run("prefect", "deployment", "run", "ablation/tiny", "--watch")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    automations = httpx.post(f"{api}/automations/filter", json={}, timeout=30).raise_for_status().json()
+    automations = (
+        httpx.post(f"{api}/automations/filter", json={}, timeout=30, auth=servers.account).raise_for_status().json()
+    )
     (example,) = [found for found in automations if "pause when the effect moved" in found["name"]]
     assert not example["enabled"]
     sweep()
@@ -34,12 +36,18 @@ def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
     client.set_tag(reports[0].info.run_id, "sweep", "tiny-before")
     for name, value in (("low", 0.9), ("high", 0.95)):
         client.log_metric(reports[0].info.run_id, f"report/igpo/{name}", value)
-    httpx.patch(f"{api}/automations/{example['id']}", json={"enabled": True}, timeout=30).raise_for_status()
+    httpx.patch(
+        f"{api}/automations/{example['id']}", json={"enabled": True}, timeout=30, auth=servers.account
+    ).raise_for_status()
     sweep()
     deadline = time.monotonic() + 60
     while not ask("/deployments/name/ablation/tiny")["paused"]:
         assert time.monotonic() < deadline, "the deployment was not paused"
         time.sleep(1)
-    logs = httpx.post(f"{api}/logs/filter", json={"logs": {"level": {"ge_": 30}}}, timeout=30).raise_for_status().json()
+    logs = (
+        httpx.post(f"{api}/logs/filter", json={"logs": {"level": {"ge_": 30}}}, timeout=30, auth=servers.account)
+        .raise_for_status()
+        .json()
+    )
     said = [entry["message"] for entry in logs if "EFFECT MOVED: igpo" in entry["message"]]
     assert len(said) == 1 and "outside [+0.900, +0.950] of the sweep before" in said[0] and "tiny-before" in said[0]
