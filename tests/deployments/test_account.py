@@ -1,0 +1,284 @@
+"""The account of the embedded servers, the .env that Prefect reads, and which secrets reach whom."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from deployments import place as places
+from deployments import processes, servers, shell
+from deployments.place import Place
+from deployments.processes import Record
+from deployments.registration import client, close_template
+from igpo_core.errors import ServiceError
+from tasks.account import make_account, mlflow_has_account, read_account
+
+SECRETS = (
+    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_AUTH_CONFIG_PATH",
+    "IGPO_MLFLOW_ACCOUNT", "MLFLOW_BACKEND_STORE_URI",
+)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A laboratory that never ran, with a .env of its own."""
+    for variable in SECRETS:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in (("IGPO_HOME", str(tmp_path / "home")), ("MLFLOW_PORT", "5818"), ("PREFECT_PORT", "5819")):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(shell, "ENV", tmp_path / ".env")
+    yield Place.from_environment()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# ------------------------------------------------------------------------------------------------ the account
+
+
+def test_the_first_use_makes_an_account_that_the_user_alone_reads(place: Place) -> None:
+    account = str(place.account)
+    name, _, password = account.partition(":")
+    assert name == "igpo" and len(password) == 43  # 32 random bytes
+    assert mode(place.home / "account") == 0o600
+    assert place.account == account
+    assert make_account(place.home / "other") != account
+
+
+def test_a_users_own_account_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:own")
+    assert place.server_environment()["PREFECT_SERVER_API_AUTH_STRING"] == "me:own"
+    assert place.environment()["PREFECT_API_AUTH_STRING"] == "me:own"
+
+
+@pytest.mark.parametrize("text", ["name", ":password", "name:", "a:b\nc", "a:${HOME}"])
+def test_what_is_no_account_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", text)
+    with pytest.raises(ServiceError, match="name:password"):
+        make_account(place.home)
+
+
+def test_an_account_that_others_may_read_is_refused(place: Place) -> None:
+    make_account(place.home)
+    (place.home / "account").chmod(0o644)
+    with pytest.raises(ServiceError, match="0644"):
+        read_account(place.home)
+
+
+def test_the_account_goes_to_no_other_server(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect would take it from .env: an empty variable says that there is none."""
+    make_account(place.home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
+    monkeypatch.setenv("PREFECT_API_URL", "http://lab:4200/api")
+    elsewhere = Place(place.home, place.mlflow_port, place.prefect_port, elsewhere=True)
+    assert elsewhere.environment()["PREFECT_API_AUTH_STRING"] == ""
+    with client(elsewhere) as api:
+        assert api.auth is None
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:there")
+    assert elsewhere.environment()["PREFECT_API_AUTH_STRING"] == "me:there"
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{place.prefect_port}/api")
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    assert elsewhere.account == read_account(place.home)
+
+
+# ------------------------------------------------------------------------------------------------ who gets what
+
+OF_SERVERS = {
+    "PGPASSWORD": "1", "PGPASSFILE": "2", "MLFLOW_AUTH_ADMIN_PASSWORD": "3", "MLFLOW_FLASK_SERVER_SECRET_KEY": "4",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "5", "PREFECT_SERVER_DATABASE_PASSWORD": "6",
+    "PREFECT_API_DATABASE_PASSWORD": "7", "MLFLOW_BACKEND_STORE_URI": "8",
+}  # fmt: skip
+OF_RUNS = {"SEARCH_API_KEY": "a", "JUDGE_API_KEY": "b", "MY_OWN_API_KEY": "c", "HF_TOKEN": "d"}
+
+
+def test_worker_and_flows_get_no_secret_of_the_servers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**OF_SERVERS, **OF_RUNS}.items():
+        monkeypatch.setenv(name, value)
+    told = places.environment()
+    assert set(OF_SERVERS) & set(told) == set()
+    assert {name: told[name] for name in OF_RUNS} == OF_RUNS
+
+
+def test_a_sweep_of_the_terminal_drops_them_before_it_starts_a_process(place: Place) -> None:
+    program = (
+        "import os, flows.command as command\n"
+        "def seen():\n    print(sorted(set(os.environ) & {'PGPASSWORD', 'MLFLOW_AUTH_ADMIN_PASSWORD', 'SEARCH_API_KEY'}))\n"
+        "    raise SystemExit\n"
+        "command.require_servers = seen\ncommand.main(['tiny'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **OF_SERVERS, **OF_RUNS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "['SEARCH_API_KEY']", done.stdout + done.stderr
+
+
+def test_the_servers_get_no_key_of_a_search_or_a_judge(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "small.py").write_text("import time\ntime.sleep(600)\n")
+    for name, value in {**OF_SERVERS, **OF_RUNS, "PYTHONPATH": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("prefect_server", "mlflow_server"):
+        small = servers.Server(name, name, ("small",), 0, "", "http://127.0.0.1/")
+        monkeypatch.setattr(servers, name, lambda _, small=small: small)
+    seen: list[set[str]] = []
+
+    def look(place: Place, name: str, title: str, record: Record, **_: object) -> None:
+        for _ in range(200):
+            if told := psutil.Process(record.pid).environ():
+                break
+        seen.append(set(told))
+
+    monkeypatch.setattr(servers, "wait_until_ready", look)
+    monkeypatch.setattr(processes, "require_free_port", lambda *_: None)
+    try:
+        servers.start_servers(place)
+    finally:
+        for record in place.state.read().values():
+            processes.end(record, patience=1)
+    assert len(seen) == 2
+    for told in seen:
+        assert told & set(OF_RUNS) == set()
+        assert "PGPASSWORD" in told
+
+
+# ------------------------------------------------------------------------------------------------ .env
+
+
+def prefect_reads(folder: Path) -> list[str | None]:
+    """What Prefect's settings are in a process without variables that works in that folder."""
+    program = (
+        "import json; from prefect.settings import get_current_settings; s = get_current_settings()\n"
+        "print(json.dumps([s.api.url, s.api.auth_string and s.api.auth_string.get_secret_value(), str(s.home)]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    found: list[str | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("account", ["igpo:plain", "me:it's \\a# \"strange\" $one='x'"])
+def test_prefect_reads_address_and_account_from_env(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, account: str
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", account)
+    shell.tell_prefect(place)
+    assert mode(shell.ENV) == 0o600
+    assert prefect_reads(tmp_path) == ["http://127.0.0.1:5819/api", account, str(place.home / "prefect")]
+
+
+def test_lines_of_the_user_stay_and_ours_go(place: Place) -> None:
+    shell.ENV.write_text("# mine\nSEARCH_API_KEY=key\n\n")
+    shell.tell_prefect(place)
+    shell.tell_prefect(place)
+    lines = shell.ENV.read_text().splitlines()
+    assert lines[:3] == ["# mine", "SEARCH_API_KEY=key", ""]
+    assert len(lines) == 3 + 5 and mode(shell.ENV) == 0o600
+    shell.forget(place)
+    assert shell.ENV.read_text() == "# mine\nSEARCH_API_KEY=key\n\n"
+
+
+def test_an_address_or_account_of_the_users_own_is_not_shadowed(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "export PREFECT_API_AUTH_STRING=me:mine\n"
+    shell.ENV.write_text(own)
+    shell.tell_prefect(place)
+    assert shell.ENV.read_text() == own
+    assert "PREFECT_API_AUTH_STRING of your own" in capsys.readouterr().out
+
+
+def test_another_laboratory_that_runs_keeps_the_file(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Place(place.home.parent / "other", 5816, 5817)
+    log = other.home / "log"
+    record = processes.start(
+        ("http.server", "--help"), folder=place.home.parent, environment=os.environ, log=log
+    )  # ends by itself
+    other.state.set("prefect", record)
+    for process in processes.members(record):
+        process.wait(20)
+    shell.tell_prefect(other)
+    shell.tell_prefect(place)  # the other one has ended
+    assert f"for {place.home}\n" in shell.ENV.read_text()
+
+    sleeping = "import time; time.sleep(600)"
+    (place.home.parent / "asleep.py").write_text(sleeping)
+    record = processes.start(
+        ("asleep",), folder=place.home.parent, environment={**os.environ, "PYTHONPATH": "."}, log=log
+    )
+    try:
+        other.state.set("prefect", record)
+        shell.tell_prefect(other)
+        capsys.readouterr()
+        shell.tell_prefect(place)
+        assert f"for {other.home}\n" in shell.ENV.read_text()
+        assert f"belongs to {other.home}, which runs" in capsys.readouterr().out
+    finally:
+        processes.end(record, patience=1)
+
+
+def test_what_is_printed_for_a_shell_shows_no_password(place: Place) -> None:
+    password = str(place.account).partition(":")[2]
+    lines = shell.exports(place)
+    assert not any(password in line for line in lines)
+    program = "\n".join([*lines, 'printf "%s" "$PREFECT_API_AUTH_STRING"'])
+    told = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told == place.account
+
+
+# ------------------------------------------------------------------------------------------------ MLflow, pools
+
+
+def test_mlflow_has_the_account_when_it_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--app-name" not in servers.mlflow_server(place).arguments
+    monkeypatch.setenv("IGPO_MLFLOW_ACCOUNT", "on")
+    server = servers.mlflow_server(place)
+    name, _, password = str(place.account).partition(":")
+    assert server.arguments[-2:] == ("--app-name", "basic-auth")
+    assert server.variables["MLFLOW_AUTH_ADMIN_PASSWORD"] == password
+    assert not any(password in argument for argument in server.arguments)
+    told = place.environment()
+    assert (told["MLFLOW_TRACKING_USERNAME"], told["MLFLOW_TRACKING_PASSWORD"]) == (name, password)
+
+
+@pytest.mark.parametrize(("value", "own"), [("yes", ""), ("on", "accounts.ini")])
+def test_the_switch_is_on_or_off_and_alone(place: Place, monkeypatch: pytest.MonkeyPatch, value: str, own: str) -> None:
+    monkeypatch.setenv("IGPO_MLFLOW_ACCOUNT", value)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", own)
+    with pytest.raises(ServiceError, match="IGPO_MLFLOW_ACCOUNT"):
+        mlflow_has_account()
+
+
+def test_a_pool_of_an_earlier_version_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[tuple[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(204)
+
+    template = {
+        "job_configuration": {"command": "{{ command }}", "env": "{{ env }}", "working_dir": "{{ working_dir }}"},
+        "variables": {"properties": {"command": {}, "working_dir": {}, "env": {"default": {"MINE": "1"}}}},
+    }
+    with httpx.Client(base_url="http://server/api", transport=httpx.MockTransport(answer)) as api:
+        close_template(api, {"name": "igpo", "base_job_template": template})
+        close_template(api, {"name": "igpo", "base_job_template": template})  # nothing more to do
+    closed = {
+        "job_configuration": {"env": "{{ env }}"},
+        "variables": {"properties": {"env": {"default": {"MINE": "1"}}}},
+    }
+    assert sent == [("/api/work_pools/igpo", {"base_job_template": closed})]
