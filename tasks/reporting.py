@@ -204,6 +204,7 @@ def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[d
 
     from tasks.outbox import TRAJECTORIES
 
+    mlflow.set_tracking_uri(tracking_uri())  # load_text asks the server that this names, whichever client() asked
     runs = [(report.cell, run) for report in reports for run in report.data.finished()]
     found: list[dict[str, Any]] = []
     for cell, run in runs:
