@@ -24,7 +24,7 @@ class Servers:
     @property
     def account(self) -> tuple[str, str]:
         """Of the Prefect server: name and password."""
-        name, _, password = (self.home / "account").read_text().strip().partition(":")
+        name, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
         return name, password
 
     def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
