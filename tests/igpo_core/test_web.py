@@ -4,6 +4,7 @@ bodies."""
 import asyncio
 import multiprocessing
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, a
         ("wrong types", "an answer in another form", 2),
         ("huge", "more than 100000 bytes", 1),
         ("bomb", "more than 100000 bytes", 1),
+        ("bomb in a bomb", "Content-Encoding 'gzip, gzip'", 1),
+        ("bomb of two headers", "Content-Encoding 'gzip, gzip'", 1),
+        ("another packing", "Content-Encoding 'deflate'", 1),
+        ("half a packing", "a gzip body without its end", 2),
+        ("no packing", "a body that is no gzip", 2),
         ("redirect", "status 302", 1),
         ("bad request", "status 400", 1),
     ],
@@ -73,6 +79,25 @@ def test_a_failing_back_end_is_data(server: Hostile, tmp_path: Path, query: str,
     assert (web.counts.asked, web.counts.failed, web.caller.calls) == (2, 1, calls + 1)
     web.search([query], 2)
     assert server.asked[query] == 2 * calls  # a failure is not pinned
+
+
+@pytest.mark.parametrize("query", ["bomb", "bomb in a bomb", "bomb of two headers"])
+def test_a_bomb_is_not_unpacked(server: Hostile, tmp_path: Path, query: str) -> None:
+    """50 MB that come as 50 kB or less: memory holds no more than max_bytes and what the network gave at once."""
+    web = retriever(server, tmp_path)
+    web.search(["cats"], 2)
+    tracemalloc.start()
+    try:
+        (failure,) = web.search([query], 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(failure, SearchFailure) and peak < 5_000_000
+
+
+def test_an_answer_that_is_packed_once_is_read(server: Hostile, tmp_path: Path) -> None:
+    (found,) = retriever(server, tmp_path).search(["packed"], 2)
+    assert not isinstance(found, SearchFailure) and len(found) == 2
 
 
 def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
