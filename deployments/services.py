@@ -30,7 +30,7 @@ from deployments.place import Place, own, run_once, say, wait_until_ready
 from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create_pools, deploy, set_automations
 from deployments.servers import start_servers
 from igpo_core.errors import IgpoError, ServiceError
-from tasks.home import PROJECT
+from tasks.home import PROJECT, open_home
 
 # without PREFECT_API_URL and PREFECT_HOME `prefect` starts a server of its own outside this folder, and leaves ~/.prefect
 EXPORTS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_PORT", "PREFECT_PORT", "IGPO_HOME")
@@ -212,6 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     # a shell's background job ignores SIGINT, and so would the worker, which ends by it: `down` had to kill it after 30 s
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        open_home()
         place = Place.from_environment()
         if command == "worker":
             worker(place)

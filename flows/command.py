@@ -11,7 +11,7 @@ from flows.specification import load_specification
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
-from tasks.home import home
+from tasks.home import home, open_home
 from tasks.servers import require_servers
 
 
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
     chosen = parser.parse_args(arguments)
-    log = home() / "logs"
     try:
+        log = open_home() / "logs"
         specification = load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # before any run exists
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"

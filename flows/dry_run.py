@@ -278,10 +278,14 @@ def _amount(count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    from tasks.home import open_home
+
     parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
     parser.add_argument("preset")
+    preset = parser.parse_args(arguments).preset
     try:
-        for line in dry_run(parser.parse_args(arguments).preset):
+        open_home()
+        for line in dry_run(preset):
             print(line)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)
