@@ -397,8 +397,8 @@ class ChatProtocol:
         self._normalizer.normalize(normal)
         found, start, seen = [], 0, 0
         for match in self._normal_pattern.finditer(normal.normalized):
-            start += len(normal[seen : match.start()].original) if match.start() > seen else 0
-            stop = start + max(1, len(normal[match.start() : match.end()].original))
+            start += _original_length(normal, seen, match.start())
+            stop = start + max(1, _original_length(normal, match.start(), match.end()))
             found.append((start, stop))
             start, seen = stop, match.end()
         return found
@@ -435,6 +435,11 @@ class ChatProtocol:
             call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
             return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
         return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def _original_length(normal: Any, start: int, stop: int) -> int:
+    """How many characters of the original text became this part of a tokenizers.NormalizedString."""
+    return len(normal[start:stop].original) if stop > start else 0
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:

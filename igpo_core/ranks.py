@@ -29,14 +29,16 @@ def join_group(device: str) -> None:
     Several machines meet at MASTER_ADDR and MASTER_PORT, which listens to whoever reaches it.
     """
     from torch import distributed
+    from torch._C._distributed_c10d import FileStore, Store
+    from torch.distributed.rendezvous import rendezvous
 
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or distributed.is_initialized():
         return
     if MEETING_FILE in os.environ:
-        store: distributed.Store = distributed.FileStore(os.environ[MEETING_FILE], count)
+        store: Store = FileStore(os.environ[MEETING_FILE], count)
     else:
-        store, _, _ = next(distributed.rendezvous("env://", timeout=MEETING_PATIENCE))
+        store, _, _ = next(rendezvous("env://", timeout=MEETING_PATIENCE))
     number = int(os.environ["RANK"])
     backend = distributed.get_default_backend_for_device(device)
     distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)

@@ -236,7 +236,7 @@ def test_qwen2_5s_own_template_to_the_token(chat: ChatProtocol, turns: list[tupl
         [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Where?"}] for _ in range(2)
     ]
     for raw in turns:
-        thought, query, found = (qwen.neutralise(text.strip() or "x") for text in raw)
+        thought, query, found = (normal(qwen.neutralise(text.strip() or "x")) for text in raw)  # as it tokenizes
         sampled, _ = qwen.turn(thought, Search(query))
         assert qwen.parse(sampled) == Search(query)
         history += sampled + qwen.observation(found)
