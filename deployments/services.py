@@ -32,7 +32,7 @@ from deployments.servers import start_servers
 from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.account import account_file, drop_what_servers_need
-from tasks.home import PROJECT
+from tasks.home import PROJECT, open_home
 
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 
@@ -216,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     # a shell's background job ignores SIGINT, and so would the worker, which ends by it: `down` had to kill it after 30 s
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        open_home()
         place = Place.from_environment()
         if command == "worker":
             worker(place)

@@ -27,7 +27,7 @@ from flows.terminal import hush_tasks
 from flows.work import Run, missing_starts, outlook, plan, work
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import data_folder, home
+from tasks.home import data_folder, home, open_home
 from tasks.locks import locked
 from tasks.planning import known_timing, read_timing, run_seconds, warm_start_seconds
 from tasks.prefect_runs import Say, flow_run_url, run_log
@@ -63,6 +63,7 @@ def ablation(
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
     """
+    open_home()
     say = run_log()
     hush_tasks()
     require_progress(flow_run.run_count)

@@ -12,7 +12,7 @@ from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
 from tasks.account import drop_what_servers_need
-from tasks.home import home
+from tasks.home import home, open_home
 from tasks.servers import require_servers
 
 
@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
     chosen = parser.parse_args(arguments)
-    log = home() / "logs"
     try:
+        log = open_home() / "logs"
         specification = load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # before any run exists
         drop_what_servers_need()
         require_servers()

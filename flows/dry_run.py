@@ -109,7 +109,7 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
     import torch
 
     from igpo_core.estimates import Shape
-    from igpo_core.policies import Policy, build_policy, grammar, require_window
+    from igpo_core.policies import Policy, build_policy, grammar, remote_code, require_window
     from igpo_core.weights import add_lora, require_no_dropout
 
     if isinstance(config.policy, NewPolicy):
@@ -118,14 +118,14 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    name, remote = config.policy.name, config.policy.trust_remote_code
+    name, remote = config.policy.name, remote_code(config.policy.name, config.policy)
     _require_safetensors(Path(name))
-    where = {"revision": config.policy.revision, "trust_remote_code": remote}
+    where = {"revision": config.policy.revision, **remote}
     try:
         shape = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=remote, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **remote)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: {error}"
@@ -277,10 +277,14 @@ def _amount(count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    from tasks.home import open_home
+
     parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
     parser.add_argument("preset")
+    preset = parser.parse_args(arguments).preset
     try:
-        for line in dry_run(parser.parse_args(arguments).preset):
+        open_home()
+        for line in dry_run(preset):
             print(line)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pydantic import Field
 from flows.parameters import Preset
 from flows.specification import load_specification
 from tasks.evaluation import evaluate_policy
-from tasks.home import home
+from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
 
 
@@ -36,6 +36,7 @@ def evaluate(
     from tasks.stored_models import locate, metric_rows, require_vocabulary
     from tasks.warm_starts import device
 
+    open_home()
     specification = load_specification(preset)
     experiment = specification.experiment(
         specification.baseline, specification.seeds[0], cell or specification.cells[0]

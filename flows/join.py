@@ -22,5 +22,7 @@ def join(
         port: Its port there.
     """
     from tasks import together
+    from tasks.home import open_home
 
+    open_home()
     together.join(Path(folder), node, together.Meeting(address, port), run_log())

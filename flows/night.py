@@ -31,7 +31,7 @@ from flows.specification import AblationSpecification, load_specification, study
 from flows.work import Run, work
 from igpo_core.errors import ConfigError, IgpoError
 from tasks import morning
-from tasks.home import home
+from tasks.home import home, open_home
 from tasks.locks import locked
 from tasks.messages import Channel, Message, NotSent, open_channel
 from tasks.nights import Verdict
@@ -62,6 +62,7 @@ def night(
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
         free_gb: The night does not begin where its runs would leave less than this free on the disk.
     """
+    open_home()
     say, channel = run_log(), open_channel(notify, mail_to)
     try:
         require_progress(flow_run.run_count)

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 from flows.parameters import Preset
 from flows.specification import AblationSpecification, load_specification, study_name
 from igpo_core.config import DataConfig
-from tasks.home import home
+from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def prepare_data(preset: Preset) -> dict[str, Any]:
     """
     from tasks.data import summary_rows
 
+    open_home()
     say = run_log()
     specification = load_specification(preset)
     by_cell: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from flows.parameters import Arm, Preset, Seed
 from flows.prepare_data import versions_of
 from flows.specification import AblationSpecification, load_specification
 from tasks import planning
-from tasks.home import home, warm_start_folder
+from tasks.home import home, open_home, warm_start_folder
 from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
 from tasks.mlflow_runs import dataset_of
@@ -45,6 +45,7 @@ def warm_start(preset: Preset, seed: Seed, cell: str = "") -> str:
     """
     from tasks.data import prepare
 
+    open_home()
     specification = load_specification(preset)
     experiment, say = specification.experiment(specification.baseline, seed, cell), run_log()
     data = prepare(experiment.data, home())
@@ -78,6 +79,7 @@ def train(
     """
     from tasks.data import prepare
 
+    open_home()
     say = run_log()
     specification = load_specification(preset)
     experiment = specification.experiment(arm, seed, cell)

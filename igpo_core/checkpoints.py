@@ -1,12 +1,14 @@
 """Atomic checkpoints: written beside, checksummed, renamed; verified before anything is loaded.
 
 A folder holds the policy (safetensors, config, tokenizer: loads with from_pretrained), state.pt (optimizer, scheduler,
-torch RNG; loaded with weights_only, so no code in it can run), and manifest.json with the SHA-256 of every other file.
-The manifest is written last, and the folder gets its name only when whole. Where weights are sharded, each process writes
-its part of the optimizer's moments into shards/ (torch.distributed.checkpoint), which any number of processes reads.
+torch RNG), and manifest.json with the SHA-256 of every other file. The manifest is written last, and the folder gets its name
+only when whole. Where weights are sharded, each process writes its part of the optimizer's moments into shards/, and state.pt
+holds none of them. No file of a checkpoint can run code: state.pt is read with weights_only, shards/ by igpo_core.shards. The
+manifest guards against damage alone, for whoever changes a file can change it too.
 """
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +96,8 @@ def write_checkpoint(
     """
     import torch
 
+    from igpo_core.shards import write_shards
+
     def fill(path: Path) -> None:
         save_policy(policy, path, weights)
         try:
@@ -101,37 +105,39 @@ def write_checkpoint(
         except RuntimeError as error:  # torch reports a full disk as RuntimeError
             raise OSError(f"state.pt: {error}") from error
         if weights is not None:
-            _write_shards(ranks.agreed(path), state)
+            write_shards(ranks.agreed(path) / SHARDS, state.tensors)
 
     if ranks.first:
         write_folder(folder, fill)
     elif weights is not None:
-        _write_shards(ranks.agreed(folder), state)
+        write_shards(ranks.agreed(folder) / SHARDS, state.tensors)
     ranks.agreed(None)
-
-
-def _write_shards(path: Path, state: CheckpointState) -> None:
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    save(state.tensors, checkpoint_id=path / SHARDS)
 
 
 def read_checkpoint(folder: Path, policy: Policy, tensors: dict[str, Any]) -> CheckpointState:
     """Verify the folder, load its weights into `policy`, return the rest. tensors: like those of the state that is read,
-    sharded as they are wanted; shards are read into them.
+    sharded as they are wanted. The shards of a sharded checkpoint are read into them, and they are the state's own then; a
+    folder `shards` in another checkpoint is not looked at.
 
     Raises CheckpointError when a file is damaged or missing, or when the weights are of another architecture.
     """
     import torch
-    from torch.distributed.checkpoint.state_dict_loader import load
+
+    from igpo_core.shards import read_shards
 
     verify_folder(folder)
     load_weights(folder, policy.model)
     # a moment saved on cuda:0 is not there on every process's device, nor on a CPU: who takes it copies it to its own
-    state = CheckpointState(**torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
-    if not (folder / SHARDS).is_dir():
+    try:
+        state = CheckpointState(**torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'state.pt'} is no state of a checkpoint ({type(error).__name__}: {error}). Delete the folder, or name "
+            "another checkpoint."
+        ) from error
+    if state.tensors:
         return state
-    load(tensors, checkpoint_id=folder / SHARDS)
+    read_shards(folder / SHARDS, tensors)
     return replace(state, tensors=tensors)
 
 

@@ -1,12 +1,13 @@
 """Calls of paid or fragile services by HTTP: concurrent, spaced, repeated where that may help, and counted.
 
-What comes from outside is untrusted: no redirects, bodies up to a limit. A call that fails for good raises CallFailed, which
-its user turns into data; where the key or the budget is at fault the run stops with ServiceError.
+What comes from outside is untrusted: no redirects, bodies up to a limit, packed at most once. A call that fails for good
+raises CallFailed, which its user turns into data; where the key or the budget is at fault the run stops with ServiceError.
 """
 
 import asyncio
 import os
 import threading
+import zlib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -93,7 +94,12 @@ class Caller:
         self.calls += 1
         if self._client is None:
             limits = httpx.Limits(max_connections=settings.concurrency)
-            self._client = httpx.AsyncClient(timeout=settings.timeout, limits=limits, follow_redirects=False)
+            self._client = httpx.AsyncClient(
+                timeout=settings.timeout,
+                limits=limits,
+                follow_redirects=False,
+                headers={"Accept-Encoding": "identity"},
+            )
         try:
             async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end
                 async with self._client.stream(**request) as response:
@@ -101,7 +107,7 @@ class Caller:
                     return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Transient(f"no answer within {settings.timeout:g} s") from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except httpx.TransportError as error:
             raise Transient(f"the connection failed ({type(error).__name__})") from error
 
 
@@ -159,10 +165,22 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
 
 
 async def _body(response: httpx.Response, most: int) -> bytes:
-    """At most `most` bytes, unpacked ones counted: a small body may unpack to gigabytes."""
+    """Return at most `most` bytes, never unpacking more: a small body may unpack to gigabytes, and one packed twice to more.
+
+    httpx unpacks what it is sent before it can be counted, so it is not left to it.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower() or "identity"
+    if encoding not in ("identity", "gzip"):
+        raise CallFailed(f"a body in Content-Encoding {encoding[:60]!a}: identity was asked for, and one gzip is read")
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
     body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
+    async for chunk in response.aiter_raw():
+        try:
+            body += chunk if unpacking is None else unpacking.decompress(chunk, most + 1 - len(body))
+        except zlib.error as error:
+            raise Transient(f"a body that is no gzip ({error})") from error
         if len(body) > most:
             raise CallFailed(f"a body of more than {most} bytes")
+    if unpacking is not None and not unpacking.eof:
+        raise Transient("a gzip body without its end")
     return bytes(body)

@@ -77,9 +77,9 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
 
 
 def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
-    """A policy from a folder or hub name: safetensors only, no remote code unless config.policy asks for it. A folder with an
-    adapter is loaded with the model that it belongs to, at the revision that it was trained on; config.policy.lora adds a
-    fresh one where there is none."""
+    """A policy from a folder or hub name: safetensors only, no remote code unless config.policy asks for it, and then of the
+    model that it names alone. A folder with an adapter is loaded with the model that it belongs to, at the revision that it was
+    trained on; config.policy.lora adds a fresh one where there is none."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,15 +88,14 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     half = settings.dtype == "bfloat16"
     # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
     dtype = torch.bfloat16 if half and settings.lora else torch.float32
-    remote, revision = settings.trust_remote_code, _revision(name, settings)
+    where = {"revision": _revision(name, settings), **remote_code(name, settings)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=remote)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
         model = AutoModelForCausalLM.from_pretrained(
             str(name),
-            revision=revision,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=remote,
+            **where,
             attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring; a model without it is refused
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -109,6 +108,17 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     require_window(model.config, config, name)
     align(model)
     return speak(model, tokenizer, half)
+
+
+def remote_code(name: str | Path, settings: PretrainedPolicy) -> dict[str, Any]:
+    """Return how transformers treats code that comes with a model: it runs that of settings.name at the pinned commit.
+
+    A model's files may name code of another repository, which transformers would take at its newest: the commit is not there,
+    so that such a model is refused.
+    """
+    if not settings.trust_remote_code or str(name) != settings.name:
+        return {"trust_remote_code": False}
+    return {"trust_remote_code": True, "code_revision": settings.revision}
 
 
 def align(model: Any) -> None:

@@ -8,7 +8,7 @@ token; that is checked on the ids of every observation, not only on its text.
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -124,6 +124,8 @@ class WordProtocol:
         think, end_think = self.ids["<think>"], self.ids["</think>"]
         if not ids or ids[0] != think or end_think not in ids:
             return Malformed("no <think> .. </think> at the start of the turn")
+        if any(index not in self.words for index in ids):
+            return Malformed("a token that no text stands for")
         middle = list(ids).index(end_think)
         thought, rest = ids[1:middle], ids[middle + 1 :]
         for opening, closing, kind in (("<tool_call>", "</tool_call>", Search), ("<answer>", "</answer>", Answer)):
@@ -156,7 +158,7 @@ class WordProtocol:
         return [unknown if index in self.control else index for index in ids]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return " ".join(self.words[index] for index in ids)
+        return " ".join(self.words.get(index, "<unk>") for index in ids)
 
 
 SYSTEM_PROMPT = """You answer questions by searching. In every turn think first, between <think> and </think>.
@@ -176,11 +178,37 @@ SEARCH_TOOL = {
     },
 }
 
-_TURN = re.compile(
-    r"\s*<think>(?P<thought>.*?)</think>\s*"
-    r"(?:<tool_call>(?P<call>.*?)</tool_call>|<answer>(?P<answer>.*?)</answer>)\s*",
-    re.DOTALL,
-)
+REPLACED = "\ufffd"  # for outside text that no space makes harmless
+ROUNDS = 8  # of making normalised text harmless
+
+
+def _turn_parts(text: str) -> tuple[str, str, str] | None:
+    """Return (thought, opening marker, what it opens) of a whole turn; None where it has another form. In linear time: a
+    policy may write thousands of markers."""
+    opening, end, body = text.strip().partition("</think>")
+    if not end or not opening.startswith("<think>"):
+        return None
+    body = body.strip()
+    for marker, closing in (("<tool_call>", "</tool_call>"), ("<answer>", "</answer>")):
+        if body.startswith(marker) and body.endswith(closing):
+            return opening.removeprefix("<think>"), marker, body.removeprefix(marker).removesuffix(closing)
+    return None
+
+
+def _harmless(marker: str) -> str:
+    """The marker with a space after its first character: readable, and no control token."""
+    return f"{marker[0]} {marker[1:]}" if len(marker) > 1 else REPLACED
+
+
+def _controls_text(token: Any, template: str) -> bool:
+    """Whether an added token controls something. Others are pieces of ordinary text that some tokenizers keep as tokens of their
+    own: letters as "ü" (DeepSeek), words of a field, runs of white space (NeoX, OLMo, Phi, Gemma)."""
+    text = token.content.replace("▁", " ").strip()
+    if not text:
+        return False
+    if token.special:
+        return True
+    return len(text) > 1 and (any(sign in text for sign in "<>[]{}|｜＜＞") or text in template)
 
 
 class ChatProtocol:
@@ -207,11 +235,22 @@ class ChatProtocol:
         added = {
             token.content: index
             for index, token in tokenizer.added_tokens_decoder.items()
-            if token.content.replace("▁", " ").strip()  # runs of white space (NeoX, OLMo, Phi, Gemma) control nothing
+            if _controls_text(token, str(tokenizer.chat_template)) or index == tokenizer.eos_token_id
         }
         self.control = frozenset(added.values())
         self.markers = tuple(sorted({*added, *MARKERS}))
-        self._pattern = re.compile("|".join(re.escape(marker) for marker in self.markers if len(marker) > 1))
+        self._pattern = _any_of(self.markers)
+        # "ü" as an added token: a byte-level decoder takes the letter for the byte that it stands for elsewhere
+        self._letters = {
+            index: token.content
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if index not in self.control and REPLACED in tokenizer.decode([index]) and REPLACED not in token.content
+        }
+        self._known = frozenset(tokenizer.get_vocab().values())
+        self._normalizer = tokenizer.backend_tokenizer.normalizer
+        if self._normalizer is not None:
+            forms = {self._normalizer.normalize_str(marker).strip("▁ ") for marker in self.markers}
+            self._normal_pattern = _any_of({*self.markers, *(form for form in forms if form and not form.isalnum())})
         self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
         if tokenizer.eos_token_id is None:
             raise ConfigError("this tokenizer has no eos token: a turn could not end")
@@ -276,15 +315,17 @@ class ChatProtocol:
             return Malformed("the turn has no stop token")
         if self._special.intersection(ids[:-1]):
             return Malformed("a control token inside the turn")
-        match = _TURN.fullmatch(self.decode(ids[:-1]))
-        if match is None or any(marker in match["thought"] for marker in MARKERS):
+        if not self._known.issuperset(ids):  # a model's vocabulary may be padded (Qwen's); decoding drops such ids
+            return Malformed("a token that no text stands for")
+        parts = _turn_parts(self.decode(ids[:-1]))
+        if parts is None or any(marker in parts[0] for marker in MARKERS):
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
-        if match["answer"] is not None:
-            answer = match["answer"].strip()
-            if not answer or any(marker in answer for marker in MARKERS):
-                return Malformed("the answer is empty or contains a marker")
-            return Answer(answer)
-        return _parse_call(match["call"])
+        if parts[1] == "<tool_call>":
+            return _parse_call(parts[2])
+        answer = parts[2].strip()
+        if not answer or any(marker in answer for marker in MARKERS):
+            return Malformed("the answer is empty or contains a marker")
+        return Answer(answer)
 
     def probe(self, answer: str) -> AnswerProbe:
         """Return the tokens of an answering turn, cut at the answer.
@@ -306,7 +347,16 @@ class ChatProtocol:
         return self._plain(" ".join(words))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        parts: list[str] = []
+        for letter, group in itertools.groupby(ids, self._letters.get):
+            if letter is not None:
+                parts += [letter] * len(list(group))
+            else:
+                own = list(group)
+                parts.append(
+                    str(self.tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+                )
+        return "".join(parts)
 
     def query_tokens(self, ids: Sequence[int]) -> slice:
         """Where the tool call stands within the tokens of a searching turn: between <tool_call> and </tool_call>.
@@ -323,8 +373,35 @@ class ChatProtocol:
         return _between(ids, opening[0], closing[0])
 
     def neutralise(self, text: str) -> str:
-        """Outside text with a space after the first character of every marker: readable, and no control token."""
-        return self._pattern.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+        """Outside text with a space after the first character of every marker: readable, and no control token. Also of what
+        becomes a marker when the tokenizer normalises text (wide or capital letters, invisible characters)."""
+        text = self._pattern.sub(lambda found: _harmless(found[0]), text)
+        if self._normalizer is None:
+            return text
+        for number in range(ROUNDS):
+            pieces, end = [], 0
+            for start, stop in self._normal_markers(text):
+                marker = text[start:stop]
+                pieces += [text[end:start], _harmless(marker) if number < ROUNDS // 2 else REPLACED]
+                end = stop
+            if not pieces:
+                return text
+            text = "".join([*pieces, text[end:]])
+        return REPLACED
+
+    def _normal_markers(self, text: str) -> list[tuple[int, int]]:
+        """Return where characters stand that the tokenizer's normalisation makes a marker of."""
+        from tokenizers import NormalizedString
+
+        normal = NormalizedString(text)
+        self._normalizer.normalize(normal)
+        found, start, seen = [], 0, 0
+        for match in self._normal_pattern.finditer(normal.normalized):
+            start += _original_length(normal, seen, match.start())
+            stop = start + max(1, _original_length(normal, match.start(), match.end()))
+            found.append((start, stop))
+            start, seen = stop, match.end()
+        return found
 
     def _framed(self, frame: tuple[str, ...], text: str) -> list[int]:
         # Encoded whole, because a BPE merges across the border between the frame's newline and the text.
@@ -358,6 +435,16 @@ class ChatProtocol:
             call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
             return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
         return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def _original_length(normal: Any, start: int, stop: int) -> int:
+    """How many characters of the original text became this part of a tokenizers.NormalizedString."""
+    return len(normal[start:stop].original) if stop > start else 0
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str]:
+    """A pattern of any of these texts, longer ones first: one may begin with another."""
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text))))
 
 
 def _between(ids: Sequence[int], opening: int, closing: int) -> slice:

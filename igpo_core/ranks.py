@@ -1,9 +1,11 @@
 """The processes that train one policy together: who does what, and how they tell one another.
 
 Each takes whole questions of a step, rolls them out and rewards them; then all know all trajectories, so that advantages see
-the whole batch, and each takes its share of the update's micro-batches. Engines and launchers are torch's and accelerate's.
+the whole batch, and each takes its share of the update's micro-batches. Engines are torch's and accelerate's; tasks/together.py
+launches the processes.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +17,31 @@ T = TypeVar("T")
 # diagnostics, checksums of a checkpoint). After NCCL's default of 10 minutes those who wait would end the run. One that has
 # died needs no limit: the launcher ends the others within seconds.
 PATIENCE = timedelta(hours=6)
+MEETING_PATIENCE = timedelta(minutes=30)  # until all machines have come; one that no worker serves never does
+MEETING_FILE = "IGPO_MEETING_FILE"  # names the file by which the processes of one machine find one another
+
+
+def join_group(device: str) -> None:
+    """Join the process group of this process's launcher, on `device` ("cpu", "cuda"). Return at once where it is alone, or in a
+    group already.
+
+    The launcher sets RANK and WORLD_SIZE, and for one machine MEETING_FILE, a new file in a folder that nobody else can enter.
+    Several machines meet at MASTER_ADDR and MASTER_PORT, which listens to whoever reaches it.
+    """
+    from torch import distributed
+    from torch._C._distributed_c10d import FileStore, Store
+    from torch.distributed.rendezvous import rendezvous
+
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or distributed.is_initialized():
+        return
+    if MEETING_FILE in os.environ:
+        store: Store = FileStore(os.environ[MEETING_FILE], count)
+    else:
+        store, _, _ = next(rendezvous("env://", timeout=MEETING_PATIENCE))
+    number = int(os.environ["RANK"])
+    backend = distributed.get_default_backend_for_device(device)
+    distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -19,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from igpo_core.batching import packed_batches, token_batches
-from igpo_core.checkpoints import SHARDS, CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
+from igpo_core.checkpoints import CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
 from igpo_core.clock import now
 from igpo_core.config import ContinuousEngine, ExperimentConfig, VllmEngine, fingerprint
 from igpo_core.credit import Credit, assign_credit
@@ -29,7 +28,7 @@ from igpo_core.estimates import wants_checkpointing
 from igpo_core.metrics import rollout_metrics
 from igpo_core.objective import LossTerms, policy_loss, token_weights
 from igpo_core.policies import Policy, export_policy, save_policy
-from igpo_core.ranks import ALONE, PATIENCE, Ranks
+from igpo_core.ranks import ALONE, Ranks, join_group
 from igpo_core.rewards.contrast import Contrast, contrast_pool
 from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
 from igpo_core.rollout.continuous_engine import ContinuousRollout
@@ -73,9 +72,9 @@ class Trainer:
         require_room(policy, self.questions, config, self.contrast(0))
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
-        meeting = InitProcessGroupKwargs(timeout=PATIENCE)
-        on_cpu = policy.model.device.type == "cpu"
-        self.accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[meeting])
+        device = policy.model.device.type
+        join_group(device)  # accelerate would make one that listens on all interfaces
+        self.accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         if config.training.world != self.ranks.count:  # accelerate falls back to one process where it finds no backend
             raise ConfigError(
@@ -418,13 +417,14 @@ class Trainer:
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint. Raises CheckpointError when it is damaged or of another configuration."""
-        state = read_checkpoint(folder, self.policy, self._tensors())
+        own = self._tensors()
+        state = read_checkpoint(folder, self.policy, own)
         if state.configuration != fingerprint(self.config.identity()):
             raise CheckpointError(
                 f"{folder} is of another configuration than this run: going on from it would mix two runs. Delete the "
                 "folder, or name another checkpoint."
             )
-        options = StateDictOptions(full_state_dict=not (folder / SHARDS).is_dir())
+        options = StateDictOptions(full_state_dict=state.tensors is not own)  # of shards each process has its part
         set_optimizer_state_dict(
             self.policy.model, self.optimizer.optimizer, state.tensors["optimizer"], options=options
         )

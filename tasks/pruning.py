@@ -220,7 +220,7 @@ def short_of_room(free: int, needed: int, least: float) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    from tasks.home import home
+    from tasks.home import open_home
 
     parser = argparse.ArgumentParser(
         prog="make prune ARGS=..", description="Old runs and warm starts: docs/operate.md."
@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     now = time.time()
     try:
-        old = prune(home(), now, chosen.days, chosen.yes)
+        old = prune(open_home(), now, chosen.days, chosen.yes)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -366,11 +366,11 @@ def owes(folder: Path) -> bool:
 
 def main() -> int:
     """python -m tasks.sending: send what all runs of IGPO_HOME owe to MLflow."""
-    from tasks.home import home
+    from tasks.home import open_home
 
     started = time.monotonic()
     try:
-        count = send_runs(home(), lambda line: print(line, flush=True))
+        count = send_runs(open_home(), lambda line: print(line, flush=True))
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,20 +1,27 @@
-"""Several processes train one policy: torch's elastic launcher starts them, and each goes through tasks/training.py.
+"""Several processes train one policy: the flow's process starts them, and each goes through tasks/training.py.
 
 The first one writes the run's files and says its lines, as JSON on its standard output; the flow's process passes them on and
 sends to MLflow what is written. What else the processes print goes to processes.log in the run's folder. When the flow's
 process is told to end, or dies, the processes end too, the first one with a checkpoint.
+
+Whoever reaches the place where ranks find one another runs code in them, for they exchange pickles. On one machine that place
+is a file in a folder of the user's own, and they connect over loopback: nothing listens to the network. torch's own launcher
+is not used, since its rendezvous listens on all interfaces.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +31,7 @@ import psutil
 from igpo_core.config import ExperimentConfig, code_version
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.folders import write_json
+from igpo_core.ranks import MEETING_FILE
 from tasks.home import PROJECT
 from tasks.outbox import Nowhere, Outbox, read_about
 from tasks.runs import RunIdentity, Say
@@ -80,7 +88,7 @@ def train_together(
 ) -> dict[str, Any]:
     """Train with as many processes as the job's experiment asks for; returns the run's result.
 
-    lock: of the run; the launcher holds it too, so that nobody else works on the run before its processes have ended.
+    lock: of the run; its processes hold it too, so that nobody else works on the run before its processes have ended.
     call_others: told where the other machines shall come to, each to call `join`, where there are several.
     Raises IgpoError with what the first process that failed said.
     """
@@ -107,51 +115,115 @@ def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
 
 
 def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnStep, held: list[int]) -> str:
-    """The launcher of this machine's processes until its end; what went wrong, "" when nothing did."""
-    training = job.experiment.training
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(training.processes)]
-    if meeting is None:
-        command += ["--standalone"]
-    else:
-        command += ["--nnodes", str(training.nodes), "--node-rank", str(node)]
-        command += ["--master-addr", meeting.address, "--master-port", str(meeting.port)]
+    """Run this machine's processes to their end; return what went wrong, "" when nothing did."""
     log = job.run.folder / ("processes.log" if node == 0 else f"processes-{node}.log")
-    with log.open("ab") as errors:
-        before = errors.tell()
-        launcher = subprocess.Popen(
-            [*command, "-m", "tasks.together", str(job.run.folder)],
-            cwd=PROJECT,
-            env={**os.environ, OWNER: str(os.getpid()), "OMP_NUM_THREADS": str(training.threads)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            pass_fds=held,
-        )
-    assert launcher.stdout is not None
+    processes: list[subprocess.Popen[bytes]] = []
     failures: list[str] = []
-    try:
-        for line in launcher.stdout:
-            _pass_on(line, say, on_step, failures.append)
-        launcher.wait()
-    except BaseException:
-        _end(launcher)
-        raise
-    if launcher.returncode == 0:
+    with _meeting_place(job, meeting) as place, log.open("ab") as errors:
+        reading, writing = os.pipe()
+        with os.fdopen(reading) as output:
+            try:
+                with os.fdopen(writing, "wb") as said_by_all:
+                    for local in range(job.experiment.training.processes):
+                        started = subprocess.Popen(
+                            [sys.executable, "-m", "tasks.together", str(job.run.folder)],
+                            cwd=PROJECT,
+                            env={**os.environ, **place, **_rank(job, node, local)},
+                            stdin=subprocess.DEVNULL,
+                            stdout=said_by_all,
+                            stderr=errors,
+                            pass_fds=held,
+                        )
+                        processes.append(started)
+                ended = _Ended(processes)
+                for line in output:
+                    _pass_on(line, say, on_step, failures.append)
+                failed = ended.first_failed()
+            except BaseException:
+                _end(processes)
+                raise
+    if failed is None:
         return ""
     said = failures[0] if failures else "none of them said why"
-    return f"exit status {launcher.returncode} ({_first_failure(log, before)}), {said}. More in {log}"
+    return f"exit status {1 if failed.returncode < 0 else failed.returncode} ({_cause(failed)}), {said}. More in {log}"
 
 
-def _first_failure(log: Path, before: int) -> str:
-    """What torch's launcher wrote, behind byte `before`, of the process that failed first: "exitcode: -9 (pid: 7) (SIGKILL)".
+@contextmanager
+def _meeting_place(job: Job, meeting: Meeting | None) -> Iterator[dict[str, str]]:
+    """Give the environment variables by which processes find one another (igpo_core.ranks.join_group). The folder of one
+    machine's meeting is this user's alone, and new: what another start left there would be taken for this one's."""
+    if meeting is not None:
+        yield {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(meeting.port)}
+        return
+    for left in job.run.folder.glob(".meeting-*"):  # of a process that was killed; the run's lock is ours
+        shutil.rmtree(left)
+    folder = tempfile.mkdtemp(prefix=".meeting-", dir=job.run.folder)  # mode 0700
+    loopback = _loopback()
+    try:
+        yield {
+            MEETING_FILE: str(Path(folder) / "store"),
+            "GLOO_SOCKET_IFNAME": loopback,
+            "NCCL_SOCKET_IFNAME": loopback,
+        }
+    finally:
+        shutil.rmtree(folder)
 
-    The others fail too, for want of it, and may be the only ones who said why."""
-    with log.open("rb") as file:
-        file.seek(before)
-        written = file.read().decode(errors="replace").splitlines()
-    told = [" ".join(line.split()).replace(" :", ":") for line in written if line.strip().startswith("exitcode")]
-    return told[-1] if told else "of the launcher itself"
+
+def _loopback() -> str:
+    """Return the name of the interface that has 127.0.0.1: lo on Linux. Raises ConfigError where none has it."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == "127.0.0.1" for address in addresses):
+            return name
+    raise ConfigError("no network interface has 127.0.0.1, over which a run's processes connect: bring up the loopback")
+
+
+def _rank(job: Job, node: int, local: int) -> dict[str, str]:
+    training = job.experiment.training
+    return {
+        "RANK": str(node * training.processes + local),
+        "WORLD_SIZE": str(training.world),
+        "LOCAL_RANK": str(local),
+        "LOCAL_WORLD_SIZE": str(training.processes),
+        "OMP_NUM_THREADS": str(training.threads),
+        OWNER: str(os.getpid()),
+    }
+
+
+class _Ended:
+    """The end of processes that work together: where one fails, the others are ended.
+
+    Others fail too for want of the first one, so each process has a thread that waits for it alone: a look at all of them now
+    and then would not tell who was first.
+    """
+
+    def __init__(self, processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+        self._processes, self._lock = processes, threading.Lock()
+        self._failed: subprocess.Popen[bytes] | None = None
+        self._watchers = [threading.Thread(target=self._watch, args=[one], daemon=True) for one in processes]
+        for watcher in self._watchers:
+            watcher.start()
+
+    def first_failed(self) -> "subprocess.Popen[bytes] | None":
+        """Wait until all have ended; return the one that failed first, None where none did."""
+        for watcher in self._watchers:
+            watcher.join()
+        return self._failed
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        code = process.wait()
+        with self._lock:
+            first = code != 0 and self._failed is None
+            if first:
+                self._failed = process
+        if first:
+            _end_family(self._processes)
+
+
+def _cause(process: "subprocess.Popen[bytes]") -> str:
+    """exitcode: -9 (pid: 7) (SIGKILL)"""
+    code = process.returncode
+    name = f" ({signal.Signals(-code).name})" if code < 0 else ""
+    return f"exitcode: {code} (pid: {process.pid}){name}"
 
 
 def meeting_address() -> str:
@@ -181,21 +253,25 @@ def _pass_on(line: str, say: Say, on_step: OnStep, failed: Say) -> None:
         say(told["say"])
 
 
-def _end(launcher: "subprocess.Popen[str]") -> None:
-    """The launcher passes the signal on; what has not ended in time is killed."""
+def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
             signal.signal(number, signal.SIG_IGN)
-    try:
-        family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    launcher.terminate()
+    _end_family(processes)
+
+
+def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """Tell the processes to end, and kill what has not ended in time, their children too."""
+    family = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = psutil.Process(process.pid)
+            family += [own, *own.children(recursive=True)]
+        process.terminate()
     _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
-    for process in alive:
-        if process.is_running():
-            process.kill()
-    launcher.wait()
+    for member in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 # ------------------------------------------------------------------------------------------ in each of the processes
@@ -245,15 +321,10 @@ def _linger(number: int, frame: Any) -> None:
 
 
 def _end_with_owner() -> None:
-    """Nobody would see the result when the flow's process was killed, and whoever goes on waits for the lock; without the
-    launcher nobody would notice that another process has died."""
-    launcher = os.getppid()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        # what tells a process from another of its number is taken here, not from the owner: the seconds since 1970 at which
-        # a process started are other ones after the machine's clock has been put right
-        owner = psutil.Process(int(os.environ[OWNER]))
-        while os.getppid() == launcher and owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
+    """Nobody would see the result when the flow's process was killed, and whoever goes on waits for the lock. A process whose
+    parent has ended gets another one, which nothing else changes: no clock and no reused process number."""
+    while os.getppid() == int(os.environ[OWNER]):
+        time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

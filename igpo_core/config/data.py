@@ -1,5 +1,7 @@
 """Questions, and what is searched for their answers."""
 
+import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -7,6 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from igpo_core.config.base import Settings, Share, Source
+
+KEY_VARIABLE = r"^[A-Z][A-Z0-9_]*_API_KEY$"  # else a preset of somebody else could send any variable anywhere
+SECRET_NAME = re.compile(r"api.?key|(^|[^a-z])key([^a-z]|$)|token|secret|passw|authori|credential", re.IGNORECASE)
 
 
 class LookupWorld(Settings):
@@ -82,10 +87,11 @@ class DenseSearch(Settings):
 
 
 class HttpSettings(Settings):
-    """How a service is called (igpo_core/http.py)."""
+    """How a service is called (igpo_core/http.py). A key goes to `url` from the variable `key_variable`: who writes a
+    specification says what is sent where, within these limits."""
 
     url: str = Field(pattern=r"^https?://", description="Where it answers.")
-    key_variable: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key.")
+    key_variable: str = Field(pattern=KEY_VARIABLE, description="Environment variable that holds the key: ..._API_KEY.")
     concurrency: int = Field(16, ge=1, le=1024, description="Calls at a time, of a process.")
     rate: float | None = Field(None, gt=0, description="Calls a second, of all processes together.")
     timeout: float = Field(20.0, gt=0, description="Seconds for one call.")
@@ -93,15 +99,38 @@ class HttpSettings(Settings):
     max_bytes: int = Field(2_000_000, ge=1000, description="Of an answer.")
     max_calls: int = Field(100_000, ge=1, description="Calls in all, shared by all processes.")
 
-    @field_validator("url")
-    @classmethod
-    def _no_password(cls, url: str) -> str:
-        if "@" in urlsplit(url).netloc:
+    @property
+    def sends_key(self) -> bool:
+        """Whether the key goes with every call."""
+        return True
+
+    @model_validator(mode="after")
+    def _keeps_secrets(self) -> "HttpSettings":
+        try:
+            address = urlsplit(self.url)
+            host = address.hostname
+        except ValueError as error:
+            raise ValueError(f"url is no address ({error}): give it as https://<host>/<path>") from error
+        if "@" in address.netloc or {"?", "#"} & set(self.url):
             raise ValueError(
-                "a user or password in an address would be logged with the settings: leave them out and put the key into the "
-                "variable that key_variable names"
+                "a user, a password or a query in an address would be logged with the settings: leave them out, put the key "
+                "into the variable that key_variable names, and what else a search asks for into its parameters"
             )
-        return url
+        if not host:
+            raise ValueError(f"url={self.url} names no host: give it as https://<host>/<path>")
+        if self.sends_key and address.scheme == "http" and not _is_loopback(host):
+            raise ValueError(
+                f"url={self.url} would carry the key in {self.key_variable} in clear through the network: give an https "
+                "address, or one of this machine (http://127.0.0.1:..), as an SSH tunnel has it"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 class WebSearch(HttpSettings):
@@ -109,10 +138,25 @@ class WebSearch(HttpSettings):
 
     kind: Literal["web"] = "web"
     api: Literal["serper", "bing", "retriever"] = Field(description="retriever: Search-R1's form, which needs no key.")
-    key_variable: str = Field("SEARCH_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    key_variable: str = Field("SEARCH_API_KEY", pattern=KEY_VARIABLE)
     mode: Literal["live", "replay"] = Field("live", description="replay: the cache alone; what it lacks is a failure.")
     parameters: dict[str, str | int] = Field({}, description="Sent with every query (language, country, ...).")
     max_failure_share: Share = Field(0.1, description="Of recent searches; above it the run stops.")
+
+    @property
+    def sends_key(self) -> bool:
+        return self.api != "retriever"
+
+    @field_validator("parameters")
+    @classmethod
+    def _no_key(cls, parameters: dict[str, str | int]) -> dict[str, str | int]:
+        for name in parameters:
+            if SECRET_NAME.search(name):
+                raise ValueError(
+                    f"parameters.{name} would be logged with the settings, and looks like a key: put it into the variable that "
+                    "key_variable names"
+                )
+        return parameters
 
 
 SearchConfig = Annotated[BM25Search | DenseSearch | WebSearch, Field(discriminator="kind")]

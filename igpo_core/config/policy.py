@@ -1,5 +1,6 @@
 """The policy, and the supervised stages that it may start from."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -54,7 +55,20 @@ class PretrainedPolicy(Settings):
         "are used; weights that LoRA leaves alone are kept in it.",
     )
     lora: Lora | None = None
-    trust_remote_code: bool = Field(False, description="Run the code that comes with the model. Know whose it is.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run the code that comes with the model, at the commit of revision. Know whose it is. No other model's code "
+        "runs, whatever `evaluate` is given.",
+    )
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> "PretrainedPolicy":
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"policy.trust_remote_code with policy.revision={self.revision}: the code of {self.name} may be another "
+                "tomorrow; give the commit that you have read, 40 hex digits (the hub's page of the model, History)"
+            )
+        return self
 
 
 PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind")]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from igpo_core.config.base import Decoding, Settings, Share
-from igpo_core.config.data import HttpSettings
+from igpo_core.config.data import KEY_VARIABLE, HttpSettings
 
 
 class TransformersEngine(Settings):
@@ -165,7 +165,7 @@ class JudgeSettings(HttpSettings):
     """A language model that judges the test's answers (igpo_core/judge.py), at an endpoint like OpenAI's."""
 
     model: str = Field(min_length=1)
-    key_variable: str = Field("JUDGE_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    key_variable: str = Field("JUDGE_API_KEY", pattern=KEY_VARIABLE)
     timeout: float = Field(60.0, gt=0, description="Seconds for one call.")
 
 

@@ -9,8 +9,8 @@ of its own arithmetic, and a gain is a difference of small numbers.
 
 import fcntl
 import os
+import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -169,11 +169,10 @@ def hold(settings: VllmEngine) -> list[IO[str]]:
     settings.weights.mkdir(parents=True, exist_ok=True)
     places = {f"rollout.engine.weights={settings.weights}": settings.weights / "lock"}
     for url in settings.urls:
-        name = f"igpo-lab-{os.getuid()}-server-{fingerprint(url)}.lock"
-        places[f"rollout.engine.urls: {url}"] = Path(tempfile.gettempdir()) / name
+        places[f"rollout.engine.urls: {url}"] = _own_folder() / f"server-{fingerprint(url)}.lock"
     held: list[IO[str]] = []
     for what, place in places.items():
-        lock = place.open("w")
+        lock = _open_lock(place)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -183,3 +182,28 @@ def hold(settings: VllmEngine) -> list[IO[str]]:
             ) from error
         held.append(lock)
     return held
+
+
+def _own_folder() -> Path:
+    """Return the folder of this user's locks of this machine, whose name it bears, for machines may share a home folder. In the
+    temporary folder anybody could make it first. Raises ConfigError where others may write there."""
+    folder = Path.home() / ".cache" / "igpo-lab" / platform.node()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigError(
+            f"{folder} belongs to another user, or others may write there: whoever does can keep your runs from starting. "
+            "chown and chmod 700 it, or set HOME to a folder of your own"
+        )
+    return folder
+
+
+def _open_lock(place: Path) -> IO[str]:
+    """Open a file for its lock alone: what it holds stays, and a link is not followed. Raises ConfigError where it is one."""
+    try:
+        number = os.open(place, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot open the lock {place}: {error.strerror}. It must be a file of yours and no link: delete it"
+        ) from error
+    return os.fdopen(number, "r+")

@@ -140,7 +140,7 @@ def test_what_fits_nowhere_is_said_last(
     [
         ({"policy": {"kind": "pretrained", "name": "/no/such/model"}, "warm_start": None}, "/no/such/model"),
         ({"rollout": {"max_tokens": 18, "max_new_tokens": 16}}, "no train question leaves room"),
-        ({"evaluation": {"judge": {"url": "http://127.0.0.1:1", "model": "m", "key_variable": "NO_SUCH_KEY"}}}, "NO_SUCH_KEY"),
+        ({"evaluation": {"judge": {"url": "http://127.0.0.1:1", "model": "m", "key_variable": "NO_API_KEY"}}}, "NO_API_KEY"),
     ],
 )  # fmt: skip
 def test_what_would_stop_the_run(tmp_path: Path, change: Any, reason: str) -> None:

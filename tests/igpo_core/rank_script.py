@@ -1,4 +1,4 @@
-"""What each of several processes does in test_ranks.py, under torch's elastic launcher or alone:
+"""What each of several processes does in test_ranks.py, with others or alone:
 
 python rank_script.py FOLDER         each arm: two steps, an evaluation, a checkpoint, and a third step
 python rank_script.py FOLDER again   alone: a third step from the checkpoints that two processes left

@@ -94,10 +94,19 @@ def run(taught: Any, folder: Path, chosen: dict[str, dict[str, Any]]) -> Path:
     (folder / "arms.json").write_text(json.dumps(arms))
     script = [str(Path(__file__).with_name("rank_script.py")), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([sys.executable, *script], [*launcher, *script], [sys.executable, *script, "again"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for count, more in ((1, []), (2, []), (1, ["again"])):
+        running = []
+        for number in range(count):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            meeting = {**own, "IGPO_MEETING_FILE": str(folder / "store"), "GLOO_SOCKET_IFNAME": "lo"}
+            command = [sys.executable, *script, *more]
+            told = {**environment, **(meeting if count > 1 else {})}
+            running.append(
+                subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+        for process in running:
+            written, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, written[-3000:]
     return folder
 
 

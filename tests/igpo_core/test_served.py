@@ -5,7 +5,9 @@ import gc
 import json
 import math
 import os
+import platform
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 from igpo_core.checkpoints import load_weights
-from igpo_core.config import ExperimentConfig, RolloutConfig, VllmEngine
+from igpo_core.config import ExperimentConfig, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.policies import Policy, speak
 from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
@@ -378,6 +380,42 @@ def test_two_runs_cannot_share_a_server(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rollout.engine.urls: http.* is used by another run"):
         engine(server, tmp_path / "another")
     assert held.settings.weights == tmp_path
+
+
+@pytest.mark.parametrize("planted", ["in the temporary folder", "in the folder of locks", "in the folder of weights"])
+def test_a_lock_never_touches_what_a_link_names(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """The names of locks can be guessed; in the temporary folder anybody could plant one."""
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    name = f"server-{fingerprint(server.url)}.lock"
+    places = {
+        "in the temporary folder": tmp_path / "temporary" / f"igpo-lab-{os.getuid()}-{name}",
+        "in the folder of locks": tmp_path / "user" / ".cache" / "igpo-lab" / platform.node() / name,
+        "in the folder of weights": tmp_path / "weights" / "lock",
+    }
+    place = places[planted]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(precious)
+    refused = ""
+    try:
+        engine(server, tmp_path / "weights")
+    except ConfigError as error:
+        refused = str(error)
+    assert precious.read_text() == "precious"
+    assert (str(place) in refused) is (planted != "in the temporary folder")
+
+
+def test_locks_of_servers_are_the_users_alone(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    held = engine(server, tmp_path / "weights")
+    locks = list((tmp_path / ".cache").rglob("*.lock"))
+    assert held.settings.urls and [lock.stat().st_mode & 0o777 for lock in locks] == [0o600]
+    assert locks[0].parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_where_servers_are_is_no_part_of_what_a_run_is(server: Server, taught: Any, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ bodies."""
 import asyncio
 import multiprocessing
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from igpo_core.config import WebSearch
+from igpo_core.config import JudgeSettings, WebSearch
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
@@ -60,6 +61,11 @@ def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, a
         ("wrong types", "an answer in another form", 2),
         ("huge", "more than 100000 bytes", 1),
         ("bomb", "more than 100000 bytes", 1),
+        ("bomb in a bomb", "Content-Encoding 'gzip, gzip'", 1),
+        ("bomb of two headers", "Content-Encoding 'gzip, gzip'", 1),
+        ("another packing", "Content-Encoding 'deflate'", 1),
+        ("half a packing", "a gzip body without its end", 2),
+        ("no packing", "a body that is no gzip", 2),
         ("redirect", "status 302", 1),
         ("bad request", "status 400", 1),
     ],
@@ -73,6 +79,25 @@ def test_a_failing_back_end_is_data(server: Hostile, tmp_path: Path, query: str,
     assert (web.counts.asked, web.counts.failed, web.caller.calls) == (2, 1, calls + 1)
     web.search([query], 2)
     assert server.asked[query] == 2 * calls  # a failure is not pinned
+
+
+@pytest.mark.parametrize("query", ["bomb", "bomb in a bomb", "bomb of two headers"])
+def test_a_bomb_is_not_unpacked(server: Hostile, tmp_path: Path, query: str) -> None:
+    """50 MB that come as 50 kB or less: memory holds no more than max_bytes and what the network gave at once."""
+    web = retriever(server, tmp_path)
+    web.search(["cats"], 2)
+    tracemalloc.start()
+    try:
+        (failure,) = web.search([query], 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(failure, SearchFailure) and peak < 5_000_000
+
+
+def test_an_answer_that_is_packed_once_is_read(server: Hostile, tmp_path: Path) -> None:
+    (found,) = retriever(server, tmp_path).search(["packed"], 2)
+    assert not isinstance(found, SearchFailure) and len(found) == 2
 
 
 def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
@@ -151,7 +176,57 @@ def test_a_key_that_no_header_takes_is_an_error_without_it(
 def test_an_address_with_a_password_is_refused() -> None:
     with pytest.raises(ValueError, match="would be logged with the settings"):
         WebSearch(api="serper", url="https://user:secret@example.org/search")
-    assert WebSearch(api="serper", url="https://example.org/search?mail=a@b").url.endswith("a@b")
+    assert WebSearch(api="serper", url="https://example.org/search/@home").url.endswith("@home")
+
+
+def refusal(**settings: Any) -> str:
+    """Why these settings of a search are refused; "" where they are taken."""
+    try:
+        WebSearch.model_validate({"api": "serper", "url": "https://example.org/search", **settings})
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("url", ["https://h/?token=hush", "https://h/s?key=hush", "https://h?", "https://h/#hush"])
+@pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
+def test_a_query_in_an_address_is_refused(url: str, api: str) -> None:
+    """It would be logged with the settings."""
+    assert "a query in an address" in refusal(url=url, api=api)
+
+
+@pytest.mark.parametrize("name", ["api_key", "apiKey", "key", "subscription-key", "token", "client_secret", "password"])
+def test_a_key_among_the_parameters_is_refused(name: str) -> None:
+    assert f"parameters.{name}" in refusal(parameters={name: "hush"})
+    assert refusal(parameters={"gl": "us", "hl": "en", "keywords": "x", "mkt": "en-US", "page": 2}) == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/search", "http://192.0.2.7:8000/", "http://localhost.example.org/"]
+)
+def test_a_key_goes_by_https_or_within_the_machine(url: str) -> None:
+    assert "in clear through the network" in refusal(url=url)
+    assert refusal(url=url.replace("http:", "https:")) == "" and refusal(url=url, api="retriever") == ""
+    for own in ("http://127.0.0.1:8000/", "http://127.1.2.3/", "http://localhost:9/s", "http://[::1]:8000/"):
+        assert refusal(url=own) == ""
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "PATH", "HF_TOKEN", "KEY", "_API_KEY", "SEARCH_API_KEY_X"])
+def test_no_other_variable_than_a_services_key_is_sent(name: str) -> None:
+    """A preset of somebody else names both the variable and where it goes."""
+    assert "_API_KEY" in refusal(key_variable=name) and refusal(key_variable="MY_OTHER_API_KEY") == ""
+    judge = {"url": "https://example.org", "model": "m", "key_variable": name}
+    taken = True
+    try:
+        JudgeSettings.model_validate(judge)
+    except ValueError:
+        taken = False
+    assert not taken
+
+
+@pytest.mark.parametrize("url", ["https://", "http:///path", "https://[::1/search"])
+def test_an_address_without_a_host_is_refused(url: str) -> None:
+    assert "https://<host>/<path>" in refusal(url=url)
 
 
 def test_results_are_pinned_and_replayed_without_a_server(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """A run of several processes, launched for real: its result, its end, and that nobody outlives the process it works for."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
+from socket import SOCK_DGRAM
 from typing import Any
 
 import psutil
@@ -74,6 +79,46 @@ def launch(job: Job, said: list[str] | None = None, steps: list[int] | None = No
 CLOCK_PUT_RIGHT = "import psutil._pslinux as linux\nseen = linux.boot_time\nlinux.boot_time = lambda: seen() + 1\n"
 
 
+def listening_beyond_loopback(family: Iterable[psutil.Process]) -> set[str]:
+    """Where the processes take connections that may come from another machine, now."""
+    found = set()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile
+            for socket in process.net_connections("inet"):
+                open_to_others = socket.status == psutil.CONN_LISTEN or (socket.type == SOCK_DGRAM and not socket.raddr)
+                if open_to_others and not ip_address(socket.laddr.ip).is_loopback:
+                    found.add(f"{socket.laddr.ip}:{socket.laddr.port}")
+    return found
+
+
+@pytest.mark.night
+def test_two_processes_listen_on_nothing_beyond_loopback(taught: Any, tmp_path: Path) -> None:
+    """All sockets of the family, from its start to its end: torch's rendezvous takes pickles from whoever reaches it."""
+    job = make_job(taught, tmp_path, "quiet", 2)
+    found: set[str] = set()
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            family = psutil.Process().children(recursive=True)
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+                    seen.update([process.pid] if "tasks.together" in process.cmdline() else [])
+            found.update(listening_beyond_loopback([psutil.Process(), *family]))
+
+    before = listening_beyond_loopback([psutil.Process()])
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        launch(job)
+    finally:
+        ended.set()
+        watching.join()
+    assert len(seen) >= 2 and found - before == set()
+    assert not list(job.run.folder.glob(".meeting-*"))
+
+
 @pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.night)])
 def test_two_processes_end_with_the_result_of_one(
     taught: Any, tmp_path: Path, sharding: str, monkeypatch: pytest.MonkeyPatch
@@ -140,7 +185,7 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
     owner = start(STARTED, str(job.run.folder))
     wait_for_step(owner, 3)
     family = psutil.Process(owner.pid).children(recursive=True)
-    assert len(family) >= 3  # the launcher and two processes
+    assert len(family) >= 2
     owner.send_signal(signal.SIGKILL)
     with locked_if_free(tmp_path, "killed") as free:
         assert not free  # nobody goes on with the run before they have ended

@@ -1,0 +1,99 @@
+"""IGPO_HOME is its user's alone, or a group's where that is asked for; never everybody's."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deployments.steps import enter_project
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that IGPO_HOME names, which is not there; umask and current folder as they were, afterwards."""
+    before, folder = os.umask(0o022), os.getcwd()
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("IGPO_SHARED", raising=False)
+    yield tmp_path / "home"
+    os.umask(before)
+    os.chdir(folder)
+
+
+def write(folder: Path) -> Path:
+    """A file below the folder, as some step writes it."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    (folder / "runs" / "result.json").write_text("{}")
+    return folder / "runs" / "result.json"
+
+
+def test_a_flow_run_of_a_worker_writes_for_its_user_alone(place: Path) -> None:
+    enter_project()
+    written = write(place)
+    assert (mode(place), mode(written.parent), mode(written)) == (0o700, 0o700, 0o600)
+
+
+def test_a_folder_of_before_is_closed(place: Path) -> None:
+    write(place)
+    assert mode(place) == 0o755
+    enter_project()
+    assert mode(place) == 0o700
+
+
+@pytest.mark.parametrize("command", ["deployments.services status", "flows.command", "tasks.pruning", "tasks.sending"])
+def test_every_command_makes_the_folder_its_users_alone(place: Path, command: str) -> None:
+    module, *arguments = command.split()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    code = f"import os; os.umask(0o022); from {module} import main; "
+    arguments = ["tiny", "--seeds", "0"] if module == "flows.command" else arguments
+    place.mkdir()
+    call = "main()" if module == "tasks.sending" else f"main({arguments})"
+    subprocess.run([sys.executable, "-c", code + call], cwd=ROOT, env=environment, capture_output=True, timeout=100)
+    assert mode(place) == 0o700
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch) -> str:
+    try:
+        enter_project()
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("opened", [0o777, 0o775, 0o757])
+def test_a_folder_that_others_may_write_to_is_refused(
+    place: Path, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.mkdir()
+    place.chmod(opened)
+    assert f"others may write to {place}" in refusal(monkeypatch) and "chmod 700" in refusal(monkeypatch)
+
+
+def test_a_folder_of_another_user_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+    assert "belongs to another user" in refusal(monkeypatch)
+
+
+def test_a_shared_folder_is_its_groups_and_nobody_elses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPO_SHARED", "group")
+    enter_project()
+    written = write(place)
+    assert (mode(place), mode(written)) == (0o2770, 0o660)
+    monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+    assert refusal(monkeypatch) == ""
+    place.chmod(0o2777)
+    assert f"others may write to {place}" in refusal(monkeypatch)
+
+
+def test_another_way_to_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGPO_SHARED", "yes")
+    assert "IGPO_SHARED=yes" in refusal(monkeypatch)
