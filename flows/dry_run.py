@@ -210,8 +210,7 @@ def needed_disk(specification: AblationSpecification, versions: Mapping[str, str
     """Bytes that those of these runs that are not finished will take, with their warm starts. The weights are as large as in
     the last sweep of such a policy, or counted where there was none."""
     from igpo_core.environments import open_environment
-    from tasks.data import data_folder
-    from tasks.home import home
+    from tasks.home import data_folder, home
 
     left, base = [run for run in runs if not run.finished], specification.base
     timing = known_timing(home(), specification.name, base)
