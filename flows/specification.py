@@ -25,6 +25,9 @@ PRESETS = PROJECT / "deployments" / "presets"
 # what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
 OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
+# an arm's name is part of MLflow's metric names, of files and of lists with commas
+ARM = r"\w[\w.-]{0,63}"
+ARM_RULE = "name an arm with at most 64 letters, digits and . - _ alone, a letter, digit or _ first: MLflow refuses other names"
 OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
 
 
@@ -48,7 +51,7 @@ class AblationSpecification(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
     description: str = ""
     base: ExperimentConfig
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -79,9 +82,12 @@ class AblationSpecification(BaseModel):
     @classmethod
     def _levels(cls, factors: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
         for factor, levels in factors.items():
-            odd = [name for name in (factor, *levels) if not re.fullmatch(r"[\w.-]+", name)]
+            odd = [_cut(name) for name in (factor, *levels) if not re.fullmatch(ARM, name)]
             if odd:
-                raise ValueError(f"name factors and levels with letters, digits and . - _ alone, not {', '.join(odd)}")
+                raise ValueError(
+                    "name factors and levels with at most 64 letters, digits and . - _ alone, a letter, digit or _ first, not "
+                    f"{', '.join(odd)}"
+                )
             if any("seed" in settings for settings in levels.values()):
                 raise ValueError(f"factor {factor!r} sets seed: seeds are paired, give them in `seeds`")
             if len(levels) < 2:
@@ -268,7 +274,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, primary: str | None) -> list[str]:
     """Every wrong name and value in the arms, whatever the base is."""
-    faults = []
+    faults = [f"arm {_cut(arm)}: {ARM_RULE}" for arm in arms if not re.fullmatch(ARM, arm)]
     for role, arm in (("baseline", baseline), ("primary", primary)):
         if arm is not None and arm not in arms:
             faults.append(f"{role} {arm!r} is no arm{nearest(arm, arms)}; arms are {', '.join(arms)}")
@@ -305,6 +311,11 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
 
 def load_specification(name: str) -> AblationSpecification:
     """A preset by name, or a YAML file by path. Raises ConfigError naming file, field and reason."""
+    return _load(name, ())
+
+
+def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
+    """above: the files whose bases are derived from this one, each from the next."""
     path = PRESETS / f"{name}.yaml" if is_preset(name) else Path(name)
     if not path.is_file() and is_preset(name):
         names = presets()
@@ -313,14 +324,20 @@ def load_specification(name: str) -> AblationSpecification:
         )
     if not path.is_file():
         raise ConfigError(f"{path}: no such file (looked for in {Path.cwd()})")
+    if path.resolve() in above:
+        raise ConfigError(
+            f"{path}: its base is derived from itself ({' from '.join(one.name for one in above)}): name another"
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply: a specification has no more than ten levels") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
     if isinstance(content.get("base"), dict) and "from" in content["base"]:
-        content["base"] = _derived(content["base"], str(path))
+        content["base"] = _derived(content["base"], str(path), (*above, path.resolve()))
     if isinstance(content.get("base"), dict):
         content["base"] = take_over(content["base"], str(path))
     specification = validated(content, str(path))
@@ -347,11 +364,11 @@ def study_name(preset: str) -> str:
         return Path(preset).stem
 
 
-def _derived(given: dict[str, Any], where: str) -> dict[str, Any]:
+def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict[str, Any]:
     """The base of another preset with some settings changed: {from: core-arms, rollout.group_size: 4}."""
     changes = dict(given)
     content: dict[str, Any] = json.loads(
-        load_specification(changes.pop("from")).base.model_dump_json(exclude_unset=True)
+        _load(str(changes.pop("from")), above).base.model_dump_json(exclude_unset=True)
     )
     faults = []
     for path, value in changes.items():
@@ -397,6 +414,10 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
         raise ConfigError(
             "\n".join([f"{where} does not describe an ablation:", *(f"  {line}" for line in lines)])
         ) from error
+
+
+def _cut(name: str) -> str:
+    return ascii(name if len(name) <= 80 else name[:79] + "…")
 
 
 def _is_arms(given: Any) -> bool:

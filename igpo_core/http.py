@@ -18,6 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from igpo_core.config import HttpSettings
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.pinned import Pinned
+from igpo_core.text import one_form
 
 LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
 T = TypeVar("T")
@@ -128,12 +129,15 @@ def read_key(settings: HttpSettings, what: str) -> str:
 
 
 def clean_text(value: Any) -> str:
-    """Text without what no tokenizer or database takes: NUL, unpaired surrogates. None: empty; no text raises TypeError."""
+    """Text in one_form without what no tokenizer or database takes: NUL, unpaired surrogates.
+
+    None: empty; no text raises TypeError.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
         raise TypeError("not a text")
-    return value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").strip()
+    return one_form(value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8"))
 
 
 def growing_wait(state: RetryCallState) -> float:

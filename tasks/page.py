@@ -1,5 +1,7 @@
 """The report as one page that needs nothing else: tables, figures, diagnostics, and a viewer of trajectories."""
 
+import base64
+import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -55,10 +57,17 @@ def write_page(
     parts.append(f'<p><a href="{_text(compare)}">Curves by arm in MLflow</a></p>')
     body = "\n".join(parts)
     path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(sweep)}</title><style>{STYLE}</style>'
-        f"</head><body>{body}</body></html>",
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_policy()}<title>{_text(sweep)}</title>'
+        f"<style>{STYLE}</style></head><body>{body}</body></html>",
         encoding="utf-8",
     )
+
+
+def _policy() -> str:
+    """The page loads nothing, and runs the viewer's script alone."""
+    digest = base64.b64encode(hashlib.sha256(VIEWER.read_bytes()).digest()).decode()
+    rules = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
 
 
 def _cell(report: "CellReport") -> list[str]:

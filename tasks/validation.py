@@ -6,6 +6,8 @@ other rule passes over.
 """
 
 import functools
+import html
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,12 +18,14 @@ from typing import Any, Literal, get_args
 import pandas
 
 from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source
-from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, normalised
+from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, identity_key, normalised
 from igpo_core.data.schema import DEFECT, content_hash
+from igpo_core.rewards.outcome import squad_normalise
 
 Config = LookupWorld | AtlasWorld | QuestionFiles
 
 EXCERPT = 200  # characters of a value in the quarantine
+_SIGN = re.compile(r"[+#%$@=<>^~*\\|]|(?<!\w)-(?=\d)")  # what SQuAD's normalisation deletes and yet tells answers apart
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
 
 # Where a text states its answer: "<answer>Paris", "Answer: Paris", "the answer is Paris", "\boxed{Paris".
@@ -91,7 +95,7 @@ def validate(
                 if failing:
                     first = table["id" if "id" in table else "passage_id"].iloc[failing[0][0]]
                     warnings.append(
-                        f"{name}: {len(failing)} rows fail '{rule.name}' ({rule.remedy}), the first is {first}"
+                        f"{name}: {len(failing)} rows fail '{rule.name}' ({rule.remedy}), the first is {_shown(first)}"
                     )
                 continue
             remedies[f"{name}: {rule.name}"] = rule.remedy
@@ -110,6 +114,7 @@ def validate(
     good = check("questions", questions.assign(usable=usable), derived, _question_rules(config))
     good["answers"] = good["usable"]
     context.build_data_docs(site_names=["data_docs"])
+    _without_scripts(data_docs)
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
     names = quarantine["table"] + ": " + quarantine["rule"]
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
@@ -146,6 +151,15 @@ def _question_rules(config: Config) -> list[Rule]:
         Rule(
             "answer not named in question", "question", "answer_named", (None, 0),
             "comparison questions do; of others it would be a leak", "warning",
+        ),
+        Rule(
+            "answer has a word", "answers", "bare_answers", (None, 0),
+            "SQuAD's normalisation leaves nothing of an answer: F1 and EM compare it as it stands, paper_f1 can never be "
+            "earned with it", "warning",
+        ),
+        Rule(
+            "answer has a name of its own", "answers", "answers_alike", (None, 0),
+            "SQuAD's normalisation makes answers of several rows one, as C and C#: either is scored as right", "warning",
         ),
     ]  # fmt: skip
     if isinstance(config, QuestionFiles):
@@ -211,6 +225,8 @@ def _derive_questions(
     sound = questions[questions[DEFECT].isna()]
     aliases = given[sound.index].map(lambda names: [normalised(name) for name in names])
     keys = sound["question"].map(normalised)
+    asked = sound["question"].map(identity_key)
+    signs = _signs(given[sound.index])
     required = sound["answerable"].astype(bool)
     if isinstance(config, QuestionFiles) and config.evaluation is not None:
         required &= sound["split"] != "test"  # evaluation rows need not be answerable from the corpus
@@ -225,16 +241,20 @@ def _derive_questions(
         # A row without any alias fails "answers not empty" and no other rule.
         "aliases_usable": usable[sound.index].map(len).where(given[sound.index].map(len) > 0),
         "aliases_dropped": sound["answers"].map(len) - usable[sound.index].map(len),
+        "bare_answers": given[sound.index].map(lambda names: sum(not squad_normalise(name) for name in names)),
+        "answers_alike": given[sound.index].map(
+            lambda names: sum(len(signs.get(squad_normalise(name), ())) > 1 for name in names)
+        ),
         "missing_titles": pandas.Series(missing, index=sound.index),
         "answer_stated": _each(_states, sound["question"], aliases),
         "answer_in_distractors": _each(_any_names, sound["distractors"], aliases),
         "answer_named": _each(_names, keys, aliases),
-        "asked_before": keys.groupby([keys, sound["split"]], sort=False).cumcount().where(keys != ""),
+        "asked_before": asked.groupby([asked, sound["split"]], sort=False).cumcount().where(asked != ""),
     }
     frame = _frame(questions, columns)
     frame["source"] = sound["source"].reindex(questions.index)
     frame["split"] = sound["split"].fillna("(none)").reindex(questions.index)
-    frame["shared_with"] = _shared(keys, sound["split"]).reindex(questions.index)
+    frame["shared_with"] = _shared(asked, sound["split"]).reindex(questions.index)
     return frame, usable
 
 
@@ -259,6 +279,17 @@ def _shared(keys: "pandas.Series[Any]", splits: "pandas.Series[Any]") -> "pandas
     return shared
 
 
+def _signs(answers: "pandas.Series[Any]") -> dict[str, set[str]]:
+    """The different signs in the answers that SQuAD's normalisation makes one: {"c": {"", "#"}} for C and C#."""
+    found: dict[str, set[str]] = {}
+    for names in answers:
+        for name in names:
+            key = squad_normalise(name)
+            if key:
+                found.setdefault(key, set()).add("".join(_SIGN.findall(name)))
+    return found
+
+
 def _names(key: str, aliases: Sequence[str]) -> bool:
     """Whether a normalised text has one of the normalised aliases as whole words; yes and no are no names."""
     return any(f" {alias} " in f" {key} " for alias in aliases if alias and alias not in ("yes", "no"))
@@ -270,11 +301,20 @@ def _any_names(texts: Sequence[str], aliases: Sequence[str]) -> bool:
 
 def _states(text: str, aliases: Sequence[str]) -> bool:
     """Whether a text gives an alias out as the answer. "Answer: yes or no" names options and states nothing."""
-    for marker in _STATED.finditer(text):
-        after = f"{normalised(text[marker.end() :])} "
-        if any(after.startswith(f"{alias} ") and not after.startswith(f"{alias} or ") for alias in aliases if alias):
-            return True
-    return False
+    whole, starts, end = [], [], 0
+    for marker in _STATED.finditer(text):  # each piece is normalised once, whatever the number of markers
+        whole.append(normalised(text[end : marker.end()]))
+        end = marker.end()
+        starts.append(len(whole[-1]) + 1 if whole[-1] else 0)
+    if not starts:
+        return False
+    joined = " ".join([*filter(None, whole), normalised(text[end:])]) + " "
+    return any(
+        joined.startswith(f"{alias} ", at) and not joined.startswith(f"{alias} or ", at)
+        for at in itertools.accumulate(starts)
+        for alias in aliases
+        if alias
+    )
 
 
 # --------------------------------------------------------------------------------------------- Great Expectations
@@ -317,7 +357,7 @@ def _run(
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
     # Every rule gets a column of its name, which is what Data Docs show.
-    frame = pandas.DataFrame({"row": derived["row"], **{rule.name: derived[rule.column] for rule in rules}})
+    frame = pandas.DataFrame({"row": derived["row"], **{rule.name: _as_text(derived[rule.column]) for rule in rules}})
     run = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": frame})
     (results,) = run.run_results.values()
     found = {result.expectation_config.kwargs["column"]: result for result in results.results}
@@ -325,8 +365,37 @@ def _run(
         result = found[rule.name]
         if "unexpected_index_list" not in result.result:
             raise RuntimeError(f"expectation {rule.name!r} on {name} was not evaluated: {result.exception_info}")
-        failing = [(int(item["row"]), str(item[rule.name])) for item in result.result["unexpected_index_list"]]
-        yield rule, sorted(failing)
+        rows = sorted(int(item["row"]) for item in result.result["unexpected_index_list"])
+        yield rule, [(row, str(derived[rule.column].iloc[row])) for row in rows]
+
+
+def _as_text(column: "pandas.Series[Any]") -> "pandas.Series[Any]":
+    """A column whose texts are no markup in Data Docs, which escape nothing and replace $names."""
+    if pandas.api.types.is_numeric_dtype(column.dtype):
+        return column
+    return column.astype("object").map(lambda text: html.escape(_shown(text)).replace("$", "&#36;"), na_action="ignore")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value without control characters, for a terminal or a page."""
+    return ascii(str(value)[:EXCERPT])[1:-1]
+
+
+_FROM_OTHER_HOSTS = re.compile(
+    r"""<script\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>\s*</script>|<(?:link|img)\b[^>]*\b(?:href|src)=["']?(?:https?:)?//[^>]*>""",
+    re.IGNORECASE,
+)
+_POLICY = (
+    """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'self' 'unsafe-inline'; """
+    """img-src 'self' data:">"""
+)
+
+
+def _without_scripts(data_docs: Path) -> None:
+    """Take out what Data Docs would load from other hosts, and forbid every script in them."""
+    for path in data_docs.rglob("*.html"):
+        page = _FROM_OTHER_HOSTS.sub("", path.read_text(encoding="utf-8"))
+        path.write_text(re.sub(r"<head>", lambda head: head[0] + _POLICY, page, count=1), encoding="utf-8")
 
 
 def _expectation(rule: Rule) -> Any:

@@ -1,5 +1,6 @@
 """The report in words and tables: what was shown, and what was not."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -139,8 +140,13 @@ def markdown(
     return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
 
 
+def literal(text: str) -> str:
+    """Text that is no markup in markdown: one line, without tags, links or columns of its own."""
+    return re.sub(r"([\\`|]|<(?=[\w/!?])|(?<=\])\()", r"\\\1", " ".join(text.split()))
+
+
 def _markdown_table(rows: Table) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([literal(value) for value in row.values()] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

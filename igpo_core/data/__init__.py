@@ -12,6 +12,7 @@ from igpo_core.data.schema import (
     QUESTION_SCHEMA,
     SPLITS,
     content_hash,
+    identity_key,
     normalised,
     to_questions,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "QUESTION_SCHEMA",
     "SPLITS",
     "content_hash",
+    "identity_key",
     "load_corpus",
     "load_questions",
     "normalised",

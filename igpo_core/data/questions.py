@@ -127,7 +127,15 @@ def _authors(row: Row, split: str | None) -> dict[str, Any]:
     if not asked and row.readable:
         row.bad("prompt", "has no user message")
     truth = _object(row, "reward_model").get("ground_truth")
-    answers = "" if not row.readable else row.checked("reward_model.ground_truth", truth)
+    if isinstance(truth, dict):  # Search-R1: {"target": [...]}
+        truth = truth.get("target")
+    if isinstance(truth, str):
+        truth = truth.split(ANSWER_SEPARATOR)
+    answers = []
+    if isinstance(truth, list):
+        answers = row.listed("reward_model.ground_truth", truth)
+    elif row.readable:
+        row.checked("reward_model.ground_truth", truth)
     extra = _object(row, "extra_info", required=False)
     index = extra.get("index")
     named = (
@@ -139,7 +147,7 @@ def _authors(row: Row, split: str | None) -> dict[str, Any]:
         "source": source,
         "split": split or (None if own is None else row.checked("extra_info.split", own)),
         "question": row.checked("prompt.content", asked[-1]["content"]) if asked else "",
-        "answers": list(dict.fromkeys(answer.strip() for answer in answers.split(ANSWER_SEPARATOR))),
+        "answers": answers,
     }
 
 

@@ -1,21 +1,41 @@
-"""From a file to rows: the container (parquet, JSON array, JSON Lines, CSV) is found from the content."""
+"""From a file to rows: compression and container (parquet, JSON array, JSON Lines, CSV) are found from the content."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from igpo_core.errors import DataError
+from igpo_core.text import one_form
 
 ALIAS_SEPARATOR = "|"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A field longer than the csv module's 131,072 characters is a long passage, not a fault.
 _CSV_FIELD_LIMIT = 2**24
+
+# What a file may unpack to: a small one can be made to fill the memory.
+MAX_BYTES = 2**31
+MAX_ROWS = 20_000_000
+
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+# Columns in which popular copies hold JSON as text, where the official files have lists and objects.
+_JSON_COLUMNS = ("context", "supporting_facts", "evidences", "paragraphs", "prompt", "reward_model", "extra_info")
 
 
 @dataclass(frozen=True)
@@ -51,14 +71,22 @@ class RawTable:
 
 
 def read_table(path: str | Path) -> RawTable:
-    """All rows of a file. Raises DataError: no such file, no rows, none of the containers, malformed (with the line)."""
+    """All rows of a file, which may be compressed (gzip, bzip2, xz, zstd, or zip with one file in it).
+
+    Raises DataError: no such file, no rows, none of the containers, malformed (with the line), more than MAX_BYTES or MAX_ROWS.
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    packing = _packing(content)
+    if packing is not None:
+        content = _unpacked(path, content, packing)
+        if _packing(content) is not None:
+            raise DataError(f"{path}: is compressed twice: unpack it once")
     if content[:4] == b"PAR1":
-        rows, places = _parquet(path)
+        rows, places = _parquet(path, content)
     else:
         try:
             text = content.decode("utf-8-sig")
@@ -70,16 +98,61 @@ def read_table(path: str | Path) -> RawTable:
         read = {"[": _json_array, "{": _json_lines}.get(first, _csv)
         rows, places = read(path, text)
     if not rows:
-        raise DataError(f"{path}: holds no rows: give a table with at least one")
+        raise DataError(
+            f"{path}: holds no rows{f' (unpacked as {packing})' if packing else ''}: give a table with at least one"
+        )
     table = RawTable(path, tuple(map(_as_official, rows)), tuple(places))
     if not table.columns:
         raise DataError(f"{path}: none of its {len(rows)} rows is an object with named fields")
     return table
 
 
+def _packing(content: bytes) -> str | None:
+    return next((name for start, name in _COMPRESSIONS.items() if content.startswith(start)), None)
+
+
+def _unpacked(path: Path, content: bytes, packing: str) -> bytes:
+    """The one file in a compressed one. Raises DataError: damaged, encrypted, several files, larger than MAX_BYTES."""
+    import pyarrow
+
+    source = io.BytesIO(content)
+    try:
+        if packing == "zip":
+            with zipfile.ZipFile(source) as archive:
+                members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
+                if len(members) != 1:
+                    raise DataError(
+                        f"{path}: is a zip of {len(members)} files: unpack it and name the one that is meant"
+                    )
+                with archive.open(members[0]) as member:
+                    found = member.read(MAX_BYTES + 1)
+        elif packing == "zstd":
+            with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
+                found = stream.read(MAX_BYTES + 1)
+        else:
+            opened = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[packing](source)
+            with opened as stream:
+                found = stream.read(MAX_BYTES + 1)
+    except (
+        OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+        pyarrow.ArrowException,
+    ) as error:  # fmt: skip
+        raise DataError(
+            f"{path}: cannot be unpacked as {packing} ({error}): fetch it again or unpack it yourself"
+        ) from error
+    if len(found) > MAX_BYTES:
+        raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
+    return found
+
+
 def _as_official(row: Any) -> Any:
-    """The hub's parquet form of HotpotQA and 2WikiMultihopQA files, in which lists of [title, x] became a column of titles
-    and one of x, as their official files have it. Lists of two lengths stay as they are, and are a defect."""
+    """A row of the hub's copies as the official files have it.
+
+    JSON text in a column of lists or objects is read. Lists of [title, x] that became a column of titles and one of x are turned
+    back. Text that is no JSON and lists of two lengths stay as they are, and are a defect.
+    """
+    if isinstance(row, dict) and any(isinstance(row.get(name), str) for name in _JSON_COLUMNS):
+        row = {name: _from_json(value) if name in _JSON_COLUMNS else value for name, value in row.items()}
     if not isinstance(row, dict) or "id" not in row or not {"context", "supporting_facts"} <= row.keys():
         return row
     found = {"_id": row["id"], **{name: value for name, value in row.items() if name != "id"}}
@@ -92,15 +165,73 @@ def _as_official(row: Any) -> Any:
     return found
 
 
-def _parquet(path: Path) -> tuple[list[Any], list[str]]:
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value of a table that Python has no object for: a defect of its row where the column is needed."""
+
+    reason: str
+
+
+def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[Any] = []
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        groups = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: has a column name twice: rename one of {sorted(names)}")
+        taken = sum(groups)
+        if file.metadata.num_rows > MAX_ROWS or taken > MAX_BYTES:
+            raise DataError(
+                f"{path}: {file.metadata.num_rows} rows of {taken} bytes, more than {MAX_ROWS} or {MAX_BYTES}: split it"
+            )
+        # A value stored once can stand in every row: so many rows at a time that even then a batch is within the limit.
+        size = max(1, min(65_536, MAX_BYTES // max(*groups, 1, 1)))
+        taken = 0
+        for batch in file.iter_batches(batch_size=size):
+            taken += batch.nbytes
+            if taken > MAX_BYTES:
+                raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
+            columns = [_values(column) for column in batch.columns]
+            rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: damaged parquet ({error}): fetch it again") from error
     return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
+
+
+def _values(column: Any) -> list[Any]:
+    """Python's values of an arrow column, bytes as text; Unreadable for each that is neither."""
+    try:
+        return [_value(value) for value in column.to_pylist()]
+    except _NO_VALUE:
+        return [_one_value(scalar) for scalar in column]
+
+
+# What pyarrow raises for dates out of range, text that is no UTF-8, unknown time zones and kinds of numbers.
+_NO_VALUE = (ArithmeticError, ValueError, LookupError, TypeError, ImportError, NotImplementedError)
+
+
+def _one_value(scalar: Any) -> Any:
+    try:
+        return _value(scalar.as_py())
+    except _NO_VALUE as error:
+        return Unreadable(f"{type(error).__name__}: {error}"[:200])
+
+
+def _value(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _json_array(path: Path, text: str) -> tuple[list[Any], list[str]]:
@@ -196,6 +327,8 @@ class Row:
 
     def get(self, name: str, *, required: bool) -> Any:
         value = self.values.get(name)
+        if isinstance(value, float) and value != value:  # what pandas and polars write where a value is missing
+            value = None
         if value is None and required and self.readable:
             self.bad(name, "is missing")
         return value
@@ -208,18 +341,20 @@ class Row:
         return self.checked(name, value)
 
     def checked(self, name: str, value: Any) -> str:
-        """The stripped text of a value, or "" and a defect when it is no text that a file can hold."""
+        """The text of a value in one_form, or "" and a defect when it is no text that a file can hold."""
         if not isinstance(value, str):
             self.bad(name, f"is {_excerpt(value)}, not text")
             return ""
         if SURROGATE.search(value):
             self.bad(name, "holds half of a character (an unpaired surrogate)")
             return ""
-        return value.strip()
+        return one_form(value)
 
     def identifier(self, name: str) -> str:
         """Text or a whole number, as text. Missing: a defect, and the row's place stands for it."""
         value = self.get(name, required=True)
+        if isinstance(value, float) and value.is_integer():  # a column of numbers in which one was missing
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         text = "" if value is None else self.checked(name, value)
@@ -231,8 +366,10 @@ class Row:
         """A list of texts, repeats left out. Given as a list; or as text, which is a JSON list when it begins with "["
         and otherwise has its items separated by "|"."""
         value = self.get(name, required=required)
-        if value is None:
-            return []
+        return [] if value is None else self.listed(name, value)
+
+    def listed(self, name: str, value: Any) -> list[str]:
+        """The texts of a value that is there, as in `texts`."""
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
@@ -251,8 +388,8 @@ class Row:
     def count(self, name: str, most: int) -> int | None:
         """A whole number from 1 to `most`, given as a number or as text; None when missing."""
         value = self.get(name, required=False)
-        if isinstance(value, str) and len(value) < 10 and value.strip().isdecimal():
-            value = int(value)
+        if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}(\.0)?\s*", value):
+            value = int(float(value))
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(1, most + 1):
@@ -263,7 +400,9 @@ class Row:
     def flag(self, name: str, default: bool) -> bool:
         value = self.get(name, required=False)
         if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.strip().lower(), value)
+            value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
+        elif isinstance(value, int | float) and value in (0, 1):
+            value = bool(value)
         if value is None:
             return default
         if not isinstance(value, bool):

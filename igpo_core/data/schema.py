@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas
 
 from igpo_core.errors import DataError
+from igpo_core.text import one_form
 from igpo_core.trajectory import Question
 
 Kind = Literal["text", "optional text", "texts", "optional integer", "flag"]
@@ -96,5 +97,36 @@ def to_questions(frame: pandas.DataFrame) -> list[Question]:
 
 
 def normalised(text: str) -> str:
-    """Text for comparison: compatibility forms and case folded, punctuation and white space to single spaces."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """Return text to look for names in: compatibility forms and case folded, all but letters, marks and digits to single spaces.
+
+    It folds symbols, so that a name is found beside any of them. Whether two texts are one is asked of identity_key.
+    """
+    folded = unicodedata.normalize("NFKC", one_form(text)).casefold()
+    return " ".join("".join(char if _in_word(char) else " " for char in folded).split())
+
+
+def identity_key(text: str) -> str:
+    """Return a key that two texts share only if they are one text: "Who built it?" and "who built  it", not "C" and "C++".
+
+    Case, white space, full-width letters, quotation marks and the punctuation of sentences are folded. Symbols, signs of numbers,
+    vowel signs, emoji and punctuation inside a number or before a name (".NET") are kept.
+    """
+    text = "".join(_narrow(char) for char in one_form(text)).casefold()
+    text = _BETWEEN_LETTERS.sub(" ", unicodedata.normalize("NFC", text))
+    return " ".join(_OF_SENTENCES.sub(" ", text).split())
+
+
+_OF_SENTENCES = re.compile(
+    r"""["'`´“”„‟‘’‚‛«»‹›…;!?¿¡؟。、！？，；：「」『』()\[\]{}_।]|[—–](?!\d)|[,:](?!\d)|(?<!\d)[,:]|\.(?!\w)|(?<=[^\W\d])\."""
+)
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[-‐‑](?=[^\W\d_])")
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char)[0] == "M"
+
+
+def _narrow(char: str) -> str:
+    """The ordinary character of a full-width or half-width one."""
+    kind, _, code = unicodedata.decomposition(char).partition(" ")
+    return chr(int(code, 16)) if kind in ("<wide>", "<narrow>") else char

@@ -136,7 +136,7 @@ def _document(entry: Any) -> Passage | None:
     """Search-R1's server: {"document": {"id", "contents": "\\"Title\\"\\ntext"}, "score"}, or the document itself."""
     document = entry.get("document", entry)
     first, _, rest = clean_text(document["contents"]).partition("\n")
-    passage = Passage(str(document.get("id", "")), first.strip().strip('"'), rest.strip())
+    passage = Passage(clean_text(str(document.get("id", ""))), first.strip().strip('"'), rest.strip())
     return passage if passage.text else None
 
 

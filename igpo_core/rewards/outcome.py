@@ -5,6 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from igpo_core.text import one_form
 from igpo_core.trajectory import Question
 
 # The official evaluations of these sources give no partial credit to or for these answers.
@@ -16,14 +17,14 @@ _PUNCTUATION = frozenset(string.punctuation)
 
 
 def squad_normalise(text: str) -> str:
-    """Lower case, ASCII punctuation deleted, articles removed, white space folded (SQuAD v1.1 evaluation)."""
-    text = "".join(char for char in text.lower() if char not in _PUNCTUATION)
+    """Lower case, ASCII punctuation deleted, articles removed, white space folded (SQuAD v1.1 evaluation), in one form."""
+    text = "".join(char for char in one_form(text).lower() if char not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def paper_normalise(text: str) -> str:
     """Lower case, ASCII punctuation to spaces, white space folded, articles kept (the authors' scoring)."""
-    return " ".join("".join(" " if char in _PUNCTUATION else char for char in text.lower()).split())
+    return " ".join("".join(" " if char in _PUNCTUATION else char for char in one_form(text).lower()).split())
 
 
 def answer_f1(prediction: str, question: Question) -> float:
@@ -75,7 +76,7 @@ def _equal(prediction: str, answer: str) -> float:
     wanted = squad_normalise(answer)
     if wanted:
         return float(squad_normalise(prediction) == wanted)
-    return float(prediction.lower().split() == answer.lower().split())
+    return float(one_form(prediction).lower().split() == one_form(answer).lower().split())
 
 
 def _closed_f1(prediction: str, answer: str) -> float:

@@ -1,0 +1,74 @@
+"""Popular copies of data sets, odd values, and compressed files."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from igpo_core.data import load_corpus, load_questions
+from igpo_core.errors import DataError
+from igpo_core.rewards.outcome import f1_score
+
+TEXT = b'{"passage_id": "a", "title": "Orla", "text": "a lake"}\n'
+
+
+def zipped(*names: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in names:
+            archive.writestr(name, TEXT)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("content", [gzip.compress(TEXT), bz2.compress(TEXT), lzma.compress(TEXT), zipped("c.jsonl")])
+def test_a_compressed_file_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c").write_bytes(content)
+    assert load_corpus(tmp_path / "c")["title"].tolist() == ["Orla"]
+
+
+@pytest.mark.parametrize("content", [zipped("a", "b"), gzip.compress(TEXT)[:-9], gzip.compress(gzip.compress(TEXT))])
+def test_what_cannot_be_unpacked_is_refused_by_that_reason(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(DataError, match="unpack"):
+        load_corpus(tmp_path / "c")
+
+
+def test_search_r1s_answers_and_two_wikis_json_text(tmp_path: Path) -> None:
+    row = {
+        "data_source": "nq",
+        "prompt": [{"role": "user", "content": "who?"}],
+        "reward_model": {"ground_truth": {"target": ["Ida", "I. Holm"]}},
+    }
+    (tmp_path / "r.jsonl").write_text(json.dumps(row))
+    assert load_questions(tmp_path / "r.jsonl", split="train")["answers"][0] == ["Ida", "I. Holm"]
+    wiki = {
+        "_id": "w", "type": "comparison", "question": "Who?", "answer": "Ida", "context": json.dumps([["Brenn", ["A town."]]]),
+        "supporting_facts": json.dumps([["Brenn", 0]]), "evidences": "[]",
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([wiki]), tmp_path / "w.parquet")
+    assert load_questions(tmp_path / "w.parquet", split="train")["supporting_titles"][0] == ["Brenn"]
+    assert load_corpus(tmp_path / "w.parquet")["text"].tolist() == ["A town."]
+
+
+def test_nan_is_missing_and_a_date_that_nobody_asked_for_harms_no_row(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        '{"id": 3.0, "question": "Who?", "answers": ["Cafe\u0301\u200b"], "hops": NaN, "split": NaN}'
+    )
+    frame = load_questions(tmp_path / "q.jsonl", split="train")
+    assert (frame["id"][0], frame["answers"][0], frame["split"][0]) == ("3", ["Caf\u00e9"], "train")
+    days = pyarrow.array([4_000_000], pyarrow.int32()).view(pyarrow.date32())
+    columns = {"passage_id": ["a"], "title": ["Orla"], "text": ["a lake"], "source": days}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
+    assert load_corpus(tmp_path / "c.parquet")["defect"].isna().all()
+
+
+@pytest.mark.parametrize("gold", ["\u200eBrenn", "Brenn\u200b", "Bre\u00adnn"])
+def test_invisible_characters_are_no_part_of_an_answer(gold: str) -> None:
+    assert f1_score("Brenn", [gold]) == 1.0

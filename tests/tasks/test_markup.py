@@ -1,0 +1,69 @@
+"""No value of a data row is markup, and data that only look alike are told apart."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from igpo_core.config import QuestionFiles
+from tasks.reading import read
+from tasks.validation import Validation, validate
+
+PASSAGES = [
+    {"passage_id": "p1", "title": "Brenn", "text": "Brenn is a market town whose bridge was built by Ida Holm."}
+]
+PAYLOADS = ("<script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\x1b]0;owned\x07<svg onload=alert(3)>")
+
+
+def checked(tmp_path: Path, rows: list[dict[str, Any]]) -> Validation:
+    for name, table in (("q.jsonl", rows), ("c.jsonl", PASSAGES)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in table))
+    config = QuestionFiles.model_validate(
+        {"questions": [{"path": str(tmp_path / "q.jsonl")}], "corpus": [str(tmp_path / "c.jsonl")]}
+    )
+    tables = read(config)
+    return validate(tables.questions, tables.corpus, config, tmp_path / "docs")
+
+
+def test_no_value_of_a_row_is_markup_or_a_control_sequence(tmp_path: Path) -> None:
+    good = {"question": "Who built it?", "answers": ["Ida Holm"], "split": "train"}
+    rows: list[dict[str, Any]] = []
+    for number, text in enumerate(PAYLOADS):
+        rows += [
+            {**good, "id": f"s{number}", "source": text, "question": f"Who built bridge {number}?"},
+            {**good, "id": f"t{number}", "split": text, "question": f"Who built tower {number}?"},
+            {**good, "id": f"d{number}", "answers": {text: 1}},
+            {**good, "id": f"{text}{number}", "answers": ["bridge"], "question": f"Which bridge is bridge {number}?"},
+        ]
+    found = checked(tmp_path, rows)
+    pages = list((tmp_path / "docs").rglob("*.html"))
+    assert pages and found.warnings
+    for page in pages:
+        text = page.read_text()
+        assert not any(part in text for part in ("<script>alert", "<img src=x", "<svg onload"))
+        assert 'src="https://' not in text and '<script src="//' not in text
+        assert "default-src 'none'" in text
+    assert not any("\x1b" in warning or "\x07" in warning for warning in found.warnings)
+
+
+def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(tmp_path: Path) -> None:
+    rows = [
+        {"id": "t", "question": "Who designed C?", "answers": ["C"], "split": "train"},
+        {"id": "e", "question": "Who designed C++?", "answers": ["C#"], "split": "test"},
+        {"id": "i", "question": "कि क्या है", "answers": ["A"], "split": "train"},
+        {"id": "k", "question": "की क्या है", "answers": ["\u200b"], "split": "dev"},
+    ]
+    found = checked(tmp_path, rows)
+    assert found.counts == {"questions: answers not empty": 1}
+    assert any("2 rows fail 'answer has a name of its own'" in warning for warning in found.warnings)
+    assert any("1 rows fail 'answer has a word'" in warning for warning in found.warnings)
+
+
+def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Path) -> None:
+    """40,000 of them took minutes when the rest of the text was normalised at each."""
+    from tasks.validation import _states
+
+    started = time.monotonic()
+    assert not _states("answer: x " * 40_000, ["ida holm"])
+    assert _states("answer: x " * 40_000 + "the answer is Ida  Holm.", ["ida holm"])
+    assert time.monotonic() - started < 20
