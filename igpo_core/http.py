@@ -5,10 +5,11 @@ raises CallFailed, which its user turns into data; where the key or the budget i
 """
 
 import asyncio
+import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from igpo_core.pinned import Pinned
 from igpo_core.text import one_form
 
 LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
+REFUSALS = (400, 413, 414, 422)  # of what was asked; another try meets them again
+TOLD = 200  # characters of a service's own reason
 T = TypeVar("T")
 
 
@@ -78,7 +81,7 @@ class Caller:
                     try:
                         return parse(body)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-                        raise Transient(f"an answer in another form ({type(error).__name__})") from error
+                        raise Transient(f"an answer in another form ({_why(error)})") from error
         raise AssertionError("tenacity ended without a result")
 
     async def _once(self, request: dict[str, Any]) -> bytes:
@@ -105,11 +108,15 @@ class Caller:
             async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end
                 async with self._client.stream(**request) as response:
                     _check_status(response, settings)
-                    return await _body(response, settings.max_bytes)
+                    body = await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Transient(f"no answer within {settings.timeout:g} s") from error
         except httpx.TransportError as error:
             raise Transient(f"the connection failed ({type(error).__name__})") from error
+        if response.status_code != 200:
+            kind = Refused if response.status_code in REFUSALS else CallFailed
+            raise kind(f"status {response.status_code}{_told(body, request)}")
+        return body
 
 
 def read_key(settings: HttpSettings, what: str) -> str:
@@ -162,10 +169,28 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
             f"{status}): see to it and start again; the run goes on from its last checkpoint"
         )
     raise_if_passing(response)
-    if status in (400, 413, 414, 422):
-        raise Refused(f"status {status}")
-    if status != 200:
-        raise CallFailed(f"status {status}")
+
+
+def _told(body: bytes, request: Mapping[str, Any]) -> str:
+    """Return the service's own reason, as ": .."; empty where it gives none. Some services repeat the key that they were sent:
+    nothing of the request's headers stays in it."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    reason = content.get("error", content) if isinstance(content, dict) else ""
+    if isinstance(reason, dict):
+        reason = next((reason[name] for name in ("message", "detail", "title") if reason.get(name)), "")
+    if not isinstance(reason, str) or not reason:
+        return ""
+    for secret in {word for value in request.get("headers", {}).values() for word in str(value).split()}:
+        reason = reason.replace(secret, "..")
+    return f": {reason[:TOLD]!a}"
+
+
+def _why(error: Exception) -> str:
+    """What was wrong with an answer: a ValueError says it, of others the kind does."""
+    return str(error)[:TOLD] if isinstance(error, ValueError) else type(error).__name__
 
 
 async def _body(response: httpx.Response, most: int) -> bytes:

@@ -42,7 +42,7 @@ class Judge:
     def __init__(self, config: JudgeSettings, cache: Path) -> None:
         self.config, self._key = config, read_key(config, "evaluation.judge")
         self.cache = Pinned(cache)
-        self._same = fingerprint(config.url, config.model, PROMPT)
+        self._same = fingerprint(config.url, config.model, config.temperature, PROMPT)
         self.caller = Caller(config, self.cache, self._same, CALLS)
 
     def verdicts(self, cases: Sequence[tuple[str, Sequence[str], str]]) -> list[Verdict]:
@@ -56,7 +56,9 @@ class Judge:
         if known is not None:
             return Verdict(bool(known))
         text = PROMPT.format(question=question, answers="; ".join(answers), answer=answer)
-        content = {"model": self.config.model, "temperature": 0, "messages": [{"role": "user", "content": text}]}
+        content: dict[str, Any] = {"model": self.config.model, "messages": [{"role": "user", "content": text}]}
+        if self.config.temperature is not None:
+            content["temperature"] = self.config.temperature
         request = {
             "method": "POST",
             "url": self.config.url,
@@ -72,7 +74,10 @@ class Judge:
 
 def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
     """judged: share of answers judged right, a missing answer being wrong, among those that could be judged; judged_failed:
-    share that could not; judged_em_agreement: share on which judge and EM agree; judged_em_kappa: Cohen's kappa of them."""
+    share that could not; judged_em_agreement: share on which judge and EM agree; judged_em_kappa: Cohen's kappa of them.
+
+    What has no value is missing: all but judged_failed where nothing could be judged, kappa where chance alone would agree.
+    """
     answered = [item for item in scored if item.trajectory.answer is not None]
     cases = [
         (item.trajectory.question.text, item.trajectory.question.answers, str(item.trajectory.answer))
@@ -84,20 +89,21 @@ def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
         verdict = verdicts.get(id(item), Verdict(False))
         if verdict.correct is not None:
             pairs.append((verdict.correct, item.em == 1.0))
+    failed = {"judged_failed": 1 - len(pairs) / len(scored)} if scored else {}
+    if not pairs:
+        return failed
     agreed = mean([float(a == b) for a, b in pairs])
     judged, exact = mean([float(a) for a, _ in pairs]), mean([float(b) for _, b in pairs])
     chance = judged * exact + (1 - judged) * (1 - exact)
-    return {
-        "judged": judged,
-        "judged_failed": 1 - len(pairs) / len(scored) if scored else 0.0,
-        "judged_em_agreement": agreed,
-        "judged_em_kappa": (agreed - chance) / (1 - chance) if chance < 1 else 1.0,
-    }
+    kappa = {"judged_em_kappa": (agreed - chance) / (1 - chance)} if chance < 1 else {}
+    return {"judged": judged, **failed, "judged_em_agreement": agreed, **kappa}
 
 
 def _parse(body: bytes) -> bool:
     """The first yes or no of the reply. Raises ValueError and its like where there is none."""
     content: Any = json.loads(body)["choices"][0]["message"]["content"]
+    if isinstance(content, list):  # some gateways give it in parts
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
     # a reasoning model thinks first; what counts comes after
     found = re.search(r"\b(yes|no)\b", content.rsplit("</think>", 1)[-1].lower())
     if found is None:

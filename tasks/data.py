@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
-FORMAT = 2  # of this layout and of summary.json: raise it when either changes
+FORMAT = 3  # of this layout and of summary.json: raise it when either changes
 CODE = ("data", "indexing", "reading", "validation")  # what decides, with igpo_core, which rows are published, and how
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from igpo_core.errors import ConfigError, DataError
 from tasks.standing import Change, Scores
 from tasks.sweeps import SCORE, Place
-from tasks.tracking import client, run_url, tag_filter
+from tasks.tracking import client, find_runs, run_url, tag_filter
 from tasks.watch import prefix
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def read_report(run_id: str) -> tuple[dict[str, Any], dict[str, list[Place]]]:
 
 def read_scores(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]]) -> Scores:
     """Return the test F1 of these runs. Raises DataError where MLflow lacks one."""
-    found = client().search_runs([experiment], tag_filter(kind="train", sweep=sweep), max_results=5000)
+    found = find_runs([experiment], kind="train", sweep=sweep)
     known = {
         run.data.tags["run_key"]: run.data.metrics[SCORE]
         for run in found

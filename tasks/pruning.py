@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.locks import locked_if_free
 from tasks.outbox import read_about
-from tasks.tracking import answering, client, tag_filter, tracking_uri
+from tasks.tracking import answering, client, find_runs, tracking_uri
 from tasks.wording import counted
 
 if TYPE_CHECKING:
@@ -167,14 +167,7 @@ def read_known() -> Known:
 
 def _search(**tags: str) -> "list[Run]":
     """Every run of every experiment with these tags."""
-    mlflow, found, token = client(), list[Any](), None
-    places = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    while True:
-        page = mlflow.search_runs(places, tag_filter(**tags), max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return find_runs([experiment.experiment_id for experiment in client().search_experiments()], **tags)
 
 
 def prune(home: Path, now: float, days: float, delete: bool) -> Old:

@@ -17,7 +17,17 @@ from tasks import wording
 from tasks.source import commit
 from tasks.summaries import BY_SEED, ArmSummary, CellReport, cell_reports, seed_rows
 from tasks.sweeps import Place, RunData, collect
-from tasks.tracking import artifact_url, client, experiment_id, tag_filter, trace_url, tracking_uri
+from tasks.traces import tag_of
+from tasks.tracking import (
+    artifact_url,
+    client,
+    experiment_id,
+    find_runs,
+    find_traces,
+    tag_filter,
+    trace_url,
+    tracking_uri,
+)
 from tasks.views import show_view
 from tasks.watch import Moved, moved, prefix, report_before
 
@@ -186,7 +196,7 @@ def _terminal(reports: Sequence[CellReport], answer: str) -> str:
 
 def _runs(experiment: str, sweep: str) -> list[list[Any]]:
     """The runs that MLflow has of the sweep, and when each ended."""
-    found = client().search_runs([experiment], tag_filter(sweep=sweep, kind="train"), max_results=5000)
+    found = find_runs([experiment], sweep=sweep, kind="train")
     return sorted([run.info.run_id, run.info.status, run.info.end_time] for run in found)
 
 
@@ -215,19 +225,17 @@ def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[d
         step = max(1, -(-len(lines) * len(runs) // most))
         addresses = _traces(run)
         for line in lines[::step]:
-            trace = addresses.get(line["question_id"]) if line["split"] == "test" else None
+            trace = addresses.get(tag_of(line["question_id"])) if line["split"] == "test" else None
             found.append({"cell": cell, **line, "trace": trace})
     return found
 
 
 def _traces(run: RunData) -> dict[str, str]:
-    """Question -> the address of its trace."""
-    mlflow = client()
-    place = mlflow.get_run(run.run_id).info.experiment_id
-    traces = mlflow.search_traces(locations=[place], run_id=run.run_id, max_results=500, include_spans=False)
+    """Question's tag (tasks.traces.tag_of) -> the address of its trace."""
+    place = client().get_run(run.run_id).info.experiment_id
     return {
         trace.info.tags["question_id"]: trace_url(place, trace.info.trace_id)
-        for trace in traces
+        for trace in find_traces(place, run.run_id, spans=False)
         if "question_id" in trace.info.tags
     }
 

@@ -36,12 +36,12 @@ from tasks.tracking import (
     answering,
     client,
     experiment_id,
+    find_runs,
     flatten,
     log_dataset,
     log_model_checkpoint,
     log_params,
     run_url,
-    tag_filter,
     tracking_uri,
 )
 
@@ -152,7 +152,7 @@ class Sender:
     def _runs(self, about: About, experiment: str) -> "list[Run]":
         """MLflow's runs of this folder; those of a folder that is gone are superseded."""
         ours = []
-        for run in client().search_runs([experiment], tag_filter(run_key=about.run_key)):
+        for run in find_runs([experiment], run_key=about.run_key):
             if run.info.start_time == about.started_ms:
                 ours.append(run)
             else:

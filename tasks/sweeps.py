@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from igpo_core.trajectory import TURNS_TOLD
-from tasks.tracking import client, experiment_id, tag_filter
+from tasks.tracking import client, experiment_id, find_runs
 
 Curve = Mapping[float, float]
 Place = tuple[str, str, int]  # cell, arm, seed
@@ -156,9 +156,7 @@ def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] |
     seed has several runs, the newest finished one counts.
     """
     mlflow, place = client(), experiment_id(experiment)
-    every = mlflow.search_runs(
-        [place], tag_filter(sweep=sweep, kind="train"), max_results=5000, order_by=["attributes.start_time ASC"]
-    )
+    every = find_runs([place], "attributes.start_time ASC", sweep=sweep, kind="train")
     found = [run for run in every if places is None or run.data.tags["run_key"] in places]
 
     def curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:

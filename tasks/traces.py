@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from igpo_core.config import fingerprint
+
+LONGEST_TAG = 250  # characters; MLflow cuts a trace's tag at 4,096 or less, by its store
+
 
 @dataclass(frozen=True)
 class TurnRecord:
@@ -77,12 +81,13 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
 
 def _missing(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[TraceRecord]:
     """Records that the run has no whole trace of: a span a turn and one for all. Traces cut off on the way are deleted."""
-    from tasks.tracking import client
+    from tasks.tracking import client, find_traces
 
+    whole_ids = {tag_of(record.question_id): record.question_id for record in records}
     spans = {record.question_id: 1 + len(record.turns) for record in records}
     whole, broken = set(), []
-    for trace in client().search_traces(run_id=run_id, locations=[experiment_id], max_results=500):
-        question = trace.info.tags.get("question_id", "")
+    for trace in find_traces(experiment_id, run_id, spans=True):
+        question = whole_ids.get(trace.info.tags.get("question_id", ""), "")
         if question in spans and len(trace.data.spans) == spans[question]:
             whole.add(question)
         else:
@@ -90,6 +95,14 @@ def _missing(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) ->
     if broken:
         client().delete_traces(experiment_id, trace_ids=broken)
     return [record for record in records if record.question_id not in whole]
+
+
+def tag_of(question_id: str) -> str:
+    """Return the question's tag on its trace: the id, or its start and a hash of it where MLflow would cut it. Two ids that
+    begin alike stay two."""
+    if len(question_id) <= LONGEST_TAG:
+        return question_id
+    return f"{question_id[:200]}… {fingerprint(question_id)}"
 
 
 def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:
@@ -107,7 +120,12 @@ def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:
         trace_destination=MlflowExperimentLocation(experiment_id),
         run_id=run_id,
     ) as root:
-        tags = {"question_id": record.question_id, "arm": record.arm, "seed": str(record.seed), "status": record.status}
+        tags = {
+            "question_id": tag_of(record.question_id),
+            "arm": record.arm,
+            "seed": str(record.seed),
+            "status": record.status,
+        }
         mlflow.update_current_trace(tags=tags)
         root.set_inputs({"question": record.question})
         for number, turn in enumerate(record.turns, start=1):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tasks.home import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run, Trace
 
 PARAMS_A_CALL = 100  # MLflow's limit for one log_batch call
 UPLOADED_BYTES = 50 * 2**20
@@ -129,6 +130,36 @@ def experiment_id(name: str) -> str:
 
 
 WORKSPACE = "workflowType=machine_learning"  # without it MLflow opens its pages for agents, which have no curves
+
+
+def find_runs(experiments: Sequence[str], order: str = "attributes.start_time DESC", /, **tags: str) -> "list[Run]":
+    """Return every run of these experiments with these tags: a server answers in pages."""
+    return _every(
+        lambda token: client().search_runs(
+            list(experiments), tag_filter(**tags), max_results=1000, order_by=[order], page_token=token
+        )
+    )
+
+
+def find_traces(experiment_id: str, run_id: str, spans: bool) -> "list[Trace]":
+    """Return every trace of a run, with its spans or without."""
+    return _every(
+        lambda token: client().search_traces(
+            locations=[experiment_id], run_id=run_id, max_results=500, include_spans=spans, page_token=token
+        )
+    )
+
+
+def _every(page_after: Callable[[str | None], Any]) -> list[Any]:
+    """All pages of a list that the server cuts into pages, one behind the other."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = page_after(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def run_url(experiment_id: str, run_id: str) -> str:

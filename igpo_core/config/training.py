@@ -167,6 +167,9 @@ class JudgeSettings(HttpSettings):
     model: str = Field(min_length=1)
     key_variable: str = Field("JUDGE_API_KEY", pattern=KEY_VARIABLE)
     timeout: float = Field(60.0, gt=0, description="Seconds for one call.")
+    temperature: float | None = Field(
+        0.0, ge=0, description="Asked for. null asks for none: some models take no other than their own."
+    )
 
 
 class EvaluationConfig(Settings):

@@ -7,7 +7,7 @@ query that the back end refuses is the policy's fault: a SearchFailure too, but 
 import asyncio
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -121,26 +121,81 @@ def _passages(rows: Sequence[Sequence[str]]) -> list[Passage]:
 
 
 def _parse(body: bytes, config: WebSearch) -> list[Passage]:
-    """Passages in the API's order; an entry without text is left out. Raises ValueError and its like on another form."""
-    content = json.loads(body)
+    """Passages in the API's order. An entry without text is left out, and so is one in another form, unless all are: one odd
+    entry spoils itself alone. Raises ValueError, with the field, on an answer in another form."""
+    content = _object(json.loads(body), "the answer")
     if config.api == "retriever":
-        return [passage for entry in _list(_list(content["result"])[0]) if (passage := _document(entry))]
-    entries = content.get("organic", []) if config.api == "serper" else content.get("webPages", {}).get("value", [])
-    address = "link" if config.api == "serper" else "url"
-    title = "title" if config.api == "serper" else "name"
-    found = [Passage(*(clean_text(e.get(name)) for name in (address, title, "snippet"))) for e in _list(entries)]
-    return [passage for passage in found if passage.text]
+        (entries, name), read = (_only(content), "result[0]"), _document
+    elif config.api == "serper":
+        (entries, name), read = (content.get("organic"), "organic"), _snippet("link", "title")
+    else:
+        pages = content.get("webPages")
+        pages = {} if pages is None else _object(pages, "webPages")
+        (entries, name), read = (pages.get("value"), "webPages.value"), _snippet("url", "name")
+    found: list[Passage] = []
+    odd: list[ValueError] = []
+    for place, entry in enumerate(_list([] if entries is None else entries, name)):
+        try:
+            passage = read(entry, f"{name}[{place}]")
+        except ValueError as error:
+            odd.append(error)
+            continue
+        found += [passage] if passage.text else []
+    if odd and not found:
+        raise odd[0]
+    return found
 
 
-def _document(entry: Any) -> Passage | None:
-    """Search-R1's server: {"document": {"id", "contents": "\\"Title\\"\\ntext"}, "score"}, or the document itself."""
-    document = entry.get("document", entry)
-    first, _, rest = clean_text(document["contents"]).partition("\n")
-    passage = Passage(clean_text(str(document.get("id", ""))), first.strip().strip('"'), rest.strip())
-    return passage if passage.text else None
+def _only(content: Mapping[str, Any]) -> Any:
+    """The entries for the one query that was sent."""
+    results = _list(content.get("result"), "result")
+    if len(results) != 1:
+        raise ValueError(f"result has {len(results)} lists for one query")
+    return results[0]
 
 
-def _list(value: Any) -> list[Any]:
+def _snippet(address: str, title: str) -> Callable[[Any, str], Passage]:
+    """What reads an entry of a search engine's answer. address, title: what its fields are called."""
+
+    def read(entry: Any, name: str) -> Passage:
+        fields = _object(entry, name)
+        return Passage(*(_text(fields.get(field), f"{name}.{field}") for field in (address, title, "snippet")))
+
+    return read
+
+
+def _document(entry: Any, name: str) -> Passage:
+    """Search-R1's server: {"document": {"id", "contents": "\\"Title\\"\\ntext"}, "score"}, or the document itself; FlashRAG's
+    corpora have {"title", "text"} in place of contents."""
+    fields = _object(entry, name)
+    if "document" in fields:
+        name, fields = f"{name}.document", _object(fields["document"], f"{name}.document")
+    mark = clean_text(str(fields["id"])) if fields.get("id") is not None else ""
+    contents = fields.get("contents", fields.get("content"))
+    if contents is not None:
+        first, _, rest = _text(contents, f"{name}.contents").partition("\n")
+        return Passage(mark, first.strip().strip('"'), rest.strip())
+    if fields.get("text") is None:
+        raise ValueError(f"{name} has neither contents nor text, but {', '.join(map(str, fields)) or 'nothing'}"[:200])
+    return Passage(mark, _text(fields.get("title"), f"{name}.title"), _text(fields["text"], f"{name}.text"))
+
+
+def _text(value: Any, name: str) -> str:
+    """Text as it may stand in an observation; empty where the field is missing or null."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")
+    return clean_text(value)
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no object")
+    return value
+
+
+def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError("not a list")
+        raise ValueError(f"{name} is no list")
     return value

@@ -18,6 +18,14 @@ BOMB = gzip.compress(b" " * 50_000_000, 1)
 TWICE = gzip.compress(BOMB)
 
 
+# the same passage in each API's form, beside an entry that is none
+ODD_ENTRY = (
+    b'{"organic": [null, {"link": "l", "title": "T", "snippet": "x"}],'
+    b' "webPages": {"value": [{"url": 3, "snippet": "y"}, {"url": "l", "name": "T", "snippet": "x"}]},'
+    b' "result": [[{"document": null}, {"document": {"id": "l", "title": "T", "text": "x"}}]]}'
+)
+
+
 @dataclass
 class Hostile:
     """asked: calls by query. slow: seconds of "slow". peak: most requests at a time. keys: what stood in the headers."""
@@ -107,6 +115,12 @@ def hostile_server() -> Iterator[Hostile]:
             return await reply(writer, b"[" * 50_000)
         elif query == "wrong types":
             return await reply(writer, b'{"organic": "x", "webPages": [], "result": {"0": 1}}')
+        elif query == "nulls":
+            return await reply(writer, b'{"organic": null, "webPages": null, "result": [[]]}')
+        elif query == "one odd entry":
+            return await reply(writer, ODD_ENTRY)
+        elif query == "no text":
+            return await reply(writer, b'{"result": [[{"document": {"id": "1", "body": "b"}}]]}')
         elif query == "huge":
             return await reply(writer, b"[" + b"1," * 2_000_000 + b"1]")
         elif query == "bomb":

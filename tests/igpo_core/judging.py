@@ -10,8 +10,9 @@ from typing import Any
 
 
 @contextmanager
-def judging_server(reply: Callable[[str], str]) -> Iterator[Any]:
-    """url; asked: the prompts, each answered with reply(prompt); keys: what stood in the headers."""
+def judging_server(reply: Callable[[str], Any], refuse: Callable[[Any], str] = lambda content: "") -> Iterator[Any]:
+    """url; asked: the prompts, each answered with reply(prompt); keys: what stood in the headers. refuse: the reason why a
+    request is refused, empty where it is not."""
     state = SimpleNamespace(asked=[], keys=set(), url="")
 
     class Handler(BaseHTTPRequestHandler):
@@ -20,8 +21,12 @@ def judging_server(reply: Callable[[str], str]) -> Iterator[Any]:
             prompt = content["messages"][0]["content"]
             state.asked.append(prompt)
             state.keys.add(self.headers["Authorization"])
-            body = json.dumps({"choices": [{"message": {"content": reply(prompt)}}]}).encode()
-            self.send_response(200)
+            reason = refuse(content)
+            answer = (
+                {"error": {"message": reason}} if reason else {"choices": [{"message": {"content": reply(prompt)}}]}
+            )
+            body = json.dumps(answer).encode()
+            self.send_response(400 if reason else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

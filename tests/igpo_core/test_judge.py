@@ -34,7 +34,7 @@ def test_verdicts_are_read_and_pinned(endpoint: Any, tmp_path: Path) -> None:
     cases = [("Q?", ["a", "b"], answer) for answer in REPLIES]
     found = Judge(settings(endpoint), tmp_path / "judge.sqlite").verdicts(cases)
     assert found[:3] == [Verdict(True), Verdict(False), Verdict(False)]
-    assert found[3].correct is None and "another form" in found[3].reason
+    assert found[3].correct is None and found[3].reason == "an answer in another form (neither yes nor no)"
     assert endpoint.keys == {"Bearer hush"} and len(endpoint.asked) == 3 + 2
     assert "Accepted answers: a; b" in endpoint.asked[0]
     again = Judge(settings(endpoint), tmp_path / "judge.sqlite").verdicts(cases[:3])
@@ -49,13 +49,39 @@ def test_a_missing_key_is_an_error(endpoint: Any, tmp_path: Path, monkeypatch: A
         Judge(settings(endpoint), tmp_path / "judge.sqlite")
 
 
+def scored(answer: str | None, em: float) -> Any:
+    question = SimpleNamespace(text="Q?", answers=("a",))
+    return SimpleNamespace(trajectory=SimpleNamespace(answer=answer, question=question), em=em)
+
+
+def no_temperature(content: Any) -> str:
+    return "'temperature' does not support 0; your key is hush" if "temperature" in content else ""
+
+
+def test_a_model_without_a_temperature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The endpoint's own reason is kept, without the key; nothing that was not measured has a value; null asks for none."""
+    monkeypatch.setenv("JUDGE_API_KEY", "hush")
+    with judging_server(lambda _: "yes", no_temperature) as server:
+        strict = Judge(settings(server), tmp_path / "judge.sqlite")
+        (verdict,) = strict.verdicts([("Q?", ["a"], "b")])
+        assert verdict.correct is None
+        assert verdict.reason == "status 400: \"'temperature' does not support 0; your key is ..\""
+        assert judged_metrics(strict, [scored("b", 1.0)]) == {"judged_failed": 1.0}
+        free = Judge(settings(server, temperature=None), tmp_path / "judge.sqlite")
+        assert free.verdicts([("Q?", ["a"], "b")]) == [Verdict(True)]
+
+
+def test_a_reply_in_parts_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All three right and all exact: chance agrees as well, so that kappa has no value."""
+    monkeypatch.setenv("JUDGE_API_KEY", "hush")
+    with judging_server(lambda _: [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}]) as server:
+        judge = Judge(settings(server), tmp_path / "judge.sqlite")
+        found = judged_metrics(judge, [scored(f"a{n}", 1.0) for n in range(3)])
+    assert found == {"judged": 1.0, "judged_failed": 0.0, "judged_em_agreement": 1.0}
+
+
 def test_agreement_with_exact_match(endpoint: Any, tmp_path: Path) -> None:
     """Six trajectories: judge and EM say 1,1  1,0  0,0  0 (no answer),0, one cannot be judged, 0,1."""
-
-    def scored(answer: str | None, em: float) -> Any:
-        question = SimpleNamespace(text="Q?", answers=("a",))
-        return SimpleNamespace(trajectory=SimpleNamespace(answer=answer, question=question), em=em)
-
     items = [scored("right", 1.0), scored("right", 0.0), scored("wrong", 0.0), scored(None, 0.0), scored("rambles", 0.0),
              scored("thinks", 1.0)]  # fmt: skip
     found = judged_metrics(Judge(settings(endpoint), tmp_path / "judge.sqlite"), items)

@@ -48,6 +48,18 @@ def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, a
     assert server.keys == (set() if api == "retriever" else {"hush"})
 
 
+@pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
+def test_nothing_found_and_one_odd_entry(server: Hostile, tmp_path: Path, api: str) -> None:
+    found = retriever(server, tmp_path, api).search(["nulls", "one odd entry"], 2)
+    assert found == [[], [Passage("l", "T", "x")]] and server.asked == {"nulls": 1, "one odd entry": 1}
+
+
+def test_documents_without_a_text_are_told_by_their_field(server: Hostile, tmp_path: Path) -> None:
+    (failure,) = retriever(server, tmp_path, "retriever").search(["no text"], 2)
+    assert isinstance(failure, SearchFailure)
+    assert "result[0][0].document has neither contents nor text, but id, body" in failure.reason
+
+
 @pytest.mark.parametrize(
     ("query", "reason", "calls"),
     [
