@@ -1,19 +1,15 @@
-"""From a file to rows: compression and container (parquet, JSON array, JSON Lines, CSV) are found from the content."""
+"""From a file to rows: the container (parquet, JSON array, JSON Lines, CSV) is found from the content."""
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from igpo_core.data.unpacking import MAX_BYTES, unpacked
 from igpo_core.errors import DataError
 from igpo_core.text import one_form
 
@@ -23,17 +19,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 # A field longer than the csv module's 131,072 characters is a long passage, not a fault.
 _CSV_FIELD_LIMIT = 2**24
 
-# What a file may unpack to: a small one can be made to fill the memory.
-MAX_BYTES = 2**31
-MAX_ROWS = 20_000_000
+MAX_ROWS = 20_000_000  # of a parquet file
 
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-}
 # Columns in which popular copies hold JSON as text, where the official files have lists and objects.
 _JSON_COLUMNS = ("context", "supporting_facts", "evidences", "paragraphs", "prompt", "reward_model", "extra_info")
 
@@ -80,11 +67,7 @@ def read_table(path: str | Path) -> RawTable:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    packing = _packing(content)
-    if packing is not None:
-        content = _unpacked(path, content, packing)
-        if _packing(content) is not None:
-            raise DataError(f"{path}: is compressed twice: unpack it once")
+    content, packing = unpacked(path, content)
     if content[:4] == b"PAR1":
         rows, places = _parquet(path, content)
     else:
@@ -105,44 +88,6 @@ def read_table(path: str | Path) -> RawTable:
     if not table.columns:
         raise DataError(f"{path}: none of its {len(rows)} rows is an object with named fields")
     return table
-
-
-def _packing(content: bytes) -> str | None:
-    return next((name for start, name in _COMPRESSIONS.items() if content.startswith(start)), None)
-
-
-def _unpacked(path: Path, content: bytes, packing: str) -> bytes:
-    """The one file in a compressed one. Raises DataError: damaged, encrypted, several files, larger than MAX_BYTES."""
-    import pyarrow
-
-    source = io.BytesIO(content)
-    try:
-        if packing == "zip":
-            with zipfile.ZipFile(source) as archive:
-                members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
-                if len(members) != 1:
-                    raise DataError(
-                        f"{path}: is a zip of {len(members)} files: unpack it and name the one that is meant"
-                    )
-                with archive.open(members[0]) as member:
-                    found = member.read(MAX_BYTES + 1)
-        elif packing == "zstd":
-            with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
-                found = stream.read(MAX_BYTES + 1)
-        else:
-            opened = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[packing](source)
-            with opened as stream:
-                found = stream.read(MAX_BYTES + 1)
-    except (
-        OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
-        pyarrow.ArrowException,
-    ) as error:  # fmt: skip
-        raise DataError(
-            f"{path}: cannot be unpacked as {packing} ({error}): fetch it again or unpack it yourself"
-        ) from error
-    if len(found) > MAX_BYTES:
-        raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
-    return found
 
 
 def _as_official(row: Any) -> Any:
@@ -198,7 +143,7 @@ def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
                 f"{path}: {file.metadata.num_rows} rows of {taken} bytes, more than {MAX_ROWS} or {MAX_BYTES}: split it"
             )
         # A value stored once can stand in every row: so many rows at a time that even then a batch is within the limit.
-        size = max(1, min(65_536, MAX_BYTES // max(*groups, 1, 1)))
+        size = max(1, min(65_536, MAX_BYTES // max([1, *groups])))
         taken = 0
         for batch in file.iter_batches(batch_size=size):
             taken += batch.nbytes
@@ -219,8 +164,8 @@ def _values(column: Any) -> list[Any]:
         return [_one_value(scalar) for scalar in column]
 
 
-# What pyarrow raises for dates out of range, text that is no UTF-8, unknown time zones and kinds of numbers.
-_NO_VALUE = (ArithmeticError, ValueError, LookupError, TypeError, ImportError, NotImplementedError)
+# What pyarrow raises of dates out of range, of text that is no UTF-8 and years that Python has not, of unknown time zones.
+_NO_VALUE = (OverflowError, ValueError, KeyError)
 
 
 def _one_value(scalar: Any) -> Any:

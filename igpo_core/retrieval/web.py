@@ -124,6 +124,7 @@ def _parse(body: bytes, config: WebSearch) -> list[Passage]:
     """Passages in the API's order. An entry without text is left out, and so is one in another form, unless all are: one odd
     entry spoils itself alone. Raises ValueError, with the field, on an answer in another form."""
     content = _object(json.loads(body), "the answer")
+    read: Callable[[Any, str], Passage]
     if config.api == "retriever":
         (entries, name), read = (_only(content), "result[0]"), _document
     elif config.api == "serper":

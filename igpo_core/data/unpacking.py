@@ -1,0 +1,102 @@
+"""Compressed files: what a file is packed with is found from its first bytes, and it is unpacked up to a limit."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from igpo_core.errors import DataError
+
+MAX_BYTES = 2**31  # of what a file may unpack to: a small one can be made to fill the memory
+ENCRYPTED = 0x1  # bit of a zip entry's flags
+Stream = IO[bytes] | io.BufferedIOBase
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A kind of compressed file."""
+
+    name: str
+    start: bytes
+    """The bytes that every such file begins with."""
+    open: Callable[[Path, bytes], AbstractContextManager[Stream]]
+    damaged: tuple[type[Exception], ...]
+    """What its library raises of a file that is damaged, or packed in a way that the library does not know."""
+
+
+def unpacked(path: Path, content: bytes) -> tuple[bytes, str]:
+    """Return the one file in a compressed one and the name of its packing; other content as it is, with an empty name.
+
+    Raises DataError: damaged, encrypted, several files, packed twice, larger than MAX_BYTES.
+    """
+    packing = _packing_of(content)
+    if packing is None:
+        return content, ""
+    try:
+        with packing.open(path, content) as stream:
+            found = stream.read(MAX_BYTES + 1)
+    except packing.damaged as error:
+        raise DataError(
+            f"{path}: cannot be unpacked as {packing.name} ({error}): fetch it again or unpack it yourself"
+        ) from error
+    if len(found) > MAX_BYTES:
+        raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
+    if _packing_of(found) is not None:
+        raise DataError(f"{path}: is compressed twice: unpack it once")
+    return found, packing.name
+
+
+def _packing_of(content: bytes) -> Packing | None:
+    return next((packing for packing in PACKINGS if content.startswith(packing.start)), None)
+
+
+def _open_gzip(path: Path, content: bytes) -> Stream:
+    return gzip.GzipFile(fileobj=io.BytesIO(content))
+
+
+def _open_bzip2(path: Path, content: bytes) -> Stream:
+    return bz2.BZ2File(io.BytesIO(content))
+
+
+def _open_xz(path: Path, content: bytes) -> Stream:
+    return lzma.LZMAFile(io.BytesIO(content))
+
+
+def _open_zstd(path: Path, content: bytes) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd")
+
+
+def _open_zip(path: Path, content: bytes) -> Stream:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    members = [
+        entry for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
+    ]
+    if len(members) != 1:
+        raise DataError(f"{path}: is a zip of {len(members)} files: unpack it and name the one that is meant")
+    if members[0].flag_bits & ENCRYPTED:
+        raise DataError(f"{path}: is an encrypted zip: unpack it with its password and name the file in it")
+    return archive.open(members[0])
+
+
+PACKINGS = (
+    Packing("gzip", b"\x1f\x8b", _open_gzip, (OSError, EOFError, zlib.error)),
+    Packing("bzip2", b"BZh", _open_bzip2, (OSError, EOFError)),
+    Packing("xz", b"\xfd7zXZ\0", _open_xz, (lzma.LZMAError, EOFError)),
+    Packing("zstd", b"\x28\xb5\x2f\xfd", _open_zstd, (OSError,)),
+    Packing(
+        "zip",
+        b"PK\x03\x04",
+        _open_zip,
+        # ValueError: places beyond the file, names that are no text
+        (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError),
+    ),
+)

@@ -1,0 +1,98 @@
+"""Compressed files, whole, cut anywhere, damaged anywhere, encrypted, too large."""
+
+import bz2
+import gzip
+import io
+import lzma
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from igpo_core.data import unpacking
+from igpo_core.data.unpacking import unpacked
+from igpo_core.errors import DataError
+
+TEXT = "".join(f"{number},who is F{number * 7919 % 1000}?,F{number}\n" for number in range(60)).encode()
+PLACE = Path("questions.csv")
+
+
+def zipped(method: int) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        archive.writestr("questions.csv", TEXT)
+    return target.getvalue()
+
+
+def by_zstd() -> bytes:
+    target = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(target, "zstd") as stream:
+        stream.write(TEXT)
+    return bytes(target.getvalue().to_pybytes())
+
+
+PACKED = {
+    "gzip": gzip.compress(TEXT),
+    "bzip2": bz2.compress(TEXT),
+    "xz": lzma.compress(TEXT),
+    "zstd": by_zstd(),
+    "zip, stored": zipped(zipfile.ZIP_STORED),
+    "zip, deflated": zipped(zipfile.ZIP_DEFLATED),
+    "zip, bzip2": zipped(zipfile.ZIP_BZIP2),
+    "zip, lzma": zipped(zipfile.ZIP_LZMA),
+}
+NUMBERS = 400  # damaged copies of each
+
+
+@pytest.fixture(params=PACKED)
+def packed(request: pytest.FixtureRequest) -> Iterator[tuple[str, bytes]]:
+    yield request.param, PACKED[request.param]
+
+
+def test_it_is_read_whole(packed: tuple[str, bytes]) -> None:
+    name, content = packed
+    assert unpacked(PLACE, content) == (TEXT, name.split(",")[0])
+    assert unpacked(PLACE, TEXT) == (TEXT, "")
+
+
+def test_one_that_is_cut_is_refused_wherever_that_was(packed: tuple[str, bytes]) -> None:
+    _, content = packed
+    for length in range(8, len(content)):
+        with pytest.raises(DataError, match=r"questions\.csv: cannot be unpacked as"):
+            unpacked(PLACE, content[:length])
+
+
+def test_damage_is_no_exception_of_a_library(packed: tuple[str, bytes]) -> None:
+    """What the checksum of the kind does not see (zstd's is optional) is read."""
+    name, content = packed
+    draw, refused = random.Random(name), 0
+    for _ in range(NUMBERS):
+        damaged = bytearray(content)
+        for _ in range(draw.choice((1, 2, 5))):
+            damaged[draw.randrange(6, len(damaged))] = draw.randrange(256)
+        try:
+            unpacked(PLACE, bytes(damaged))
+        except DataError:
+            refused += 1
+    assert refused > NUMBERS / 10
+
+
+def test_an_encrypted_zip_asks_for_its_password() -> None:
+    """The flag stands at byte 6 of the entry and at byte 8 of its line in the directory."""
+    content = bytearray(PACKED["zip, deflated"])
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(DataError, match="is an encrypted zip: unpack it with its password"):
+        unpacked(PLACE, bytes(content))
+
+
+def test_more_than_the_limit_is_not_unpacked(packed: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, content = packed
+    monkeypatch.setattr(unpacking, "MAX_BYTES", len(TEXT))
+    assert unpacked(PLACE, content)[0] == TEXT
+    monkeypatch.setattr(unpacking, "MAX_BYTES", len(TEXT) - 1)
+    with pytest.raises(DataError, match=f"unpacks to more than {len(TEXT) - 1} bytes"):
+        unpacked(PLACE, content)
