@@ -27,13 +27,21 @@ def zipped(*names: str) -> bytes:
     return target.getvalue()
 
 
-@pytest.mark.parametrize("content", [gzip.compress(TEXT), bz2.compress(TEXT), lzma.compress(TEXT), zipped("c.jsonl")])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(TEXT), bz2.compress(TEXT), lzma.compress(TEXT), zipped("c.jsonl")],
+    ids=["gzip", "bzip2", "xz", "zip"],
+)
 def test_a_compressed_file_is_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c").write_bytes(content)
     assert load_corpus(tmp_path / "c")["title"].tolist() == ["Orla"]
 
 
-@pytest.mark.parametrize("content", [zipped("a", "b"), gzip.compress(TEXT)[:-9], gzip.compress(gzip.compress(TEXT))])
+@pytest.mark.parametrize(
+    "content",
+    [zipped("a", "b"), gzip.compress(TEXT)[:-9], gzip.compress(gzip.compress(TEXT))],
+    ids=["two files", "cut", "twice"],
+)
 def test_what_cannot_be_unpacked_is_refused_by_that_reason(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c").write_bytes(content)
     with pytest.raises(DataError, match="unpack"):

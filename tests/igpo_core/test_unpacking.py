@@ -35,7 +35,7 @@ def by_zstd() -> bytes:
 
 
 PACKED = {
-    "gzip": gzip.compress(TEXT),
+    "gzip": gzip.compress(TEXT, mtime=0),
     "bzip2": bz2.compress(TEXT),
     "xz": lzma.compress(TEXT),
     "zstd": by_zstd(),
