@@ -24,10 +24,10 @@ from tasks.settings import of_cell, put
 PRESETS = PROJECT / "deployments" / "presets"
 # what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
 OF_ALL_ARMS = ("format_penalty", "penalty_on")
-# of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
 # an arm's name is part of MLflow's metric names, of files and of lists with commas
 ARM = r"\w[\w.-]{0,63}"
 ARM_RULE = "name an arm with at most 64 letters, digits and . - _ alone, a letter, digit or _ first: MLflow refuses other names"
+# of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
 OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
 
 
@@ -333,7 +333,9 @@ def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply: a specification has no more than ten levels") from error
+        raise ConfigError(
+            f"{path} is nested too deeply for any setting: remove the brackets that are too many"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
     if isinstance(content.get("base"), dict) and "from" in content["base"]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run, Trace
 
 PARAMS_A_CALL = 100  # MLflow's limit for one log_batch call
+RUNS_A_PAGE, TRACES_A_PAGE = 1000, 500  # the most that a server gives of traces
 UPLOADED_BYTES = 50 * 2**20
 
 
@@ -136,7 +137,7 @@ def find_runs(experiments: Sequence[str], order: str = "attributes.start_time DE
     """Return every run of these experiments with these tags: a server answers in pages."""
     return _every(
         lambda token: client().search_runs(
-            list(experiments), tag_filter(**tags), max_results=1000, order_by=[order], page_token=token
+            list(experiments), tag_filter(**tags), max_results=RUNS_A_PAGE, order_by=[order], page_token=token
         )
     )
 
@@ -145,7 +146,7 @@ def find_traces(experiment_id: str, run_id: str, spans: bool) -> "list[Trace]":
     """Return every trace of a run, with its spans or without."""
     return _every(
         lambda token: client().search_traces(
-            locations=[experiment_id], run_id=run_id, max_results=500, include_spans=spans, page_token=token
+            locations=[experiment_id], run_id=run_id, max_results=TRACES_A_PAGE, include_spans=spans, page_token=token
         )
     )
 

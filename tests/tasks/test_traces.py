@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
-from tasks.traces import TraceRecord, TurnRecord, log_traces
-from tasks.tracking import client, experiment_id
+import pytest
+
+from tasks import tracking
+from tasks.traces import TraceRecord, TurnRecord, log_traces, tag_of
+from tasks.tracking import client, experiment_id, find_runs, find_traces
 
 SEARCH = TurnRecord(
     "<think> a </think> <tool_call> boss of F5 </tool_call>", "search", "boss of F5", "F9", -3.0, -1.0, 2.0
@@ -67,3 +70,19 @@ def test_a_resumed_run_adds_only_what_is_missing(mlflow_server: str) -> None:
     assert len(log_traces(tracker.run_id, tracker.experiment_id, both)) == 1
     found = client().search_traces(locations=[tracker.experiment_id], run_id=tracker.run_id)
     assert sorted(trace.info.tags["question_id"] for trace in found) == ["q1", "q2"]
+
+
+def test_all_pages_are_read_and_ids_that_begin_alike_stay_two(
+    mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five traces with two a page; MLflow cuts a tag of a trace, here of ids with 5,000 characters."""
+    monkeypatch.setattr(tracking, "TRACES_A_PAGE", 2)
+    monkeypatch.setattr(tracking, "RUNS_A_PAGE", 2)
+    tracker = new_run("igpo seed 5")
+    records = [record(name, ANSWER) for name in ("y" * 5000 + "1", "y" * 5000 + "2", "q1", "q2", "q3")]
+    assert len(log_traces(tracker.run_id, tracker.experiment_id, records)) == 5
+    assert log_traces(tracker.run_id, tracker.experiment_id, records) == []
+    found = find_traces(tracker.experiment_id, tracker.run_id, spans=False)
+    assert {trace.info.tags["question_id"] for trace in found} == {tag_of(one.question_id) for one in records}
+    names = {new_run(f"run {number}").run_id for number in range(3)}
+    assert names < {run.info.run_id for run in find_runs([tracker.experiment_id])}
