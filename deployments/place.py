@@ -10,7 +10,7 @@ from pathlib import Path
 from deployments import processes
 from deployments.processes import Record, StateFile
 from igpo_core.errors import ServiceError
-from tasks.account import for_runs, for_servers, make_account, mlflow_has_account, read_account
+from tasks.account import for_runs, for_servers, mlflow_has_account, read_account
 from tasks.home import PROJECT, home
 
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
@@ -58,19 +58,13 @@ class Place:
 
     @property
     def account(self) -> str | None:
-        """name:password of the Prefect server, None where it asks for none; made at the first use of the embedded one."""
+        """name:password of the Prefect server, None where there is none: the embedded server's is made when it starts."""
         if not self.elsewhere:
-            return self._own_account
+            return read_account(self.home)
         own = replace(self, elsewhere=False)
         given_account = os.environ.get("PREFECT_API_AUTH_STRING")
         # through a tunnel the embedded server of a shared folder is at its own address on other machines, too
         return given_account or (read_account(self.home) if self.prefect_url == own.prefect_url else None)
-
-    @property
-    def _own_account(self) -> str:
-        """A server that runs has the account it was started with, whatever this process was told."""
-        running = own(self, "prefect")
-        return (running and read_account(self.home)) or make_account(self.home)
 
     @property
     def state(self) -> StateFile:

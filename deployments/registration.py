@@ -38,8 +38,8 @@ def create_pools(place: Place) -> None:
                 # ("this borrower is already holding one of this CapacityLimiter's tokens")
                 settings = {"concurrency_limit": AT_ONCE if pool == POOL else None, "description": description}
                 api.patch(f"/work_pools/{pool}", json=settings).raise_for_status()
-            elif found.raise_for_status().json()["type"] == "process":
-                close_template(api, found.json())
+            else:
+                close_template(api, found.raise_for_status().json())
             state = "created" if found.status_code == httpx.codes.NOT_FOUND else "there"
             say(f"Work pool {pool}: {state}" if pool == POOL else f"Work pool {pool}: {state}. {description}")
         if api.get(f"/work_pools/{POOL}/queues/{SWEEPS_QUEUE}").status_code == httpx.codes.NOT_FOUND:

@@ -15,7 +15,7 @@ from deployments.place import Place, given, own, run_once, say, wait_until_ready
 from deployments.processes import Record
 from deployments.shell import tell_prefect
 from igpo_core.errors import ServiceError
-from tasks.account import mlflow_has_account
+from tasks.account import make_account, mlflow_has_account
 from tasks.home import PROJECT
 
 
@@ -24,6 +24,7 @@ class Server:
     """What tells one server from the other.
 
     preparation: a command that runs to its end before a new start. variables: of its environment, besides the common ones.
+    closed: an address that is refused without the account; empty where the server asks for none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Server:
     health: str
     preparation: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    closed: str = ""
 
 
 def mlflow_server(place: Place) -> Server:
@@ -66,6 +68,7 @@ def mlflow_server(place: Place) -> Server:
         # several processes that first touch a new database at once crash one another
         preparation=("mlflow", "db", "upgrade", database),
         variables=variables,
+        closed=f"{place.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1" if accounts else "",
     )
 
 
@@ -93,11 +96,17 @@ def prefect_server(place: Place) -> Server:
         port=place.prefect_port,
         variable="PREFECT_PORT",
         health=f"{place.prefect_url}/api/health",
+        closed=f"{place.prefect_url}/api/admin/version",
     )
 
 
 def start_servers(place: Place) -> None:
-    """Keep our own running servers, start the others, wait until all answer. What fails to start is ended."""
+    """Keep our own running servers, start the others, wait until all answer. What fails to start is ended.
+
+    Raises ServiceError where one that runs asks for no account.
+    """
+    if not own(place, "prefect"):  # one that runs has the account it was started with, whatever this process was told
+        make_account(place.home)
     wanted = (prefect_server(place), mlflow_server(place))
     for server in wanted:
         require_startable(place, server)
@@ -119,7 +128,19 @@ def start_servers(place: Place) -> None:
     for server in wanted:
         record = place.state.read()[server.name]
         wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
+        if server.closed:
+            require_closed(server.title, server.closed)
     tell_prefect(place)
+
+
+def require_closed(title: str, address: str) -> None:
+    """Raise ServiceError unless a call without the account is refused: a server of before may still run without one."""
+    status = httpx.get(address, timeout=10, trust_env=False).status_code
+    if status != httpx.codes.UNAUTHORIZED:
+        raise ServiceError(
+            f"{title} runs and asks for no account (a call without one was answered with {status}): whoever reaches it can use "
+            "it. Run `make down` and start again"
+        )
 
 
 def require_startable(place: Place, server: Server) -> None:

@@ -154,7 +154,7 @@ def down(place: Place) -> None:
                     place, prefect_port=record.port
                 )  # whatever port this call was told: another's may be there
                 settle_lost(ours, lambda run: True, reason, since)
-            except httpx.HTTPError as error:  # a server that no longer answers is ended all the same
+            except (httpx.HTTPError, IgpoError) as error:  # a server that no longer answers is ended all the same
                 say(f"prefect: unfinished flow runs could not be settled ({error}); cancel those that stay Running")
         count = processes.end(record)
         place.state.set(name, None)

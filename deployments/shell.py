@@ -59,17 +59,19 @@ def forget(place: Place) -> None:
 
 
 def _parts() -> tuple[list[str], Path | None]:
-    """The user's lines of .env, and the folder that ours are for."""
+    """The user's lines of .env, and the folder that ours are for: those behind BEGIN that set what we set, and END."""
     others: list[str] = []
     home: Path | None = None
     inside = False
     for line in ENV.read_text().splitlines() if ENV.is_file() else []:
         if line.startswith(BEGIN):
             home, inside = Path(line.removeprefix(BEGIN)), True
-        elif inside:
-            inside = line != END
+        elif inside and _name(line) in TOLD:
+            continue
         else:
-            others.append(line)
+            if not (inside and line == END):
+                others.append(line)
+            inside = False
     return others, home
 
 

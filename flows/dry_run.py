@@ -125,7 +125,10 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
         shape = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **remote)
+            # transformers takes code_revision for a class that comes with the model alone
+            named = "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
+            code = remote if named else {"trust_remote_code": False}
+            model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **code)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: {error}"

@@ -23,7 +23,7 @@ from igpo_core.text import one_form
 
 LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
 REFUSALS = (400, 413, 414, 422)  # of what was asked; another try meets them again
-TOLD = 200  # characters of a service's own reason
+TOLD, REASON_BYTES = 200, 20_000  # characters of a service's own reason, and the bytes that it is looked for in
 T = TypeVar("T")
 
 
@@ -108,15 +108,14 @@ class Caller:
             async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end
                 async with self._client.stream(**request) as response:
                     _check_status(response, settings)
-                    body = await _body(response, settings.max_bytes)
+                    if response.status_code != 200:
+                        kind = Refused if response.status_code in REFUSALS else CallFailed
+                        raise kind(f"status {response.status_code}{await _told(response, request)}")
+                    return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Transient(f"no answer within {settings.timeout:g} s") from error
         except httpx.TransportError as error:
             raise Transient(f"the connection failed ({type(error).__name__})") from error
-        if response.status_code != 200:
-            kind = Refused if response.status_code in REFUSALS else CallFailed
-            raise kind(f"status {response.status_code}{_told(body, request)}")
-        return body
 
 
 def read_key(settings: HttpSettings, what: str) -> str:
@@ -171,12 +170,17 @@ def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
     raise_if_passing(response)
 
 
-def _told(body: bytes, request: Mapping[str, Any]) -> str:
-    """Return the service's own reason, as ": .."; empty where it gives none. Some services repeat the key that they were sent:
-    nothing of the request's headers stays in it."""
+async def _told(response: httpx.Response, request: Mapping[str, Any]) -> str:
+    """Return the service's own reason, as ": .."; empty where it gives none that can be read. Some services repeat the key that
+    they were sent: nothing of the request's headers stays in it."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
+        content = json.loads(await _body(response, REASON_BYTES))
+    except (
+        CallFailed,
+        httpx.TransportError,
+        ValueError,
+        RecursionError,
+    ):  # the status says already what became of the call
         return ""
     reason = content.get("error", content) if isinstance(content, dict) else ""
     if isinstance(reason, dict):

@@ -42,7 +42,9 @@ class Judge:
     def __init__(self, config: JudgeSettings, cache: Path) -> None:
         self.config, self._key = config, read_key(config, "evaluation.judge")
         self.cache = Pinned(cache)
-        self._same = fingerprint(config.url, config.model, config.temperature, PROMPT)
+        # verdicts that were asked for at 0, before there was a choice, are still the ones
+        asked = [] if config.temperature == 0 else [config.temperature]
+        self._same = fingerprint(config.url, config.model, *asked, PROMPT)
         self.caller = Caller(config, self.cache, self._same, CALLS)
 
     def verdicts(self, cases: Sequence[tuple[str, Sequence[str], str]]) -> list[Verdict]:

@@ -102,6 +102,11 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
         raise CheckpointError(
             f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
             "*.safetensors."
+            + (
+                f" Code that comes with a model runs for policy.name={settings.name} alone."
+                if settings.trust_remote_code and str(name) != settings.name
+                else ""
+            )
         ) from error
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed, settings.revision)

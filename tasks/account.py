@@ -53,10 +53,14 @@ def read_account(home: Path) -> str | None:
             text = file.read().removesuffix("\n")
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise ServiceError(
+            f"{path} is another user's: ask for the account, and set PREFECT_API_AUTH_STRING to it"
+        ) from error
     if mode & 0o077:
         raise ServiceError(
-            f"{path} is open to other users (mode {mode:04o}), who may know the account: delete it and start the servers "
-            "again (`make down`, then `make up`), which makes a new one"
+            f"{path} is open to other users (mode {mode:04o}), who may know the account: run `make down`, delete it, and "
+            "`make up`, which makes a new one"
         )
     _check(text, str(path))
     return text

@@ -14,22 +14,23 @@ def require_servers() -> None:
     prefect = settings.url
     if prefect is None:
         raise ServiceError("PREFECT_API_URL is not set: call this in the project folder, or set it as `make up` shows")
-    for title, variable, address in (
-        ("Prefect", "PREFECT_API_URL", f"{prefect}/health"),
-        ("MLflow", "MLFLOW_TRACKING_URI", f"{tracking_uri()}/health"),
+    account = settings.auth_string.get_secret_value() if settings.auth_string else ""
+    auth = httpx.BasicAuth(*account.split(":", 1)) if ":" in account else None
+    for title, variable, address, login in (
+        ("Prefect", "PREFECT_API_URL", f"{prefect}/health", None),
+        ("MLflow", "MLFLOW_TRACKING_URI", f"{tracking_uri()}/health", None),
+        ("Prefect", "PREFECT_API_URL", f"{prefect}/admin/version", auth),
     ):
         try:
-            httpx.get(address, timeout=10).raise_for_status()
+            answer = httpx.get(address, timeout=10, auth=login)
+            if answer.status_code == httpx.codes.UNAUTHORIZED and title == "Prefect":
+                raise ServiceError(
+                    f"Prefect at {prefect} refuses {'the account of' if account else 'a call without'} "
+                    "PREFECT_API_AUTH_STRING: call this in the project folder, or set it as `make up` shows"
+                )
+            answer.raise_for_status()
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             raise ServiceError(
                 f"{title} does not answer at {address} ({error}): start it with `make up`, or set {variable} to a server "
                 "that runs"
             ) from error
-    account = settings.auth_string.get_secret_value() if settings.auth_string else ""
-    auth = httpx.BasicAuth(*account.split(":", 1)) if ":" in account else None
-    answer = httpx.get(f"{prefect}/admin/version", timeout=10, auth=auth)
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise ServiceError(
-            f"Prefect at {prefect} refuses {'the account of' if account else 'a call without'} PREFECT_API_AUTH_STRING: call "
-            "this in the project folder, or set it as `make up` shows"
-        )

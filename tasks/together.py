@@ -156,7 +156,7 @@ def _meeting_place(job: Job, meeting: Meeting | None) -> Iterator[dict[str, str]
         yield {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(meeting.port)}
         return
     for left in job.run.folder.glob(".meeting-*"):  # of a process that was killed; the run's lock is ours
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # another user's, of a shared folder, stays: this meeting has its own
     folder = tempfile.mkdtemp(prefix=".meeting-", dir=job.run.folder)  # mode 0700
     loopback = _loopback()
     try:
@@ -272,6 +272,7 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
+    psutil.wait_procs(alive, timeout=END_SECONDS)  # they hold the run's lock until they are gone
 
 
 # ------------------------------------------------------------------------------------------ in each of the processes

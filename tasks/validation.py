@@ -7,10 +7,9 @@ other rule passes over.
 
 import functools
 import html
-import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +25,7 @@ Config = LookupWorld | AtlasWorld | QuestionFiles
 
 EXCERPT = 200  # characters of a value in the quarantine
 _SIGN = re.compile(r"[+#%$@=<>^~*\\|]|(?<!\w)-(?=\d)")  # what SQuAD's normalisation deletes and yet tells answers apart
+LONGEST_NAME = 64  # words of an answer that is looked for in a text
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
 
 # Where a text states its answer: "<answer>Paris", "Answer: Paris", "the answer is Paris", "\boxed{Paris".
@@ -292,28 +292,48 @@ def _signs(answers: "pandas.Series[Any]") -> dict[str, set[str]]:
 
 def _names(key: str, aliases: Sequence[str]) -> bool:
     """Whether a normalised text has one of the normalised aliases as whole words; yes and no are no names."""
-    return any(f" {alias} " in f" {key} " for alias in aliases if alias and alias not in ("yes", "no"))
+    return _have(key.split(), _by_length(alias for alias in aliases if alias not in ("yes", "no")))
 
 
 def _any_names(texts: Sequence[str], aliases: Sequence[str]) -> bool:
-    return any(_names(normalised(text), aliases) for text in texts)
+    known = _by_length(alias for alias in aliases if alias not in ("yes", "no"))
+    return any(_have(normalised(text).split(), known) for text in texts)
 
 
 def _states(text: str, aliases: Sequence[str]) -> bool:
     """Whether a text gives an alias out as the answer. "Answer: yes or no" names options and states nothing."""
-    whole, starts, end = [], [], 0
+    words: list[str] = []
+    starts, end = [], 0
     for marker in _STATED.finditer(text):  # each piece is normalised once, whatever the number of markers
-        whole.append(normalised(text[end : marker.end()]))
+        words += normalised(text[end : marker.end()]).split()
         end = marker.end()
-        starts.append(len(whole[-1]) + 1 if whole[-1] else 0)
+        starts.append(len(words))
     if not starts:
         return False
-    joined = " ".join([*filter(None, whole), normalised(text[end:])]) + " "
+    words += normalised(text[end:]).split()
     return any(
-        joined.startswith(f"{alias} ", at) and not joined.startswith(f"{alias} or ", at)
-        for at in itertools.accumulate(starts)
-        for alias in aliases
-        if alias
+        tuple(words[at : at + length]) in names and words[at + length : at + length + 1] != ["or"]
+        for length, names in _by_length(aliases).items()
+        for at in starts
+    )
+
+
+def _by_length(aliases: Iterable[str]) -> dict[int, set[tuple[str, ...]]]:
+    """Normalised aliases as words, by their number; LONGEST_NAME at most, so that a text is looked through in time that grows
+    with its length alone, whatever the number of aliases."""
+    found: dict[int, set[tuple[str, ...]]] = {}
+    for alias in aliases:
+        words = tuple(alias.split())
+        if 0 < len(words) <= LONGEST_NAME:
+            found.setdefault(len(words), set()).add(words)
+    return found
+
+
+def _have(words: Sequence[str], known: Mapping[int, set[tuple[str, ...]]]) -> bool:
+    return any(
+        tuple(words[at : at + length]) in names
+        for length, names in known.items()
+        for at in range(len(words) - length + 1)
     )
 
 

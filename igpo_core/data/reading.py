@@ -19,7 +19,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 # A field longer than the csv module's 131,072 characters is a long passage, not a fault.
 _CSV_FIELD_LIMIT = 2**24
 
-MAX_ROWS = 20_000_000  # of a parquet file
+MAX_CELLS = 100_000_000  # of a parquet file, rows times columns: empty ones take no room in it, but in memory
 
 # Columns in which popular copies hold JSON as text, where the official files have lists and objects.
 _JSON_COLUMNS = ("context", "supporting_facts", "evidences", "paragraphs", "prompt", "reward_model", "extra_info")
@@ -60,7 +60,7 @@ class RawTable:
 def read_table(path: str | Path) -> RawTable:
     """All rows of a file, which may be compressed (gzip, bzip2, xz, zstd, or zip with one file in it).
 
-    Raises DataError: no such file, no rows, none of the containers, malformed (with the line), more than MAX_BYTES or MAX_ROWS.
+    Raises DataError: no such file, no rows, none of the containers, malformed (with the line), more than MAX_BYTES or MAX_CELLS.
     """
     path = Path(path)
     try:
@@ -138,9 +138,11 @@ def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
         if len(set(names)) < len(names):
             raise DataError(f"{path}: has a column name twice: rename one of {sorted(names)}")
         taken = sum(groups)
-        if file.metadata.num_rows > MAX_ROWS or taken > MAX_BYTES:
+        cells = file.metadata.num_rows * len(names)
+        if cells > MAX_CELLS or taken > MAX_BYTES:
             raise DataError(
-                f"{path}: {file.metadata.num_rows} rows of {taken} bytes, more than {MAX_ROWS} or {MAX_BYTES}: split it"
+                f"{path}: {cells} values (rows times columns) in {taken} bytes, more than {MAX_CELLS} or {MAX_BYTES}: leave out "
+                "columns or split it"
             )
         # A value stored once can stand in every row: so many rows at a time that even then a batch is within the limit.
         size = max(1, min(65_536, MAX_BYTES // max([1, *groups])))

@@ -14,7 +14,10 @@ from typing import IO, Any
 
 from igpo_core.errors import DataError
 
-MAX_BYTES = 2**31  # of what a file may unpack to: a small one can be made to fill the memory
+# A small file can be made to fill the memory: what it unpacks to has a limit, and one by its own size (text and tables are
+# packed to a fifth or a twentieth).
+MAX_BYTES = 2**31
+MAX_RATIO, FREE_BYTES = 50, 2**24
 ENCRYPTED = 0x1  # bit of a zip entry's flags
 Stream = IO[bytes] | io.BufferedIOBase
 
@@ -34,20 +37,23 @@ class Packing:
 def unpacked(path: Path, content: bytes) -> tuple[bytes, str]:
     """Return the one file in a compressed one and the name of its packing; other content as it is, with an empty name.
 
-    Raises DataError: damaged, encrypted, several files, packed twice, larger than MAX_BYTES.
+    Raises DataError: damaged, encrypted, several files, packed twice, larger than MAX_BYTES or than MAX_RATIO times its size.
     """
     packing = _packing_of(content)
     if packing is None:
         return content, ""
+    most = min(MAX_BYTES, max(FREE_BYTES, MAX_RATIO * len(content)))
     try:
         with packing.open(path, content) as stream:
-            found = stream.read(MAX_BYTES + 1)
+            found = stream.read(most + 1)
     except packing.damaged as error:
         raise DataError(
             f"{path}: cannot be unpacked as {packing.name} ({error}): fetch it again or unpack it yourself"
         ) from error
-    if len(found) > MAX_BYTES:
-        raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
+    if len(found) > most:
+        raise DataError(
+            f"{path}: {len(content)} bytes unpack to more than {most}: unpack it yourself, into several files where it is large"
+        )
     if _packing_of(found) is not None:
         raise DataError(f"{path}: is compressed twice: unpack it once")
     return found, packing.name

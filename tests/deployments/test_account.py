@@ -5,7 +5,10 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -41,8 +44,10 @@ def mode(path: Path) -> int:
 # ------------------------------------------------------------------------------------------------ the account
 
 
-def test_the_first_use_makes_an_account_that_the_user_alone_reads(place: Place) -> None:
-    account = str(place.account)
+def test_the_first_start_makes_an_account_that_the_user_alone_reads(place: Place) -> None:
+    assert place.account is None and place.environment()["PREFECT_API_AUTH_STRING"] == ""
+    assert not (place.home / "account").exists()  # whoever reads it makes none
+    account = make_account(place.home)
     name, _, password = account.partition(":")
     assert name == "igpo" and len(password) == 43  # 32 random bytes
     assert mode(place.home / "account") == 0o600
@@ -52,6 +57,7 @@ def test_the_first_use_makes_an_account_that_the_user_alone_reads(place: Place) 
 
 def test_a_users_own_account_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:own")
+    make_account(place.home)
     assert place.server_environment()["PREFECT_SERVER_API_AUTH_STRING"] == "me:own"
     assert place.environment()["PREFECT_API_AUTH_STRING"] == "me:own"
 
@@ -68,6 +74,34 @@ def test_an_account_that_others_may_read_is_refused(place: Place) -> None:
     (place.home / "account").chmod(0o644)
     with pytest.raises(ServiceError, match="0644"):
         read_account(place.home)
+
+
+def test_an_account_of_another_user_is_asked_for(place: Place) -> None:
+    """Of a folder that a group shares."""
+    make_account(place.home)
+    (place.home / "account").chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads every file")
+    with pytest.raises(ServiceError, match="set PREFECT_API_AUTH_STRING to it"):
+        read_account(place.home)
+
+
+@pytest.mark.parametrize(("status", "closed"), [(401, True), (200, False), (404, False)])
+def test_a_server_of_before_that_asks_for_no_account_is_refused(status: int, closed: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = nullcontext() if closed else pytest.raises(ServiceError, match=f"answered with {status}.*make down")
+        with told:
+            servers.require_closed("Prefect", f"http://127.0.0.1:{server.server_port}/api/admin/version")
+        server.shutdown()
 
 
 def test_the_account_goes_to_no_other_server(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +142,7 @@ def test_prefect_reads_address_and_account_from_env(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, account: str
 ) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", account)
+    make_account(place.home)
     shell.tell_prefect(place)
     assert mode(shell.ENV) == 0o600
     assert prefect_reads(tmp_path) == ["http://127.0.0.1:5819/api", account, str(place.home / "prefect")]
@@ -122,6 +157,14 @@ def test_lines_of_the_user_stay_and_ours_go(place: Place) -> None:
     assert len(lines) == 3 + 5 and mode(shell.ENV) == 0o600
     shell.forget(place)
     assert shell.ENV.read_text() == "# mine\nSEARCH_API_KEY=key\n\n"
+
+
+def test_lines_behind_ours_stay_also_where_our_last_one_is_gone(place: Place) -> None:
+    shell.tell_prefect(place)
+    ours = shell.ENV.read_text().splitlines()
+    shell.ENV.write_text("\n".join([*ours[:-1], "SEARCH_API_KEY=key"]) + "\n")
+    shell.forget(place)
+    assert shell.ENV.read_text() == "SEARCH_API_KEY=key\n"
 
 
 def test_an_address_or_account_of_the_users_own_is_not_shadowed(
@@ -164,7 +207,7 @@ def test_another_laboratory_that_runs_keeps_the_file(place: Place, capsys: pytes
 
 
 def test_what_is_printed_for_a_shell_shows_no_password(place: Place) -> None:
-    password = str(place.account).partition(":")[2]
+    password = make_account(place.home).partition(":")[2]
     lines = shell.exports(place)
     assert not any(password in line for line in lines)
     program = "\n".join([*lines, 'printf "%s" "$PREFECT_API_AUTH_STRING"'])
@@ -178,8 +221,8 @@ def test_what_is_printed_for_a_shell_shows_no_password(place: Place) -> None:
 def test_mlflow_has_the_account_when_it_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--app-name" not in servers.mlflow_server(place).arguments
     monkeypatch.setenv("IGPO_MLFLOW_ACCOUNT", "on")
+    name, _, password = make_account(place.home).partition(":")
     server = servers.mlflow_server(place)
-    name, _, password = str(place.account).partition(":")
     assert server.arguments[-2:] == ("--app-name", "basic-auth")
     assert server.variables["MLFLOW_AUTH_ADMIN_PASSWORD"] == password
     assert not any(password in argument for argument in server.arguments)

@@ -23,7 +23,7 @@ from deployments.processes import Record, StateFile
 from deployments.servers import Server
 from igpo_core.errors import ServiceError
 
-# answers every request with 200, after starting a child in a session of its own
+# answers every request with 200, but for one that asks for an account, after starting a child in a session of its own
 SERVER = """
 import subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,7 +31,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
 print("child", child.pid, flush=True)
 class Well(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(401 if self.path == "/closed" else 200)
         self.end_headers()
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Well).serve_forever()
 """
@@ -66,9 +66,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 def small_server(name: str, port: int) -> Server:
-    return Server(
-        name, name.title(), ("small_server", str(port)), port, f"{name.upper()}_PORT", f"http://127.0.0.1:{port}/"
-    )
+    address = f"http://127.0.0.1:{port}/"
+    arguments = ("small_server", str(port))
+    return Server(name, name.title(), arguments, port, f"{name.upper()}_PORT", address, closed=f"{address}closed")
 
 
 def free_port() -> int:

@@ -156,8 +156,8 @@ def test_a_pod_runs_without_root_and_without_the_clusters_account() -> None:
 
 def test_a_docker_arm_gains_no_privileges() -> None:
     template = json.loads((ROOT / "deployments" / "pools" / "docker.json").read_text())
-    settings = template["variables"]["properties"]["container_create_kwargs"]["default"]
-    assert settings == {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
+    settings = template["job_configuration"]["container_create_kwargs"]
+    assert settings["cap_drop"] == ["ALL"] and settings["security_opt"] == ["no-new-privileges"]
 
 
 @pytest.mark.parametrize("path", POOLS, ids=lambda path: path.stem)

@@ -68,3 +68,7 @@ def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytes
     assert needed_disk(specification, versions, runs) == 12 * (8 * weights + 2_000_000) + 6 * weights
     keep_timing(tmp_path, "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6))
     assert needed_disk(specification, versions, runs) == 12 * (8 * 10**6 + 2_000_000) + 6 * 10**6
+    runs[0].identity.folder.mkdir(parents=True)
+    write_json(runs[0].identity.result_file, {})
+    runs = work(specification, versions, "s", tmp_path)
+    assert needed_disk(specification, versions, runs) == 11 * (8 * 10**6 + 2_000_000) + 6 * 10**6

@@ -6,13 +6,15 @@ import io
 import json
 import lzma
 import zipfile
+from datetime import datetime
 from pathlib import Path
 
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from igpo_core.data import load_corpus, load_questions
+from igpo_core.data import load_corpus, load_questions, reading
 from igpo_core.errors import DataError
 from igpo_core.rewards.outcome import f1_score
 
@@ -75,6 +77,37 @@ def test_nan_is_missing_and_a_date_that_nobody_asked_for_harms_no_row(tmp_path: 
     columns = {"passage_id": ["a"], "title": ["Orla"], "text": ["a lake"], "source": days}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
     assert load_corpus(tmp_path / "c.parquet")["defect"].isna().all()
+
+
+def test_values_without_a_python_object_harm_their_row_alone(tmp_path: Path) -> None:
+    """A title that is no UTF-8 is a defect of its row; times out of range and of unknown zones are columns nobody asked for."""
+    titles = pyarrow.StringArray.from_buffers(
+        2, pyarrow.py_buffer(b"\0\0\0\0\4\0\0\0\5\0\0\0"), pyarrow.py_buffer(b"Orla\xff")
+    )
+    columns = {"passage_id": ["a", "b"], "title": titles, "text": ["a lake", "a hill"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
+    first, second = load_corpus(tmp_path / "c.parquet")["defect"]
+    assert pandas.isna(first) and "title" in second and "utf-8" in second
+    times = {
+        "far": pyarrow.array([2**62, 0], pyarrow.timestamp("us")),
+        "zone": pyarrow.array([0, None], pyarrow.timestamp("us", tz="Mars/Base")),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(times), tmp_path / "t.parquet")
+    above, below = reading.read_table(tmp_path / "t.parquet").rows
+    assert "OverflowError" in above["far"].reason and below["far"] == datetime(1970, 1, 1)
+    assert "Mars/Base" in above["zone"].reason and below["zone"] is None
+
+
+def test_empty_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two columns of four rows, of which one has nothing: eight values."""
+    pyarrow.parquet.write_table(
+        pyarrow.table({"passage_id": ["a"] * 4, "nothing": pyarrow.nulls(4)}), tmp_path / "c.parquet"
+    )
+    monkeypatch.setattr(reading, "MAX_CELLS", 8)
+    assert len(reading.read_table(tmp_path / "c.parquet").rows) == 4
+    monkeypatch.setattr(reading, "MAX_CELLS", 7)
+    with pytest.raises(DataError, match="8 values"):
+        reading.read_table(tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize("gold", ["\u200eBrenn", "Brenn\u200b", "Bre\u00adnn"])

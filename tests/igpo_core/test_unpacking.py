@@ -5,8 +5,9 @@ import gzip
 import io
 import lzma
 import random
+import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -27,10 +28,10 @@ def zipped(method: int) -> bytes:
     return target.getvalue()
 
 
-def by_zstd() -> bytes:
+def pyarrow_zstd(content: bytes) -> bytes:
     target = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(target, "zstd") as stream:
-        stream.write(TEXT)
+        stream.write(content)
     return bytes(target.getvalue().to_pybytes())
 
 
@@ -38,7 +39,7 @@ PACKED = {
     "gzip": gzip.compress(TEXT, mtime=0),
     "bzip2": bz2.compress(TEXT),
     "xz": lzma.compress(TEXT),
-    "zstd": by_zstd(),
+    "zstd": pyarrow_zstd(TEXT),
     "zip, stored": zipped(zipfile.ZIP_STORED),
     "zip, deflated": zipped(zipfile.ZIP_DEFLATED),
     "zip, bzip2": zipped(zipfile.ZIP_BZIP2),
@@ -94,5 +95,19 @@ def test_more_than_the_limit_is_not_unpacked(packed: tuple[str, bytes], monkeypa
     monkeypatch.setattr(unpacking, "MAX_BYTES", len(TEXT))
     assert unpacked(PLACE, content)[0] == TEXT
     monkeypatch.setattr(unpacking, "MAX_BYTES", len(TEXT) - 1)
-    with pytest.raises(DataError, match=f"unpacks to more than {len(TEXT) - 1} bytes"):
+    with pytest.raises(DataError, match=f"{len(content)} bytes unpack to more than {len(TEXT) - 1}:"):
         unpacked(PLACE, content)
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, pyarrow_zstd], ids=lambda pack: pack.__name__
+)
+def test_a_small_file_does_not_fill_the_memory(pack: Callable[[bytes], bytes]) -> None:
+    """200 MB of zeros in at most 200 kB: beyond 16 MiB a file may unpack to fifty times its size."""
+    content = pack(bytes(200_000_000))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"{len(content)} bytes unpack to more than 16777216:"):
+        unpacked(PLACE, content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(content) < 200_000 and peak < 100_000_000

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from igpo_core.config import QuestionFiles
 from tasks.reading import read
 from tasks.validation import Validation, validate
@@ -61,9 +63,34 @@ def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(
 
 def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Path) -> None:
     """40,000 of them took minutes when the rest of the text was normalised at each."""
-    from tasks.validation import _states
+    from tasks.validation import _names, _states
 
     started = time.monotonic()
     assert not _states("answer: x " * 40_000, ["ida holm"])
     assert _states("answer: x " * 40_000 + "the answer is Ida  Holm.", ["ida holm"])
+    many = [f"ida holm {number}" for number in range(40_000)]
+    assert not _states("answer: x " * 40_000, many) and not _names("x y " * 40_000, many)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("Who? Answer: Ida Holm", True), ("Answer: Ida Holm or Bo Lund", False), ("The answer is Ida.", False),
+        ("Answer: Ida Holms", False), ("Ida Holm. Answer: Bo", False), ("Answer: no", True), ("Answer: no or yes", False),
+    ],
+)  # fmt: skip
+def test_what_states_an_answer(text: str, stated: bool) -> None:
+    from tasks.validation import _states
+
+    assert _states(text, ["ida holm", "no"]) is stated
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [("who is ida holm", True), ("who is ida holmes", False), ("ida", False), ("yes or no", False), ("", False)],
+)
+def test_what_names_an_answer(key: str, named: bool) -> None:
+    from tasks.validation import _names
+
+    assert _names(key, ["ida holm", "yes", "no", ""]) is named
