@@ -274,6 +274,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, primary: str | None) -> list[str]:
     """Every wrong name and value in the arms, whatever the base is."""
+    no_text = [f"arm {arm!r} is no text to YAML, which reads no, 1 and 0.5 otherwise: put its name in quotes"
+               for arm in arms if not isinstance(arm, str)]  # fmt: skip
+    if no_text:
+        return no_text
     faults = [f"arm {_cut(arm)}: {ARM_RULE}" for arm in arms if not re.fullmatch(ARM, arm)]
     for role, arm in (("baseline", baseline), ("primary", primary)):
         if arm is not None and arm not in arms:

@@ -415,3 +415,11 @@ def test_a_specification_that_never_ends_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("[" * 20_000)
     with pytest.raises(ConfigError, match="nested too deeply"):
         load_specification(str(tmp_path / "b.yaml"))
+
+
+@pytest.mark.parametrize("name", ["no", "1", "0.5", "null"])
+def test_an_arm_that_yaml_reads_as_no_text_is_refused_with_the_cure(tmp_path: Path, name: str) -> None:
+    text = (PRESETS / "tiny.yaml").read_text().replace("  igpo:", f"  {name}:", 1)
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"arm (False|1|0\.5|None) is no text .* put its name in quotes"):
+        load_specification(str(tmp_path / "a.yaml"))
