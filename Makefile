@@ -34,7 +34,7 @@ TORCH := torch==2.13.0
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
-	@echo "make test      set up, ruff and every test     make lint     ruff and mypy alone     make format   ruff format"
+	@echo "make test      set up, ruff and the tests      make lint     ruff and mypy alone     make format   ruff format"
 	@echo "make dry-run [PRESET=..]   what a preset would do and need, in seconds; nothing is trained"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
