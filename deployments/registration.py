@@ -18,11 +18,34 @@ POOLS = {
     ARMS_POOL: "Arms of sweeps with `where: pool`. Not Ready until `make worker` serves it; nothing else needs it.",
     NODES_POOL: "Other machines of runs with training.nodes. Not Ready until `make worker POOL=igpo-nodes` serves it.",
 }
-RETIRED = ("ablation/nightly", "ablation/weekly")  # of earlier versions: night/nightly does their work
+# deployments that earlier versions registered, each with what they said of it; night/nightly does their work
+RETIRED: dict[str, tuple[dict[str, Any], ...]] = {
+    "ablation/nightly": (
+        {
+            "description": "outcome-vs-igpo every night at 02:00 UTC; what is finished and unchanged is reused.",
+            "parameters": {"preset": "outcome-vs-igpo"},
+            "cron": "0 2 * * *",
+        },
+        {
+            "description": "outcome-vs-igpo with two seeds, every night at 02:00 UTC; what is finished and unchanged is reused.",
+            "parameters": {"preset": "outcome-vs-igpo", "seeds": [0, 1]},
+            "cron": "0 2 * * *",
+        },
+    ),
+    "ablation/weekly": (
+        {
+            "description": "outcome-vs-igpo with ten seeds, Sundays at 04:00 UTC; what is finished and unchanged is reused.",
+            "parameters": {"preset": "outcome-vs-igpo", "seeds": [*range(10)]},
+            "cron": "0 4 * * 0",
+        },
+    ),
+}
 FREE = ("command", "working_dir")  # of a pool's template: who may start a flow run shall not thereby run a shell
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, of a server on a machine that is busy
 AUTOMATIONS = PROJECT / "deployments" / "automations"
+EARLIER = AUTOMATIONS / "earlier"  # as they were before a change: what a server may still have of us
+SERVERS_OWN = ("id", "created", "updated", "enabled")  # of an automation: what a server adds, and the user's switch
 
 
 def create_pools(place: Place) -> None:
@@ -86,15 +109,36 @@ def client(place: Place) -> httpx.Client:
 
 
 def set_automations(place: Place) -> None:
-    """Those of deployments/automations, made once under their name: switched on or off, or changed, they stay the user's."""
+    """Those of deployments/automations, made under their name. Switched on or off, or changed, they stay the user's; one that is
+    as an earlier version made it gets this version's form."""
     with client(place) as api:
-        known = {entry["name"] for entry in api.post("/automations/filter", json={}).raise_for_status().json()}
+        known = {entry["name"]: entry for entry in api.post("/automations/filter", json={}).raise_for_status().json()}
         for path in sorted(AUTOMATIONS.glob("*.yaml")):
-            automation = yaml.safe_load(path.read_text())
-            if automation["name"] not in known:
-                api.post("/automations/", json=automation).raise_for_status()
-                known.add(automation["name"])
+            set_automation(api, yaml.safe_load(path.read_text()), known)
     say(f"Automations: {', '.join(sorted(name for name in known if name.startswith('igpo')))}")
+
+
+def set_automation(api: httpx.Client, automation: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
+    """Make it where `known`, by name, has none; replace what an earlier version made. Adds it to `known`."""
+    name = automation["name"]
+    found = known.get(name)
+    if found is None:
+        api.post("/automations/", json=automation).raise_for_status()
+        known[name] = automation
+    elif said(found) in [said(yaml.safe_load(path.read_text())) for path in EARLIER.glob("*.yaml")]:
+        api.put(f"/automations/{found['id']}", json={**automation, "enabled": found["enabled"]}).raise_for_status()
+        say(f"Automation {name}: an earlier version's, replaced")
+
+
+def said(part: Any) -> Any:
+    """Return what an automation says, equal for a file of ours and a server's answer: without what the server adds, the order of
+    lists, and values that are empty."""
+    if isinstance(part, dict):
+        kept = {key: said(value) for key, value in part.items() if key not in SERVERS_OWN}
+        return {key: value for key, value in kept.items() if value not in (None, False, {}, [])}
+    if isinstance(part, list):
+        return sorted((said(value) for value in part), key=repr)
+    return part
 
 
 def deploy(place: Place) -> None:
@@ -102,7 +146,26 @@ def deploy(place: Place) -> None:
     run_once(place, "deploy", ["prefect", "--no-prompt", "deploy", "--all"])
     with client(place) as api:
         for name in RETIRED:
-            found = api.get(f"/deployments/name/{name}")
-            if found.is_success:
-                api.delete(f"/deployments/{found.json()['id']}").raise_for_status()
-                say(f"Deployment {name}: deleted, night/nightly does its work")
+            retire(api, name)
+
+
+def retire(api: httpx.Client, name: str) -> None:
+    """Delete a deployment that an earlier version registered. One of that name that says anything else is the user's: it stays,
+    and so does ours once its parameters or its schedule were changed."""
+    answer = api.get(f"/deployments/name/{name}")
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return
+    found = answer.raise_for_status().json()
+    crons = [entry["schedule"].get("cron") for entry in found["schedules"]]
+    ours = any(
+        found["entrypoint"] == "flows/ablation.py:ablation"
+        and sorted(found["tags"]) == ["ablation", "lookup", "scheduled"]
+        and (found["description"], found["parameters"], crons)
+        == (form["description"], form["parameters"], [form["cron"]])
+        for form in RETIRED[name]
+    )
+    if ours:
+        api.delete(f"/deployments/{found['id']}").raise_for_status()
+        say(f"Deployment {name}: deleted, night/nightly does its work")
+    else:
+        say(f"Deployment {name}: yours, stays. Earlier versions had one of this name, whose work night/nightly does")

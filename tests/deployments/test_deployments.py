@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
+from deployments import registration
 from deployments.registration import ARMS_POOL, NODES_POOL, POOL, SWEEPS_QUEUE
 from flows.ablation import ablation
 from flows.children import DEPLOYMENTS
@@ -173,3 +175,115 @@ def test_kubernetes_jobs_can_ask_for_gpus() -> None:
         filled: Any = apply_values(template["job_configuration"], {**defaults, **asked})
         (container,) = filled["job_manifest"]["spec"]["template"]["spec"]["containers"]
         assert container["resources"]["limits"] == {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": limit}
+
+
+# ------------------------------------------------------------------------------------ what earlier versions registered
+
+
+def api_of(answers: dict[str, Any], asked: list[tuple[str, str, Any]]) -> httpx.Client:
+    """A Prefect server of these answers by path; other paths are not found. asked: what was to be changed."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method != "GET":
+            body = json.loads(request.content) if request.content else None
+            asked.append((request.method, request.url.path, body))
+            return httpx.Response(204)
+        known = answers.get(request.url.path)
+        return httpx.Response(404) if known is None else httpx.Response(200, json=known)
+
+    return httpx.Client(base_url="http://127.0.0.1", transport=httpx.MockTransport(answer))
+
+
+NIGHTLY = {
+    "id": "7",
+    "entrypoint": "flows/ablation.py:ablation",
+    "description": "outcome-vs-igpo with two seeds, every night at 02:00 UTC; what is finished and unchanged is reused.",
+    "parameters": {"preset": "outcome-vs-igpo", "seeds": [0, 1]},
+    "tags": ["lookup", "ablation", "scheduled"],
+    "schedules": [{"id": "8", "schedule": {"cron": "0 2 * * *", "timezone": "UTC", "day_or": True}, "active": True}],
+    "paused": False,
+}
+HOURLY = [{"id": "8", "schedule": {"cron": "0 * * * *", "timezone": "UTC"}, "active": True}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "goes"),
+    [
+        ({}, True),
+        ({"paused": True}, True),
+        ({"description": "outcome-vs-igpo every night at 02:00 UTC; what is finished and unchanged is reused.",
+          "parameters": {"preset": "outcome-vs-igpo"}}, True),
+        ({"description": "My own nights."}, False),
+        ({"description": None}, False),
+        ({"parameters": {"preset": "mine.yaml"}}, False),
+        ({"entrypoint": "mine.py:ablation"}, False),
+        ({"tags": []}, False),
+        ({"schedules": HOURLY}, False),
+        ({"schedules": []}, False),
+        ({"schedules": [{"schedule": {"interval": 60.0}}]}, False),
+    ],
+)  # fmt: skip
+def test_a_deployment_goes_where_an_earlier_version_made_it_and_nobody_changed_it(
+    changed: dict[str, Any], goes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str, Any]] = []
+    with api_of({"/deployments/name/ablation/nightly": {**NIGHTLY, **changed}}, asked) as api:
+        registration.retire(api, "ablation/nightly")
+        registration.retire(api, "ablation/weekly")  # there is none
+    assert asked == ([("DELETE", "/deployments/7", None)] if goes else [])
+    assert ("deleted" if goes else "yours, stays") in capsys.readouterr().out
+
+
+def of_a_server(automation: dict[str, Any]) -> dict[str, Any]:
+    """As Prefect 3.8.8 answered: with ids, times and defaults, what was a set in any order."""
+    trigger = {
+        "id": "1",
+        "match_related": {},
+        "after": [],
+        "for_each": [],
+        "posture": "Reactive",
+        **automation["trigger"],
+    }
+    trigger = {**trigger, "expect": trigger["expect"][::-1], "within": float(trigger["within"])}
+    actions = [{"name": None, "force": False, **action} for action in automation["actions"]]
+    times = {"created": "2026-11-27T08:59:57Z", "updated": "2026-11-27T09:00:00Z"}
+    return {"enabled": True, **automation, "trigger": trigger, "actions": actions, "id": "9", "tags": [], **times}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("path", sorted(registration.EARLIER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_an_automation_of_an_earlier_version_gets_this_ones_form_and_keeps_its_switch(
+    path: Path, enabled: bool
+) -> None:
+    earlier = yaml.safe_load(path.read_text())
+    now = yaml.safe_load((path.parents[1] / f"{path.stem[:-2]}.yaml").read_text())
+    found = {**of_a_server(earlier), "enabled": enabled}
+    asked: list[tuple[str, str, Any]] = []
+    with api_of({}, asked) as api:
+        registration.set_automation(api, now, {now["name"]: found})
+    assert asked == [("PUT", "/automations/9", {**now, "enabled": enabled})]
+
+
+def test_an_automation_that_a_user_changed_stays_as_it_is() -> None:
+    earlier = yaml.safe_load((registration.EARLIER / "go-on-after-a-crash-2.yaml").read_text())
+    now = yaml.safe_load((registration.AUTOMATIONS / "go-on-after-a-crash.yaml").read_text())
+    found = of_a_server(earlier)
+    trigger = found["trigger"]
+    theirs = [
+        of_a_server(now),
+        {**found, "trigger": {**trigger, "within": 60.0}},
+        {**found, "trigger": {**trigger, "match": {**trigger["match"], "prefect.resource.name": "mine"}}},
+        {
+            **found,
+            "trigger": {**trigger, "match_related": [*trigger["match_related"], {"prefect.resource.role": "tag"}]},
+        },
+        {**found, "actions": [*found["actions"], {"type": "do-nothing"}]},
+        {**found, "description": "mine"},
+    ]
+    asked: list[tuple[str, str, Any]] = []
+    with api_of({}, asked) as api:
+        for one in theirs:
+            registration.set_automation(api, now, {now["name"]: one})
+        assert asked == []
+        registration.set_automation(api, now, {})
+    assert asked == [("POST", "/automations/", now)]
