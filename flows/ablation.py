@@ -285,11 +285,10 @@ def places_of(
 
 def show_report(report: "Report", sweep: str) -> None:
     """The report on the page of the sweep in Prefect."""
-    rows = [
-        {name: "–" if text == "-" else text for name, text in row.items()} for row in report.rows
-    ]  # "-" is a bullet there
+    from tasks.wording import literal_rows
+
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
-    create_table_artifact(rows, description="The result as a table")
+    create_table_artifact(literal_rows(report.rows), description="The result as a table")
     create_link_artifact(link=report.url, link_text="report.html in MLflow", description="The report, in MLflow")
 
 

@@ -35,6 +35,7 @@ def evaluate(
     from tasks.mlflow_runs import log_evaluation
     from tasks.stored_models import locate, metric_rows, require_vocabulary
     from tasks.warm_starts import device
+    from tasks.wording import literal, literal_rows
 
     open_home()
     specification = load_specification(preset)
@@ -52,7 +53,7 @@ def evaluate(
     metrics = {f"{split}{name}": value for name, value in metrics.items()}
     records = [record for result in results.values() for record in result.records]
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
-    create_table_artifact(metric_rows(metrics), description=f"{model} on {split}")
+    create_table_artifact(literal_rows(metric_rows(metrics)), description=f"{literal(model)} on {split}")
     create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")
     run_log()(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
     return metrics

@@ -202,8 +202,7 @@ def tell(message: Message, preset: str, deleted: str, channel: Channel | None, s
     page = flow_run_url(str(flow_run.id))
     message = morning.with_details(message, flow_run.scheduled_start_time, deleted, page)
     key = "night-" + re.sub("[^a-z0-9]+", "-", study_name(preset).lower())
-    text = f"# {message.subject}\n\n{message.body}"
-    create_markdown_artifact(text, key=key, description="The message of the night")
+    create_markdown_artifact(morning.page(message), key=key, description="The message of the night")
     say(f"{message.subject}\n{message.body}")
     if channel is not None:
         try:

@@ -28,6 +28,7 @@ def prepare_data(preset: Preset) -> dict[str, Any]:
     Returns version, folder, counts and link of the last one, and the versions by cell.
     """
     from tasks.data import summary_rows
+    from tasks.wording import literal_rows
 
     open_home()
     say = run_log()
@@ -41,7 +42,7 @@ def prepare_data(preset: Preset) -> dict[str, Any]:
         say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
         for warning in published.warnings:
             say(f"warning: {warning}")
-        create_table_artifact(summary_rows(published), description=f"Data {published.version}")
+        create_table_artifact(literal_rows(summary_rows(published)), description=f"Data {published.version}")
         url = log_to_mlflow(specification.name, published)
         if url is None:
             say(

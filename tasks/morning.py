@@ -7,7 +7,7 @@ from igpo_core.errors import IgpoError
 from tasks.messages import Message
 from tasks.nights import Verdict
 from tasks.standing import Change, Study
-from tasks.wording import counted
+from tasks.wording import counted, literal
 
 
 def progress(study: Study, sweep: str, made: Sequence[int], done: int) -> Message:
@@ -90,6 +90,11 @@ def with_details(message: Message, night: datetime, deleted: str, page: str) -> 
     """Return the message with the lines that every one ends with."""
     details = [f"Night of {night:%d %B %Y}", *([f"deleted: {deleted}"] if deleted else []), page]
     return Message(f"igpo-lab, {message.subject}", f"{message.body}\n\n{'. '.join(details)}")
+
+
+def page(message: Message) -> str:
+    """Return the message as markdown: a title, then lines of text. They may quote a data row, so nothing in them is markup."""
+    return "\n".join([f"# {literal(message.subject)}", "", *map(literal, message.body.split("\n"))])
 
 
 def _compared(study: Study, change: Change) -> str:

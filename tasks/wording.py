@@ -140,13 +140,26 @@ def markdown(
     return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
 
 
+MARKUP = (
+    r"[\\`|*~]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)"  # code, columns, emphasis, entities; outcome_only and an address have none
+    r"|<(?=[\w/!?])|(?<=\])\("  # tags, links
+    r"|^[\[>]|^[-+#=](?=[-+#=\s]|$)|(?<=\d)[.)](?=\s|$)"  # what makes a line another thing than a paragraph
+)
+
+
 def literal(text: str) -> str:
-    """Text that is no markup in markdown: one line, without tags, links or columns of its own."""
-    return re.sub(r"([\\`|]|<(?=[\w/!?])|(?<=\])\()", r"\\\1", " ".join(text.split()))
+    """Text that is no markup in markdown: one line that shows as it is, in a table's cell and alone."""
+    return re.sub(MARKUP, r"\\\g<0>", " ".join(text.split()))
+
+
+def literal_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a table of Prefect's, which shows each cell as markdown of its own; numbers stay numbers."""
+    return [{name: literal(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
 
 
 def _markdown_table(rows: Table) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([literal(value) for value in row.values()] for row in rows)]
+    lines = [[literal(name) for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [[literal(value) for value in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -94,3 +94,78 @@ def test_what_names_an_answer(key: str, named: bool) -> None:
     from tasks.validation import _names
 
     assert _names(key, ["ida holm", "yes", "no", ""]) is named
+
+
+# ------------------------------------------------------------------------------------------------ markdown and the report
+
+CELLS = [
+    "a | b", "|", "`code`", "``a`b``", "[click](javascript:alert(1))", "![seen](http://evil.example/x.png)", "[a][b]",
+    "<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "</td><svg onload=alert(1)>", "<!-- hidden", "<?x", "<b>",
+    "<http://evil.example>", "&lt;img src=x&gt;", "&amp;", "&#60;b>", "http://127.0.0.1/?a=1&b=2", "\\", "\\|", "\\`x`",
+    "**bold**", "_lean_", "~~gone~~", "[x]: http://e.e",
+    "# title", "> said", "- item", "+ item", "1. item", "12) item", "---", "- - -", "===", "two\nlines",
+    "a\u2028b", "",
+    "outcome_only", "+0.031 [-0.002, +0.064]", "a < b > c", "igpo - outcome_only",
+]  # fmt: skip
+
+
+TABLE = ("table", "thead", "tbody", "tr", "th", "td")
+
+
+def rendered(text: str) -> tuple[set[str], list[str]]:
+    """What markdown becomes: the kinds of its parts, and the text of each line or cell."""
+    from markdown_it import MarkdownIt
+
+    parts = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    inline = [part for part in parts if part.type == "inline"]
+    kinds = {part.type for part in parts} | {child.type for part in inline for child in part.children or []}
+    return kinds, ["".join(child.content for child in part.children or []) for part in inline]
+
+
+def test_no_cell_of_a_markdown_table_is_markup() -> None:
+    """Nor a column's name. Each shows as it was, on one line."""
+    from tasks.wording import _markdown_table
+
+    shown = [" ".join(text.split()) for text in CELLS]
+    columns = {f"{number} {text}": text for number, text in enumerate(CELLS)}
+    for rows, expected in (
+        (
+            [{"arm": "first", "value": text} for text in CELLS],
+            ["arm", "value", *(part for text in shown for part in ("first", text))],
+        ),
+        ([columns], [*(f"{number} {text}".strip() for number, text in enumerate(shown)), *shown]),
+    ):
+        kinds, cells = rendered(_markdown_table(rows))
+        assert cells == expected
+        assert {kind for kind in kinds if kind.split("_")[0] not in TABLE} <= {"inline", "text", "text_special"}
+
+
+@pytest.mark.parametrize("text", CELLS)
+def test_a_cell_of_a_table_of_prefects_is_a_line_of_text(text: str) -> None:
+    """Prefect's page shows each as markdown of its own."""
+    from tasks.wording import literal_rows
+
+    ((kept,),) = (row.values() for row in literal_rows([{"what": text}]))
+    kinds, lines = rendered(kept)
+    assert kinds <= {"paragraph_open", "inline", "text", "text_special", "paragraph_close"}
+    assert lines == ([" ".join(text.split())] if text else [])
+    assert literal_rows([{"rows": 3, "share": 0.5}]) == [{"rows": 3, "share": 0.5}]
+
+
+def test_the_message_of_a_night_quotes_a_row_as_text() -> None:
+    """As a markdown artifact; a failed night names the row that it failed of."""
+    from igpo_core.errors import DataError
+    from tasks.morning import failed, page
+
+    kinds, lines = rendered(page(failed("study", DataError("\n".join(CELLS)), "make up")))
+    assert kinds <= {
+        "heading_open",
+        "heading_close",
+        "paragraph_open",
+        "paragraph_close",
+        "inline",
+        "text",
+        "text_special",
+        "softbreak",
+    }
+    assert lines[0] == "study: the night FAILED" and "<script>alert(1)</script>" in "".join(lines)
