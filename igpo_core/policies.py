@@ -31,6 +31,16 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
+# of a model's config.json: where it came from and how it was kept, not what it computes
+DESCRIBES = (
+    "auto_map",
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
 CHAT_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qwen2.5
 
@@ -79,12 +89,15 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
 def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     """A policy from a folder or hub name: safetensors only, no remote code unless config.policy asks for it, and then of the
     model that it names alone. A folder with an adapter is loaded with the model that it belongs to, at the revision that it was
-    trained on; config.policy.lora adds a fresh one where there is none."""
+    trained on; config.policy.lora adds a fresh one where there is none. What was trained of a model with code gets the code of
+    that model at its commit; the copy that lies in the folder does not run."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     settings = config.policy if isinstance(config.policy, PretrainedPolicy) else PretrainedPolicy(name=str(name))
+    if settings.trust_remote_code and _needs_code(Path(name), settings):
+        return _trained_of(Path(name), settings, config)
     half = settings.dtype == "bfloat16"
     # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
     dtype = torch.bfloat16 if half and settings.lora else torch.float32
@@ -113,6 +126,48 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     require_window(model.config, config, name)
     align(model)
     return speak(model, tokenizer, half)
+
+
+def _needs_code(folder: Path, settings: PretrainedPolicy) -> bool:
+    """Whether a folder other than the policy's own asks for code: a model's config.json, or the model of an adapter."""
+    if str(folder) == settings.name:
+        return False
+    if (folder / ADAPTER).is_file():
+        return bool(json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"] == settings.name)
+    file = folder / "config.json"
+    return file.is_file() and "auto_map" in json.loads(file.read_text())
+
+
+def _trained_of(folder: Path, settings: PretrainedPolicy, config: ExperimentConfig) -> Policy:
+    """The policy that config.policy names, with the weights of a folder, as a run has it that goes on from there.
+
+    Raises CheckpointError where the folder is of another model, or of other settings.
+    """
+    from igpo_core.checkpoints import load_weights
+
+    policy = load_policy(settings.name, config)
+    if (folder / ADAPTER).is_file():
+        saved = json.loads((folder / ADAPTER).read_text())
+        lora = settings.lora
+        wanted = {"revision": settings.revision, "r": lora and lora.rank, "lora_alpha": lora and lora.alpha}
+        differing = [f"{key}={saved[key]!r}, not {value!r}" for key, value in wanted.items() if saved[key] != value]
+    else:
+        own = policy.model.config
+        found = (
+            type(own).from_pretrained(str(folder)).to_dict()
+        )  # of the named model's class: nothing of the folder runs
+        differing = [
+            f"{key}={found.get(key)!r}, not {value!r}"
+            for key, value in own.to_dict().items()
+            if key not in DESCRIBES and found.get(key) != value
+        ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} was not made of policy.name={settings.name} as this preset has it: {'; '.join(differing)}. Code "
+            "that comes with a model runs for policy.name alone: give the preset that the run was trained with"
+        )
+    load_weights(folder, policy.model)
+    return policy
 
 
 def remote_code(name: str | Path, settings: PretrainedPolicy) -> dict[str, Any]:

@@ -57,12 +57,12 @@ def test_nothing_listens_beyond_loopback_from_make_up_to_a_run_of_two_processes(
             go("make up", sys.executable, "-m", "deployments.services", "up")
             if (home / "account").is_file():
                 environment["PREFECT_API_AUTH_STRING"] = (home / "account").read_text().strip()
-            go("a sweep", sys.executable, "-m", "flows.ablation", "tiny")
+            go("a sweep", sys.executable, "-m", "flows.ablation", "tiny", "--seeds", "0")
             go("a run of two processes", "prefect", "deployment", "run", "ablation/tiny", "--params", asked, "--watch")
     finally:
         place.run(sys.executable, "-m", "deployments.services", "down")
-    for listener in sorted(watch.found, key=str):
-        print(listener)
+        for listener in sorted(watch.found, key=str):
+            print(listener)
     ranks = {listener.port for listener in watch.found if "tasks.together" in listener.command}
     assert watch.looks > 100 and {int(port) for port in ports.values()} <= {found.port for found in watch.found}
     assert len(ranks) >= 2, "the two processes were not seen"

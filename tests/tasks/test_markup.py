@@ -62,14 +62,15 @@ def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(
 
 
 def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Path) -> None:
-    """40,000 of them took minutes when the rest of the text was normalised at each."""
+    """16,000 of them took half a minute when the rest of the text was normalised at each."""
     from tasks.validation import _names, _states
 
     started = time.monotonic()
-    assert not _states("answer: x " * 40_000, ["ida holm"])
-    assert _states("answer: x " * 40_000 + "the answer is Ida  Holm.", ["ida holm"])
-    many = [f"ida holm {number}" for number in range(40_000)]
-    assert not _states("answer: x " * 40_000, many) and not _names("x y " * 40_000, many)
+    assert not _states("answer: x " * 16_000, ["ida holm"])
+    assert time.monotonic() - started < 10
+    assert _states("answer: x " * 16_000 + "the answer is Ida  Holm.", ["ida holm"])
+    many = [f"ida holm {number}" for number in range(16_000)]
+    assert not _states("answer: x " * 16_000, many) and not _names("x y " * 16_000, many)
     assert time.monotonic() - started < 20
 
 
