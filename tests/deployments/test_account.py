@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -137,10 +138,13 @@ def prefect_reads(folder: Path) -> list[str | None]:
     return found
 
 
-@pytest.mark.parametrize("account", ["igpo:plain", "me:it's \\a# \"strange\" $one='x'"])
+@pytest.mark.parametrize(
+    ("account", "home"), [("igpo:plain", "home"), ("me:it's \\a# \"strange\" $one='x'", "a user's folder #1")]
+)
 def test_prefect_reads_address_and_account_from_env(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, account: str
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, account: str, home: str
 ) -> None:
+    place = replace(place, home=tmp_path / home)
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", account)
     make_account(place.home)
     shell.tell_prefect(place)
