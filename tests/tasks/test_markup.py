@@ -27,7 +27,8 @@ def checked(tmp_path: Path, rows: list[dict[str, Any]]) -> Validation:
     return validate(tables.questions, tables.corpus, config, tmp_path / "docs")
 
 
-def test_no_value_of_a_row_is_markup_or_a_control_sequence(tmp_path: Path) -> None:
+def hostile_rows() -> list[dict[str, Any]]:
+    """Rows with each payload as their source, split, answer and id, all of them bad."""
     good = {"question": "Who built it?", "answers": ["Ida Holm"], "split": "train"}
     rows: list[dict[str, Any]] = []
     for number, text in enumerate(PAYLOADS):
@@ -37,15 +38,24 @@ def test_no_value_of_a_row_is_markup_or_a_control_sequence(tmp_path: Path) -> No
             {**good, "id": f"d{number}", "answers": {text: 1}},
             {**good, "id": f"{text}{number}", "answers": ["bridge"], "question": f"Which bridge is bridge {number}?"},
         ]
-    found = checked(tmp_path, rows)
-    pages = list((tmp_path / "docs").rglob("*.html"))
-    assert pages and found.warnings
-    for page in pages:
-        text = page.read_text()
-        assert not any(part in text for part in ("<script>alert", "<img src=x", "<svg onload"))
-        assert 'src="https://' not in text and '<script src="//' not in text
-        assert "default-src 'none'" in text
-    assert not any("\x1b" in warning or "\x07" in warning for warning in found.warnings)
+    return rows
+
+
+def test_no_value_of_a_row_is_markup_in_data_docs(tmp_path: Path) -> None:
+    checked(tmp_path, hostile_rows())
+    pages = [page.read_text() for page in (tmp_path / "docs").rglob("*.html")]
+    whole = "\n".join(pages)
+    assert pages and not [part for part in ("<script>alert", "<img src=x", "<svg onload") if part in whole]
+    assert 'src="https://' not in whole and '<script src="//' not in whole
+    assert all("default-src 'none'" in page for page in pages)
+
+
+@pytest.mark.parametrize("control", ["\x1b]0;owned\x07\x1b[2J", "\x9b31mowned", "\rowned", "\u202eowned", "owned\x00"])
+def test_no_value_of_a_row_is_a_control_sequence_in_the_terminal(tmp_path: Path, control: str) -> None:
+    """A warning names the first row that fails by its id."""
+    row = {"id": control, "question": "Which bridge is it?", "answers": ["bridge"], "split": "train"}
+    (warning,) = (line for line in checked(tmp_path, [row]).warnings if "not named in question" in line)
+    assert "owned" in warning and warning.isprintable()
 
 
 def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(tmp_path: Path) -> None:
