@@ -51,8 +51,8 @@ class Watch:
     """Look every 50 ms at all sockets of this machine, and keep those where the product's processes take connections.
 
     The product's processes are this one, all that descend from it, and all that have this IGPO_HOME in their environment:
-    servers, worker, flows and training processes. A new socket of this user's counts too when its process ended before it could
-    be told. What took connections before the watch is left out.
+    servers, worker, flows and training processes. A new socket of this user's that is reached from elsewhere counts too when its
+    process ended before it could be told. What took connections before the watch is left out.
 
     home: of the laboratory. during: what goes on, which each thing found is told with. found: what was seen. looks: how often.
     """
@@ -88,10 +88,12 @@ class Watch:
             for inode in new:
                 kind, address, port = now[inode]
                 command = self._command(owners.get(inode, []))
-                if command == ENDED and kind == "unix":  # whose it was is not told: other users have such, too
+                if command is None:
                     continue
-                if command is not None:
-                    self.found.add(Listener(self.during, kind, address, port, command))
+                listener = Listener(self.during, kind, address, port, command)
+                # without an owner it may be another program's: /proc/net/unix names no user, and loopback harms nobody
+                if command != ENDED or (listener.beyond and kind != "unix"):
+                    self.found.add(listener)
             self._known |= new
             self.looks += 1
 
