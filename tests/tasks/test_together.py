@@ -1,16 +1,11 @@
 """A run of several processes, launched for real: its result, its end, and that nobody outlives the process it works for."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable
-from ipaddress import ip_address
 from pathlib import Path
-from socket import SOCK_DGRAM
 from typing import Any
 
 import psutil
@@ -25,6 +20,7 @@ from tasks.outbox import About, Nowhere, Outbox
 from tasks.runs import RunIdentity
 from tasks.together import Meeting, join, read_job, train_together, write_job
 from tasks.training import Job, start_trainer, train_to_end
+from tests.sockets import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = (
@@ -79,44 +75,15 @@ def launch(job: Job, said: list[str] | None = None, steps: list[int] | None = No
 CLOCK_PUT_RIGHT = "import psutil._pslinux as linux\nseen = linux.boot_time\nlinux.boot_time = lambda: seen() + 1\n"
 
 
-def listening_beyond_loopback(family: Iterable[psutil.Process]) -> set[str]:
-    """Where the processes take connections that may come from another machine, now."""
-    found = set()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile
-            for socket in process.net_connections("inet"):
-                open_to_others = socket.status == psutil.CONN_LISTEN or (socket.type == SOCK_DGRAM and not socket.raddr)
-                if open_to_others and not ip_address(socket.laddr.ip).is_loopback:
-                    found.add(f"{socket.laddr.ip}:{socket.laddr.port}")
-    return found
-
-
 @pytest.mark.night
 def test_two_processes_listen_on_nothing_beyond_loopback(taught: Any, tmp_path: Path) -> None:
     """All sockets of the family, from its start to its end: torch's rendezvous takes pickles from whoever reaches it."""
     job = make_job(taught, tmp_path, "quiet", 2)
-    found: set[str] = set()
-    seen: set[int] = set()
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            family = psutil.Process().children(recursive=True)
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
-                    seen.update([process.pid] if "tasks.together" in process.cmdline() else [])
-            found.update(listening_beyond_loopback([psutil.Process(), *family]))
-
-    before = listening_beyond_loopback([psutil.Process()])
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
+    with Watch(tmp_path) as watch:
         launch(job)
-    finally:
-        ended.set()
-        watching.join()
-    assert len(seen) >= 2 and found - before == set()
-    assert not list(job.run.folder.glob(".meeting-*"))
+    assert watch.beyond == []
+    ranks = {listener.port for listener in watch.found if "tasks.together" in listener.command}
+    assert len(ranks) >= 2 and not list(job.run.folder.glob(".meeting-*"))
 
 
 @pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.night)])
