@@ -30,7 +30,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
-PATIENCE = 420.0
+PATIENCE = 420.0  # seconds for a sweep, at the least
+UNDISTURBED = 12  # times what the undisturbed sweep took, on a machine that is slow or busy
 Moment = Literal["start", "middle", "end"]
 SPECIFICATION: dict[str, Any] = {
     "baseline": "outcome_only",
@@ -148,11 +149,16 @@ class Laboratory:
             except (httpx.TransportError, httpx.HTTPStatusError):
                 time.sleep(0.5)
 
+    @property
+    def patience(self) -> float:
+        return max(PATIENCE, UNDISTURBED * self.took.get("running", 0.0))
+
     def wait(self, run_id: str, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
+        patience = self.patience
+        deadline = time.monotonic() + patience
         while not done(run := self.flow_run(run_id)):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"still {run['state']['name']} after {PATIENCE:.0f} s: {run['state']['message']}")
+                raise TimeoutError(f"still {run['state']['name']} after {patience:.0f} s: {run['state']['message']}")
             time.sleep(0.3)
         return run
 
@@ -415,11 +421,11 @@ FAULTS: dict[str, Callable[[Laboratory, str], str]] = {
 
 def trial(lab: Laboratory, what: str, number: int, reference: dict[str, Any]) -> tuple[str, str]:
     """(what happened, "" or what went wrong)."""
-    study = f"{what}-{number}"
-    run_id = lab.start(study)
-    lab.running(run_id)
-    happened = FAULTS[what](lab, run_id)
+    study, happened = f"{what}-{number}", "not started"
     try:
+        run_id = lab.start(study)
+        lab.running(run_id)  # Late, where the sweep before has not ended
+        happened = FAULTS[what](lab, run_id)
         lab.finish(run_id)
         lab.compare(study, reference)
     except (AssertionError, RuntimeError, TimeoutError) as error:
