@@ -62,12 +62,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         "GX_ANALYTICS_ENABLED": "false",
     }
     service = [sys.executable, "-m", "deployments.services"]
-    up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     try:
+        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         assert up.returncode == 0, up.stdout + up.stderr
         account = home / "account"
         environment["PREFECT_API_AUTH_STRING"] = account.read_text().strip() if account.is_file() else ""
         yield Servers(home, environment, up.stdout)
     finally:
-        down = subprocess.run([*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+        down = subprocess.run(
+            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert down.returncode == 0, down.stdout + down.stderr

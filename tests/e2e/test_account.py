@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from tests.e2e.conftest import ROOT, Servers, free_ports
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 COMES_FROM = {
     "here": {},
@@ -127,12 +127,14 @@ def with_mlflow(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         "IGPO_MLFLOW_ACCOUNT": "on",
     }
     service = [sys.executable, "-m", "deployments.services"]
-    up = subprocess.run([*service, "servers"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     try:
+        up = subprocess.run(
+            [*service, "servers"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
         assert up.returncode == 0, up.stdout + up.stderr
         yield tmp_path / "home", environment
     finally:
-        subprocess.run([*service, "down"], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=90)
+        subprocess.run([*service, "down"], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
 
 
 @pytest.mark.night

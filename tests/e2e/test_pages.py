@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Servers
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(1200)]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

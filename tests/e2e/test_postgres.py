@@ -20,7 +20,7 @@ import yaml
 
 from tests.e2e.conftest import ROOT, Servers, free_ports
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(1800)]
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD = "only for this test"
@@ -95,12 +95,14 @@ def servers(postgres: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     service = [sys.executable, "-m", "deployments.services"]
-    up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     try:
+        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         assert up.returncode == 0, up.stdout + up.stderr
         yield Servers(home, environment, up.stdout)
     finally:
-        down = subprocess.run([*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+        down = subprocess.run(
+            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert down.returncode == 0, down.stdout + down.stderr
 
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from tests.e2e.conftest import Servers
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(1200)]
 
 
 def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
