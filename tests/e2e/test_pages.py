@@ -43,6 +43,13 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.goto(f"{ui}/deployments")
     page.locator("input[type=password]").fill(":".join(servers.account))  # once for this browser
     page.get_by_role("button").first.click()
+    page.get_by_placeholder("Search deployments").wait_for()
+    notices = page.locator(
+        ".p-toast__close-btn"
+    )  # of the visit before the account was entered; they stay, over the form
+    while notices.count():
+        notices.first.click()
+        page.wait_for_timeout(500)
     page.get_by_placeholder("Search deployments").fill("tiny")
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
