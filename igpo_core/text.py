@@ -65,7 +65,7 @@ MARKS = sys.intern(_marks())
 
 # Han, kana, Bopomofo, Yi; Thai, Lao, Myanmar, Khmer, the Tai scripts, Balinese, Javanese. Digits of these scripts are left out.
 UNSPACED = (
-    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
+    "\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff\uff66-\uff9f\U0001aff0-\U0001b16f"
     "\U00020000-\U000323af\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\ua9e0-\ua9ef"
     "\uaa60-\uaa7f\u1780-\u17d3\u17d7\u17dc\u17dd\u1950-\u1974\u1980-\u19cf\u1a20-\u1a7f\uaa80-\uaadf\u1b00-\u1b4b\ua980-\ua9c0"
@@ -97,7 +97,8 @@ def count_words(text: str) -> int:
 
 def first_words(text: str, most: int) -> str | None:
     """Return the first `most` words of a text, as count_words counts them, with single spaces; None where it has no more."""
-    pieces, left = [], most
+    pieces: list[str] = []
+    left = most
     for piece in text.split():
         count = 1 if piece.isascii() else _words_in(piece)
         if count > left:

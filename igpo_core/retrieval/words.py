@@ -29,15 +29,15 @@ FEW = 3  # words of a query that is taken for a name
 SMALL, PIECE = " ", "  "
 
 _STOP_WORDS = frozenset(STOPWORDS_EN)
-_IN_WORD = f"\\w{MARKS}{UNSPACED}\u200c\u200d"
+_IN_WORD = f"\\w{MARKS}\u200c\u200d"
 # A word with the signs behind it, without "'s" and its like; or what stands between spaces and has no letter or digit.
 _PART = re.compile(
     f"([{_IN_WORD}]+(?:[+#]+(?![{_IN_WORD}]))?)(?:['\u2019][a-z](?![{_IN_WORD}]))?|(?<!\\S)([^\\s{_IN_WORD}]+)(?!\\S)"
 )
 _RUN = re.compile(f"([{UNSPACED}{MARKS}]*[{UNSPACED}][{UNSPACED}{MARKS}]*)|[^{UNSPACED}]+")
 _HANGUL = re.compile("[\uac00-\ud7a3]{3,}")
-# Ligatures, presentation forms, full-width and half-width forms: the same letters in another shape.
-_SHAPES = re.compile("[\ufb00-\ufdff\ufe30-\ufefc\uff01-\uffee]+")
+# Radicals, ligatures, presentation forms, full-width and half-width forms: the same letters in another shape.
+_SHAPES = re.compile("[\u2e80-\u2fdf\ufb00-\ufdff\ufe30-\ufefc\uff01-\uffee]+")
 _POINTS = re.compile("[\u0591-\u05c7\u0640\u064b-\u0652\u0670]+")  # of Hebrew and Arabic, which most texts leave out
 
 

@@ -53,7 +53,7 @@ def test_odd_text_goes_through_a_whole_sweep(servers: Servers, tmp_path: Path) -
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(preset, allow_unicode=True))
     done = servers.run(sys.executable, "-m", "flows.ablation", str(tmp_path / "p.yaml"), timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    table = done.stdout[done.stdout.index("\narm ") :]
-    assert "outcome_only" in table and "prob" in table
+    printed = done.stdout[done.stdout.index("\narm ") :]
+    assert "outcome_only" in printed and "prob" in printed
     pages = list(servers.home.rglob("report*.html"))
     assert all("<script>alert(1)" not in page.read_text() for page in pages)

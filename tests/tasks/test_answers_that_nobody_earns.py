@@ -9,7 +9,8 @@ import yaml
 from flows.dry_run import dry_run
 from igpo_core.config import QuestionFiles
 from igpo_core.data import load_questions
-from igpo_core.environments.qa import CUT
+from igpo_core.environments.qa import CUT, CorpusEnvironment
+from igpo_core.retrieval import Passage
 from tasks.data import prepare
 from tasks.reading import read
 from tasks.validation import Validation, validate
@@ -51,12 +52,10 @@ def test_words_of_a_script_without_spaces_are_counted_by_two_characters(tmp_path
 
 
 def test_a_passage_without_spaces_is_cut_in_an_observation(tmp_path: Path) -> None:
-    from igpo_core.environments import qa
-
-    environment = object.__new__(qa.CorpusEnvironment)
+    environment = object.__new__(CorpusEnvironment)
     environment._max_words = 3
     shown = environment._lines(
-        [qa.Passage("p", "黄山", "黄山位于安徽省南部"), qa.Passage("q", "Brenn", "one two three four")]
+        [Passage("p", "黄山", "黄山位于安徽省南部"), Passage("q", "Brenn", "one two three four")]
     )
     assert shown == f"1. 黄山: 黄山位于安徽 {CUT}\n2. Brenn: one two three {CUT}"
 
