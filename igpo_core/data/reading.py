@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -273,9 +274,7 @@ class Row:
         self.defects.append(f"{field_name}: {reason}")
 
     def get(self, name: str, *, required: bool) -> Any:
-        value = self.values.get(name)
-        if isinstance(value, float) and value != value:  # what pandas and polars write where a value is missing
-            value = None
+        value = present(self.values.get(name))
         if value is None and required and self.readable:
             self.bad(name, "is missing")
         return value
@@ -299,9 +298,7 @@ class Row:
 
     def identifier(self, name: str) -> str:
         """Text or a whole number, as text. Missing: a defect, and the row's place stands for it."""
-        value = self.get(name, required=True)
-        if isinstance(value, float) and value.is_integer():  # a column of numbers in which one was missing
-            value = int(value)
+        value = whole(self.get(name, required=True))
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         text = "" if value is None else self.checked(name, value)
@@ -358,10 +355,33 @@ class Row:
         return value
 
 
+def present(value: Any) -> Any:
+    """The value; None for NaN, which pandas and polars write where one is missing."""
+    return None if isinstance(value, float) and value != value else value
+
+
+def whole(value: Any) -> Any:
+    """The value; a whole number for what became a float in a column in which one was missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _excerpt(value: Any) -> str:
     """A value's type and beginning, for a message."""
-    shown = ascii(value)
+    shown = _beginning(value, 4)
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _beginning(value: Any, depth: int) -> str:
+    """A value as Python writes it, in ASCII, without what lies deeper or further on: JSON can be nested so deep that it cannot be
+    written, and a value can be long."""
+    if isinstance(value, dict | list) and value and not depth:
+        return "..."
+    if isinstance(value, dict):
+        items = [f"{_beginning(key, 0)}: {_beginning(item, depth - 1)}" for key, item in islice(value.items(), 20)]
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_beginning(item, depth - 1) for item in value[:20]) + "]"
+    return ascii(value[:60] if isinstance(value, str | bytes) else value)
 
 
 def unique(names: Sequence[str]) -> list[str]:
