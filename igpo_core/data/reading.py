@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
                 raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
             columns = [_values(column) for column in batch.columns]
             rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, *_NO_VALUE) as error:  # _NO_VALUE: names that are no text, too
         raise DataError(f"{path}: damaged parquet ({error}): fetch it again") from error
     return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
 
@@ -367,21 +366,8 @@ def whole(value: Any) -> Any:
 
 def _excerpt(value: Any) -> str:
     """A value's type and beginning, for a message."""
-    shown = _beginning(value, 4)
+    shown = ascii(value)
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
-
-
-def _beginning(value: Any, depth: int) -> str:
-    """A value as Python writes it, in ASCII, without what lies deeper or further on: JSON can be nested so deep that it cannot be
-    written, and a value can be long."""
-    if isinstance(value, dict | list) and value and not depth:
-        return "..."
-    if isinstance(value, dict):
-        items = [f"{_beginning(key, 0)}: {_beginning(item, depth - 1)}" for key, item in islice(value.items(), 20)]
-        return "{" + ", ".join(items) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_beginning(item, depth - 1) for item in value[:20]) + "]"
-    return ascii(value[:60] if isinstance(value, str | bytes) else value)
 
 
 def unique(names: Sequence[str]) -> list[str]:

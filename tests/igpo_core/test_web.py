@@ -2,6 +2,7 @@
 bodies."""
 
 import asyncio
+import json
 import multiprocessing
 import time
 import tracemalloc
@@ -15,7 +16,7 @@ from igpo_core.config import JudgeSettings, WebSearch
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
-from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever
+from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever, _parse
 from tests.igpo_core.hostile import Hostile, hostile_server
 
 
@@ -58,6 +59,16 @@ def test_documents_without_a_text_are_told_by_their_field(server: Hostile, tmp_p
     (failure,) = retriever(server, tmp_path, "retriever").search(["no text"], 2)
     assert isinstance(failure, SearchFailure)
     assert "result[0][0].document has neither contents nor text, but id, body" in failure.reason
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\ud800", "a\nb"])
+def test_names_of_fields_do_not_reach_a_terminal_raw(tmp_path: Path, name: str) -> None:
+    body = json.dumps({"result": [[{"document": {name: 1}}]]}).encode()
+    config = WebSearch.model_validate({"api": "retriever", "url": "http://127.0.0.1:1/"})
+    try:
+        _parse(body, config)
+    except Exception as error:
+        assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(
