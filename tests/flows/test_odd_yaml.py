@@ -101,3 +101,56 @@ def test_accelerates_file_is_read_as_carefully(tmp_path: Path, content: str) -> 
     changes = {"base": {"training": {"accelerate_config": str(tmp_path / "a.yaml")}}, "processes": 1}
     kind, said = refused(tmp_path / "p.yaml", {**GOOD, **changes})
     assert kind is ConfigError and "a.yaml" in said
+
+
+PLAIN = yaml.safe_dump(GOOD, sort_keys=False)
+LEVELS = "factors:\n  gamma:\n    0.5: {reward.gamma: 0.5}\n    0.9: {reward.gamma: 0.9}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (PLAIN.replace("  prob:", "  no:"), "arm"),  # `no` is false
+        (PLAIN + LEVELS, "0.5"),
+        (PLAIN.replace("  prob:", "  prob: {gain: log_prob_diff}\n  prob:"), "prob given twice"),
+        (PLAIN.replace("base: {}", "base:\n\toptimizer: {}"), "line 3"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused_by_its_name(
+    tmp_path: Path, content: str, word: str
+) -> None:
+    kind, said = refused(tmp_path / "p.yaml", content)
+    assert kind is ConfigError and word in said
+
+
+@pytest.mark.parametrize(
+    ("content", "seeds", "rate"),
+    [
+        (PLAIN.replace("base: {}", "base:\n  optimizer: {learning_rate: 1e-6}"), [0, 1], 1e-6),  # text to PyYAML
+        (PLAIN.replace("- 1\n", "- 010\n"), [0, 8], None),  # an octal number
+        ("\ufeff" + PLAIN.replace("\n", "\r\n"), [0, 1], None),
+    ],
+)
+def test_what_is_plainly_meant_is_taken(tmp_path: Path, content: str, seeds: list[int], rate: float | None) -> None:
+    (tmp_path / "p.yaml").write_text(content, encoding="utf-8")
+    found = load_specification(str(tmp_path / "p.yaml"))
+    assert found.seeds == seeds and (rate is None or found.base.optimizer.learning_rate == rate)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prob+kl", "prob (ours)", "gamma=0.9", "prob's", "κ half", "prob, no penalty", "prob_diff", "p" * 260,
+     "κ", "a.b-c", "-a", "p" * 64],
+)  # fmt: skip
+def test_an_arm_is_refused_at_load_or_can_be_reported(tmp_path: Path, name: str) -> None:
+    """MLflow refuses other names in metrics and filters: after all training."""
+    from mlflow.utils.validation import _validate_metric_name
+
+    from tasks.tracking import tag_filter
+
+    arms = {"outcome_only": {"reward": "outcome_only"}, name: {"gain": "prob_diff"}}
+    kind, said = refused(tmp_path / "p.yaml", {**GOOD, "arms": arms})
+    assert kind in (None, ConfigError) and (kind is None or "name an arm" in said)
+    if kind is None:
+        tag_filter(arms=f"outcome_only,{name}")
+        _validate_metric_name(f"report/{name}/seeds")

@@ -1,5 +1,6 @@
 """Files as no writer of tables makes them: a table, or a DataError, and no missing value that becomes text."""
 
+import datetime
 import io
 import json
 import struct
@@ -93,3 +94,29 @@ def test_a_supporting_paragraph_is_told_by_a_number_too(tmp_path: Path, flag: An
     row = {"id": "2hop__1", "question": "Who?", "answer": "Ida", "paragraphs": paragraphs}
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
     assert load_questions(tmp_path / "q.jsonl", split="train")["supporting_titles"][0] == ["Brenn"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "word"),
+    [
+        ([1871, 1872], "int"),
+        (True, "bool"),
+        (7, "int"),
+        ({"value": "Ida", "aliases": ["Ida Holm"]}, "dict"),  # TriviaQA's object
+        (["Ida", None], "None"),
+        (["Ida", ["Holm"]], "list"),
+        ("['Ida', 'Holm']", "JSON list"),  # a list as Python writes it
+        ("[REC]", "JSON list"),
+    ],
+)
+def test_answers_of_another_type_are_a_defect_that_names_it(tmp_path: Path, answers: Any, word: str) -> None:
+    rows = [{"id": "a", "question": "When?", "answers": answers}, {"id": "b", "question": "Who?", "answers": ["Ida"]}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    frame = load_questions(tmp_path / "q.jsonl", split="train")
+    assert frame["defect"].isna().tolist() == [False, True] and word in frame["defect"][0]
+
+
+def test_dates_as_answers_are_a_defect(tmp_path: Path) -> None:
+    columns = {"id": ["a"], "question": ["When?"], "answers": [[datetime.date(1871, 5, 2)]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "q.parquet")
+    assert "date" in load_questions(tmp_path / "q.parquet", split="train")["defect"][0]

@@ -61,6 +61,37 @@ def test_documents_without_a_text_are_told_by_their_field(server: Hostile, tmp_p
     assert "result[0][0].document has neither contents nor text, but id, body" in failure.reason
 
 
+DOCUMENT = {"id": "7", "contents": '"Brenn"\nA market town.'}
+FOUND = [("Brenn", "A market town.")]
+
+
+@pytest.mark.parametrize(
+    ("api", "content", "passages"),
+    [
+        ("serper", {"searchParameters": {"q": "x"}, "credits": 1}, []),
+        ("serper", {"answerBox": {"title": "Brenn", "snippet": "A town."}, "peopleAlsoAsk": []}, []),
+        ("serper", {"organic": None}, []),
+        ("serper", {"organic": [{"title": "a", "link": "l"}, {"title": "Brenn", "snippet": "A market town."}]}, FOUND),
+        ("bing", {"_type": "SearchResponse"}, []),
+        ("bing", {"webPages": {"value": None}}, []),
+        ("bing", {"webPages": {"value": [None, {"name": "Brenn", "snippet": "A market town."}]}}, FOUND),
+        ("retriever", {"result": [[{"document": DOCUMENT, "score": 0.7}]]}, FOUND),
+        ("retriever", {"result": [[DOCUMENT]]}, FOUND),
+        ("retriever", {"result": [[]]}, []),
+        ("retriever", {"result": [[{"document": {"id": 7, "title": "Brenn", "text": "A market town."}}]]}, FOUND),
+        ("retriever", {"result": [[{"document": {"id": 7, "content": DOCUMENT["contents"]}}]]}, FOUND),
+        ("retriever", {"result": [[{"document": None, "score": 0.1}, {"document": DOCUMENT, "score": 0.7}]]}, FOUND),
+    ],
+)
+def test_answers_in_other_forms_are_read_with_one_call(
+    server: Hostile, tmp_path: Path, api: str, content: Any, passages: list[tuple[str, str]]
+) -> None:
+    server.told["x"] = content
+    (found,) = retriever(server, tmp_path, api).search(["x"], 3)
+    assert not isinstance(found, SearchFailure) and [(one.title, one.text) for one in found] == passages
+    assert server.asked["x"] == 1
+
+
 @pytest.mark.parametrize("name", ["\x1b[2J", "\ud800", "a\nb"])
 def test_names_of_fields_do_not_reach_a_terminal_raw(tmp_path: Path, name: str) -> None:
     body = json.dumps({"result": [[{"document": {name: 1}}]]}).encode()
