@@ -158,7 +158,7 @@ class Hunt:
         except TooSlow as error:
             told = f"more than {self.target.seconds:g} s of processor time\n{traceback.format_exc()}"
             find = Find("too slow", f"slow: {_place(error)}", told, error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             find = Find("foreign exception", f"{type(error).__name__}: {_place(error)}", traceback.format_exc(), error)
         grown = _peak() - before
         if find is None and grown > self.target.memory:
@@ -323,10 +323,14 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
                 child = subprocess.Popen(command, cwd=place, env=environment, stdout=said, stderr=said)
                 hung = _hangs(child, Path(place) / "current")
             _add(whole, Path(place) / "counts.json")
+            if (
+                child.returncode == 1
+            ):  # Python's own end: by an error of the fuzzer, for what is tried raises within `attempt`
+                raise RuntimeError(
+                    f"{name} cannot be fuzzed: {(Path(place) / 'said').read_text(errors='replace')[-4000:]}"
+                )
             if child.returncode != 0:
                 current = Path(place) / "current"
-                if not current.is_file():
-                    raise RuntimeError(f"{name} cannot be fuzzed: {(Path(place) / 'said').read_text()[-2000:]}")
                 why = f"no end within {SILENT:g} s" if hung else f"status {child.returncode}"
                 told = f"{why}\n{(Path(place) / 'said').read_text(errors='replace')[-4000:]}"
                 digest = hashlib.sha256(current.read_bytes()).hexdigest()

@@ -26,6 +26,9 @@ from igpo_core.errors import IgpoError
 Check = Callable[[bytes], None]
 MIB = 2**20
 TOP_K = 3
+LONGEST_TEXT = (
+    10_000  # characters of a text that is encoded in ten ways; of turns, which are parsed alone, all are taken
+)
 MISSING = re.compile(r"nan|none|nat|null|<na>", re.IGNORECASE)
 
 
@@ -258,7 +261,7 @@ def chat() -> Iterator[Check]:
 
     def check(content: bytes) -> None:
         raw = content.decode("utf-8", "replace").replace("\x00", " ")
-        text = one_form(raw)
+        text = one_form(raw[:LONGEST_TEXT])
         for name, protocol in protocols.items():
             found = [protocol._controls(part(text)) for part in (protocol.prompt, protocol.observation)]
             require(found == harmless[name], "text became a control token")
@@ -567,7 +570,7 @@ def _yaml(name: str, samples: Sequence[Any], ready: Ready) -> Target:
 
 
 def _texts(name: str, ready: Ready) -> Target:
-    return Target(name, lambda: [turn.encode() for turn in inputs.TURNS], inputs.text_inputs, ready)
+    return Target(name, lambda: [turn.encode() for turn in inputs.TURNS], inputs.text_inputs, ready, seconds=12.0)
 
 
 FLAT = (inputs.PLAIN, inputs.PASSAGE)

@@ -45,6 +45,7 @@ def test_each_trace_is_made_once(mlflow_server: str, records: list[TraceRecord])
 
 
 @pytest.mark.night
+@pytest.mark.timeout(1800)
 def test_more_traces_than_a_search_gives_are_made_once(mlflow_server: str) -> None:
     assert made([record(f"q{number}") for number in range(520)]) == (520, [])
 
