@@ -398,8 +398,9 @@ def _service() -> Iterator[Service]:
         service.end()
 
 
-def _shown(reason: str) -> None:
-    require(inputs.KEY not in reason, "a reason tells the key")
+def _shown(reason: str, *, keyed: bool = True) -> None:
+    """keyed: whether the service was sent the key, so that it can repeat it."""
+    require(not keyed or inputs.KEY not in reason, "a reason tells the key")
     require(reason.isprintable(), "a reason has characters that move a terminal's cursor")
 
 
@@ -438,10 +439,10 @@ def web(api: str) -> Callable[[], AbstractContextManager[Check]]:
                 try:
                     (found,) = retriever.search([f"query {asked}"], TOP_K)
                 except IgpoError as error:
-                    _shown(str(error))
+                    _shown(str(error), keyed=api != "retriever")
                     raise
                 if isinstance(found, SearchFailure):
-                    _shown(found.reason)
+                    _shown(found.reason, keyed=api != "retriever")
                     return
                 require(len(found) <= TOP_K, "more passages than were asked for")
                 for passage in found:

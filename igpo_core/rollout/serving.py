@@ -111,9 +111,10 @@ class Connection:
         }  # fmt: skip
         answer = self.ask("POST", f"{url}/v1/completions", asked)
         match answer:
-            case {"choices": [{"logprobs": {"top_logprobs": [{**found}, *_]}}, *_]} if found:
-                if all(map(is_logprob, found.values())):
-                    return float(max(found.values()))
+            case {"choices": [{"logprobs": {"top_logprobs": [{**found}, *_]}}, *_]}:
+                values: list[Any] = list(found.values())
+                if values and all(map(is_logprob, values)):
+                    return float(max(values))
         raise ServiceError(
             f"{url} answers without the log-probabilities of the likeliest tokens: it must be a vLLM that takes logprobs=1"
         )
