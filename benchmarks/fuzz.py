@@ -180,7 +180,9 @@ class Hunt:
                 self.corpus.append(content)
             if find is None or find.key in self.known:
                 return
-            if find.key not in small or len(content) < len(small[find.key][0]):
+            if find.key not in small or len(content) <= len(
+                small[find.key][0]
+            ):  # of equal ones the last: hypothesis ends with the least
                 small[find.key] = (content, find)
             if find.kind in ("too slow", "too large"):  # each try to make it smaller would take as long
                 self._save(*small[find.key])

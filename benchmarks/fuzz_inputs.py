@@ -607,7 +607,10 @@ def written_text(draw: st.DrawFn) -> bytes:
         pieces.insert(
             draw(st.integers(0, len(pieces))), piece * min(draw(st.sampled_from(COUNTS)), LONGEST // len(piece))
         )
-    return "".join(pieces).encode("utf-8", "replace")
+    text = "".join(pieces)
+    if draw(st.booleans()):  # within a turn
+        text = draw(st.sampled_from(TURNS)).replace("\n", text + "\n", 1)
+    return text.encode("utf-8", "replace")
 
 
 def text_inputs(corpus: Sequence[bytes]) -> Strategy:

@@ -567,7 +567,10 @@ def _answers(name: str, samples: Sequence[Any], ready: Ready, memory: int = 96 *
 
 
 def _yaml(name: str, samples: Sequence[Any], ready: Ready) -> Target:
-    return Target(name, lambda: [inputs.as_yaml(sample) for sample in samples], inputs.yaml_inputs(samples), ready)
+    seeds = [inputs.as_yaml(sample) for sample in samples]
+    return Target(
+        name, lambda: seeds, inputs.yaml_inputs(samples), ready, seconds=30.0
+    )  # PyYAML takes seconds for 200 kB
 
 
 def _texts(name: str, ready: Ready) -> Target:

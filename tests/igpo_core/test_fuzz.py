@@ -66,13 +66,15 @@ def test_what_is_a_find(tmp_path: Path, content: bytes, kind: str | None) -> Non
     assert (one.counts.tried, one.counts.refused) == (1, int(content == b"refused"))
 
 
-def test_a_find_is_made_small_and_kept_once_with_its_command(tmp_path: Path) -> None:
+def test_a_find_is_made_small_and_kept_once_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "SHRINKING", 200.0)
+
     def check(content: bytes) -> None:
         if sum(content) > 300:
             raise OverflowError("too much")
 
     one = hunt(target(check, seeds=lambda: [b"x"]), check, tmp_path)
-    one.go(time.monotonic() + 60, seed=1, first_find=True)
+    one.go(time.monotonic() + 200, seed=1, first_find=True)
     (path,) = tmp_path.glob("made-*.input")
     assert len(path.read_bytes()) == 2 and sum(path.read_bytes()) == 301  # the least that does it
     said = path.with_suffix(".txt").read_text()
