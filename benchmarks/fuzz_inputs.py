@@ -551,9 +551,18 @@ def renamed(draw: st.DrawFn, tree: Any) -> Any:
     return tree
 
 
+def _short(tree: Any) -> Any:
+    """The tree with texts of at most 2,000 characters: PyYAML takes seconds to write and to read longer ones."""
+    if isinstance(tree, dict):
+        return {_short(key): _short(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_short(item) for item in tree]
+    return tree[:2000] if isinstance(tree, str) else tree
+
+
 def as_yaml(tree: Any, flow: bool = False) -> bytes:
     try:
-        written = yaml.dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=flow)
+        written = yaml.dump(_short(tree), sort_keys=False, allow_unicode=True, default_flow_style=flow)
     except RecursionError:  # nested deeper than PyYAML writes
         written = f"base: {'[' * 5000}"
     return written.encode("utf-8", "surrogatepass")
