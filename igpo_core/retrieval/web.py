@@ -178,7 +178,8 @@ def _document(entry: Any, name: str) -> Passage:
         first, _, rest = _text(contents, f"{name}.contents").partition("\n")
         return Passage(mark, first.strip().strip('"'), rest.strip())
     if fields.get("text") is None:
-        raise ValueError(f"{name} has neither contents nor text, but {', '.join(map(str, fields)) or 'nothing'}"[:200])
+        named = ", ".join(ascii(field)[1:-1] for field in fields) or "nothing"
+        raise ValueError(f"{name} has neither contents nor text, but {named}"[:200])
     return Passage(mark, _text(fields.get("title"), f"{name}.title"), _text(fields["text"], f"{name}.text"))
 
 
