@@ -26,11 +26,7 @@ QUESTIONS, GROUP_SIZE = 8, 8  # of a step; a group is the trajectories of one qu
 MAX_TURNS, MAX_NEW_TOKENS = 4, 6  # turns of a trajectory, the answer's included; sampled tokens of a turn
 FLOOR = 1e-4  # added to a standard deviation, so that rounding is not blown up; the authors' code has as much
 PENALTY = -1.0  # outcome of a trajectory without a well-formed answer; -2 in the authors' code
-GAMMA, CLIP, KL = (
-    1.0,
-    0.2,
-    0.001,
-)  # discount from turn to turn; how far the ratio may be from 1; weight of the divergence
+GAMMA, CLIP, KL = 1.0, 0.2, 0.001  # discount of later turns; range of the ratio; weight of the divergence
 
 # ---------------------------------------------------------------------------------------------------------- world
 # A question asks for something that has two parts. A search finds one fact about one person: the policy writes
@@ -60,7 +56,7 @@ class Question:
 
 
 def draw_question(rng: random.Random) -> Question:
-    """Return a question about one person, whose facts are drawn anew: none can be learnt by heart."""
+    """Return a question about one person, whose facts are drawn anew, so that none can be memorised."""
     person, thing = rng.choice(PEOPLE), rng.choice(list(PARTS))
     known = {fact: rng.choice(values) for fact, values in FACTS.items()}
     answer = " ".join(known[part] for part in PARTS[thing])
@@ -220,11 +216,11 @@ def careless_turns(rng: random.Random, trajectories: list[Trajectory]) -> list[l
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Move the weights one step against the gradient of the loss."""
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
 
 
-def train(seed: int = 0, warm_start: int = 250, steps: int = 40) -> Iterator[tuple[float, float]]:
+def train(seed: int = 0, warm_start: int = 250, steps: int = 60) -> Iterator[tuple[float, float]]:
     """Yield (mean F1, mean gain of a search) of each step's trajectories. The questions of a step are new ones."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
