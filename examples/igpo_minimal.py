@@ -1,6 +1,6 @@
 """IGPO in one file: train a search agent that is rewarded for its answer and for what each search taught it.
 
-    python examples/igpo_minimal.py     # a minute on a CPU; needs torch and transformers alone
+    python examples/igpo_minimal.py     # about a minute of one CPU core; needs torch and transformers alone
 
 Source: Wang et al., "Information Gain-based Policy Optimization", arXiv 2510.14967v2, whose equation numbers stand at
 each step. igpo_core does the same, faster and with choices. tests/igpo_core/test_minimal_example.py holds both equal.
