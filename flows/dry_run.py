@@ -50,7 +50,9 @@ class Lengths:
 
 def dry_run(preset: str) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
+    from igpo_core.data import SPLITS
     from igpo_core.environments import open_environment
+    from igpo_core.rollout.rows import unsaid_answers
     from tasks.data import prepare
     from tasks.home import home
     from tasks.secrets import require_judge
@@ -79,6 +81,10 @@ def dry_run(preset: str) -> Iterator[str]:
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
+    every = [question for split in SPLITS for question in environment.questions(split)]
+    unsaid = unsaid_answers(policy, costly.rollout, every)
+    if unsaid:
+        yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, specification.processes)
     yield from spent(preset, specification, shape, home())
     write_minutes(home())

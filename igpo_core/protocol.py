@@ -1,6 +1,7 @@
 """The think/search/answer grammar, once for a word-level tokenizer and once for chat-template models.
 
-A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled.
+A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled. Sampled ids
+stay as they are; the query or the answer that is read from them is in one_form.
 Text from outside (questions, passages, answers, web pages) goes through `neutralise` and can never become a control
 token; that is checked on the ids of every observation, not only on its text.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from igpo_core.errors import ConfigError, DataError
+from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Answer, Malformed, Search
 
 PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording
@@ -132,9 +134,8 @@ class WordProtocol:
             if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
                 if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
                     return Malformed("a control token inside the thought, the query or the answer")
-                if len(rest) == 2:
-                    return Malformed(f"nothing between {opening} and {closing}")
-                return kind(self._text(rest[1:-1]))
+                text = one_form(self._text(rest[1:-1]))
+                return kind(text) if text else Malformed(f"nothing between {opening} and {closing}")
         return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
 
     def probe(self, answer: str) -> AnswerProbe:
@@ -322,7 +323,7 @@ class ChatProtocol:
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
         if parts[1] == "<tool_call>":
             return _parse_call(parts[2])
-        answer = parts[2].strip()
+        answer = one_form(parts[2])
         if not answer or any(marker in answer for marker in MARKERS):
             return Malformed("the answer is empty or contains a marker")
         return Answer(answer)
@@ -464,8 +465,8 @@ def _parse_call(text: str) -> Action:
     if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
         return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
     query = call["arguments"].get("query")
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or not one_form(query):
         return Malformed("the tool call has no query text")
     if any(0xD800 <= ord(character) <= 0xDFFF for character in query):
         return Malformed("the query holds half a character (an unpaired surrogate)")
-    return Search(query.strip())
+    return Search(one_form(query))

@@ -23,6 +23,7 @@ from igpo_core.protocol import (
     WordProtocol,
 )
 from igpo_core.rewards.scoring import answer_probes
+from igpo_core.text import one_form
 from igpo_core.trajectory import Answer, Malformed, Question, Search
 
 WORDS = WordProtocol(word_tokenizer(["who", "is", "boss", "of", "F1", "F2", "done", "no", "result", "."]))
@@ -236,9 +237,9 @@ def test_qwen2_5s_own_template_to_the_token(chat: ChatProtocol, turns: list[tupl
         [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Where?"}] for _ in range(2)
     ]
     for raw in turns:
-        thought, query, found = (normal(qwen.neutralise(text.strip() or "x")) for text in raw)  # as it tokenizes
+        thought, query, found = (normal(qwen.neutralise(one_form(text) or "x")) for text in raw)  # as it tokenizes
         sampled, _ = qwen.turn(thought, Search(query))
-        assert qwen.parse(sampled) == Search(query)
+        assert qwen.parse(sampled) == Search(one_form(query))
         history += sampled + qwen.observation(found)
         call = {"type": "function", "function": {"name": "search", "arguments": {"query": query}}}
         conversations[0].append({"role": "assistant", "content": qwen.decode(sampled[:-1])})
