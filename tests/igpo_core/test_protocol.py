@@ -114,7 +114,10 @@ def test_a_history_equals_the_template_rendered_whole(chat: ChatProtocol) -> Non
         {"role": "assistant", "content": chat.decode(turn[:-1])},
         {"role": "tool", "content": "1. Warsaw: the capital."},
     ]
-    assert history == chat._encode(chat._template(messages))
+    whole = chat.tokenizer.apply_chat_template(
+        messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False
+    )
+    assert history == chat._encode(whole)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
