@@ -71,7 +71,8 @@ def said(run: Any) -> str:
     """What a run or a dry run says where it refuses, "" where it does not."""
     try:
         run()
-    except IgpoError as error:
+    except Exception as error:
+        assert isinstance(error, IgpoError), f"a traceback: {error!r}"
         return str(error)
     return ""
 

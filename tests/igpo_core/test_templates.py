@@ -34,7 +34,8 @@ def refusal(tokenizer: Any, template: Any) -> str:
     tokenizer.chat_template = template
     try:
         ChatProtocol(tokenizer)
-    except ConfigError as error:
+    except Exception as error:
+        assert isinstance(error, ConfigError), f"a traceback: {error!r}"
         return str(error)
     return ""
 
