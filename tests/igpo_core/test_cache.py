@@ -92,7 +92,7 @@ def test_rows_that_stay_are_copied_once_and_have_room_for_a_turn() -> None:
 
 def test_a_history_within_a_sliding_window_is_seen_as_a_whole() -> None:
     """Columns are shared by all rows, so that there are more of them than tokens of a row: here 12, with a window of 8."""
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,

@@ -31,11 +31,11 @@ from igpo_core.errors import IgpoError
 from igpo_core.logprobs import target_logprobs
 from igpo_core.policies import load_policy
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-POSITIONS = {"max_position_embeddings": 1024}
-GEMMA = {**SHAPE, **POSITIONS, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+POSITIONS: dict[str, Any] = {"max_position_embeddings": 1024}
+GEMMA: dict[str, Any] = {**SHAPE, **POSITIONS, "head_dim": 8, "layer_types": ["full_attention"] * 2}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def tokenizer(chat_policy: Any) -> Any:
     return copy.deepcopy(chat_policy.protocol.tokenizer)
 
 
-def ids_of(tokenizer: Any) -> dict[str, int]:
+def ids_of(tokenizer: Any) -> dict[str, Any]:
     end = tokenizer.eos_token_id
     return {
         "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": end, "bos_token_id": end
@@ -166,14 +166,19 @@ def test_a_window_that_stands_in_the_language_models_part(
         assert "rollout.max_tokens=1025 exceeds the 1024 tokens" in reason
 
 
+def of(**settings: Any) -> PreTrainedConfig:
+    """A configuration of no kind that is known."""
+    return PreTrainedConfig(**settings)
+
+
 WINDOWS = [
     (LlamaConfig(max_position_embeddings=64), 64),
     (GPT2Config(n_positions=48), 48),
-    (PreTrainedConfig(max_seq_len=96), 96),
-    (PreTrainedConfig(seq_length=80), 80),
-    (PreTrainedConfig(max_position_embeddings=None, n_ctx=33), 33),
-    (PreTrainedConfig(max_position_embeddings=-1, model_max_length=2048.0), 2048),
-    (PreTrainedConfig(text_config=PreTrainedConfig(max_position_embeddings=70), max_position_embeddings=9), 70),
+    (of(max_seq_len=96), 96),
+    (of(seq_length=80), 80),
+    (of(max_position_embeddings=None, n_ctx=33), 33),
+    (of(max_position_embeddings=-1, model_max_length=2048.0), 2048),
+    (of(text_config=of(max_position_embeddings=70), max_position_embeddings=9), 70),
     (MistralConfig(max_position_embeddings=64, sliding_window=16), 16),
     (MistralConfig(max_position_embeddings=64, sliding_window=None), 64),
     (Qwen2Config(max_position_embeddings=64, sliding_window=16, use_sliding_window=False), 64),
@@ -187,8 +192,8 @@ WINDOWS = [
         ),
         16,
     ),
-    (PreTrainedConfig(max_position_embeddings=64, attention_chunk_size=8, layer_types=["chunked_attention"]), 8),
-    (PreTrainedConfig(max_position_embeddings=64, sliding_window=8, layer_types=["full_attention"]), 64),
+    (of(max_position_embeddings=64, attention_chunk_size=8, layer_types=["chunked_attention"]), 8),
+    (of(max_position_embeddings=64, sliding_window=8, layer_types=["full_attention"]), 64),
 ]
 
 
@@ -202,11 +207,11 @@ def test_the_longest_sequence_by_the_names_that_models_have_for_it(config: PreTr
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (PreTrainedConfig(), "does not say how many tokens it takes"),
-        (PreTrainedConfig(max_position_embeddings=0), "does not say how many tokens it takes"),
-        (PreTrainedConfig(max_position_embeddings=True), "does not say how many tokens it takes"),
-        (PreTrainedConfig(max_position_embeddings="long"), "does not say how many tokens it takes"),
-        (PreTrainedConfig(max_position_embeddings=float("inf")), "does not say how many tokens it takes"),
+        (of(), "does not say how many tokens it takes"),
+        (of(max_position_embeddings=0), "does not say how many tokens it takes"),
+        (of(max_position_embeddings=True), "does not say how many tokens it takes"),
+        (of(max_position_embeddings="long"), "does not say how many tokens it takes"),
+        (of(max_position_embeddings=float("inf")), "does not say how many tokens it takes"),
         (Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2), "layers of kind conv"),
         (FalconConfig(alibi=True), "ALiBi"),
     ],
