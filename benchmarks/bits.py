@@ -1,0 +1,668 @@
+"""Do two checkouts compute the same? Every metric, checkpoint tensor and trajectory of five small studies, to the bit.
+
+    python -m benchmarks.bits OLD_CHECKOUT NEW_CHECKOUT [--only lookup atlas files ranks killed]
+
+Both sides run at the same time, each with servers and an IGPO_HOME of its own, with this process's Python: what differs is
+their code alone. A side is driven and read by what outlives a change of the code's layout:
+
+    make ablation, make down        with BIN, IGPO_HOME, MLFLOW_PORT and PREFECT_PORT given
+    MLflow's database               runs by their tags, metrics, spans of test trajectories
+    MLflow's artifacts of a run     *.jsonl (training trajectories), *.safetensors (the last checkpoint)
+    IGPO_HOME/runs/<run_key>/       *.safetensors of other checkpoints, in folders called step-<number>
+
+Times are left out. Differences that are meant stand in MEANT with their reason. Exit status 1: there are others.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOWN = 6  # differences of a study that are printed
+PATIENCE = 1200.0  # seconds for a sweep, of 20 on two idle cores
+
+
+@dataclass(frozen=True)
+class Meant:
+    """A difference that is there by design."""
+
+    study: str
+    """Pattern (fnmatch) of the study's name."""
+    name: str
+    """Pattern of what differs, as it is printed."""
+    reason: str
+
+
+MEANT: tuple[Meant, ...] = ()
+
+# ------------------------------------------------------------------------------------------------------ the studies
+
+LOOKUP: dict[str, Any] = {
+    "baseline": "outcome_only",
+    "seeds": [0],
+    "processes": 1,
+    "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "log_prob_diff"}},
+    "base": {
+        "data": {"kind": "lookup", "hops": 2, "train": 64, "dev": 16, "test": 16},
+        "policy": {"kind": "new", "width": 32, "layers": 2, "feed_forward": 64, "window": 512},
+        "rollout": {"questions": 4, "group_size": 4, "max_turns": 4, "max_tokens": 256},
+        "training": {"epochs": 2, "steps_per_epoch": 2},
+        "evaluation": {"every": 2, "dev_questions": 8, "test_questions": 8, "traces": 2},
+        "warm_start": {
+            "stages": [
+                {
+                    "steps": 60,
+                    "learning_rate": 0.01,
+                    "batch_size": 16,
+                    "warmup_steps": 5,
+                    "demonstrations": {"kind": "lookup"},
+                }
+            ]
+        },
+    },
+}
+
+ATLAS: dict[str, Any] = {
+    **LOOKUP,
+    "primary": "igpo_rms",
+    "arms": {
+        "outcome_only": {"reward": "outcome_only"},
+        "igpo_rms": {"gain": "prob_diff", "normalization": "root_mean_square", "gain_floor": 0.01},
+        "log_contrast": {"gain": "log_prob_diff", "contrast": 2},
+        "first_exposure": {"gain": "first_exposure"},
+    },
+    "base": {
+        **LOOKUP["base"],
+        "data": {"kind": "atlas", "hops": 2, "train": 64, "dev": 16, "test": 16},
+        "reward": {"format_penalty": -1, "penalty_on": "turn"},
+        "warm_start": {
+            "stages": [
+                {
+                    "steps": 60,
+                    "learning_rate": 0.01,
+                    "batch_size": 16,
+                    "warmup_steps": 5,
+                    "demonstrations": {"kind": "atlas", "right_key": 0.5, "geography_lines": 4},
+                }
+            ]
+        },
+    },
+}
+
+CHAT: dict[str, Any] = {
+    **LOOKUP,
+    "base": {
+        "data": {
+            "kind": "files",
+            "questions": [{"path": str(ROOT / "examples/questions.csv")}],
+            "corpus": [str(ROOT / "examples/passages.csv")],
+            "top_k": 2,
+        },
+        "policy": {
+            "kind": "new",
+            "architecture": "qwen2",
+            "tokenizer": "chat",
+            "vocabulary": 512,
+            "width": 64,
+            "layers": 2,
+            "key_value_heads": 2,
+            "feed_forward": 128,
+            "window": 2048,
+        },
+        "rollout": {"questions": 2, "group_size": 4, "max_turns": 3, "max_new_tokens": 96, "max_tokens": 1024},
+        "training": {"epochs": 1, "steps_per_epoch": 2},
+        "evaluation": {
+            "every": 2,
+            "dev_questions": 4,
+            "test_questions": 4,
+            "decoding": ["sampled"],
+            "diagnostics": 8,
+            "traces": 2,
+        },
+        "warm_start": {
+            "stages": [
+                {
+                    "steps": 200,
+                    "learning_rate": 0.003,
+                    "batch_size": 8,
+                    "warmup_steps": 10,
+                    "demonstrations": {"kind": "files"},
+                }
+            ]
+        },
+    },
+}
+
+
+def altered(content: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    """Return a specification with other settings in these sections of its base."""
+    base = {**content["base"], **{name: {**content["base"][name], **new} for name, new in sections.items()}}
+    return {**content, "base": base}
+
+
+def run_lookup(side: "Side") -> None:
+    groups = {
+        "2": {"rollout.group_size": 2, "rollout.questions": 8},
+        "4": {"rollout.group_size": 4, "rollout.questions": 4},
+    }
+    side.sweep("lookup", {**LOOKUP, "factors": {"group": groups}})
+
+
+def run_atlas(side: "Side") -> None:
+    side.sweep("atlas", ATLAS)
+
+
+def run_files(side: "Side") -> None:
+    """A chat model that is built and taught here, then an adapter on what came of it."""
+    side.sweep("files", CHAT)
+    base = {name: content for name, content in CHAT["base"].items() if name != "warm_start"}
+    policy = {
+        "kind": "pretrained",
+        "name": str(side.keep_model("files", "outcome_only")),
+        "lora": {"rank": 4, "alpha": 8},
+    }
+    side.sweep("files-lora", {**CHAT, "base": {**base, "policy": policy}})
+
+
+def run_ranks(side: "Side") -> None:
+    side.sweep("ranks", altered(LOOKUP, training={"processes": 2, "epochs": 1}))
+
+
+def run_killed(side: "Side") -> None:
+    """All of a sweep's processes are killed while its first arm trains; the same command ends it."""
+    content = altered(LOOKUP, training={"epochs": 8, "steps_per_epoch": 1})
+    side.kill_sweep("killed", content, last=8)
+    side.sweep("killed", content)
+
+
+STUDIES: dict[str, tuple[Callable[["Side"], None], tuple[str, ...]]] = {
+    "lookup": (run_lookup, ("lookup",)),
+    "atlas": (run_atlas, ("atlas",)),
+    "files": (run_files, ("files", "files-lora")),
+    "ranks": (run_ranks, ("ranks",)),
+    "killed": (run_killed, ("killed",)),
+}
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+@dataclass
+class Findings:
+    """What a study left behind, by name. Numbers and text are kept as text from which they can be had back exactly."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    """"<run> <metric> at step <number>"."""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    """"<run> step <number> <file> <tensor>"."""
+    trajectories: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Name -> field -> JSON."""
+
+
+class BrokenStudy(Exception):
+    """A study that did not run as it should, or left nothing to compare."""
+
+
+def read_study(home: Path, study: str) -> Findings:
+    """Return what MLflow and the run folders of `home` hold of a study.
+
+    Raises BrokenStudy where a run is missing or not FINISHED, where something is there twice and differs, and where metrics,
+    tensors or trajectories are missing altogether: nothing compared would pass for equal.
+    """
+    databases = list(home.rglob("mlflow.db"))
+    if len(databases) != 1:
+        raise BrokenStudy(f"{home} holds {len(databases)} databases of MLflow, not one")
+    found = Findings()
+    with contextlib.closing(sqlite3.connect(f"file:{databases[0]}?mode=ro", uri=True)) as db:
+        runs = db.execute(
+            "select r.run_uuid, r.status from runs r join experiments e on e.experiment_id = r.experiment_id "
+            "where e.name = ? and r.lifecycle_stage = 'active'",
+            (study,),
+        ).fetchall()
+        named: dict[str, tuple[str, dict[str, str]]] = {}
+        for run, status in runs:
+            tags = dict(db.execute("select key, value from tags where run_uuid = ?", (run,)))
+            name = " ".join(
+                filter(None, [tags.get("kind", "run"), *(tags.get(n, "") for n in ("cell", "arm", "seed"))])
+            )
+            if name in named:
+                raise BrokenStudy(f"{study}: MLflow has two runs {name!r}")
+            if status != "FINISHED":
+                raise BrokenStudy(f"{study}: run {name!r} is {status}")
+            named[name] = (run, tags)
+        for name, (run, tags) in sorted(named.items()):
+            _read_metrics(db, run, name, found)
+            _read_spans(db, run, name, found)
+            folders = [*home.rglob(f"{run}/artifacts"), *(home / "runs").glob(tags.get("run_key", "/none"))]
+            for folder in folders:
+                _read_jsonl(folder, name, found)
+                _read_tensors(folder, name, found)
+            if tags.get("kind") == "train" and not any(tensor.startswith(f"{name} ") for tensor in found.tensors):
+                raise BrokenStudy(f"{study}: no weights of run {name!r} in {', '.join(map(str, folders))}")
+    for what in ("values", "tensors", "trajectories"):
+        if not getattr(found, what):
+            raise BrokenStudy(f"{study}: {home} holds no {what}: nothing would be compared")
+    return found
+
+
+def is_time(metric: str) -> bool:
+    return metric.startswith("time/") or "seconds" in metric
+
+
+def _read_metrics(db: sqlite3.Connection, run: str, name: str, found: Findings) -> None:
+    points = db.execute(
+        "select key, step, value, is_nan from metrics where run_uuid = ? order by step, key", (run,)
+    ).fetchall()
+    for key, step, value, is_nan in points:
+        if not is_time(key):
+            place = f"{name} {key} at step {step}"
+            if place in found.values:
+                raise BrokenStudy(f"{place} was logged twice")
+            found.values[place] = repr(math.nan if is_nan else float(value))
+
+
+def _read_spans(db: sqlite3.Connection, run: str, name: str, found: Findings) -> None:
+    """A trajectory of the test is a trace, which is told from others by what its root was given."""
+    spans = db.execute(
+        "select s.trace_id, s.name, s.content from spans s join trace_request_metadata m on m.request_id = s.trace_id "
+        "where m.key = 'mlflow.sourceRun' and m.value = ? order by s.trace_id, s.start_time_unix_nano",
+        (run,),
+    ).fetchall()
+    traces: dict[str, list[dict[str, Any]]] = {}
+    for trace, title, content in spans:
+        attributes = {key: _parsed(value) for key, value in json.loads(content)["attributes"].items()}
+        attributes.pop("mlflow.traceRequestId", None)
+        traces.setdefault(trace, []).append({"name": title, **attributes})
+    for turns in traces.values():
+        asked = json.dumps(turns[0].get("mlflow.spanInputs"), ensure_ascii=False)
+        _add_trajectory(found, f"{name} test {asked}", turns)
+
+
+def _parsed(text: str) -> Any:
+    """MLflow writes most attributes as JSON, and some as they are."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _read_jsonl(folder: Path, name: str, found: Findings) -> None:
+    for path in sorted(folder.rglob("*.jsonl")):
+        if path.name != "metrics.jsonl":  # MLflow has them
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+                _add_trajectory(found, f"{name} {path.name} line {number}", json.loads(line))
+
+
+def _add_trajectory(found: Findings, name: str, content: Any) -> None:
+    fields = dict(leaves(content))
+    if found.trajectories.setdefault(name, fields) != fields:
+        raise BrokenStudy(f"trajectory {name} is there twice and differs")
+
+
+def leaves(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Give every value that nested dicts and lists hold as (its place, JSON); an empty one counts as a value."""
+    if isinstance(content, dict | list) and content:
+        for key, part in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(part, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, json.dumps(content, ensure_ascii=False)
+
+
+STEP = re.compile(r"step-(\d+)")
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint's file belongs to; None where its folder names none, as while it is being written."""
+    found = STEP.fullmatch(path.parent.name)
+    return int(found[1]) if found else None
+
+
+def _read_tensors(folder: Path, name: str, found: Findings) -> None:
+    """A step's weights may be kept more than once (as last, as best, in MLflow): they are the same ones."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        step = step_of(path)
+        where = path.relative_to(folder).as_posix() if step is None else f"step {step} {path.name}"
+        for key, tensor in load_file(path).items():
+            place = f"{name} {where} {key}"
+            if _difference(found.tensors.setdefault(place, tensor), tensor):
+                raise BrokenStudy(f"{place} is there twice and differs")
+
+
+# ------------------------------------------------------------------------------------------------------ comparing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides of a study, compared."""
+
+    values: int
+    tensors: int
+    trajectories: int
+    different: tuple[str, ...]
+    """What differs, in the order of the old side, in words."""
+    meant: tuple[tuple[str, str], ...]
+    """What differs by design: in words, and the reason."""
+
+    @property
+    def verdict(self) -> str:
+        text = "equal" if not self.different else f"{len(self.different)} DIFFER"
+        return f"{text}, {len(self.meant)} by design" if self.meant else text
+
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def other_bits(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Return the number of elements whose bits differ in two tensors of one type and shape: NaN equals itself, -0 is not 0."""
+    return int((_bits(one) != _bits(other)).sum())
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
+def kind_of(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def compare(old: Findings, new: Findings, study: str, meant: Sequence[Meant] = MEANT) -> Comparison:
+    """Compare everything that either side has. Counts are of what stands on at least one side."""
+    before = {**old.values, **old.tensors, **_fields(old)}
+    after = {**new.values, **new.tensors, **_fields(new)}
+    different, expected = [], []
+    for name in [*before, *(name for name in after if name not in before)]:
+        words = _difference(before.get(name), after.get(name))
+        if words:
+            reasons = [one.reason for one in meant if _matches(study, one.study) and _matches(name, one.name)]
+            if reasons:
+                expected.append((f"{name}: {words}", reasons[0]))
+            else:
+                different.append(f"{name}: {words}")
+    return Comparison(
+        values=len(old.values.keys() | new.values.keys()),
+        tensors=len(old.tensors.keys() | new.tensors.keys()),
+        trajectories=len(old.trajectories.keys() | new.trajectories.keys()),
+        different=tuple(different),
+        meant=tuple(expected),
+    )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(text, pattern)
+
+
+def _fields(side: Findings) -> dict[str, str]:
+    return {f"{name} {place}": value for name, fields in side.trajectories.items() for place, value in fields.items()}
+
+
+def _difference(old: str | torch.Tensor | None, new: str | torch.Tensor | None) -> str:
+    """In words; "" where there is none."""
+    if old is None or new is None:
+        return "only in the new one" if old is None else "only in the old one"
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        old_kind, new_kind = kind_of(old), kind_of(new)
+        if old_kind != new_kind:
+            return f"{old_kind} became {new_kind}"
+        count, apart = other_bits(old, new), (old.double() - new.double()).abs().nan_to_num(0)
+        return f"{count} of {old.numel()} elements, off by {apart.max().item():.3g} at most" if count else ""
+    return "" if old == new else f"{_cut(str(old))} became {_cut(str(new))}"
+
+
+def _cut(text: str, most: int = 90) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+# ------------------------------------------------------------------------------------------------------ running
+
+
+class Stopped(Exception):
+    """The comparison was told to end."""
+
+
+@dataclass
+class Side:
+    """A checkout with servers and an IGPO_HOME of its own."""
+
+    name: str
+    checkout: Path
+    home: Path
+    ports: tuple[int, int]
+    _running: subprocess.Popen[bytes] | None = None
+    _stopped: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        foreign = ("PREFECT_", "MLFLOW_", "IGPO_", "MAKE", "MFLAGS")
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+            "PYTHONPATH": str(self.checkout),  # before what is installed, which may be another checkout
+            "IGPO_HOME": str(self.home),
+            "MLFLOW_PORT": str(self.ports[0]),
+            "PREFECT_PORT": str(self.ports[1]),
+        }
+
+    def describe(self) -> str:
+        """Path and commit. Raises BrokenStudy where this Python would import another checkout's code there."""
+        code = "import igpo_core; print(igpo_core.__path__[0])"
+        asked = [sys.executable, "-c", code]
+        found = subprocess.run(asked, cwd=self.checkout, env=self.environment, capture_output=True, text=True)
+        if Path(found.stdout.strip()).resolve() != self.checkout / "igpo_core":
+            raise BrokenStudy(f"{self.checkout} does not import its own igpo_core: {found.stdout}{found.stderr}")
+        git = ["git", "-C", str(self.checkout), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True)
+        return f"{self.name}: {self.checkout} ({commit.stdout.strip() or 'no commit'})"
+
+    def make(self, target: str, *settings: str) -> subprocess.Popen[bytes]:
+        """Start make in a session of its own, where a Ctrl-C of the terminal does not reach it. The target `environment`,
+        which installs, counts as made."""
+        command = ["make", "-C", str(self.checkout), "-o", "environment", f"BIN={Path(sys.executable).parent}"]
+        with (self.home / "bits.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, target, *settings],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @contextlib.contextmanager
+    def ablation(self, study: str, content: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+        path = self.home / f"{study}.yaml"
+        path.write_text(yaml.safe_dump({"name": study, **content}))
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            self._running = self.make("ablation", f"PRESET={path}")
+        try:
+            yield self._running
+        finally:
+            kill_tree(self._running)
+        if self._stopped:
+            raise Stopped
+
+    def sweep(self, study: str, content: Mapping[str, Any]) -> None:
+        """Raises BrokenStudy, with the end of its log, where it does not end well."""
+        with self.ablation(study, content) as process:
+            try:
+                status = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise BrokenStudy(f"{self.name} {study}: no end after {PATIENCE:.0f} s\n{self.tail()}") from None
+        if status:
+            raise BrokenStudy(f"{self.name} {study}: make ended with exit status {status}\n{self.tail()}")
+
+    def kill_sweep(self, study: str, content: Mapping[str, Any], *, last: int) -> None:
+        """Kill (-9) all processes of a sweep once a run has a checkpoint on the way to its last step."""
+        runs, before = self.home / "runs", self.checkpoints()
+        deadline = time.monotonic() + PATIENCE
+        with self.ablation(study, content) as process:
+            while not (seen := [path for path in self.checkpoints() - before if 2 <= (step_of(path) or 0) < last]):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise BrokenStudy(f"{self.name} {study}: no checkpoint to be killed after in {runs}\n{self.tail()}")
+                time.sleep(0.05)
+        run = runs / seen[0].relative_to(runs).parts[0]
+        if any(step_of(path) == last for path in run.rglob("*.safetensors")):
+            raise BrokenStudy(f"{self.name} {study}: the kill came too late, step {last} was there: start again")
+
+    def checkpoints(self) -> set[Path]:
+        return {path for path in (self.home / "runs").rglob("*.safetensors") if step_of(path) is not None}
+
+    def keep_model(self, study: str, arm: str) -> Path:
+        """Copy the last checkpoint of an arm out of its run's folder; return where it is then."""
+        with contextlib.closing(sqlite3.connect(f"file:{next(self.home.rglob('mlflow.db'))}?mode=ro", uri=True)) as db:
+            ((key,),) = db.execute(
+                "select k.value from runs r join experiments e on e.experiment_id = r.experiment_id "
+                "join tags k on k.run_uuid = r.run_uuid and k.key = 'run_key' "
+                "join tags a on a.run_uuid = r.run_uuid and a.key = 'arm' where e.name = ? and a.value = ?",
+                (study, arm),
+            )
+        of_run = [path for path in self.checkpoints() if key in path.parts]
+        return Path(shutil.copytree(max(of_run, key=lambda path: step_of(path) or 0).parent, self.home / "model"))
+
+    def tail(self) -> str:
+        return "\n".join((self.home / "bits.log").read_text(errors="replace").splitlines()[-40:])
+
+    def stop(self) -> None:
+        """End the sweep that runs; none is started any more."""
+        with self._lock:
+            self._stopped = True
+            if self._running is not None:
+                kill_tree(self._running)
+
+    def down(self) -> None:
+        """End the servers."""
+        if self.make("down").wait(120):
+            print(f"error: `make down` failed for {self.name}:\n{self.tail()}", file=sys.stderr)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started. They are stopped first: none sees another die and starts or saves anything."""
+    stopped: set[psutil.Process] = set()
+    while True:
+        try:
+            root = psutil.Process(process.pid) if process.poll() is None else None
+            fresh = {root, *root.children(recursive=True)} - stopped if root else set()
+        except psutil.NoSuchProcess:
+            break
+        if not fresh:
+            break
+        for one in fresh:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                one.suspend()
+        stopped |= fresh
+    for one in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(stopped, timeout=10)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports from 6200 on that nobody listens on."""
+    found: list[int] = []
+    for port in random.sample(range(6200, 9200), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):  # taken: another one
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise BrokenStudy("no free ports between 6200 and 9200")
+
+
+def both(sides: Sequence[Side], act: Callable[[Side], Any]) -> list[Any]:
+    """Let both sides act at the same time; where one fails, or this process is told to end, the other is stopped."""
+    with ThreadPoolExecutor(len(sides)) as pool:
+        futures = [pool.submit(act, side) for side in sides]
+        try:
+            while not all(future.done() for future in futures):
+                for future in futures:
+                    if future.done():
+                        future.result()  # raises what it raised
+                time.sleep(0.1)
+        except BaseException:
+            for side in sides:
+                side.stop()
+            raise
+    return [future.result() for future in futures]
+
+
+def run(sides: Sequence[Side], chosen: Sequence[str]) -> int:
+    """Run and compare the studies; returns how many differences there are that are not meant."""
+    print(*(side.describe() for side in sides), sep="\n")
+    print(f"\n{'study':<12}{'values':>8}{'tensors':>9}{'trajectories':>14}{'seconds':>9}   result", flush=True)
+    count = 0
+    for choice in chosen:
+        act, names = STUDIES[choice]
+        started = time.monotonic()
+        both(sides, act)
+        seconds = f"{time.monotonic() - started:.0f}"
+        for name in names:
+            found = compare(*(read_study(side.home, name) for side in sides), name)
+            print(
+                f"{name:<12}{found.values:>8}{found.tensors:>9}{found.trajectories:>14}{seconds:>9}   {found.verdict}",
+                *(f"    {words}" for words in found.different[:SHOWN]),
+                *(f"    by design: {words} ({reason})" for words, reason in found.meant[:SHOWN]),
+                sep="\n",
+                flush=True,
+            )
+            count, seconds = count + len(found.different), ""
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bits", description="Do two checkouts compute the same?")
+    parser.add_argument("old", type=Path, help="a checkout")
+    parser.add_argument("new", type=Path, help="another")
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    chosen = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what was started is ended
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="bits-") as folder:
+        ports = free_ports(4)
+        sides = [
+            Side("old", chosen.old.resolve(), Path(folder, "old"), (ports[0], ports[1])),
+            Side("new", chosen.new.resolve(), Path(folder, "new"), (ports[2], ports[3])),
+        ]
+        for side in sides:
+            side.home.mkdir(mode=0o700)
+        try:
+            return 1 if run(sides, chosen.only) else 0
+        except BrokenStudy as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("told to end", file=sys.stderr)
+            return 130
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one must not leave servers behind
+                signal.signal(number, signal.SIG_IGN)
+            for side in sides:
+                side.down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
