@@ -43,7 +43,6 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # differences of a study that are printed
-PATIENCE = 1200.0  # seconds for a sweep, of 20 on two idle cores
 
 
 @dataclass(frozen=True)
@@ -508,21 +507,17 @@ class Side:
     def sweep(self, study: str, content: Mapping[str, Any]) -> None:
         """Raises BrokenStudy, with the end of its log, where it does not end well."""
         with self.ablation(study, content) as process:
-            try:
-                status = process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                raise BrokenStudy(f"{self.name} {study}: no end after {PATIENCE:.0f} s\n{self.tail()}") from None
+            status = process.wait()
         if status:
             raise BrokenStudy(f"{self.name} {study}: make ended with exit status {status}\n{self.tail()}")
 
     def kill_sweep(self, study: str, content: Mapping[str, Any], *, last: int) -> None:
         """Kill (-9) all processes of a sweep once a run has a checkpoint on the way to its last step."""
         runs, before = self.home / "runs", self.checkpoints()
-        deadline = time.monotonic() + PATIENCE
         with self.ablation(study, content) as process:
             while not (seen := [path for path in self.checkpoints() - before if 2 <= (step_of(path) or 0) < last]):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise BrokenStudy(f"{self.name} {study}: no checkpoint to be killed after in {runs}\n{self.tail()}")
+                if process.poll() is not None:
+                    raise BrokenStudy(f"{self.name} {study}: ended before it had a checkpoint in {runs}\n{self.tail()}")
                 time.sleep(0.05)
         run = runs / seen[0].relative_to(runs).parts[0]
         if any(step_of(path) == last for path in run.rglob("*.safetensors")):
@@ -553,10 +548,11 @@ class Side:
             if self._running is not None:
                 kill_tree(self._running)
 
-    def down(self) -> None:
-        """End the servers."""
-        if self.make("down").wait(120):
-            print(f"error: `make down` failed for {self.name}:\n{self.tail()}", file=sys.stderr)
+
+def end_servers(sides: Sequence[Side]) -> None:
+    for side, process in [(side, side.make("down")) for side in sides]:
+        if process.wait():
+            print(f"error: `make down` failed for {side.name}:\n{side.tail()}", file=sys.stderr)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -639,7 +635,8 @@ def main() -> int:
     parser.add_argument("new", type=Path, help="another")
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     chosen = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what was started is ended
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in endings:  # a shell's background job ignores SIGINT
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bits-") as folder:
         ports = free_ports(4)
@@ -658,10 +655,9 @@ def main() -> int:
             print("told to end", file=sys.stderr)
             return 130
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one must not leave servers behind
+            for number in endings:  # a second one must not leave servers behind
                 signal.signal(number, signal.SIG_IGN)
-            for side in sides:
-                side.down()
+            end_servers(sides)
 
 
 if __name__ == "__main__":
