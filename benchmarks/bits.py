@@ -255,7 +255,9 @@ def read_study(home: Path, study: str) -> Findings:
         for name, (run, tags) in sorted(named.items()):
             _read_metrics(db, run, name, found)
             _read_spans(db, run, name, found)
-            folders = [*home.rglob(f"{run}/artifacts"), *(home / "runs").glob(tags.get("run_key", "/none"))]
+            folders = [*home.rglob(f"{run}/artifacts")]
+            if "run_key" in tags:
+                folders.append(home / "runs" / tags["run_key"])
             for folder in folders:
                 _read_jsonl(folder, name, found)
                 _read_tensors(folder, name, found)

@@ -28,6 +28,7 @@ class Laboratory:
         (self.artifacts / "trajectories.jsonl").write_text(json.dumps(LINE) + "\n")
         self.save("best/step-000002", WEIGHTS)
         with sqlite3.connect(home / "mlflow" / "mlflow.db") as db:
+            db.execute("pragma synchronous = off")  # the disk of a busy machine
             db.executescript(
                 "create table experiments (experiment_id, name);"
                 "create table runs (run_uuid, status, experiment_id, lifecycle_stage);"
@@ -40,6 +41,9 @@ class Laboratory:
                 "  ('foreign', 'FAILED', 2, 'active');"
                 "insert into tags values ('kind', 'train', 'run1'), ('arm', 'igpo', 'run1'), ('seed', '0', 'run1'),"
                 "  ('run_key', 'key1', 'run1');"
+                "insert into runs values ('run9', 'FINISHED', 1, 'active');"
+                "insert into tags values ('kind', 'data', 'run9');"
+                "insert into metrics values ('data/train', 64, 0, 0, 70, 'run9');"
                 "insert into metrics values ('train/f1', 0.1, 1, 0, 77, 'run1'), ('train/f1', 0.0, 2, 1, 78, 'run1'),"
                 "  ('time/step', 5.0, 1, 0, 77, 'run1'), ('progress/seconds', 9.0, 1, 0, 77, 'run1');"
                 "insert into trace_request_metadata values ('mlflow.sourceRun', 'run1', 'tr-1');"
@@ -76,7 +80,11 @@ def compared(old: Laboratory, new: Laboratory, *meant: Meant) -> Comparison:
 
 def test_a_study_is_read_whole_and_without_times(make: Callable[[str], Laboratory]) -> None:
     found = read_study(make("old").home, "s")
-    assert found.values == {"train igpo 0 train/f1 at step 1": "0.1", "train igpo 0 train/f1 at step 2": "nan"}
+    assert found.values == {
+        "data data/train at step 0": "64.0",
+        "train igpo 0 train/f1 at step 1": "0.1",
+        "train igpo 0 train/f1 at step 2": "nan",
+    }
     assert list(found.tensors) == ["train igpo 0 step 2 model.safetensors w"]
     assert found.trajectories == {
         'train igpo 0 test {"question": "who ?"}': {
@@ -94,7 +102,7 @@ def test_equal_sides_are_equal_wherever_a_step_is_kept(make: Callable[[str], Lab
     new.save("checkpoints/step-000002", WEIGHTS)  # kept twice; by another code in another place
     new.change("update metrics set timestamp = 99, value = 1000 where key in ('time/step', 'progress/seconds')")
     found = compared(old, new)
-    assert (found.values, found.tensors, found.trajectories) == (2, 1, 2)
+    assert (found.values, found.tensors, found.trajectories) == (3, 1, 2)
     assert found.different == () and found.verdict == "equal"
 
 
