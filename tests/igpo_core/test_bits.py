@@ -1,4 +1,4 @@
-"""benchmarks/bits.py: what a study left in a folder is read whole, and what differs by one bit is named."""
+"""benchmarks/findings.py: what a study left in a folder is read whole, and what differs by one bit is named."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.bits import BrokenStudy, Comparison, Findings, Meant, compare, leaves, read_study
+from benchmarks.findings import BrokenStudy, Comparison, Findings, Meant, compare, leaves, read_study
 
 WEIGHTS = torch.tensor([[1.0, -0.0], [float("nan"), 3.0]])
 LINE = {"question": "where ?", "turns": [{"text": "a", "gain": 0.1}, {"text": "b", "gain": None}]}
@@ -63,9 +63,9 @@ class Laboratory:
         (self.folder / place).mkdir(parents=True, exist_ok=True)
         save_file({"w": weights}, self.folder / place / "model.safetensors")
 
-    def change(self, statement: str) -> None:
+    def change(self, *statements: str) -> None:
         with sqlite3.connect(self.home / "mlflow" / "mlflow.db") as db:
-            db.execute(statement)
+            db.executescript("".join(f"{statement};" for statement in statements))
         db.close()
 
 
@@ -198,9 +198,9 @@ BROKEN: dict[str, tuple[Callable[[Laboratory], Any], str]] = {
         "at step 1 was logged twice",
     ),
     "run twice": (
-        lambda lab: (
-            lab.change("insert into runs values ('run2', 'FINISHED', 1, 'active')")
-            or lab.change("insert into tags select key, value, 'run2' from tags where run_uuid = 'run1'")
+        lambda lab: lab.change(
+            "insert into runs values ('run2', 'FINISHED', 1, 'active')",
+            "insert into tags select key, value, 'run2' from tags where run_uuid = 'run1'",
         ),
         "two runs 'train igpo 0'",
     ),
