@@ -363,6 +363,11 @@ def main() -> int:
     parser.add_argument("new", type=Path, help="another")
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     chosen = parser.parse_args()
+    for checkout in (chosen.old, chosen.new):
+        if not (checkout / "Makefile").is_file():
+            parser.error(
+                f"{checkout} is no checkout: it holds no Makefile. `git worktree add {checkout} <commit>` makes one"
+            )
     endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in endings:  # a shell's background job ignores SIGINT
         signal.signal(number, signal.default_int_handler)
