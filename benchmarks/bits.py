@@ -51,7 +51,7 @@ arms:
   outcome_only: {reward: outcome_only}
   igpo: {gain: log_prob_diff}
 base:
-  data: {kind: lookup, hops: 2, train: 64, dev: 16, test: 16}
+  data: {kind: lookup, hops: 2, names: 8, people: 5, train: 64, dev: 16, test: 16}
   policy: {kind: new, width: 32, layers: 2, feed_forward: 64, window: 512}
   rollout: {questions: 4, group_size: 4, max_turns: 4, max_tokens: 256}
   training: {epochs: 2, steps_per_epoch: 2}
@@ -72,7 +72,8 @@ arms:
   log_contrast: {gain: log_prob_diff, contrast: 2}
   first_exposure: {gain: first_exposure}
 base:
-  data: {kind: atlas, hops: 2, train: 64, dev: 16, test: 16}
+  data:
+    {kind: atlas, hops: 2, names: 8, key_count: 6, continents: 2, branching: 2, train: 64, dev: 16, test: 16}
   policy: {kind: new, width: 32, layers: 2, feed_forward: 64, window: 512}
   reward: {format_penalty: -1, penalty_on: turn}
   rollout: {questions: 4, group_size: 4, max_turns: 4, max_tokens: 256}
