@@ -7,8 +7,7 @@ anyway, and is refused with the remedy otherwise, unknown keys too: nothing in t
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flows.yaml_file import read_yaml
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
@@ -71,7 +70,8 @@ def take_over(base: dict[str, Any], where: str) -> dict[str, Any]:
     doubled = sorted(said["training"].keys() & training.keys())
     if doubled:
         raise ConfigError(f"{where}: training.{', '.join(doubled)} is also said by {path}: leave it out in one of them")
-    dtype = (base.get("policy") or {}).get("dtype", "float32")
+    policy = base.get("policy")
+    dtype = policy.get("dtype", "float32") if isinstance(policy, dict) else "float32"
     if dtype != said["dtype"]:
         raise ConfigError(
             f"{path}: mixed_precision asks for {said['dtype']}, and policy.dtype is {dtype}: make them agree"
@@ -82,9 +82,9 @@ def take_over(base: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"training.accelerate_config={path} cannot be read: {error}") from error
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"training.accelerate_config cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"training.accelerate_config={path} holds no settings")
     kind = str(content.get("distributed_type", "NO")).upper()
@@ -93,14 +93,14 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: distributed_type={kind} is not done here ({', '.join(SHARDING)} are): FSDP with fsdp_version 2 spreads "
             "weights, gradients and moments as DeepSpeed's ZeRO-3 does"
         )
-    nodes, count = int(content.get("num_machines", 1)), int(content.get("num_processes", 1))
+    nodes, count = (_count(path, content, name) for name in ("num_machines", "num_processes"))
     if count % nodes:
         raise ConfigError(f"{path}: num_processes={count} is no multiple of num_machines={nodes}")
     precision = str(content.get("mixed_precision") or "no")
     if precision not in DTYPES:
         raise ConfigError(f"{path}: mixed_precision={precision} is not done here: {', '.join(DTYPES)} are")
     _refuse(path, {key: value for key, value in content.items() if key not in TAKEN}, SAME)
-    fsdp = dict(content.get("fsdp_config") or {})
+    fsdp = dict(_section(path, content, "fsdp_config"))
     if kind == "FSDP":
         layers = str(fsdp.pop(WRAPPED, "DecoderLayer"))
         if "," in layers or not layers.endswith("DecoderLayer"):
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
         _refuse(path, {"fsdp_version": 1, **fsdp}, SAME_FSDP)
     elif fsdp:
         raise ConfigError(f"{path}: fsdp_config without distributed_type FSDP has no effect: leave one of them out")
-    _refuse_parallelism(path, content.get("parallelism_config") or {}, count)
+    _refuse_parallelism(path, _section(path, content, "parallelism_config"), count)
     return {
         "dtype": DTYPES[precision],
         "training": {
@@ -118,6 +118,20 @@ def _read(path: Path) -> dict[str, Any]:
             "sharding": SHARDING[kind],
         },
     }
+
+
+def _count(path: Path, content: dict[str, Any], name: str) -> int:
+    value = content.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{path}: {name}={value!r} is no whole number from 1 on")
+    return value
+
+
+def _section(path: Path, content: dict[str, Any], name: str) -> dict[Any, Any]:
+    value = content.get(name) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} is {type(value).__name__}, not settings with their values")
+    return value
 
 
 def _refuse(path: Path, given: dict[str, Any], same: dict[str, tuple[tuple[Any, ...], str]]) -> None:
@@ -132,7 +146,7 @@ def _refuse(path: Path, given: dict[str, Any], same: dict[str, tuple[tuple[Any, 
 def _refuse_parallelism(path: Path, given: dict[str, Any], processes: int) -> None:
     for key, value in given.items():
         sizes = (1, processes) if key == "parallelism_config_dp_shard_size" else (1,)
-        if not key.endswith("_size") or value not in sizes:
+        if not str(key).endswith("_size") or value not in sizes:
             raise ConfigError(
                 f"{path}: {key}={value} is not done here: weights are spread over all processes, and nothing else is; leave "
                 "parallelism_config out"

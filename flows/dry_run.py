@@ -50,7 +50,10 @@ class Lengths:
 
 def dry_run(preset: str) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
+    from igpo_core.data import SPLITS
     from igpo_core.environments import open_environment
+    from igpo_core.protocol import ChatProtocol
+    from igpo_core.rollout.rows import unsaid_answers
     from tasks.data import prepare
     from tasks.home import home
     from tasks.secrets import require_judge
@@ -73,12 +76,21 @@ def dry_run(preset: str) -> Iterator[str]:
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
     )
+    if isinstance(policy.protocol, ChatProtocol) and not policy.protocol.shows_tool:
+        yield (
+            "  warning: this chat template does not tell of the search tool: the policy knows its form from a warm start alone; "
+            "write tools into the model's chat_template.jinja, or take a model whose template has them"
+        )
     lengths = first_batch(costly, environment, policy)
     yield (
         f"first batch: {costly.rollout.questions} questions x {costly.rollout.group_size} rollouts; prompts of {lengths.prompt} "
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
+    every = [question for split in SPLITS for question in environment.questions(split)]
+    unsaid = unsaid_answers(policy, costly.rollout, every)
+    if unsaid:
+        yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, specification.processes)
     yield from spent(preset, specification, shape, home())
     write_minutes(home())
@@ -104,11 +116,19 @@ def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
 
 def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
     """The policy's grammar and window, without its weights (model is None), and its shape. Raises ConfigError when its
-    configuration or tokenizer cannot be loaded, its template cannot be continued token for token, or what is asked of the
-    model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
+    configuration or tokenizer cannot be loaded, its template cannot be continued token for token, its logits are scaled or
+    capped, or what is asked of the model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
     import torch
 
     from igpo_core.estimates import Shape
+    from igpo_core.models import (
+        UNLOADABLE,
+        require_embeddings,
+        require_plain_head,
+        text_config,
+        window,
+        without_sdpa,
+    )
     from igpo_core.policies import Policy, build_policy, grammar, remote_code, require_window
     from igpo_core.weights import add_lora, require_no_dropout
 
@@ -129,17 +149,22 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
             named = "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
             code = remote if named else {"trust_remote_code": False}
             model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **code)
-    except (OSError, ValueError) as error:
+    except (OSError, *UNLOADABLE) as error:
         raise ConfigError(
-            f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: {error}"
+            f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: "
+            f"{without_sdpa(error) or error}"
         ) from error
+    require_window(shape, config, name)
+    model.set_output_embeddings(torch.nn.Linear(text_config(shape).hidden_size, 16, bias=False))
+    require_plain_head(model)
     if config.optimizer.gradient_checkpointing:
         require_no_dropout(model)
     if config.policy.lora:
         with torch.device("meta"):
             add_lora(model, config.policy.lora, config.seed)
-    require_window(shape, config, name)
-    return Policy(None, grammar(tokenizer), int(shape.max_position_embeddings)), Shape.of(shape)
+    protocol = grammar(tokenizer)
+    require_embeddings(model, protocol)
+    return Policy(None, protocol, window(shape)), Shape.of(shape)
 
 
 def _require_safetensors(folder: Path) -> None:

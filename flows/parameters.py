@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, WithJsonSchema
 
+from flows.yaml_file import read_yaml
+from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
@@ -15,8 +16,8 @@ def _arms(path: Path) -> list[str]:
     """Return the names of a preset's arms for the form. A broken preset has none there, and says what is wrong when it is
     loaded: it must not keep the other presets from starting."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(path)
+    except ConfigError:
         return []
     arms = content.get("arms") if isinstance(content, dict) else None
     return list(map(str, arms)) if isinstance(arms, dict) else []

@@ -4,6 +4,8 @@ seeds. One YAML file each."""
 import difflib
 import itertools
 import json
+import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flows.accelerate_file import take_over
+from flows.yaml_file import read_yaml
 from igpo_core.config import DataConfig, ExperimentConfig, QuestionFiles, RewardConfig, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from igpo_core.hub import is_hub_name, require_pinned
@@ -27,6 +29,7 @@ OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # an arm's name is part of MLflow's metric names, of files and of lists with commas
 ARM = r"\w[\w.-]{0,63}"
 ARM_RULE = "name an arm with at most 64 letters, digits and . - _ alone, a letter, digit or _ first: MLflow refuses other names"
+MOST_CELLS = 1000
 # of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
 OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
 
@@ -34,7 +37,7 @@ OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
 class Until(BaseModel):
     """Seeds are added until every arm's 95% interval is this narrow, or there are so many."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     width: float = Field(gt=0, description="Of the interval of the difference in test F1, upper end minus lower end.")
     seeds: int = Field(ge=2, le=1000, description="No more than these in all.")
@@ -49,7 +52,7 @@ class AblationSpecification(BaseModel):
     start, questions and budget. Everything else is the base and equal for all arms; base.seed is replaced by each of `seeds`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
     description: str = ""
@@ -97,6 +100,11 @@ class AblationSpecification(BaseModel):
                 raise ValueError(
                     f"the levels of factor {factor!r} set different things: each must set the same settings"
                 )
+        cells = math.prod(map(len, factors.values()))
+        if cells > MOST_CELLS:
+            raise ValueError(
+                f"the factors make {cells} cells, each with a comparison of its own: no more than {MOST_CELLS} are made"
+            )
         return factors
 
     @model_validator(mode="after")
@@ -255,17 +263,6 @@ class AblationSpecification(BaseModel):
             raise ConfigError(f"unknown arm {', '.join(unknown)}{guesses}: {self.name} has {', '.join(self.arms)}")
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which a repeated key is an error: the first of two values would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} given twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep=deep))
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that a misspelt one comes near to, as " (did you mean hops?)"; "" where none does."""
     near = difflib.get_close_matches(name, [*known], 1)
@@ -276,6 +273,8 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
     """Every wrong name and value in the arms, whatever the base is."""
     no_text = [f"arm {arm!r} is no text to YAML, which reads no, 1 and 0.5 otherwise: put its name in quotes"
                for arm in arms if not isinstance(arm, str)]  # fmt: skip
+    no_text += [f"arm {arm!r} sets {name!r}, which is no text to YAML: settings have the names that docs/arms.md lists"
+                for arm, changes in arms.items() for name in changes if not isinstance(name, str)]  # fmt: skip
     if no_text:
         return no_text
     faults = [f"arm {_cut(arm)}: {ARM_RULE}" for arm in arms if not re.fullmatch(ARM, arm)]
@@ -293,8 +292,13 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
                 f"reward.{shared[0]} in `base`, or as a factor"
             )
         foreign = [f"{name}{nearest(name, known)}" for name in sorted({*changes} - known)]
-        of_optimizer = [name for name in changes.get("optimizer", {}) if name not in OF_OPTIMIZER]
-        foreign += [f"optimizer.{name}{nearest(name, OF_OPTIMIZER)}" for name in of_optimizer]
+        of_optimizer = changes.get("optimizer", {})
+        if not isinstance(of_optimizer, dict):
+            faults.append(f"arm {arm!r}: optimizer is {type(of_optimizer).__name__}, not settings with their values")
+            of_optimizer = {}
+        foreign += [
+            f"optimizer.{name}{nearest(str(name), OF_OPTIMIZER)}" for name in of_optimizer if name not in OF_OPTIMIZER
+        ]
         if foreign:
             faults.append(
                 f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the learning signal alone "
@@ -321,25 +325,19 @@ def load_specification(name: str) -> AblationSpecification:
 def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
     """above: the files whose bases are derived from this one, each from the next."""
     path = PRESETS / f"{name}.yaml" if is_preset(name) else Path(name)
-    if not path.is_file() and is_preset(name):
+    there = os.path.isfile(path)  # Path's own raises of names that no file can have
+    if not there and is_preset(name):
         names = presets()
         raise ConfigError(
             f"no specification {name!r}{nearest(name, names)}: presets are {', '.join(names)}; or give the path of a YAML file"
         )
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file (looked for in {Path.cwd()})")
+    if not there:
+        raise ConfigError(f"{ascii(str(path))[1:-1]}: no such file (looked for in {Path.cwd()})")
     if path.resolve() in above:
         raise ConfigError(
             f"{path}: its base is derived from itself ({' from '.join(one.name for one in above)}): name another"
         )
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(
-            f"{path} is nested too deeply for any setting: remove the brackets that are too many"
-        ) from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
     if isinstance(content.get("base"), dict) and "from" in content["base"]:
@@ -379,7 +377,7 @@ def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict
     faults = []
     for path, value in changes.items():
         try:
-            put(content, path, value)
+            put(content, str(path), value)
         except ValueError as error:
             faults.append(f"  base: {error}")
     if faults:
@@ -397,6 +395,8 @@ def from_project(data: DataConfig) -> DataConfig:
         if is_hub_name(path):
             require_pinned(path)
             return path
+        if "\0" in str(path):
+            raise ConfigError(f"{str(path)!a} is no path of a file: it holds a NUL character")
         return (PROJECT / path).resolve()
 
     found = {
@@ -416,7 +416,10 @@ def validated(content: dict[str, Any], where: str) -> AblationSpecification:
         arms = content.get("arms")
         if any(fault["loc"] for fault in error.errors()) and arms is not None and _is_arms(arms):
             # rules over several fields are looked at only once each field is right: its author would mend one after another
-            lines += faults_of_arms(arms, content.get("baseline"), content.get("primary"))
+            roles = [
+                name if isinstance(name, str) else None for name in (content.get("baseline"), content.get("primary"))
+            ]
+            lines += faults_of_arms(arms, *roles)
         raise ConfigError(
             "\n".join([f"{where} does not describe an ablation:", *(f"  {line}" for line in lines)])
         ) from error

@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 
 from igpo_core.errors import ConfigError
+from igpo_core.models import text_config
 
 NAME = "igpo_packed"  # under which transformers knows packed_attention
 
@@ -181,7 +182,7 @@ AttentionInterface.register(NAME, packed_attention)
 def unpackable(model: Any) -> str:
     """Return what keeps a model's sequences from being packed, "" where nothing does: its attention has to be causal over the
     whole history, without a cap on its scores."""
-    config = model.config
+    config = text_config(model.config)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     # Mistral and Phi-3 name no kinds of layers: their window is every layer's. Qwen2's is None where it is not used.
     window = getattr(config, "sliding_window", None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from igpo_core.config import ContinuousEngine, ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
 from igpo_core.logprobs import LOGITS_AT_A_TIME, LOGITS_AT_A_TIME_ON_GPU
+from igpo_core.models import text_config
 from igpo_core.rollout.cache import room_for
 from igpo_core.rollout.continuous_engine import TOKENS_A_PASS
 
@@ -33,12 +34,14 @@ class Shape:
 
     @staticmethod
     def of(config: Any) -> "Shape":
-        """From a transformers configuration (Llama, Qwen2, Qwen3, Mistral and their like)."""
+        """From a transformers configuration (Llama, Qwen2, Qwen3, Mistral and their like); of a model that takes images too,
+        its language model's."""
+        config = text_config(config)
         heads = int(config.num_attention_heads)
         return Shape(
             layers=int(config.num_hidden_layers),
             width=int(config.hidden_size),
-            feed_forward=int(config.intermediate_size),
+            feed_forward=_feed_forward(config),
             heads=heads,
             key_value_heads=int(getattr(config, "num_key_value_heads", heads)),
             head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
@@ -67,6 +70,13 @@ class Shape:
     def adapter(self, lora: Lora) -> int:
         """Parameters of a LoRA adapter on all linear layers."""
         return self.layers * lora.rank * sum(a + b for a, b in self.linears)
+
+
+def _feed_forward(config: Any) -> int:
+    """The width of the MLP; GPT-2 and its like have four times the model's where they name none, some have one each layer."""
+    named = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"))
+    width = next((value for value in named if value), 4 * config.hidden_size)
+    return max(width) if isinstance(width, list | tuple) else int(width)
 
 
 @dataclass(frozen=True)

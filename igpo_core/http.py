@@ -197,23 +197,41 @@ def _why(error: Exception) -> str:
     return str(error)[:TOLD] if isinstance(error, ValueError) else type(error).__name__
 
 
-async def _body(response: httpx.Response, most: int) -> bytes:
-    """Return at most `most` bytes, never unpacking more: a small body may unpack to gigabytes, and one packed twice to more.
-
-    httpx unpacks what it is sent before it can be counted, so it is not left to it.
+class Body:
+    """An answer's body as it comes: at most `most` bytes, never unpacked beyond them. A small body may unpack to gigabytes, and
+    one packed twice to more; httpx unpacks what it is sent before it can be counted, so it is not left to it.
     """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower() or "identity"
-    if encoding not in ("identity", "gzip"):
-        raise CallFailed(f"a body in Content-Encoding {encoding[:60]!a}: identity was asked for, and one gzip is read")
-    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
-    body = bytearray()
-    async for chunk in response.aiter_raw():
+
+    def __init__(self, response: httpx.Response, most: int) -> None:
+        """Raises CallFailed for a packing other than one gzip."""
+        encoding = response.headers.get("Content-Encoding", "").strip().lower() or "identity"
+        if encoding not in ("identity", "gzip"):
+            raise CallFailed(
+                f"a body in Content-Encoding {encoding[:60]!a}: identity was asked for, and one gzip is read"
+            )
+        self._unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
+        self._most = most
+        self._held = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """One of httpx's raw chunks. Raises CallFailed beyond the limit, Transient for a packing that is none."""
+        unpacking, room = self._unpacking, self._most + 1 - len(self._held)
         try:
-            body += chunk if unpacking is None else unpacking.decompress(chunk, most + 1 - len(body))
+            self._held += chunk if unpacking is None else unpacking.decompress(chunk, room)
         except zlib.error as error:
             raise Transient(f"a body that is no gzip ({error})") from error
-        if len(body) > most:
-            raise CallFailed(f"a body of more than {most} bytes")
-    if unpacking is not None and not unpacking.eof:
-        raise Transient("a gzip body without its end")
-    return bytes(body)
+        if len(self._held) > self._most:
+            raise CallFailed(f"a body of more than {self._most} bytes")
+
+    def whole(self) -> bytes:
+        """All of it, after the last chunk. Raises Transient where the packing has no end."""
+        if self._unpacking is not None and not self._unpacking.eof:
+            raise Transient("a gzip body without its end")
+        return bytes(self._held)
+
+
+async def _body(response: httpx.Response, most: int) -> bytes:
+    body = Body(response, most)
+    async for chunk in response.aiter_raw():
+        body.add(chunk)
+    return body.whole()

@@ -10,6 +10,14 @@ from typing import Any
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.models import (
+    UNLOADABLE,
+    require_embeddings,
+    require_plain_decoder,
+    require_plain_head,
+    window,
+    without_sdpa,
+)
 from igpo_core.protocol import ChatProtocol, TurnProtocol, WordProtocol
 from igpo_core.seeds import derive
 from igpo_core.weights import ADAPTER, add_lora, has_adapter, merge_adapter
@@ -109,9 +117,11 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
             dtype=dtype,
             use_safetensors=True,
             **where,
-            attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring; a model without it is refused
+            attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, *UNLOADABLE, SafetensorError) as error:
+        if without_sdpa(error):
+            raise ConfigError(f"cannot train {name}: {without_sdpa(error)}") from error
         raise CheckpointError(
             f"cannot load a policy from {name}: {error}\nGive a folder or hub name with config.json, tokenizer.json and "
             "*.safetensors."
@@ -121,9 +131,11 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
                 else ""
             )
         ) from error
+    require_window(model.config, config, name)
+    require_plain_head(model)
+    require_plain_decoder(model)
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed, settings.revision)
-    require_window(model.config, config, name)
     align(model)
     return speak(model, tokenizer, half)
 
@@ -224,13 +236,14 @@ def export_policy(policy: Policy, folder: Path) -> None:
 
 
 def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
-    """A model with the grammar that its tokenizer speaks."""
+    """A model with the grammar that its tokenizer speaks. Raises ConfigError where it has no embedding for a token of it."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
     protocol = grammar(tokenizer)
+    require_embeddings(model, protocol)
     known: int | list[int] | None = model.generation_config.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else known
     others = tuple(token for token in ends if token not in protocol.stop_ids)
-    return Policy(model, protocol, int(model.config.max_position_embeddings), half, others)
+    return Policy(model, protocol, window(model.config), half, others)
 
 
 def grammar(tokenizer: Any) -> TurnProtocol:
@@ -241,10 +254,10 @@ def grammar(tokenizer: Any) -> TurnProtocol:
 
 def require_window(model_config: Any, config: ExperimentConfig, name: str | Path) -> None:
     """Raise ConfigError where trajectories may be longer than the model takes."""
-    window = int(model_config.max_position_embeddings)
-    if config.rollout.max_tokens > window:
+    longest = window(model_config)
+    if config.rollout.max_tokens > longest:
         raise ConfigError(
-            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {window} tokens that {name} takes: lower it"
+            f"rollout.max_tokens={config.rollout.max_tokens} exceeds the {longest} tokens that {name} takes: lower it"
         )
 
 

@@ -1,6 +1,7 @@
 """The think/search/answer grammar, once for a word-level tokenizer and once for chat-template models.
 
-A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled.
+A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled. Sampled ids
+stay as they are; the query or the answer that is read from them is in one_form.
 Text from outside (questions, passages, answers, web pages) goes through `neutralise` and can never become a control
 token; that is checked on the ids of every observation, not only on its text.
 """
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from igpo_core.errors import ConfigError, DataError
+from igpo_core.templates import Template
+from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Answer, Malformed, Search
 
 PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording
@@ -132,9 +135,8 @@ class WordProtocol:
             if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
                 if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
                     return Malformed("a control token inside the thought, the query or the answer")
-                if len(rest) == 2:
-                    return Malformed(f"nothing between {opening} and {closing}")
-                return kind(self._text(rest[1:-1]))
+                text = one_form(self._text(rest[1:-1]))
+                return kind(text) if text else Malformed(f"nothing between {opening} and {closing}")
         return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
 
     def probe(self, answer: str) -> AnswerProbe:
@@ -195,6 +197,17 @@ def _turn_parts(text: str) -> tuple[str, str, str] | None:
     return None
 
 
+def _template_text(tokenizer: Any) -> str:
+    """The chat template that is used: some tokenizers have several, by name, one of them for conversations with tools."""
+    try:
+        return str(tokenizer.get_chat_template(tools=[SEARCH_TOOL]))
+    except ValueError as error:
+        raise ConfigError(
+            f"this tokenizer's chat templates have none for conversations with tools: {error}. Name one of them default in the "
+            "model's tokenizer_config.json"
+        ) from error
+
+
 def _harmless(marker: str) -> str:
     """The marker with a space after its first character: readable, and no control token."""
     return f"{marker[0]} {marker[1:]}" if len(marker) > 1 else REPLACED
@@ -215,8 +228,9 @@ class ChatProtocol:
     """Any causal LM with a chat template that appends: Qwen2.5's ChatML with tool calls is the model case.
 
     The frame around an observation is what the template itself puts between an assistant's turn and the next
-    generation prompt, found once with placeholders; a template that rewrites earlier turns is refused, because the
-    history that was sampled would no longer be the history that the template gives.
+    generation prompt, found once with placeholders; a template that rewrites earlier turns, or changes what is put into
+    it, is refused (igpo_core/templates.py), because the history that was sampled would no longer be the history that the
+    template gives. shows_tool: whether its prompt tells of the search tool.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -227,7 +241,7 @@ class ChatProtocol:
             raise ConfigError(
                 "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
             )
-        if "strftime_now" in str(tokenizer.chat_template):
+        if "strftime_now" in _template_text(tokenizer):
             raise ConfigError(
                 "this chat template writes today's date into the prompt (strftime_now), so that the same run would see other "
                 "prompts tomorrow: write a fixed date in its place into the model's chat_template.jinja"
@@ -258,41 +272,16 @@ class ChatProtocol:
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._stop_text = tokenizer.eos_token
         self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
-        self._find_frames()
-
-    def _find_frames(self) -> None:
-        asked, replied, seen = ("PLACEHOLDER-Q", self._turn_text("x", Search("y")), "PLACEHOLDER-R")
-        messages: list[dict[str, Any]] = [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": asked},
-        ]
-        prompt = self._template(messages)
-        messages += [{"role": "assistant", "content": replied}, {"role": "tool", "content": seen}]
-        whole = self._template(messages)
-        sampled = prompt + replied + self._stop_text
-        if not whole.startswith(sampled) or whole.count(seen) != 1 or prompt.count(asked) != 1:
-            raise ConfigError(
-                "this chat template rewrites earlier turns or drops the tool's reply (rendering a tool reply changed the "
-                "text before it), so a sampled history could not be continued token for token: use another template"
-            )
-        if prompt.rstrip().endswith("<think>"):
-            raise ConfigError("this chat template opens the thought itself; use a template that leaves it to the model")
-        self._prompt_frame = tuple(prompt.split(asked))
-        self._observation_frame = tuple(whole[len(sampled) :].split(seen))
-
-    def _template(self, messages: list[dict[str, Any]]) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise ConfigError(
-                f"this chat template cannot render a {messages[-1]['role']} message after the others: {error}. It must take a "
-                "system message, tools, and a tool's reply: use another model, or another template"
-            ) from error
-        return str(text)
+        frames = Template(
+            tokenizer,
+            SYSTEM_PROMPT,
+            SEARCH_TOOL,
+            turn=lambda thought, query: self._turn_text(thought, Search(query)),
+            harmless=self.neutralise,
+            end=self._stop_text,
+        ).frames()
+        self._prompt_frame, self._observation_frame = frames.question, frames.reply
+        self.shows_tool = frames.shows_tool
 
     def prompt(self, question: str) -> list[int]:
         return self._framed(self._prompt_frame, question.strip())
@@ -322,7 +311,7 @@ class ChatProtocol:
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
         if parts[1] == "<tool_call>":
             return _parse_call(parts[2])
-        answer = parts[2].strip()
+        answer = one_form(parts[2])
         if not answer or any(marker in answer for marker in MARKERS):
             return Malformed("the answer is empty or contains a marker")
         return Answer(answer)
@@ -464,8 +453,8 @@ def _parse_call(text: str) -> Action:
     if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
         return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
     query = call["arguments"].get("query")
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or not one_form(query):
         return Malformed("the tool call has no query text")
     if any(0xD800 <= ord(character) <= 0xDFFF for character in query):
         return Malformed("the query holds half a character (an unpaired surrogate)")
-    return Search(query.strip())
+    return Search(one_form(query))

@@ -7,6 +7,7 @@ from typing import Any
 import pandas
 
 from igpo_core.config import DenseSearch, QuestionFiles, WebSearch
+from igpo_core.text import count_words
 from tasks.reading import Config
 
 MEASURED = 200  # questions whose search is timed
@@ -47,7 +48,7 @@ def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     found = [observation.text for observation in environment.search([(question, question.text) for question in asked])]
     seconds = time.monotonic() - started
-    words = sorted(len(text.split()) for text in found)
+    words = sorted(count_words(text) for text in found)
     lines = [line for text in found if text != NO_RESULTS for line in text.split("\n")]
     return {
         "queries": len(asked),

@@ -51,6 +51,7 @@ class Job:
 def start_trainer(job: Job, say: Say) -> "Trainer":
     """A trainer at the newest whole checkpoint of the run, or at the warm start."""
     from igpo_core.checkpoints import load_weights, newest_checkpoint
+    from igpo_core.rollout.rows import unsaid_answers
     from igpo_core.training import Trainer
 
     environment, policy = set_up(job.experiment, job.data)
@@ -58,6 +59,9 @@ def start_trainer(job: Job, say: Say) -> "Trainer":
     trainer = Trainer(job.experiment, environment, policy)
     if trainer.left_out:
         say(f"{trainer.left_out} train questions do not fit rollout.max_tokens and are left out")
+    unsaid = unsaid_answers(policy, job.experiment.rollout, trainer.questions)
+    if unsaid:
+        say(f"warning: {unsaid}")
     checkpoint = newest_checkpoint(job.run.folder, lambda damage: say(f"warning: {damage}"))
     if checkpoint is not None:
         trainer.restore(checkpoint)

@@ -16,15 +16,19 @@ from typing import Any, Literal, get_args
 
 import pandas
 
-from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source
+from igpo_core.config import AtlasWorld, BM25Search, LookupWorld, QuestionFiles, Source
 from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, identity_key, normalised
 from igpo_core.data.schema import DEFECT, content_hash
+from igpo_core.protocol import MARKERS
 from igpo_core.rewards.outcome import squad_normalise
+from igpo_core.text import count_words, mostly_unspaced, one_form
 
 Config = LookupWorld | AtlasWorld | QuestionFiles
 
 EXCERPT = 200  # characters of a value in the quarantine
-_SIGN = re.compile(r"[+#%$@=<>^~*\\|]|(?<!\w)-(?=\d)")  # what SQuAD's normalisation deletes and yet tells answers apart
+# What SQuAD's normalisation deletes and yet tells answers apart: C# and C, -40 and 40, 3.5 and 35, 1/2 and 12, vitamin A.
+_SIGN = re.compile(r"[+#%$@=<>^~*\\|]|(?<!\w)-(?=\d)|(?<=\d)[-.:](?=\d)|(?<=\w)[/&](?=\w)|(?<=\w )A$")
+UNREADABLE = "\ufffd"  # what a program writes for a character that it could not read
 LONGEST_NAME = 64  # words of an answer that is looked for in a text
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
 
@@ -154,8 +158,13 @@ def _question_rules(config: Config) -> list[Rule]:
         ),
         Rule(
             "answer has a word", "answers", "bare_answers", (None, 0),
-            "SQuAD's normalisation leaves nothing of an answer: F1 and EM compare it as it stands, paper_f1 can never be "
-            "earned with it", "warning",
+            "SQuAD's normalisation leaves nothing of an answer: F1 and EM compare it as it stands, and paper_f1 can never be "
+            "earned with one that has no letter or digit", "warning",
+        ),
+        Rule(
+            "answer can be given", "answers", "answers_not_given", (None, 0),
+            f"an answer holds a tag of the protocol ({MARKERS[0]}, {MARKERS[-1]}, ..), which no turn can give as text, or a "
+            "character that was lost (U+FFFD): nobody earns the reward for it as it stands", "warning",
         ),
         Rule(
             "answer has a name of its own", "answers", "answers_alike", (None, 0),
@@ -195,6 +204,14 @@ def _corpus_rules(config: Config) -> list[Rule]:
     if isinstance(config, QuestionFiles):
         most = config.max_passage_words
         rules.append(Rule("text shown whole", "text", "text_words", (None, most), f"cut after {most} words", "warning"))
+        if isinstance(config.search, BM25Search):
+            rules.append(
+                Rule(
+                    "script has spaces between words", "text", "unspaced", (None, 0),
+                    "bm25 searches languages as Chinese, Japanese or Thai by pairs of characters: search.kind=dense with a "
+                    "model of the language may find more", "warning",
+                )
+            )  # fmt: skip
     return rules
 
 
@@ -203,13 +220,14 @@ def _corpus_rules(config: Config) -> list[Rule]:
 
 def _derive_corpus(corpus: pandas.DataFrame) -> pandas.DataFrame:
     sound = corpus[corpus[DEFECT].isna()]
-    text_words = sound["text"].str.split().map(len)
+    text_words = sound["text"].map(count_words)
     columns = {
         "id_copy": sound.groupby("passage_id", sort=False).cumcount(),
-        "title_words": sound["title"].str.split().map(len),
+        "title_words": sound["title"].map(count_words),
         "text_words": text_words,
         "words_of_text": text_words.where(text_words > 0),  # an empty text is no stub besides
         "text_copy": sound.groupby("text", sort=False).cumcount(),
+        "unspaced": sound["text"].map(mostly_unspaced).astype(int),
     }
     return _frame(corpus, columns)
 
@@ -220,8 +238,8 @@ def _derive_questions(
     """The derived columns, and each row's usable aliases. titles: of the good passages; None: no corpus."""
     if DEFECT not in questions:
         questions = questions.assign(**{DEFECT: pandas.Series(pandas.NA, index=questions.index, dtype="str")})
-    given = questions["answers"].map(lambda aliases: [alias for alias in aliases if alias.strip()])
-    usable = given.map(lambda aliases: [a for a in aliases if longest is None or len(a.split()) <= longest])
+    given = questions["answers"].map(lambda aliases: [alias for alias in aliases if one_form(alias)])
+    usable = given.map(lambda aliases: [a for a in aliases if longest is None or count_words(a) <= longest])
     sound = questions[questions[DEFECT].isna()]
     aliases = given[sound.index].map(lambda names: [normalised(name) for name in names])
     keys = sound["question"].map(normalised)
@@ -236,11 +254,14 @@ def _derive_questions(
     ]
     columns: dict[str, Any] = {
         "id_copy": sound.groupby("id", sort=False).cumcount(),
-        "question_words": sound["question"].str.split().map(len),
+        "question_words": sound["question"].map(count_words),
         "aliases_given": given[sound.index].map(len),
         # A row without any alias fails "answers not empty" and no other rule.
         "aliases_usable": usable[sound.index].map(len).where(given[sound.index].map(len) > 0),
         "aliases_dropped": sound["answers"].map(len) - usable[sound.index].map(len),
+        "answers_not_given": given[sound.index].map(
+            lambda names: sum(any(sign in name for sign in (*MARKERS, UNREADABLE)) for name in names)
+        ),
         "bare_answers": given[sound.index].map(lambda names: sum(not squad_normalise(name) for name in names)),
         "answers_alike": given[sound.index].map(
             lambda names: sum(len(signs.get(squad_normalise(name), ())) > 1 for name in names)

@@ -10,6 +10,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Frozen, and closed: a key that is not declared raises."""
+    """Frozen, and closed: a key that is not declared raises. A number is finite: YAML has .inf and .nan."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -67,7 +67,7 @@ class QuestionFile(Settings):
 
 
 class BM25Search(Settings):
-    """BM25 over the corpus, on this machine."""
+    """BM25 over the corpus, on this machine: English best, any language as docs/data.md says."""
 
     kind: Literal["bm25"] = "bm25"
 
@@ -177,7 +177,9 @@ class QuestionFiles(Settings):
     min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
     min_dev: int = Field(1, ge=1)
     min_test: int = Field(1, ge=1)
-    max_question_words: int = Field(200, ge=1)
+    max_question_words: int = Field(
+        200, ge=1, description="Where a script has no spaces between words, two characters count as one word."
+    )
     max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
     max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")

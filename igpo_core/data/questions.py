@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas
 
-from igpo_core.data.reading import RawTable, Row, read_table, unique
+from igpo_core.data.reading import RawTable, Row, present, read_table, unique, whole
 from igpo_core.data.schema import QUESTION_SCHEMA, table
 from igpo_core.errors import DataError
 
@@ -137,11 +137,12 @@ def _authors(row: Row, split: str | None) -> dict[str, Any]:
     elif row.readable:
         row.checked("reward_model.ground_truth", truth)
     extra = _object(row, "extra_info", required=False)
-    index = extra.get("index")
-    named = (
-        index if isinstance(index, str) and index.strip() else f"{source}-{index if index is not None else row.name}"
-    )
-    own = extra.get("split")
+    index = whole(present(extra.get("index")))
+    if index is not None and (isinstance(index, bool) or not isinstance(index, str | int)):
+        row.bad("extra_info.index", f"is {type(index).__name__}, neither text nor a whole number")
+        index = None
+    named = index if isinstance(index, str) and index.strip() else f"{source}-{row.name if index is None else index}"
+    own = present(extra.get("split"))
     return {
         "id": row.checked("extra_info.index", named),
         "source": source,
@@ -204,7 +205,7 @@ def _musique(row: Row, split: str | None) -> dict[str, Any]:
     titles = [
         row.checked("paragraphs.title", paragraph.get("title"))
         for paragraph in _objects(row, "paragraphs")
-        if paragraph.get("is_supporting") is True
+        if paragraph.get("is_supporting") in (True, "true", "True")
     ]
     identity = row.identifier("id")
     hops = re.match(r"(\d)hop", identity)

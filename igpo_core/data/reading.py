@@ -153,7 +153,7 @@ def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
                 raise DataError(f"{path}: unpacks to more than {MAX_BYTES} bytes: split it into several files")
             columns = [_values(column) for column in batch.columns]
             rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, *_NO_VALUE) as error:  # _NO_VALUE: names that are no text, too
         raise DataError(f"{path}: damaged parquet ({error}): fetch it again") from error
     return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
 
@@ -273,9 +273,7 @@ class Row:
         self.defects.append(f"{field_name}: {reason}")
 
     def get(self, name: str, *, required: bool) -> Any:
-        value = self.values.get(name)
-        if isinstance(value, float) and value != value:  # what pandas and polars write where a value is missing
-            value = None
+        value = present(self.values.get(name))
         if value is None and required and self.readable:
             self.bad(name, "is missing")
         return value
@@ -299,9 +297,7 @@ class Row:
 
     def identifier(self, name: str) -> str:
         """Text or a whole number, as text. Missing: a defect, and the row's place stands for it."""
-        value = self.get(name, required=True)
-        if isinstance(value, float) and value.is_integer():  # a column of numbers in which one was missing
-            value = int(value)
+        value = whole(self.get(name, required=True))
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         text = "" if value is None else self.checked(name, value)
@@ -356,6 +352,16 @@ class Row:
             self.bad(name, f"is {_excerpt(value)}, not true or false")
             return default
         return value
+
+
+def present(value: Any) -> Any:
+    """The value; None for NaN, which pandas and polars write where one is missing."""
+    return None if isinstance(value, float) and value != value else value
+
+
+def whole(value: Any) -> Any:
+    """The value; a whole number for what became a float in a column in which one was missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _excerpt(value: Any) -> str:

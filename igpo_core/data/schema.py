@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas
 
 from igpo_core.errors import DataError
-from igpo_core.text import one_form
+from igpo_core.text import CLUSTER, MARKS, UNSPACED, one_form
 from igpo_core.trajectory import Question
 
 Kind = Literal["text", "optional text", "texts", "optional integer", "flag"]
@@ -97,36 +97,80 @@ def to_questions(frame: pandas.DataFrame) -> list[Question]:
 
 
 def normalised(text: str) -> str:
-    """Return text to look for names in: compatibility forms and case folded, all but letters, marks and digits to single spaces.
+    """Return text to look for names in: its words in lower case, with single spaces between them.
 
-    It folds symbols, so that a name is found beside any of them. Whether two texts are one is asked of identity_key.
+    A sign that tells names apart stays with its word: "c++", "c#", "5%", "-40", "3.5". Other symbols and emoji are words of their
+    own, punctuation and what only decorates (quotation marks, asterisks, arrows) is left out. In scripts without spaces each
+    character is a word, so that a name is found within a sentence. Whether two texts are one is asked of identity_key.
     """
-    folded = unicodedata.normalize("NFKC", one_form(text)).casefold()
-    return " ".join("".join(char if _in_word(char) else " " for char in folded).split())
+    return " ".join(_NAME_PARTS.findall(_folded(text)))
 
 
 def identity_key(text: str) -> str:
     """Return a key that two texts share only if they are one text: "Who built it?" and "who built  it", not "C" and "C++".
 
-    Case, white space, full-width letters, quotation marks and the punctuation of sentences are folded. Symbols, signs of numbers,
-    vowel signs, emoji and punctuation inside a number or before a name (".NET") are kept.
+    Folded are case, white space, full-width letters, quotation marks, hyphens between letters, and punctuation of sentences at
+    the border of a word. Kept are symbols, signs of numbers, vowel signs, emoji, punctuation inside a word or a number, brackets
+    around nothing, and punctuation by itself ("What is ! in C?").
     """
-    text = "".join(_narrow(char) for char in one_form(text)).casefold()
-    text = _BETWEEN_LETTERS.sub(" ", unicodedata.normalize("NFC", text))
-    return " ".join(_OF_SENTENCES.sub(" ", text).split())
+    pieces = _BETWEEN_LETTERS.sub(" ", _folded(text).translate(_QUOTES)).split()
+    bare = [_bare(piece) for piece in pieces]
+    if bare and not bare[-1]:  # "Qui ?"
+        bare.pop()
+    return " ".join(key or piece for key, piece in zip(bare, pieces, strict=False))
 
 
-_OF_SENTENCES = re.compile(
-    r"""["'`´“”„‟‘’‚‛«»‹›…;!?¿¡؟。、！？，；：「」『』()\[\]{}_।]|[—–](?!\d)|[,:](?!\d)|(?<!\d)[,:]|\.(?!\w)|(?<=[^\W\d])\."""
-)
-_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[-‐‑](?=[^\W\d_])")
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W\d_])")
+_QUOTES = dict.fromkeys(
+    map(ord, "`\u00b4\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f"), '"'
+) | dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b"), "'")
+_STOPS = ".,:;!?\u2026\u00bf\u00a1\u061f\u060c\u061b\u06d4\u0964\u0965\u1362\u104a\u104b\u17d4\u3002\u3001\uff61\uff64"
+_BEFORE = re.compile(r"^[\"'(\[{\u00bf\u00a1]+(?=\w)")
+_BEHIND = re.compile(rf"(?<=[\w{MARKS}])[\"')\]}}{_STOPS}]+$")
+_BEHIND_SHORT = re.compile(rf"(?<=[\w{MARKS}])[{_STOPS.replace('!', '')}]+$")
+_LONGER = re.compile(rf"[^\W\d].*[\w{MARKS}]|\w.*[^\W\d]")
+_LIKE_A_CALL = re.compile(r"[(\[{][)\]}]")  # f(), a[]
 
 
-def _in_word(char: str) -> bool:
-    return char.isalnum() or unicodedata.category(char)[0] == "M"
+def _bare(piece: str) -> str:
+    """A piece between spaces without the punctuation of sentences at its borders; "" where it has nothing else.
+
+    Behind a number or a single letter "!", quotation marks and brackets are kept: 5!, 5", (2+3)*4, x'.
+    """
+    if all(char in _PUNCTUATION for char in piece):
+        return ""
+    piece = _BEFORE.sub("", piece)
+    if _LIKE_A_CALL.search(piece):
+        return piece
+    return (_BEHIND if _LONGER.search(piece) else _BEHIND_SHORT).sub("", piece)
+
+
+_PUNCTUATION = frozenset("\"'" + _STOPS)
+
+
+def _folded(text: str) -> str:
+    """One form, ordinary width, lower case. Not casefold, to which "Ma\u00dfe" and "Masse" are one."""
+    text = one_form(text)
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", "".join(map(_narrow, text)).lower())
 
 
 def _narrow(char: str) -> str:
     """The ordinary character of a full-width or half-width one."""
     kind, _, code = unicodedata.decomposition(char).partition(" ")
     return chr(int(code, 16)) if kind in ("<wide>", "<narrow>") else char
+
+
+# Symbols that decorate: markup, arrows, boxes and bullets. Others are symbols of categories Sc, Sk, Sm and So.
+_DECORATION = frozenset("<>=|^~`\u00b4\u00a8") | {
+    chr(code) for code in (*range(0x2190, 0x2200), *range(0x2500, 0x2600))
+}
+_SYMBOLS = "".join(
+    re.escape(char)
+    for char in map(chr, range(0x21, 0x1FB00))
+    if unicodedata.category(char)[0] == "S" and char not in _DECORATION
+)
+_LETTER = f"(?:[^\\W_{UNSPACED}]|[{MARKS}\u200c\u200d])"
+_NAME_PARTS = re.compile(
+    f"(?:(?<![\\w{MARKS}])[-\u2212](?=\\d))?(?:\\d+(?:[.,:/]\\d+)+|{_LETTER}+)(?:[+#%]+(?!{_LETTER}))?|{CLUSTER}"
+    f"|[{_SYMBOLS}][{_SYMBOLS}{MARKS}\u200d\ufe0f\U000e0020-\U000e007f]*"
+)

@@ -102,7 +102,16 @@ PACKINGS = (
         "zip",
         b"PK\x03\x04",
         _open_zip,
-        # ValueError: places beyond the file, names that are no text
-        (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, zlib.error, lzma.LZMAError),
+        # ValueError and OverflowError: places beyond the file, names that are no text
+        (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            OverflowError,
+            EOFError,
+            OSError,
+            zlib.error,
+            lzma.LZMAError,
+        ),
     ),
 )

@@ -12,6 +12,7 @@ from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
 from igpo_core.errors import DataError
 from igpo_core.retrieval import Found, Passage, Retriever, SearchFailure
 from igpo_core.retrieval.bm25 import BM25
+from igpo_core.text import first_words
 from igpo_core.trajectory import Answer, Question, Search
 
 NO_RESULTS = "No results."
@@ -58,9 +59,9 @@ class CorpusEnvironment:
     def _lines(self, passages: Sequence[Passage]) -> str:
         lines = []
         for number, passage in enumerate(passages, start=1):
-            words = passage.text.split()
-            cut = [*words[: self._max_words], CUT] if len(words) > self._max_words else words
-            lines.append(f"{number}. {' '.join(passage.title.split())}: {' '.join(cut)}")
+            cut = first_words(passage.text, self._max_words)
+            text = " ".join(passage.text.split()) if cut is None else f"{cut} {CUT}"
+            lines.append(f"{number}. {' '.join(passage.title.split())}: {text}")
         return "\n".join(lines) or NO_RESULTS
 
     def demonstrations(

@@ -1,7 +1,8 @@
-"""BM25 over title and text, with bm25s: English stop words, Snowball stemmer, Lucene's formula (k1 1.5, b 0.75).
+"""BM25 over title and text, with bm25s: the words of igpo_core/retrieval/words.py, Lucene's formula (k1 1.5, b 0.75).
 
-An index folder holds bm25s's arrays, and the words and the passages as Arrow files. All are memory-mapped, so that many
-processes share one copy.
+Each kind of words is scored apart, by the passages' lengths in that kind, and the scores are added: what a long English question
+finds depends on ordinary words alone. An index folder holds bm25s's arrays, and the words and the passages as Arrow files. All
+are memory-mapped, so that many processes share one copy.
 """
 
 from bisect import bisect_left
@@ -13,11 +14,11 @@ import bm25s
 import numpy as np
 import pyarrow
 import pyarrow.ipc
-import Stemmer
 
 from igpo_core.errors import DataError
 from igpo_core.folders import fill_folder
 from igpo_core.retrieval import Passage
+from igpo_core.retrieval.words import FEW, Tokenizer, Words
 
 if TYPE_CHECKING:
     import pandas
@@ -31,9 +32,11 @@ SETTINGS = {
     "method": "lucene",
     "k1": 1.5,
     "b": 0.75,
-    "stop_words": "english",
+    "stop_words": "english, as names in titles and in queries of few words",
+    "few_words": FEW,
     "stemmer": "english",
-    "layout": 2,
+    "without_spaces": "characters and pairs",
+    "layout": 3,
 }
 
 
@@ -51,16 +54,18 @@ class BM25:
 
         Raises DataError when no passage has a word to index.
         """
-        words = _words([f"{title} {text}" for title, text in zip(corpus["title"], corpus["text"], strict=True)])
-        # bm25s numbers the words in the order of a set, another one in each process: sorted, the files are reproducible.
-        vocabulary = {word: number for number, word in enumerate(sorted({word for line in words for word in line}))}
-        if not vocabulary:
-            raise DataError("the corpus has no word to index besides stop words: give passages with text")
-        tokens = bm25s.tokenization.Tokenized(
-            ids=[[vocabulary[word] for word in line] for line in words], vocab=vocabulary
-        )
-        index = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"], backend="numpy")
-        index.index(tokens, create_empty_token=False, show_progress=False)
+        tokenizer = Tokenizer()
+        words = [tokenizer.passage(title, text) for title, text in zip(corpus["title"], corpus["text"], strict=True)]
+        # one kind after the other is in alphabetical order (see words.SMALL)
+        kinds = [[line[kind] for line in words] for kind in range(len(Words._fields))]
+        scored = [_scored(lines) for lines in kinds if any(lines)]
+        if not scored:
+            raise DataError("the corpus has no word to index: give passages with text")
+        (vocabulary, index), *others = scored
+        for more, second in others:
+            vocabulary = {word: number for number, word in enumerate([*vocabulary, *more])}
+            index.scores = _side_by_side(index.scores, second.scores)
+            index.vocab_dict = vocabulary
         passages = passage_table(corpus)
 
         def write(path: Path) -> None:
@@ -101,16 +106,16 @@ class BM25:
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """At most k passages a query, best score first, equal scores in table order.
 
-        Only passages that share a word with the query: one that is empty or has stop words alone finds nothing.
-        Raises ValueError for k < 1.
+        Only passages that share a word with the query (igpo_core/retrieval/words.py). Raises ValueError for k < 1.
         """
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one passage")
         distinct = list(dict.fromkeys(queries))  # the trajectories of a group often ask the same
-        found = {
-            query: [self.passage(row) for row in self._best(words, k)]
-            for query, words in zip(distinct, _words(distinct), strict=True)
-        }
+        tokenizer = Tokenizer()
+        found = {}
+        for query in distinct:
+            words = tokenizer.query(query)
+            found[query] = [self.passage(row) for row in self._best([*words.pieces, *words.small, *words.ordinary], k)]
         return [list(found[query]) for query in queries]
 
     def _best(self, words: list[str], k: int) -> list[int]:
@@ -150,13 +155,17 @@ class _Words(Sequence[str]):
         return place if place < len(self) and self[place] == word else None
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """Lower-case stems of words of two letters or more, stop words left out, in order."""
-    words: list[list[str]] = bm25s.tokenize(
-        list(texts),
-        stopwords=SETTINGS["stop_words"],
-        stemmer=Stemmer.Stemmer(SETTINGS["stemmer"]),
-        return_ids=False,
-        show_progress=False,
-    )
-    return words
+def _scored(lines: Sequence[Sequence[str]]) -> tuple[dict[str, int], Any]:
+    """The numbers of the words of passages, of which there is one at least, and bm25s's index over them."""
+    # bm25s numbers the words in the order of a set, another one in each process: sorted, the files are reproducible.
+    vocabulary = {word: number for number, word in enumerate(sorted({word for line in lines for word in line}))}
+    tokens = bm25s.tokenization.Tokenized(ids=[[vocabulary[word] for word in line] for line in lines], vocab=vocabulary)
+    index = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"], backend="numpy")
+    index.index(tokens, create_empty_token=False, show_progress=False)
+    return vocabulary, index
+
+
+def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two tables of scores (compressed columns, one for each word; a row for each passage) as one."""
+    joined = {name: np.concatenate([first[name], second[name]]) for name in ("data", "indices")}
+    return {**first, **joined, "indptr": np.concatenate([first["indptr"], second["indptr"][1:] + first["indptr"][-1]])}

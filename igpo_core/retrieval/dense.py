@@ -17,6 +17,7 @@ from igpo_core.errors import ConfigError, DataError
 from igpo_core.folders import fill_folder
 from igpo_core.retrieval import Passage
 from igpo_core.retrieval.bm25 import PASSAGES, passage_table
+from igpo_core.text import one_form
 
 if TYPE_CHECKING:
     import pandas
@@ -88,7 +89,7 @@ class Dense:
         """
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one passage")
-        asked = [query for query in dict.fromkeys(queries) if query.strip()]
+        asked = [query for query in dict.fromkeys(queries) if one_form(query)]
         found: dict[str, list[Passage]] = {query: [] for query in queries}
         if asked:
             # one by one: a matrix product rounds differently by the number of its rows, and the order must not
@@ -158,9 +159,9 @@ def _faiss() -> Any:
 
 
 def _encode(encoder: Any, texts: Sequence[str], prefix: str, batch_size: int) -> Any:
-    """Normalised embeddings [len(texts), d], float32."""
+    """Normalised embeddings [len(texts), d] of texts in one_form, float32."""
     vectors = encoder.encode(
-        [prefix + text for text in texts],
+        [prefix + one_form(text) for text in texts],
         batch_size=batch_size,
         normalize_embeddings=True,
         convert_to_numpy=True,

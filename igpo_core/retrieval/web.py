@@ -18,6 +18,7 @@ from igpo_core.errors import ServiceError
 from igpo_core.http import Caller, CallFailed, Refused, clean_text, read_key
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Found, Passage, SearchFailure
+from igpo_core.text import one_form
 
 RECENT, LEAST = 200, 20  # searches over which the share of failures is taken, and from how many on
 LONGEST_QUERY = 2000  # characters that are sent: Google takes 2,048, and a turn can hold more
@@ -61,7 +62,7 @@ class WebRetriever:
 
     async def _find(self, query: str, k: int) -> Found:
         self.counts.asked += 1
-        query = query[:LONGEST_QUERY]
+        query = one_form(query)[:LONGEST_QUERY]
         key = fingerprint(self._same, k, query)
         known = await asyncio.to_thread(self.cache.get, key)
         if known is not None:
@@ -177,7 +178,8 @@ def _document(entry: Any, name: str) -> Passage:
         first, _, rest = _text(contents, f"{name}.contents").partition("\n")
         return Passage(mark, first.strip().strip('"'), rest.strip())
     if fields.get("text") is None:
-        raise ValueError(f"{name} has neither contents nor text, but {', '.join(map(str, fields)) or 'nothing'}"[:200])
+        named = ", ".join(ascii(field)[1:-1] for field in fields) or "nothing"
+        raise ValueError(f"{name} has neither contents nor text, but {named}"[:200])
     return Passage(mark, _text(fields.get("title"), f"{name}.title"), _text(fields["text"], f"{name}.text"))
 
 

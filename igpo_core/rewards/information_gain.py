@@ -138,7 +138,7 @@ def _forward(model: Any, rows: Sequence[_Packed]) -> list[list[float]]:
         return torch.tensor(padded, dtype=torch.long, device=device)
 
     # Right padding under a causal mask: no token of a history sees a pad.
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()  # of whole histories: those of sliding layers are no longer than their window
     encoded = decoder(input_ids=table("history", past, 0), past_key_values=cache, use_cache=True).last_hidden_state
     hidden = encoded
     if width:

@@ -65,7 +65,8 @@ class RoomyLayer(DynamicLayer):
 
 
 def roomy_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of this configuration. Layers with a sliding window stay transformers' own."""
+    """An empty cache for a model of this configuration. Layers with a sliding window keep everything too: what is sampled is no
+    longer than the window (igpo_core/models.py), and masks say what is seen."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer() for _ in cache.layers]
     return cache

@@ -8,6 +8,7 @@ from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment, Observation
 from igpo_core.policies import Policy
 from igpo_core.protocol import TurnProtocol
+from igpo_core.rewards.outcome import exact_match
 from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
 
 
@@ -95,6 +96,39 @@ def begin(policy: Policy, question: Question, place: int, config: RolloutConfig)
 def prompt_fits(policy: Policy, config: RolloutConfig, question: Question) -> bool:
     """Whether the question's prompt leaves room for one whole turn."""
     return len(policy.protocol.prompt(question.text)) + config.max_new_tokens <= config.max_tokens
+
+
+def unsaid_answers(policy: Policy, config: RolloutConfig, questions: Sequence[Question]) -> str | None:
+    """Return what to tell of questions of which no accepted answer can be given in a turn; None where there are none.
+
+    Such a turn, with the shortest thought, is longer than rollout.max_new_tokens in the policy's tokens, or what is read from it
+    is not the answer: the tokenizer lacks its characters, or it holds a tag of the protocol. Nobody can earn the whole reward.
+    """
+    beyond = [
+        (question, length)
+        for question in questions
+        if (length := _shortest_answer(policy.protocol, question)) is None or length > config.max_new_tokens
+    ]
+    if not beyond:
+        return None
+    question, length = beyond[0]
+    reason = "cannot be read back from the policy's tokens" if length is None else f"takes a turn of {length} tokens"
+    return (
+        f"{len(beyond)} questions have no accepted answer that a turn can give, so that nobody earns their whole reward. The "
+        f"first is {question.id!r}, whose answer {question.answers[0][:60]!r} {reason}: raise "
+        f"rollout.max_new_tokens={config.max_new_tokens}, give a shorter answer, or take the rows out"
+    )
+
+
+def _shortest_answer(protocol: TurnProtocol, question: Question) -> int | None:
+    """Tokens of the shortest turn that gives an accepted answer; None where what is read from it is another text."""
+    lengths = []
+    for answer in question.answers:
+        ids, _ = protocol.turn("", Answer(answer))
+        said = protocol.parse(ids)
+        if isinstance(said, Answer) and exact_match(said.text, [answer]):
+            lengths.append(len(ids))
+    return min(lengths, default=None)
 
 
 def search(environment: Environment, wanted: Sequence[tuple[Question, Action]]) -> list[Observation]:

@@ -22,7 +22,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.policies import Policy
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
-from igpo_core.rollout.serving import Connection
+from igpo_core.rollout.serving import Connection, is_logprob
 from igpo_core.seeds import derive
 from igpo_core.trajectory import Question, Trajectory
 
@@ -145,19 +145,34 @@ class ServedEngine:
             "repetition_penalty": 1.0,
         }
         answer = self._connection.ask("POST", f"{self._url}/v1/completions", asked)
-        try:
-            (choice,) = answer["choices"]
-            ids, logprobs = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
-            ended, stopped = choice["finish_reason"], ids[-1] in stops
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        match answer:
+            case {
+                "choices": [{"token_ids": [*ids], "logprobs": {"token_logprobs": [*logprobs]}, "finish_reason": ended}]
+            } if ids:
+                pass
+            case _:
+                raise ServiceError(
+                    f"{self._url} answers without token ids and their log-probabilities: it must be a vLLM that knows "
+                    "return_token_ids"
+                )
+        known = policy.model.get_input_embeddings().num_embeddings
+        if not all(type(token) is int and 0 <= token < known for token in ids) or not all(map(is_logprob, logprobs)):
             raise ServiceError(
-                f"{self._url} answers without token ids and their log-probabilities ({error!r}): it must be a vLLM that knows "
-                "return_token_ids"
-            ) from error
-        if len(ids) != len(logprobs) or (ended == "stop") is not stopped or any(t in stops for t in ids[:-1]):
+                f"{self._url} gave tokens that are no numbers from 0 to {known - 1}, or log-probabilities that are none: it "
+                "must serve the model that is trained"
+            )
+        if len(ids) > config.max_new_tokens:
             raise ServiceError(
-                f"{self._url} gave {len(ids)} tokens with {len(logprobs)} log-probabilities, finish_reason {ended!r}, last token "
-                f"{ids[-1]}: a turn must come whole, with the token that ended it"
+                f"{self._url} gave {len(ids)} tokens of {config.max_new_tokens} that were asked for at most"
+            )
+        if (
+            len(ids) != len(logprobs)
+            or (ended == "stop") is not (ids[-1] in stops)
+            or any(t in stops for t in ids[:-1])
+        ):
+            raise ServiceError(
+                f"{self._url} gave {len(ids)} tokens with {len(logprobs)} log-probabilities, finish_reason {ascii(ended)[:60]}, "
+                f"last token {ids[-1]}: a turn must come whole, with the token that ended it"
             )
         return ids, logprobs
 

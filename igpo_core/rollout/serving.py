@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_
 
 from igpo_core.config import VllmEngine
 from igpo_core.errors import ConfigError, ServiceError
-from igpo_core.http import Transient, growing_wait, raise_if_passing
+from igpo_core.http import Body, CallFailed, Transient, growing_wait, raise_if_passing
 
 COLD, HOT = 0.1, 2.0  # temperatures as far apart as vLLM takes them
 ROUNDING = 0.1  # more than a server's batches move a log-probability, less than from COLD to HOT
+MAX_BYTES = 2**26  # of an answer: more than the longest turn takes, with the tokens of its prompt
+TOLD = 300  # characters of a server's own reason
 DEV_MODE = "Weights are taken only by a server that was started with VLLM_SERVER_DEV_MODE=1"
 
 
@@ -28,14 +31,17 @@ class Connection:
         self._client = httpx.Client(
             timeout=settings.timeout,
             limits=httpx.Limits(max_connections=settings.concurrency),
+            headers={"Accept-Encoding": "identity"},
             trust_env=False,
         )
+        self._timeout = settings.timeout
         self._ended = threading.Event()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._sockets_lock = threading.Lock()
 
     def ask(self, method: str, url: str, content: Any = None) -> Any:
-        """The answer's JSON, {} for an empty one. Raises ServiceError when it does not come after all attempts, or is refused."""
+        """The answer's JSON, {} for an empty one. Raises ServiceError when it does not come after all attempts, is refused, is
+        larger than MAX_BYTES, or is no JSON."""
         retrying = Retrying(
             retry=retry_if_exception_type(Transient),
             stop=stop_after_attempt(self._attempts),
@@ -44,25 +50,39 @@ class Connection:
             reraise=True,
         )
         try:
-            response: httpx.Response = retrying(self._once, method, url, content)
+            status, body = retrying(self._once, method, url, content)
         except Transient as error:
             raise ServiceError(
                 f"the rollout server does not answer: {url} ({error}). See that `vllm serve` runs there (docs/scale.md); the run "
                 "goes on from its last checkpoint"
             ) from error
-        if not response.is_success:
-            raise ServiceError(f"{url} refuses (status {response.status_code}): {response.text[:300]}. {DEV_MODE}")
-        return json.loads(response.text) if response.text.strip() else {}
+        except CallFailed as error:
+            raise ServiceError(f"{url} answers with {error}: it must be a vLLM") from error
+        if not httpx.codes.is_success(status):
+            reason = ascii(body.decode("utf-8", "replace")[:TOLD])
+            raise ServiceError(f"{url} refuses (status {status}): {reason}. {DEV_MODE}")
+        try:
+            return json.loads(body) if body.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise ServiceError(
+                f"{url} answers with what is no JSON ({type(error).__name__}): it must be a vLLM"
+            ) from error
 
     def served_model(self, url: str) -> str:
         """The name of the model that the server has."""
-        name: str = self.ask("GET", f"{url}/v1/models")["data"][0]["id"]
-        return name
+        match self.ask("GET", f"{url}/v1/models"):
+            case {"data": [{"id": str(name)}, *_]}:
+                return name
+        raise ServiceError(f"{url}/v1/models names no model: it must be a vLLM")
 
     def require_dev_mode(self, url: str) -> None:
         """Raise ServiceError where the server takes no weights. A request that does nothing: the route, where there is one, is
         of another method."""
-        if self._once("GET", f"{url}/collective_rpc", None).status_code == 404:
+        try:
+            status, _ = self._once("GET", f"{url}/collective_rpc", None)
+        except CallFailed as error:
+            raise ServiceError(f"the rollout server does not answer: {url}/collective_rpc ({error})") from error
+        if status == 404:
             raise ServiceError(f"{url}/collective_rpc is not there (status 404): {DEV_MODE}")
 
     def require_processed_logprobs(self, url: str, model: str, prompt: Sequence[int]) -> None:
@@ -90,13 +110,14 @@ class Connection:
             "add_special_tokens": False, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
         }  # fmt: skip
         answer = self.ask("POST", f"{url}/v1/completions", asked)
-        try:
-            return max(map(float, answer["choices"][0]["logprobs"]["top_logprobs"][0].values()))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ServiceError(
-                f"{url} answers without the log-probabilities of the likeliest tokens ({error!r}): it must be a vLLM that takes "
-                "logprobs=1"
-            ) from error
+        match answer:
+            case {"choices": [{"logprobs": {"top_logprobs": [{**found}, *_]}}, *_]}:
+                values: list[Any] = list(found.values())
+                if values and all(map(is_logprob, values)):
+                    return float(max(values))
+        raise ServiceError(
+            f"{url} answers without the log-probabilities of the likeliest tokens: it must be a vLLM that takes logprobs=1"
+        )
 
     def end(self) -> None:
         """No request is made any more, and those under way come to nothing: without this, threads that wait for them would
@@ -106,15 +127,22 @@ class Connection:
             for connection in self._sockets:
                 _cut(connection)
 
-    def _once(self, method: str, url: str, content: Any) -> httpx.Response:
+    def _once(self, method: str, url: str, content: Any) -> tuple[int, bytes]:
+        """Status and body. Raises Transient for what another try may not meet, CallFailed for a body that is not read."""
         if self._ended.is_set():
             raise ServiceError(f"{url} is not asked any more: this run's rollouts were ended")
+        until = time.monotonic() + self._timeout  # httpx's own is for each chunk: a trickle would never end
         try:
-            response = self._client.request(method, url, json=content, extensions={"trace": self._note_socket})
+            with self._client.stream(method, url, json=content, extensions={"trace": self._note_socket}) as response:
+                raise_if_passing(response)
+                body = Body(response, MAX_BYTES)
+                for chunk in response.iter_raw():
+                    body.add(chunk)
+                    if time.monotonic() > until:
+                        raise Transient(f"no whole answer within {self._timeout:g} s")
+                return response.status_code, body.whole()
         except httpx.TransportError as error:
             raise Transient(type(error).__name__) from error
-        raise_if_passing(response)
-        return response
 
     def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
@@ -128,3 +156,8 @@ class Connection:
 def _cut(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # closed already
         connection.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread that reads
+
+
+def is_logprob(value: Any) -> bool:
+    """Whether it is a number that a log-probability can be, and no NaN, infinity or text, which an answer may hold too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from igpo_core.attention import Packing, compiled_layers, moved, packing_layers, power_of_two
+from igpo_core.models import text_config
 from igpo_core.policies import Policy
 
 BLOCK = 512  # tokens of the vocabulary that are summed up together where a token is drawn
@@ -85,7 +86,7 @@ class SlotModel:
         self._graphs: dict[tuple[int, Sampling], torch.cuda.CUDAGraph] = {}
         # one for all graphs: they run one after another, and nothing that a step leaves there is read after it
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-        layers, (size, heads) = len(self.twin.get_decoder().layers), _key_shape(policy.model.config)
+        layers, (size, heads) = len(self.twin.get_decoder().layers), _key_shape(text_config(policy.model.config))
         kept = torch.bfloat16 if policy.half else torch.float32
         self.caches = [
             tuple(torch.zeros(slots * capacity, heads, size, dtype=kept, device=self.device) for _ in range(2))

@@ -185,3 +185,29 @@ def rollout_server(status: int) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("+ message.content + '\\n</tool_response>", "+ message.content | tojson + '\\n</tool_response>", "as JSON"),
+        ("assistant\\n'", "assistant\\n<think>\\n'", "opens the thought itself"),
+        ("'\\n' + message.content -", "'\\n' + message.content.split('</think>')[-1] -", "drops their thoughts"),
+        ("'<|im_end|>\\n'", "'<|endoftext|>\\n'", "set eos_token to '<|endoftext|>'"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_be_continued(tmp_path: Path, chat_policy: Any, old: str, new: str, reason: str) -> None:
+    base = pretrained(tmp_path, chat_policy)
+    template = tmp_path / "model" / "chat_template.jinja"
+    assert old in template.read_text()
+    template.write_text(template.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=reason):
+        list(dry_run(changed(tmp_path, **base)))
+
+
+def test_a_template_that_shows_no_tool_is_told(tmp_path: Path, chat_policy: Any) -> None:
+    base, warning = pretrained(tmp_path, chat_policy), "does not tell of the search tool"
+    assert not any(warning in line for line in dry_run(changed(tmp_path, **base)))
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("and tools", "and false"))
+    assert any(warning in line for line in dry_run(changed(tmp_path, **base)))

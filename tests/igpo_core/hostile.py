@@ -28,9 +28,11 @@ ODD_ENTRY = (
 
 @dataclass
 class Hostile:
-    """asked: calls by query. slow: seconds of "slow". peak: most requests at a time. keys: what stood in the headers."""
+    """asked: calls by query. slow: seconds of "slow". peak: most requests at a time. keys: what stood in the headers. told: what
+    is answered to a query instead of what is made up for it."""
 
     address: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
     slow: float = 5.0
@@ -83,6 +85,8 @@ def hostile_server() -> Iterator[Hostile]:
     async def misbehave(api: str, query: str, writer: asyncio.StreamWriter) -> None:
         good = json.dumps(state.answer(api, query)).encode()
         times = state.asked[query]
+        if query in state.told:
+            return await reply(writer, json.dumps(state.told[query]).encode())
         if query == "slow":
             await asyncio.sleep(state.slow)
         elif query == "a little slow":

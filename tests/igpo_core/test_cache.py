@@ -90,9 +90,34 @@ def test_rows_that_stay_are_copied_once_and_have_room_for_a_turn() -> None:
     assert layer.room[0].shape[2] == 37  # not 256: rows far apart are slow to read
 
 
-def test_sliding_windows_keep_their_own_layers() -> None:
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-    assert all(isinstance(layer, RoomyLayer) for layer in roomy_cache(Qwen2Config(**shape)).layers)
-    sliding = MistralConfig(**shape, sliding_window=8)
-    kinds = [type(layer) for layer in roomy_cache(sliding).layers]
-    assert kinds == [type(layer) for layer in DynamicCache(config=sliding).layers] and RoomyLayer not in kinds
+def test_a_history_within_a_sliding_window_is_seen_as_a_whole() -> None:
+    """Columns are shared by all rows, so that there are more of them than tokens of a row: here 12, with a window of 8."""
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 32,
+    }
+    config = MistralConfig(**shape, intermediate_size=16, sliding_window=8)
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().get_decoder()
+    tokens = torch.randint(32, (2, 8))
+    cache, parts = roomy_cache(config), []
+    # a row's two parts: 6 and 2 tokens, or 2 and 6
+    real = torch.tensor([[True] * 6 + [True] * 2 + [False] * 4, [True] * 2 + [False] * 4 + [True] * 6])
+    padded = torch.zeros(2, 12, dtype=torch.long).masked_scatter(real, tokens)
+    sees = torch.ones(12, 12, dtype=torch.bool).tril() & real[:, None]
+    with torch.no_grad():
+        whole = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        for start, end in ((0, 6), (6, 9), (9, 12)):
+            parts.append(
+                decoder(
+                    input_ids=padded[:, start:end],
+                    attention_mask=sees[:, None, start:end, :end],
+                    position_ids=(real.cumsum(1) - 1)[:, start:end],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+            )
+    assert torch.allclose(torch.cat(parts, 1)[real].view(2, 8, 16), whole, atol=1e-5)

@@ -113,3 +113,104 @@ def test_empty_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("gold", ["\u200eBrenn", "Brenn\u200b", "Bre\u00adnn"])
 def test_invisible_characters_are_no_part_of_an_answer(gold: str) -> None:
     assert f1_score("Brenn", [gold]) == 1.0
+
+
+# ------------------------------------------------------------------------- what other programs write, and what a refusal says
+
+LINE = '{"id": "%s", "question": "How deep is Orla?", "answers": ["40 m"]}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.jsonl", b"\xef\xbb\xbf" + f"{LINE % 'a'}\r\n{LINE % 'b'}\r\n".encode()),
+        ("q.csv", b'\xef\xbb\xbfid,question,answers\r\na,"How deep\r\nis Orla?",40 m\r\nb,Who?,40 m\r\n'),
+        ("q.json", b"\xef\xbb\xbf" + f"[{LINE % 'a'},\r\n{LINE % 'b'}]\r\n".encode()),
+    ],
+)
+def test_what_windows_programs_write_is_read(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    frame = load_questions(tmp_path / name, split="train")
+    assert frame["id"].tolist() == ["a", "b"] and frame["defect"].isna().all()
+    assert frame["answers"].tolist() == [["40 m"], ["40 m"]]
+
+
+def test_a_byte_order_mark_between_two_lines_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(f"\ufeff{LINE % 'a'}\n\ufeff{LINE % 'b'}\n".encode())
+    with pytest.raises(DataError, match="line 2"):
+        load_questions(tmp_path / "q.jsonl", split="train")
+
+
+def test_text_of_another_encoding_is_told_to_become_utf8(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_bytes("id,question,answers\na,How?,40 m\n".encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-8"):
+        load_questions(tmp_path / "q.csv", split="train")
+
+
+def test_names_of_flashrag_are_refused_with_what_is_missing_and_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"id": "t0", "question": "who?", "golden_answers": ["Ida"], "metadata": {}}')
+    with pytest.raises(DataError, match=r"\['answers'\], which are missing.*golden_answers"):
+        load_questions(tmp_path / "q.jsonl")
+    (tmp_path / "c.jsonl").write_text('{"id": "0", "contents": "Brenn"}')
+    with pytest.raises(DataError, match=r"'passage_id'.*missing.*contents"):
+        load_corpus(tmp_path / "c.jsonl")
+
+
+def test_nan_of_parquet_is_missing_and_of_answers_a_defect(tmp_path: Path) -> None:
+    columns = {
+        "id": ["a", "b"], "question": ["How deep is Orla?", "Who built it?"], "answers": [["40 m"], ["Ida"]],
+        "hops": pyarrow.array([2.0, float("nan")], from_pandas=False),
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "q.parquet")
+    frame = load_questions(tmp_path / "q.parquet", split="train")
+    assert frame["defect"].isna().all() and frame["hops"].tolist() == [2, pandas.NA]
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "How deep is Orla?", "answers": NaN}')
+    assert load_questions(tmp_path / "q.jsonl", split="train")["defect"][0].startswith("answers: is missing")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pyarrow.array([4_000_000], pyarrow.int32()).view(pyarrow.date32()),
+        pyarrow.array([2**60], pyarrow.int64()).view(pyarrow.timestamp("us")),
+        pyarrow.array([0], pyarrow.timestamp("us", tz="Nowhere/Town")),
+        pyarrow.array([b"\xff"]),
+    ],
+    ids=["date", "time", "zone", "bytes"],
+)
+def test_an_odd_column_that_nobody_asked_for_harms_no_question(tmp_path: Path, odd: pyarrow.Array) -> None:
+    columns = {
+        "data_source": ["nq"], "prompt": [[{"role": "user", "content": "how deep is lake orla"}]], "ability": ["fact"],
+        "reward_model": [{"ground_truth": "40 m"}], "seen": odd,
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    frame = load_questions(tmp_path / "t.parquet", split="train")
+    assert frame["defect"].isna().all() and frame["answers"][0] == ["40 m"]
+
+
+def test_two_wikis_json_text_of_several_titles(tmp_path: Path) -> None:
+    names = ["Orla", "Tind", "Vesk"]
+    rows: list[dict[str, str]] = []
+    for number, name in enumerate(names):
+        title = f"Lake {name}"
+        rows.append(
+            {
+                "_id": f"w{number}",
+                "type": "compositional",
+                "question": f"Who built the bridge south of lake {name}?",
+                "answer": "Ida Holm",
+                "context": json.dumps([[title, [f"{title} is deep.", "It is cold."]], ["Brenn", ["Built by Ida."]]]),
+                "supporting_facts": json.dumps([[title, 0], ["Brenn", 0]]),
+                "evidences": json.dumps([[title, "south of it", "Brenn"]]),
+            }
+        )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    frame = load_questions(tmp_path / "train.parquet", split="train")
+    assert frame["defect"].isna().all()
+    assert frame["supporting_titles"].tolist() == [
+        ["Lake Orla", "Brenn"],
+        ["Lake Tind", "Brenn"],
+        ["Lake Vesk", "Brenn"],
+    ]
+    passages = load_corpus(tmp_path / "train.parquet")
+    assert passages["defect"].isna().all() and len(passages) == 4  # three lakes, and Brenn once

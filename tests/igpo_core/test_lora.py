@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import auto_factory
 
 from igpo_core.checkpoints import load_weights
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.evaluation import evaluate
 from igpo_core.policies import Policy, build_policy, export_policy, load_policy, save_policy
 from igpo_core.training import Trainer
-from igpo_core.weights import Snapshot, trained
+from igpo_core.weights import Snapshot, add_lora, trained
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +201,22 @@ def test_gradient_checkpointing_gives_the_same_update(taught: Any, base: Path) -
     noisy.model.config.attention_dropout = 0.1
     with pytest.raises(ConfigError, match="dropout"):
         Trainer(configure(taught, base, optimizer={"gradient_checkpointing": True}), taught[1], noisy)
+
+
+def test_checkpointing_cuts_no_gradient_off_behind_frozen_embeddings(chat_policy: Any) -> None:
+    """ "None of the inputs have requires_grad=True": with LoRA the embeddings give no gradient to start from."""
+    norms = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(chat_policy.model)
+        add_lora(model, Lora(rank=4), 0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        ids = torch.tensor([chat_policy.protocol.prompt("Where was Marie Curie born?")])
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert all(parameter.grad is not None for parameter in trained(model))
+        norms.append(float(torch.cat([parameter.grad.flatten() for parameter in trained(model)]).norm()))
+    assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=1e-5)

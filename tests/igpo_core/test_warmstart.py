@@ -1,5 +1,6 @@
 """Rendering of demonstrations and the supervised loss, by hand; what an evaluation may depend on."""
 
+import copy
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
 from igpo_core.errors import ConfigError
 from igpo_core.evaluation import evaluate
 from igpo_core.metrics import correlation, rollout_metrics
-from igpo_core.policies import build_policy
+from igpo_core.policies import build_policy, speak
 from igpo_core.rewards.scoring import Scored
 from igpo_core.trajectory import Answer, Question, RolloutStatus, Search, Trajectory, Turn
 from igpo_core.warmstart import render, run_warm_start, schedule, supervised_loss
@@ -132,3 +133,27 @@ def test_step_metrics_by_hand() -> None:
     assert metrics["train/entropy"] == pytest.approx((1.5 * 4 + 0.5 * 3) / 7)
     assert not any(name.startswith("reward/gain") for name in metrics)
     assert correlation([1.0, 1.0], [0.0, 1.0]) == 0.0
+
+
+def test_a_stop_token_is_trained_where_it_pads_too(chat_policy: Any) -> None:
+    """SmolLM2 pads with its eos token: a mask made of the pad's id would take the ends of turns out of the loss."""
+    tokenizer = copy.deepcopy(chat_policy.protocol.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    policy = speak(chat_policy.model, tokenizer)
+    question = Question("q", "custom", "train", "Who built it?", ("Ida",))
+
+    def example(searches: int) -> Any:
+        turn = DemonstrationTurn("look", Search("bridge"), "1. Brenn: a town")
+        last = DemonstrationTurn("done", Answer("Ida"))
+        return render(policy.protocol, Demonstration(question, (*[turn] * searches, last)))
+
+    examples = [example(0), example(2)]
+    stops = [
+        weight
+        for one in examples
+        for token, weight in zip(one.ids, one.weights, strict=True)
+        if token == tokenizer.eos_token_id and weight
+    ]
+    assert policy.protocol.pad_id == tokenizer.eos_token_id and stops == [1.0] * 4  # one turn and three
+    alone = sum(supervised_loss(policy, [one]).item() for one in examples)
+    assert supervised_loss(policy, examples).item() == pytest.approx(alone, rel=1e-5)

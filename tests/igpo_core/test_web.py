@@ -2,6 +2,7 @@
 bodies."""
 
 import asyncio
+import json
 import multiprocessing
 import time
 import tracemalloc
@@ -15,7 +16,7 @@ from igpo_core.config import JudgeSettings, WebSearch
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
-from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever
+from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever, _parse
 from tests.igpo_core.hostile import Hostile, hostile_server
 
 
@@ -58,6 +59,47 @@ def test_documents_without_a_text_are_told_by_their_field(server: Hostile, tmp_p
     (failure,) = retriever(server, tmp_path, "retriever").search(["no text"], 2)
     assert isinstance(failure, SearchFailure)
     assert "result[0][0].document has neither contents nor text, but id, body" in failure.reason
+
+
+DOCUMENT = {"id": "7", "contents": '"Brenn"\nA market town.'}
+FOUND = [("Brenn", "A market town.")]
+
+
+@pytest.mark.parametrize(
+    ("api", "content", "passages"),
+    [
+        ("serper", {"searchParameters": {"q": "x"}, "credits": 1}, []),
+        ("serper", {"answerBox": {"title": "Brenn", "snippet": "A town."}, "peopleAlsoAsk": []}, []),
+        ("serper", {"organic": None}, []),
+        ("serper", {"organic": [{"title": "a", "link": "l"}, {"title": "Brenn", "snippet": "A market town."}]}, FOUND),
+        ("bing", {"_type": "SearchResponse"}, []),
+        ("bing", {"webPages": {"value": None}}, []),
+        ("bing", {"webPages": {"value": [None, {"name": "Brenn", "snippet": "A market town."}]}}, FOUND),
+        ("retriever", {"result": [[{"document": DOCUMENT, "score": 0.7}]]}, FOUND),
+        ("retriever", {"result": [[DOCUMENT]]}, FOUND),
+        ("retriever", {"result": [[]]}, []),
+        ("retriever", {"result": [[{"document": {"id": 7, "title": "Brenn", "text": "A market town."}}]]}, FOUND),
+        ("retriever", {"result": [[{"document": {"id": 7, "content": DOCUMENT["contents"]}}]]}, FOUND),
+        ("retriever", {"result": [[{"document": None, "score": 0.1}, {"document": DOCUMENT, "score": 0.7}]]}, FOUND),
+    ],
+)
+def test_answers_in_other_forms_are_read_with_one_call(
+    server: Hostile, tmp_path: Path, api: str, content: Any, passages: list[tuple[str, str]]
+) -> None:
+    server.told["x"] = content
+    (found,) = retriever(server, tmp_path, api).search(["x"], 3)
+    assert not isinstance(found, SearchFailure) and [(one.title, one.text) for one in found] == passages
+    assert server.asked["x"] == 1
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\ud800", "a\nb"])
+def test_names_of_fields_do_not_reach_a_terminal_raw(tmp_path: Path, name: str) -> None:
+    body = json.dumps({"result": [[{"document": {name: 1}}]]}).encode()
+    config = WebSearch.model_validate({"api": "retriever", "url": "http://127.0.0.1:1/"})
+    try:
+        _parse(body, config)
+    except Exception as error:
+        assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(

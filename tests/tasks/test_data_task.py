@@ -169,3 +169,16 @@ def test_web_search_publishes_questions_alone_and_wants_its_key_first(tmp_path: 
     published = prepare(config, tmp_path / "home")
     assert published.index_bytes == 0 and not (published.folder / "corpus.parquet").exists()
     assert "hush" not in "".join(path.read_text() for path in published.folder.rglob("*.json*"))
+
+
+def test_folders_with_odd_names(tmp_path: Path) -> None:
+    """Spaces, percent signs, #, brackets, letters of other scripts: prepared, found again, searched."""
+    from igpo_core.environments.qa import CorpusEnvironment
+    from tasks.data import is_whole
+
+    config, home = files(tmp_path / "donn\u00e9es [v1] 100% #1"), tmp_path / "my runs 100% #1 \u6771\u4eac"
+    made = prepare(config, home)
+    assert is_whole(made.folder) and prepare(config, home).reused
+    environment = CorpusEnvironment(config, made.folder)
+    found = environment.search([(environment.questions("train")[0], PASSAGES[0]["text"])])
+    assert PASSAGES[0]["title"] in found[0].text

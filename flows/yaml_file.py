@@ -1,0 +1,36 @@
+"""YAML files that people write."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from igpo_core.errors import ConfigError
+
+# What PyYAML raises of a value that looks like a number or a date and is none (0x_, 2026-13-45, !!int x), besides its own.
+_NO_VALUE = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
+
+def read_yaml(path: Path) -> Any:
+    """The one document in a file. Raises ConfigError: cannot be read, no YAML in UTF-8, a key twice, nested too deeply."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"{path} is nested too deeply for any setting: remove the brackets that are too many"
+        ) from error
+    except _NO_VALUE as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a repeated key is an error: the first of two values would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} given twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))

@@ -1,0 +1,76 @@
+"""One Unicode form: composed letters, nothing that nobody sees, and nothing lost that is seen."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.data import load_corpus, load_questions
+from igpo_core.retrieval import Passage
+from igpo_core.rewards.outcome import exact_match, f1_score
+from igpo_core.trajectory import Answer, Malformed, Search
+
+UNSEEN = {
+    "left-to-right mark": "\u200eBrenn", "zero-width space": "Brenn\u200b", "word joiner": "\u2060Brenn", "BOM": "\ufeffBrenn",
+    "soft hyphen": "Bre\u00adnn", "joiner": "Bre\u200dnn", "joiner at the end": "Brenn\u200d", "non-joiner": "\u200cBrenn",
+    "variation selector": "Brenn\ufe0f", "tags": "Brenn\U000e0041\U000e0042", "isolates": "\u2067Brenn\u2069", "NUL": "Brenn\x00",
+    "delete": "Bre\x7fnn", "C1 control": "Brenn\x9c", "grapheme joiner": "Bre\u034fnn", "Hangul filler": "Brenn\u3164",
+    "Braille blank": "\u2800Brenn", "object": "Brenn\ufffc", "no-break space": "\u00a0Brenn\u202f",
+}  # fmt: skip
+SEEN = {
+    "Persian": "می\u200cخواهم", "Hindi": "क्\u200dष", "Malayalam": "ന്\u200d", "family": "👩\u200d👩\u200d👧🏽", "heart": "❤\ufe0f",
+    "key": "1\ufe0f\u20e3", "England": "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "Han": "葛\U000e0100",
+    "Thai": "กำ", "signs": "C++ ≠ C#", "line break": "a\nb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", UNSEEN.values(), ids=UNSEEN)
+def test_what_nobody_sees_is_no_part_of_an_answer(gold: str) -> None:
+    assert f1_score("Brenn", [gold]) == 1.0
+    assert exact_match(gold, ["Brenn"]) == 1.0
+
+
+@pytest.mark.parametrize("text", SEEN.values(), ids=SEEN)
+def test_what_is_seen_stays(tmp_path: Path, text: str) -> None:
+    import json
+
+    row = {"id": "a", "question": f"What is {text}?", "answers": [text]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    frame = load_questions(tmp_path / "q.jsonl", split="train")
+    composed = unicodedata.normalize("NFC", text)
+    assert (frame["question"][0], frame["answers"][0]) == (f"What is {composed}?", [composed])
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\u200d", "\ufe0f", "\u3164", "\u2800\u200b", "\U000e0041", "\x00", "\u00a0\n"]
+)
+def test_an_answer_of_nothing_that_is_seen_is_no_answer(chat_policy: Any, text: str) -> None:
+    chat = chat_policy.protocol
+    for body in (
+        f"<answer>{text}</answer>",
+        f'<tool_call>{{"name": "search", "arguments": {{"query": "{text}"}}}}</tool_call>',
+    ):
+        ids = [*chat._encode(f"<think>\nx\n</think>\n{body}"), *chat.stop_ids]
+        assert isinstance(chat.parse(ids), Malformed)
+
+
+def test_what_a_policy_writes_is_read_in_the_one_form_and_its_tokens_stay(chat_policy: Any) -> None:
+    chat = chat_policy.protocol
+    for opening, closing, read in (
+        ("<answer>", "</answer>", Answer("Beyonc\u00e9")),
+        ('<tool_call>{"name": "search", "arguments": {"query": "', '"}}</tool_call>', Search("Beyonc\u00e9")),
+    ):
+        text = f"<think>\nx\n</think>\n{opening}\u200bBey\u00adonc\u00e9\u200e{closing}"
+        ids = [*chat._encode(text), *chat.stop_ids]
+        before = list(ids)
+        assert chat.parse(ids) == read
+        assert ids == before and "\u200b" in chat.decode(ids)
+
+
+def test_titles_and_passages_are_in_the_one_form(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(
+        '{"passage_id": "a", "title": "Cafe\\u0301\\u200b", "text": "Mu\\u0308n\\u00adchen \\ufeff"}'
+    )
+    frame = load_corpus(tmp_path / "c.jsonl")
+    assert Passage("a", frame["title"][0], frame["text"][0]) == Passage("a", "Caf\u00e9", "M\u00fcnchen")
