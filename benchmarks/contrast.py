@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.common import machine
-from flows.specification import load_specification
+from flows.presets import load_specification
 from igpo_core.config import ExperimentConfig
 from igpo_core.data import to_questions
 from igpo_core.environments import atlas, lookup

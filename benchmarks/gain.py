@@ -119,7 +119,7 @@ def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: 
 
 def step_of_the_laptop(repeats: int) -> None:
     """Preset lookup after its first warm-start stage, which searches in every way."""
-    from flows.specification import load_specification
+    from flows.presets import load_specification
     from igpo_core.data import to_questions
     from igpo_core.environments import lookup
     from igpo_core.environments.lookup import LookupEnvironment

@@ -22,36 +22,39 @@ PRESET = PROJECT / "deployments" / "presets" / "outcome-vs-igpo.yaml"
 ARM = "igpo"
 
 
-def alone(preset: str, seed: int, home: Path) -> None:
-    """The run without a server: what flows.train does, less Prefect and MLflow."""
-    from flows.specification import load_specification
+def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
+    """A run of the preset, with its data and its warm start on disk."""
+    from flows.presets import load_specification
+    from igpo_core.config import plan_run
     from tasks.data import prepare
-    from tasks.outbox import Nowhere
-    from tasks.runs import RunIdentity
-    from tasks.training import Job, start_trainer, train_to_end
+    from tasks.runs import Run
     from tasks.warm_starts import ensure_warm_start
 
-    experiment = load_specification(preset).experiment(ARM, seed)
-    data = prepare(experiment.data, home)
-    warm = ensure_warm_start(experiment, data, home, lambda line: None)
-    run = RunIdentity(f"alone-{seed}", home / "runs" / f"alone-{seed}")
-    job = Job(experiment, run, data.folder, warm, home, "alone", ARM, "")
+    specification = load_specification(preset)
+    data = prepare(specification.base.data, home)
+    run = Run(plan_run(specification, ARM, seed, "", data.version, sweep), home)
+    ensure_warm_start(run, lambda line: None)
+    return run
+
+
+def alone(preset: str, seed: int, home: Path) -> None:
+    """The run without a server: what flows.train does, less Prefect and MLflow."""
+    from tasks.outbox import Nowhere
+    from tasks.training import open_training, train_to_end
+
+    run = planned(preset, seed, home, "alone")
     run.folder.mkdir(parents=True)
-    train_to_end(start_trainer(job, lambda line: None), job, Nowhere(), lambda line: None, lambda step: None)
+    train_to_end(run, open_training(run, lambda line: None), Nowhere(), lambda line: None)
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:
     """Prints the seconds of both sides; runs with the servers' environment."""
-    from flows.specification import load_specification
     from flows.train import train
-    from tasks.data import prepare
-    from tasks.warm_starts import ensure_warm_start
 
     flow: list[tuple[float, float]] = []
     plain: list[tuple[float, float]] = []
     for seed in range(repeats + 1):
-        experiment = load_specification(preset).experiment(ARM, seed)
-        ensure_warm_start(experiment, prepare(experiment.data, home), home, lambda line: None)
+        planned(preset, seed, home, "warm start")
         calls = [
             (flow, partial(train, preset=preset, arm=ARM, seed=seed)),
             (plain, partial(alone, preset, seed, home)),

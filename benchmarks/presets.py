@@ -5,7 +5,7 @@ python -m benchmarks.presets
 
 from transformers import Qwen2Config
 
-from flows.specification import load_specification
+from flows.presets import load_specification
 from igpo_core.estimates import GIB, Shape, memory, work
 
 SEVEN = Qwen2Config(

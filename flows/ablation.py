@@ -1,13 +1,13 @@
 """Flow `ablation`: arms x seeds (x cells of factors) from one specification, then statistics and report.
 
 Every arm of a seed starts from the same warm start and sees the same questions in the same order with the same sampling
-seeds and the same rollout budget; arms differ in the reward alone (flows/specification.py refuses anything else).
+seeds and the same rollout budget; arms differ in the reward alone (igpo_core/config/specification.py refuses anything else).
 """
 
 import itertools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, task
@@ -20,19 +20,21 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.children import Children, Name, Where, children_of, run_to_end
-from flows.parameters import Arms, Preset, Seeds
+from flows.parameters import Arms, Changes, Preset, Seeds
 from flows.prepare_data import prepare_data, published_versions
-from flows.specification import AblationSpecification, load_specification, study_name
+from flows.presets import load_specification, study_name
 from flows.terminal import hush_tasks
-from flows.work import Run, missing_starts, outlook, plan, work
-from igpo_core.config import code_on_disk, code_version
+from flows.work import announce, missing_starts, outlook, runs_of, simultaneous
+from igpo_core.config import AblationSpecification, Plan, code_on_disk, code_version, make_plan
+from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import data_folder, home, open_home
 from tasks.locks import locked
 from tasks.planning import known_timing, read_timing, run_seconds, warm_start_seconds
 from tasks.prefect_runs import Say, flow_run_url, run_log
 from tasks.progress import Progress
-from tasks.runs import identify
+from tasks.published import mark_whole
+from tasks.runs import Run
 from tasks.secrets import require_judge
 from tasks.statistics import seeds_for_verdict
 
@@ -44,7 +46,9 @@ STARTS = 10
 
 
 def run_name() -> str:
-    return study_name(flow_run.parameters["preset"])
+    """Return the study, and what is set besides."""
+    given = flow_run.parameters
+    return " · ".join(filter(None, [study_name(given["preset"]), spell_changes(given.get("set") or {})]))
 
 
 @flow(name="ablation", flow_run_name=run_name, validate_parameters=True)
@@ -54,45 +58,49 @@ def ablation(
     seeds: Seeds | None = None,
     processes: Annotated[int | None, Field(ge=1, le=64)] = None,
     where: Where = "processes",
+    set: Changes | None = None,
 ) -> dict[str, Any]:
     """Data, warm starts, runs, statistics, report. Finished parts are found again and reused.
 
     Args:
         arms: Only these arms, the baseline and the primary arm. Empty: all of the preset.
         seeds: These run seeds, which must differ; any others than the preset's are exploratory. Empty: the preset's.
-        processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number.
+        processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number, else what the machine has.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
+        set: Other settings in the preset's base, for all arms alike.
     """
     open_home()
     say = run_log()
     hush_tasks()
     require_progress(flow_run.run_count)
-    whole = load_specification(preset)
+    whole = load_specification(preset, set)
     specification = whole.select(arms, seeds)
     exploratory = whole.departures(specification)
-    workers = len(specification.runs()) if where == "pool" else processes or specification.processes
-    say(plan(specification, workers))
+    workers = len(specification.runs()) if where == "pool" else simultaneous(specification, processes)
+    say(announce(specification, workers))
     require_judge(specification.base)
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
-        versions = published_versions(specification) or prepare_data(preset)["versions"]
-        sweep = specification.sweep(versions)
-        links = show_links(specification, sweep, say)
+        versions = published_versions(specification) or prepare_data(preset, set)["versions"]
+        links = show_links(specification, specification.sweep(versions), say)
         failed: dict[str, str] = {}
         while True:
-            runs = work(specification, versions, sweep, home())
+            plan = make_plan(specification, versions)
+            for version in {*versions.values()}:
+                mark_whole(data_folder(version), plan.sweep)  # it was looked at just now
+            runs = runs_of(plan, home())
             left = [run for run in runs if not run.finished]
             if left:
                 children = children_of(str(flow_run.id), where)
-                reasons = run_all(specification, runs, sweep, preset, children, workers, say)
+                reasons = run_all(runs, children, workers, say)
                 failed = {name: reason for name, reason in reasons.items() if reason}
             require_same_code()
             if failed:
                 say("\n  ".join([f"{len(failed)} of {len(runs)} runs failed:", *map(": ".join, failed.items())]))
             if len(failed) == len(runs):
                 raise IgpoError(f"all {len(failed)} runs failed. {next(iter(failed))}: {next(iter(failed.values()))}")
-            report = write_report(specification, sweep, versions, exploratory, say)
+            report = write_report(plan, exploratory, say)
             if not left:
                 say(f"everything was there: report of {report.made}{'' if report.reused else ', made anew'}")
             more = more_seeds(specification, report, workers)
@@ -101,7 +109,7 @@ def ablation(
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
             specification = specification.select(None, [*specification.seeds, *more])
-    show_report(report, sweep)
+    show_report(report, plan.sweep)
     tell_what_moved(specification.name, report, say)
     links |= {"curves": report.compare, "report": report.url, **({"file": str(report.file)} if report.file else {})}
     say(
@@ -110,7 +118,7 @@ def ablation(
         )
     )
     return {
-        "sweep": sweep,
+        "sweep": plan.sweep,
         "answer": report.answer,
         "terminal": report.terminal,
         "failed": failed,
@@ -118,32 +126,26 @@ def ablation(
     }
 
 
-def run_all(
-    specification: AblationSpecification,
-    runs: Sequence[Run],
-    sweep: str,
-    preset: str,
-    children: Children,
-    workers: int,
-    say: Say,
-) -> dict[str, str]:
-    """What is not there: warm starts, then the arms of their seeds. Run name -> why it did not complete, "" where it did.
+def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say) -> dict[str, str]:
+    """Make what is not there: warm starts, then the arms of their seeds. Returns run name -> why it did not complete, "" where
+    it did. runs: of one sweep, all of them or some seeds'.
 
     First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
     share a warm start wait for one.
     """
     left = [run for run in runs if not run.finished]
     missing = missing_starts(left)
-    first = {run.start: run for run in reversed(left) if run.start in missing}
+    # of the runs that share a warm start the costliest makes it: a step of it is timed besides
+    by_cost = sorted(reversed(left), key=lambda run: run.spec.experiment.reward.needs_beliefs)
+    first = {run.spec.start: run for run in by_cost if run.spec.start in missing}
     progress = Progress(warm_starts=len(first), runs=len(left), there=len(runs) - len(left), workers=workers)
-    timing = read_timing(home(), sweep) or known_timing(home(), specification.name, left[0].experiment)
+    study, sweep, experiment = left[0].spec.study, left[0].spec.sweep, left[0].spec.experiment
+    timing = read_timing(home(), sweep) or known_timing(home(), study, experiment)
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
         def start(name: Name, run: Run, before: Any = "") -> PrefectFuture[str]:
-            arm = {"arm": run.arm} if name == "train" else {}
-            given = {"preset": preset, **arm, "seed": run.seed, **({"cell": run.cell} if run.cell else {})}
-            asked = {"title": title_of(name, run), "name": name, "parameters": given, "failed_before": before}
+            asked = {"title": title_of(name, run), "name": name, "failed_before": before}
             future: PrefectFuture[str] = runner.submit(
                 isolated, {**asked, "told": quote((run, children, progress, say))}
             )
@@ -152,12 +154,13 @@ def run_all(
         def look_ahead() -> None:
             say(outlook(runs, timing, workers, home()))
             if timing is not None:
-                progress.expect(warm_start_seconds(left[0].experiment, timing), run_seconds(left[0].experiment, timing))
+                progress.expect(warm_start_seconds(experiment, timing), run_seconds(experiment, timing))
 
         try:
             look_ahead()
-            starts = {key: start("warm_start", run) for key, run in reversed(first.items())}
-            trained = {run.name: start("train", run, starts.get(run.start, "")) for run in left}
+            wanted = dict.fromkeys(run.spec.start for run in left if run.spec.start in first)  # seed by seed
+            starts = {key: start("warm_start", first[key]) for key in wanted}
+            trained = {run.spec.name: start("train", run, starts.get(run.spec.start, "")) for run in left}
             if timing is None and starts:
                 next(iter(starts.values())).wait()
                 timing = read_timing(home(), sweep)
@@ -207,28 +210,27 @@ def require_same_code() -> None:
 
 def title_of(name: Name, run: Run) -> str:
     """What the task and the flow run are called."""
-    return (
-        f"train {run.name}" if name == "train" else " ".join(filter(None, ["warm start", f"seed {run.seed}", run.cell]))
-    )
+    spec = run.spec
+    if name == "train":
+        return f"train {spec.name}"
+    return " ".join(filter(None, ["warm start", f"seed {spec.seed}", spec.cell]))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def isolated(title: str, name: Name, parameters: dict[str, Any], failed_before: str, told: Any) -> str:
+def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
     """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
 
     "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
     """
     run, children, progress, say = told
     started = time.monotonic()
-    if failed_before:
-        reason = f"not started, its warm start failed: {failed_before}"
-    else:
-        reason = run_to_end(children, name, parameters, say)
+    not_started = f"not started, its warm start failed: {failed_before}" if failed_before else ""
+    reason = not_started or run_to_end(children, name, run, say)
     far = progress.done(name, None if reason else time.monotonic() - started)
     if reason:
         say(f"warning: {title} FAILED: {reason} · {far}")
     elif name == "train":
-        say(f"{run.name}: test F1 {run.identity.result()['metrics']['test/all/f1']:.2f} · {far}")
+        say(f"{run.spec.name}: test F1 {run.result()['metrics']['test/all/f1']:.2f} · {far}")
     else:
         say(f"{title} · {far}")
     return reason
@@ -248,9 +250,7 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=_mlflow_is_away,
 )
-def write_report(
-    specification: AblationSpecification, sweep: str, versions: Mapping[str, str], exploratory: Sequence[str], say: Say
-) -> "Report":
+def write_report(plan: Plan, exploratory: Sequence[str], say: Say) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
@@ -260,27 +260,13 @@ def write_report(
     from tasks.sending import send_runs
     from tasks.tracking import answering
 
-    places = places_of(specification, sweep, versions)
+    specification = plan.specification
     with answering():
-        for version in sorted(set(versions.values())):
+        for version in sorted({*plan.versions.values()}):
             log_data(specification.name, version, data_folder(version))
-        send_runs(home(), say, places.keys())
-        return reporting.write_report(
-            specification.model_dump(mode="json"), sweep, versions, places, specification.cells, exploratory
-        )
-
-
-def places_of(
-    specification: AblationSpecification, sweep: str, versions: Mapping[str, str]
-) -> dict[str, list[tuple[str, str, int]]]:
-    """Return run key -> (cell, arm, seed) that the run stands for."""
-    places: dict[str, list[tuple[str, str, int]]] = {}
-    for cell in specification.cells:
-        for arm in specification.arms:
-            for seed in specification.seeds:
-                run = identify(specification.experiment(arm, seed, cell), versions[cell], sweep, home())
-                places.setdefault(run.run_key, []).append((cell, arm, seed))
-    return places
+        send_runs(home(), say, plan.places.keys())
+        content = specification.model_dump(mode="json")
+        return reporting.write_report(content, plan.sweep, plan.versions, plan.places, specification.cells, exploratory)
 
 
 def show_report(report: "Report", sweep: str) -> None:

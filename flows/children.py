@@ -1,8 +1,8 @@
 """The child runs of a sweep: in processes of this machine, or on a work pool that workers of any machine serve.
 
-Either way a child is a flow run of its own with the sweep as parent, the same flow with the same parameters. What it
-computes depends on neither (tests/e2e compares them to the bit). A child whose process dies is started again and goes on
-from its checkpoint; one that fails with an error would fail again, and is not.
+Either way a child is a flow run of its own with the sweep as parent. Its one parameter is the key of a planned run: run.json in
+that run's folder says all else. What it computes does not depend on where it runs (tests/e2e compares them to the bit). A child
+whose process dies is started again and goes on from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from uuid import UUID
 import psutil
 
 from flows.terminal import follow_parent
-from igpo_core.config import code_version
 from igpo_core.errors import ConfigError
 from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
+from tasks.runs import Run
 
 Name = Literal["warm_start", "train"]
 Where = Literal["processes", "pool"]
@@ -29,7 +29,7 @@ RESTARTS = 3
 END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
 POLL_SECONDS = 3.0
 ARMS_POOL = "igpo-arms"  # not the sweeps' pool: a sweep that waits for arms must not hold a slot that they need
-DEPLOYMENTS: dict[Name, str] = {"warm_start": "warm-start/arms", "train": "train/arms"}
+DEPLOYMENTS: dict[Name, str] = {"warm_start": "warm-start/arms", "train": "train-run/arms"}
 
 FORKED = multiprocessing.get_context("forkserver")
 PRELOADED = [
@@ -52,7 +52,7 @@ TOLD_TO_END = Ended("the sweep was told to end; it goes on from its checkpoint w
 class Children(Protocol):
     """Where children run."""
 
-    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+    def run(self, name: Name, run_key: str) -> Ended:
         """Start one and wait for its end. Called from threads."""
         ...
 
@@ -61,13 +61,13 @@ class Children(Protocol):
         ...
 
 
-def run_to_end(children: Children, name: Name, parameters: dict[str, Any], say: Any) -> str:
-    """Why the child did not complete, "" when it did. One whose process died is started again, RESTARTS times at most."""
+def run_to_end(children: Children, name: Name, run: Run, say: Any) -> str:
+    """Return why the child did not complete, "" when it did. One whose process died is started again, RESTARTS times at most."""
     for attempt in range(1 + RESTARTS):
-        outcome = children.run(name, parameters)
+        outcome = children.run(name, run.spec.run_key)
         if not outcome.crashed or attempt == RESTARTS:
             return outcome.reason
-        say(f"warning: {name} {parameters}: {outcome.reason}. Started again, it goes on from its last checkpoint")
+        say(f"warning: {name} {run.spec.name}: {outcome.reason}. Started again, it goes on from its last checkpoint")
     raise AssertionError("unreachable")
 
 
@@ -83,7 +83,7 @@ class Processes:
         self._running: list[psutil.Process] = []
         self._ending = False
 
-    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+    def run(self, name: Name, run_key: str) -> Ended:
         import cloudpickle
         from prefect.context import serialize_context
 
@@ -92,7 +92,8 @@ class Processes:
         FORKED.set_forkserver_preload(PRELOADED)
         # without this task's context: the child would log under this task instead of under its own run
         context = {**serialize_context(), "task_run_context": {}}
-        message = cloudpickle.dumps((name, parameters, context, code_version()))
+        parameters = {"run_key": run_key}
+        message = cloudpickle.dumps((name, parameters, context))
         child = FORKED.Process(target=_run, args=(message,), name=name)
         child.start()  # takes seconds the first time
         try:
@@ -121,20 +122,16 @@ class Processes:
 
 def _run(message: bytes) -> None:
     import cloudpickle
-    from prefect import Flow
     from prefect.context import hydrated_context
     from prefect.flow_engine import run_flow
 
-    from flows.train import train, warm_start
+    from flows.train import FLOWS
 
     follow_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    name, parameters, context, version = cloudpickle.loads(message)
-    if code_version() != version:
-        raise ConfigError(f"igpo_core is {code_version()} in this process and {version} in its parent: start again")
+    name, parameters, context = cloudpickle.loads(message)
     with hydrated_context(context):
-        flows: dict[str, Flow[Any, Any]] = {"warm_start": warm_start, "train": train}
-        run_flow(flows[name], parameters=parameters, return_type="state")
+        run_flow(FLOWS[name], parameters=parameters, return_type="state")
 
 
 def _end_with_parent() -> None:
@@ -147,7 +144,7 @@ def _end_with_parent() -> None:
 
 
 class Pool:
-    """Flow runs of the deployments train/arms and warm-start/arms on work pool `igpo-arms`.
+    """Flow runs of the deployments train-run/arms and warm-start/arms on work pool `igpo-arms`.
 
     A sweep that was started again (the same flow run, after a crash) finds the runs that it started before and that are
     still going.
@@ -158,12 +155,12 @@ class Pool:
         self._running: set[Any] = set()
         self._ending = False
 
-    def run(self, name: Name, parameters: dict[str, Any]) -> Ended:
+    def run(self, name: Name, run_key: str) -> Ended:
         for number in itertools.count():
             if self._ending:
                 return NOT_STARTED
-            key = f"{self._flow_run_id} {name} {sorted(parameters.items())} {number}"
-            run, fresh = patiently(partial(_start_on_pool, name, parameters, key))
+            key = f"{self._flow_run_id} {name} {run_key} {number}"
+            run, fresh = patiently(partial(_start_on_pool, name, run_key, key))
             self._running.add(run.id)
             if self._ending:  # told while it was being started
                 self._cancel(run.id)
@@ -200,11 +197,12 @@ class Pool:
             client.set_flow_run_state(run_id, Cancelling(message="the sweep was told to end"))
 
 
-def _start_on_pool(name: Name, parameters: dict[str, Any], key: str) -> tuple[Any, bool]:
+def _start_on_pool(name: Name, run_key: str, key: str) -> tuple[Any, bool]:
     """(the flow run of this key, whether it is new or still going)."""
     from prefect.deployments import run_deployment
 
-    run: Any = run_deployment(DEPLOYMENTS[name], parameters=parameters, timeout=0, idempotency_key=key)
+    given = {"run_key": run_key}
+    run: Any = run_deployment(DEPLOYMENTS[name], parameters=given, timeout=0, idempotency_key=key)
     outcome = ended(run)
     return run, outcome is None
 

@@ -1,13 +1,14 @@
 """The command of a sweep: python -m flows.ablation PRESET."""
 
 import argparse
+import json
 import sys
 from datetime import datetime
-from typing import get_args
+from typing import Any, get_args
 
 from flows.ablation import ablation
 from flows.children import Where
-from flows.specification import load_specification
+from flows.presets import load_specification
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
@@ -26,8 +27,19 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Return (path, value) of "optimizer.learning_rate=1e-5". A value is read as JSON, and is a text where it is none."""
+    path, equals, value = text.partition("=")
+    if not path or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} sets nothing: give it as optimizer.learning_rate=1e-5")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
+
+
 def main(arguments: list[str]) -> int:
-    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool]"""
+    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool] [--set PATH=VALUE]"""
     from prefect.exceptions import PrefectHTTPStatusError
 
     parser = argparse.ArgumentParser(
@@ -40,16 +52,27 @@ def main(arguments: list[str]) -> int:
         "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
     )
     parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="another setting in base: optimizer.learning_rate=1e-5",
+    )
     chosen = parser.parse_args(arguments)
+    changes = dict(chosen.set) or None
     try:
         log = open_home() / "logs"
-        specification = load_specification(chosen.preset).select(chosen.arms, chosen.seeds)  # before any run exists
+        specification = load_specification(chosen.preset, changes).select(
+            chosen.arms, chosen.seeds
+        )  # before any run exists
         drop_what_servers_need()
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"
         print(f"Every line that Prefect logs goes to {log}\n", flush=True)
         show_progress(log)
-        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where)
+        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where, changes)
     except IgpoError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

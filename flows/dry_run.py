@@ -13,13 +13,14 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flows.specification import AblationSpecification, load_specification
-from flows.work import Run, missing_starts, plan, whole, whole_seconds, write_minutes
-from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
+from flows.presets import load_specification
+from flows.work import announce, missing_starts, simultaneous, whole, whole_seconds, write_minutes
+from igpo_core.config import AblationSpecification, ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
+from tasks.runs import Run
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
@@ -48,7 +49,7 @@ class Lengths:
     trajectory: int
 
 
-def dry_run(preset: str) -> Iterator[str]:
+def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
     from igpo_core.data import SPLITS
     from igpo_core.environments import open_environment
@@ -59,8 +60,9 @@ def dry_run(preset: str) -> Iterator[str]:
     from tasks.secrets import require_judge
     from tasks.together import meeting_address
 
-    specification = load_specification(preset)
-    yield plan(specification, specification.processes)
+    specification = load_specification(preset, changes)
+    workers = simultaneous(specification)
+    yield announce(specification, workers)
     arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
     costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
     require_judge(costly)
@@ -91,7 +93,7 @@ def dry_run(preset: str) -> Iterator[str]:
     unsaid = unsaid_answers(policy, costly.rollout, every)
     if unsaid:
         yield f"  warning: {unsaid}"
-    fits = yield from needs(costly, shape, lengths, specification.processes)
+    fits = yield from needs(costly, shape, lengths, workers)
     yield from spent(preset, specification, shape, home())
     write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
@@ -210,8 +212,13 @@ def spent(preset: str, specification: AblationSpecification, shape: "Shape", hom
     runs, starts = whole(specification)
     timing = known_timing(home, specification.name, specification.base)
     weights = timing.weights if timing else trained_bytes(specification.base, shape)
-    needed, free = disk(len(runs), len(starts), weights), free_space(home)
-    yield f"disk: about {needed / 1e9:.1f} GB for {len(runs)} runs and {len(starts)} warm starts; {free / 1e9:.0f} GB are free"
+    workers = simultaneous(specification)
+    left, needed = (disk(len(runs), len(starts), weights, going) for going in (0, workers))
+    free = free_space(home)
+    yield (
+        f"disk: {len(runs)} runs and {len(starts)} warm starts leave about {left / 1e9:.1f} GB, and take at most "
+        f"{needed / 1e9:.1f} GB while they are made; {free / 1e9:.0f} GB are free"
+    )
     if needed > free:
         yield "  warning: the disk will be full before the sweep ends"
     seconds = whole_seconds(specification, home)
@@ -222,7 +229,7 @@ def spent(preset: str, specification: AblationSpecification, shape: "Shape", hom
         )
         return
     yield (
-        f"time on this machine: about {spell(seconds)} from nothing, {specification.processes} at a time: a warm start about "
+        f"time on this machine: about {spell(seconds)} from nothing, {workers} at a time: a warm start about "
         f"{spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(runs[0], timing))} (a step of "
         f"{timing.rollouts} rollouts took {timing.step:.2g} s here)"
     )
@@ -234,19 +241,21 @@ def trained_bytes(config: ExperimentConfig, shape: "Shape") -> int:
     return 4 * (shape.adapter(lora) if lora else shape.parameters)
 
 
-def needed_disk(specification: AblationSpecification, versions: Mapping[str, str], runs: Sequence[Run]) -> int:
-    """Bytes that those of these runs that are not finished will take, with their warm starts. The weights are as large as in
-    the last sweep of such a policy, or counted where there was none."""
+def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> int:
+    """Return the most bytes that those of these runs that are not finished will take, with their warm starts.
+
+    The weights are as large as in the last sweep of such a policy, or counted where there was none.
+    """
     from igpo_core.environments import open_environment
-    from tasks.home import data_folder, home
+    from tasks.home import home
 
     left, base = [run for run in runs if not run.finished], specification.base
     timing = known_timing(home(), specification.name, base)
     if timing is not None:
         weights = timing.weights
     else:
-        weights = trained_bytes(base, describe(base, open_environment(base, data_folder(versions[left[0].cell])))[1])
-    return disk(len(left), len(missing_starts(left)), weights)
+        weights = trained_bytes(base, describe(base, open_environment(base, left[0].data))[1])
+    return disk(len(left), len(missing_starts(left)), weights, simultaneous(specification))
 
 
 def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths, at_a_time: int) -> Generator[str, None, bool]:
@@ -305,14 +314,16 @@ def _amount(count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    from flows.command import setting
     from tasks.home import open_home
 
     parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
     parser.add_argument("preset")
-    preset = parser.parse_args(arguments).preset
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="PATH=VALUE")
+    chosen = parser.parse_args(arguments)
     try:
         open_home()
-        for line in dry_run(preset):
+        for line in dry_run(chosen.preset, dict(chosen.set)):
             print(line)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,8 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from flows.parameters import Preset
-from flows.specification import load_specification
-from tasks.evaluation import evaluate_policy
+from flows.presets import load_specification
 from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
 
@@ -30,11 +29,12 @@ def evaluate(
         cell: Whose settings, where the preset has factors. Empty: the first cell's.
     """
     from igpo_core.environments import open_environment
+    from igpo_core.evaluation import decode_each
     from igpo_core.policies import load_policy
     from tasks.data import prepare
+    from tasks.devices import device
     from tasks.mlflow_runs import log_evaluation
     from tasks.stored_models import locate, metric_rows, require_vocabulary
-    from tasks.warm_starts import device
     from tasks.wording import literal, literal_rows
 
     open_home()
@@ -49,9 +49,11 @@ def evaluate(
     environment = open_environment(experiment, data.folder)
     require_vocabulary(policy, environment, folder)
     questions = limit or len(environment.questions(split))
-    metrics, results = evaluate_policy(policy, environment, experiment, split, questions, 0)
-    metrics = {f"{split}{name}": value for name, value in metrics.items()}
-    records = [record for result in results.values() for record in result.records]
+    metrics: dict[str, float] = {}
+    records = []
+    for prefix, result in decode_each(policy, environment, experiment, split, questions, 0):
+        metrics |= {f"{split}{prefix}{name}": value for name, value in result.metrics.items()}
+        records += result.records
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
     create_table_artifact(literal_rows(metric_rows(metrics)), description=f"{literal(model)} on {split}")
     create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")

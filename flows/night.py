@@ -1,6 +1,6 @@
 """Flow `night`: a standing study. Each night makes its next seeds until a fixed number is there; then comes the verdict, once.
 
-From then on a night runs a few fixed seeds again when code, data, torch or transformers have changed, and says whether the
+From then on a night runs a few fixed seeds again when code, data or a package that computes has changed, and says whether the
 verdict moved. Where the study stands is read from the runs on disk and the reports in MLflow. Each night sends one message.
 """
 
@@ -15,7 +15,6 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.ablation import (
-    places_of,
     require_progress,
     require_same_code,
     run_all,
@@ -27,8 +26,9 @@ from flows.ablation import (
 from flows.children import children_of
 from flows.parameters import Preset
 from flows.prepare_data import prepare_data, published_versions
-from flows.specification import AblationSpecification, load_specification, study_name
-from flows.work import Run, work
+from flows.presets import load_specification, study_name
+from flows.work import runs_of, simultaneous
+from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.errors import ConfigError, IgpoError
 from tasks import morning
 from tasks.home import home, open_home
@@ -36,6 +36,7 @@ from tasks.locks import locked
 from tasks.messages import Channel, Message, NotSent, open_channel
 from tasks.nights import Verdict
 from tasks.prefect_runs import Say, flow_run_url, run_log
+from tasks.runs import Run
 from tasks.secrets import require_judge
 from tasks.standing import Change, State, Study, standing_study, tonight
 
@@ -56,7 +57,7 @@ def night(
     Args:
         seeds: Seeds of the study in all, fixed before its first night: the preset's own, then the numbers after them.
         seeds_a_night: Seeds that one night makes.
-        check_seeds: The first seeds of the study, which are run again after a change of code, data, torch or transformers.
+        check_seeds: The first seeds of the study, which are run again after a change of code, data or a package that computes.
         notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone.
         mail_to: Address of the message where notify is a mail server, as email-server-credentials/lab.
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
@@ -96,7 +97,8 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
 
     versions = published_versions(specification) or prepare_data(preset)["versions"]
     sweep = specification.sweep(versions)
-    runs = work(specification, versions, sweep, home())
+    plan = make_plan(specification, versions)
+    runs = runs_of(plan, home())
     finished = finished_seeds(runs)
     verdict, check = known_of(specification, sweep)
     todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
@@ -104,15 +106,15 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
     if verdict and todo.task == "nothing":
         return morning.nothing(study, verdict, check)
     if todo.seeds:
-        asked = [run for run in runs if run.seed in todo.seeds]
+        asked = [run for run in runs if run.spec.seed in todo.seeds]
         if not all(run.finished for run in asked):
-            require_room(home(), needed_disk(specification, versions, asked), free_gb)
-        train_all(preset, specification, asked, sweep, say)
+            require_room(home(), needed_disk(specification, asked), free_gb)
+        train_all(asked, simultaneous(specification), say)
     if verdict:
         return check_verdict(specification, study, versions, sweep, verdict, say)
     if not todo.last:
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
-    report = write_report(specification, sweep, versions, (), say)
+    report = write_report(plan, (), say)
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
@@ -120,7 +122,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
 
 def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
     """Return the seeds whose every run is finished."""
-    return frozenset(run.seed for run in runs) - {run.seed for run in runs if not run.finished}
+    return frozenset(run.spec.seed for run in runs) - {run.spec.seed for run in runs if not run.finished}
 
 
 def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
@@ -135,12 +137,12 @@ def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict 
         return find_verdict(place, comparison, len(specification.seeds)), find_check(place, comparison, sweep)
 
 
-def train_all(preset: str, specification: AblationSpecification, runs: Sequence[Run], sweep: str, say: Say) -> None:
+def train_all(runs: Sequence[Run], workers: int, say: Say) -> None:
     """Train those of the night's runs that are not finished. Raises IgpoError where one failed."""
     if all(run.finished for run in runs):
         return
     children = children_of(str(flow_run.id), "processes")
-    reasons = run_all(specification, runs, sweep, preset, children, specification.processes, say)
+    reasons = run_all(runs, children, workers, say)
     require_same_code()
     failed = [f"{name}: {why}" for name, why in reasons.items() if why]
     if failed:
@@ -163,7 +165,7 @@ def check_verdict(
     from tasks.standing import changes, what_changed
     from tasks.tracking import answering, experiment_id
 
-    checked = places_of(specification.select(None, list(study.checks)), sweep, versions)
+    checked = make_plan(specification.select(None, list(study.checks)), versions).places
     with answering():
         send_runs(home(), say, checked.keys())
         place = experiment_id(specification.name)

@@ -1,7 +1,7 @@
 """The types of the flows' parameters: what Prefect's forms say of them, and what its server refuses before a run exists."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
@@ -49,6 +49,17 @@ Arm = Annotated[str, WithJsonSchema({"type": "string", "description": f"An arm o
 Arms = Annotated[
     list[str],
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}),
+]
+Changes = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "description": "Other settings in the preset's base, by path, for all arms alike: "
+            '{"optimizer.learning_rate": 1e-5, "data.top_k": 5}. They make another sweep of the same study. docs/experiments.md '
+            "lists the settings.",
+        }
+    ),
 ]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[

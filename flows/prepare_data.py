@@ -7,9 +7,9 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.parameters import Preset
-from flows.specification import AblationSpecification, load_specification, study_name
-from igpo_core.config import DataConfig
+from flows.parameters import Changes, Preset
+from flows.presets import load_specification, study_name
+from igpo_core.config import AblationSpecification, DataConfig
 from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
 
@@ -22,17 +22,20 @@ def run_name() -> str:
 
 
 @flow(name="prepare-data", flow_run_name=run_name, validate_parameters=True)
-def prepare_data(preset: Preset) -> dict[str, Any]:
+def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
     """Publish the data of a preset under its content version, or find it published: of each cell where factors change it.
 
     Returns version, folder, counts and link of the last one, and the versions by cell.
+
+    Args:
+        set: Other settings in the preset's base.
     """
     from tasks.data import summary_rows
     from tasks.wording import literal_rows
 
     open_home()
     say = run_log()
-    specification = load_specification(preset)
+    specification = load_specification(preset, set)
     by_cell: dict[str, Any] = {}
     for cells, data in specification.data_settings():
         published = validate_and_publish(data)

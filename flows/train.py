@@ -2,117 +2,156 @@
 
 import time
 from functools import partial
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from prefect import flow, task
+from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
 
-from flows.parameters import Arm, Preset, Seed
+from flows.parameters import Arm, Changes, Preset, Seed
 from flows.prepare_data import versions_of
-from flows.specification import AblationSpecification, load_specification
+from flows.presets import load_specification
+from igpo_core.config import RunSpec, plan_run
+from igpo_core.config.specification import spell_changes
 from tasks import planning
-from tasks.home import home, open_home, warm_start_folder
+from tasks.devices import device
+from tasks.home import home, open_home, run_folder
 from tasks.interruption import leave_checkpoint
 from tasks.locks import locked
 from tasks.mlflow_runs import dataset_of
 from tasks.outbox import About, read_about
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.processors import joined, processor
-from tasks.runs import Say, bring_up_to_date, identify
+from tasks.published import mark_whole, provide_data
+from tasks.runs import Run, Say, bring_up_to_date, drop_moments, open_run, write_plan
 from tasks.secrets import require_judge
 from tasks.source import source_tags
 from tasks.together import Meeting, train_together
 from tasks.tracking import flatten
-from tasks.training import Job, OnStep, start_trainer, test_and_publish, train_epoch, train_to_end
-from tasks.warm_starts import device, ensure_warm_start, warm_start_key
+from tasks.warm_starts import ensure_warm_start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from igpo_core.run import Event, TrainingRun
+    from tasks.training import Recorder
 
 
 def run_name() -> str:
-    """What the run's page and MLflow call it."""
+    """Return the title of a planned run's page."""
+    return open_run(run_folder(flow_run.parameters["run_key"])).spec.name
+
+
+def start_name() -> str:
+    """Return the title of a warm start's page."""
+    spec = open_run(run_folder(flow_run.parameters["run_key"])).spec
+    return " ".join(filter(None, ["warm start", f"seed {spec.seed}", spec.cell]))
+
+
+def asked_name() -> str:
+    """Return the title of the page of a run that somebody asked for by its arm."""
     given = flow_run.parameters
-    return " ".join(filter(None, [given.get("arm", "warm start"), f"seed {given['seed']}", given.get("cell", "")]))
+    return " ".join(filter(None, [given["arm"], f"seed {given['seed']}", given["cell"]]))
 
 
-@flow(name="warm-start", flow_run_name=run_name, validate_parameters=True)
-def warm_start(preset: Preset, seed: Seed, cell: str = "") -> str:
-    """Make, or find, the policy that every arm of this seed starts from. Returns its folder.
-
-    Args:
-        seed: Run seed of the arms that start from it.
-        cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
-    """
-    from tasks.data import prepare
-
-    open_home()
-    specification = load_specification(preset)
-    experiment, say = specification.experiment(specification.baseline, seed, cell), run_log()
-    data = prepare(experiment.data, home())
-    found = warm_start_folder(warm_start_key(experiment, data.version)).exists()
-    started = time.perf_counter()
-    folder = ensure_warm_start(experiment, data, home(), say)
-    sweep = specification.sweep(versions_of(specification))
-    alone = experiment.training.world == 1  # this process could not hold what several share
-    if alone and planning.read_timing(home(), sweep) is None:  # the sweep's plan tells what it will take
-        took = None if found else time.perf_counter() - started
-        arms = [specification.experiment(arm, seed, cell) for arm in specification.arms]
-        costly = next((arm for arm in arms if arm.reward.needs_beliefs), experiment)
-        nobody = identify(costly, data.version, "timing", home())
-        job = Job(costly, nobody, data.folder, folder, home(), specification.name, "timing", "")
-        planning.keep_timing(home(), sweep, planning.time_a_step(job, took, say))
-    return str(folder)
-
-
-@flow(name="train", flow_run_name=run_name, validate_parameters=True)
+@flow(name="train", flow_run_name=asked_name, validate_parameters=True)
 def train(
     preset: Preset,
     arm: Arm,
     seed: Seed = 0,
     cell: str = "",
+    set: Changes | None = None,
 ) -> dict[str, Any]:
-    """Train one arm with one seed, or find it finished. Returns its result.
+    """Plan one arm with one seed, and train it, or find it finished. Returns its result.
 
     Args:
         seed: Run seed: weights, warm start, question order, sampling.
         cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
+        set: Other settings in the preset's base.
     """
-    from tasks.data import prepare
+    open_home()
+    specification = load_specification(preset, set)
+    versions = versions_of(specification)
+    sweep = specification.sweep(versions)
+    run = Run(plan_run(specification, arm, seed, cell, versions.get(cell, ""), sweep), home())
+    mark_whole(run.data, sweep)
+    write_plan(run)
+    return train_run(run.spec.run_key)
 
+
+def train_run(run_key: str) -> dict[str, Any]:
+    """Train a planned run, or find it finished. Returns its result.
+
+    Args:
+        run_key: Of the run, whose run.json in IGPO_HOME/runs says all that it needs.
+    """
     open_home()
     say = run_log()
-    specification = load_specification(preset)
-    experiment = specification.experiment(arm, seed, cell)
-    require_judge(experiment)
-    data = prepare(experiment.data, home())
-    sweep = specification.sweep(versions_of(specification))
-    run = identify(experiment, data.version, sweep, home())
-    with locked(home(), run.run_key, say) as lock:
+    run = open_run(run_folder(run_key))
+    require_judge(run.spec.experiment)
+    with locked(run.home, run_key, say) as lock:
         finished = run.result()
         if finished is not None:
-            say(f"finished before (run key {run.run_key}): reused. {bring_up_to_date(run)}")
+            say(f"finished before (run key {run_key}): reused. {bring_up_to_date(run)}")
             return finished
-        warm = ensure_warm_start(experiment, data, home(), say)
-        job = Job(experiment, run, data.folder, warm, home(), specification.name, arm, cell)
-        return train_run(job, _tags(specification, arm, seed, cell, sweep, data.version), lock, say)
+        provide_data(run.spec.experiment.data, run.data, run.spec.sweep)
+        ensure_warm_start(run, say)
+        return _train(run, lock, say)
 
 
-def train_run(job: Job, tags: dict[str, str], lock: IO[str], say: Say) -> dict[str, Any]:
+@flow(name="warm-start", flow_run_name=start_name, validate_parameters=True)
+def warm_start(run_key: str) -> str:
+    """Make, or find, the policy that a planned run starts from, with every other arm of its seed. Returns its folder.
+
+    Args:
+        run_key: Of the run, whose run.json in IGPO_HOME/runs says all that it needs.
+    """
+    open_home()
+    say = run_log()
+    run = open_run(run_folder(run_key))
+    provide_data(run.spec.experiment.data, run.data, run.spec.sweep)
+    found = run.start.exists()
+    started = time.perf_counter()
+    folder = ensure_warm_start(run, say)
+    alone = run.spec.experiment.training.world == 1  # this process could not hold what several share
+    if alone and planning.read_timing(run.home, run.spec.sweep) is None:  # the sweep tells from it what it will take
+        took = None if found else time.perf_counter() - started
+        planning.keep_timing(run.home, run.spec.sweep, planning.time_a_step(run, took, say))
+    return str(folder)
+
+
+@flow(name="train-run", flow_run_name=run_name, validate_parameters=True)
+def train_planned(run_key: str) -> dict[str, Any]:
+    """Train a planned run, or find it finished: what sweeps start. Returns its result.
+
+    Args:
+        run_key: Of the run, whose run.json in IGPO_HOME/runs says all that it needs.
+    """
+    return train_run(run_key)
+
+
+FLOWS: dict[str, Flow[Any, Any]] = {"train": train_planned, "warm_start": warm_start}  # what a sweep starts
+
+
+def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
     """From the newest checkpoint, or the warm start, to the result. Terminated on the way, it leaves a checkpoint."""
     from tasks.sending import Tracker
 
-    experiment, run = job.experiment, job.run
-    name = " ".join(filter(None, [job.arm, f"seed {experiment.seed}", job.cell]))
-    page = RunPage(name, experiment.training.steps, say)
-    settings = experiment.model_dump(mode="json")
+    spec = run.spec
+    page = RunPage(spec.name, spec.experiment.training.steps, say)
     before = read_about(run.folder)
     known = before.tags.get("processor") if before else None
-    tags = tags | {"processor": joined(known, processor(device(experiment)))}
-    about = About(job.study, name, run.run_key, tags, settings, dataset=dataset_of(experiment.data, job.data))
+    tags = tags_of(spec) | {"processor": joined(known, processor(device(spec.experiment, say)))}
+    settings = spec.experiment.model_dump(mode="json")
+    about = About(
+        spec.study, title_of(spec), spec.run_key, tags, settings, dataset=dataset_of(spec.experiment.data, run.data)
+    )
     tracker = Tracker(run.folder, about, say, page.link)
-    several = experiment.training.world > 1
+    several = spec.experiment.training.world > 1
     try:
-        result = _together(job, lock, say, page) if several else _alone(job, tracker, say, page)
+        result = _together(run, lock, say, page) if several else _alone(run, tracker, say, page)
     except (TerminationSignal, KeyboardInterrupt):
         tracker.finish("KILLED", patience=10)
         raise
@@ -120,45 +159,50 @@ def train_run(job: Job, tags: dict[str, str], lock: IO[str], say: Say) -> dict[s
         tracker.finish("FAILED")
         raise
     tracker.finish("FINISHED")
+    drop_moments(run)
     page.close()
     return result
 
 
-def _alone(job: Job, tracker: Any, say: Say, page: RunPage) -> dict[str, Any]:
-    trainer = start_trainer(job, say)
+def _alone(run: Run, tracker: Any, say: Say, page: RunPage) -> dict[str, Any]:
+    from tasks.training import open_training, train_to_end
+
+    training = open_training(run, say)
     try:
-        return train_to_end(trainer, job, tracker, say, page.report, _epoch, _test)
+        return train_to_end(run, training, tracker, say, page.report, _part)
     except (TerminationSignal, KeyboardInterrupt):
-        leave_checkpoint(trainer, job.run, tracker, say)
+        leave_checkpoint(training, tracker, say)
         raise
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _epoch_task(trainer: Any, number: int, job: Job, outbox: Any, say: Any, on_step: Any, saving: float) -> float:
-    return train_epoch(trainer, number, job, outbox, say, on_step, saving)
+def _part_task(told: Any) -> Any:
+    from tasks.training import train_part
+
+    return train_part(*told)
 
 
-def _epoch(trainer: Any, number: int, job: Job, outbox: Any, say: Say, on_step: OnStep, saving: float) -> float:
-    named = _epoch_task.with_options(task_run_name=f"epoch {number + 1}")
-    return named(trainer, number, job, outbox, say, on_step, saving)
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="test and publish")
-def _test(trainer: Any, job: Job, outbox: Any) -> dict[str, Any]:
-    return test_and_publish(trainer, job, outbox)
+def _part(training: "TrainingRun", events: "Iterator[Event]", recorder: "Recorder") -> "Event":
+    """A part of a run, up to its next checkpoint or its result, as a task of its own."""
+    trainer = training.trainer
+    number = trainer.step // trainer.config.training.steps_per_epoch + 1
+    name = "test and publish" if trainer.done else f"epoch {number}"
+    named: Any = _part_task.with_options(task_run_name=name)
+    event: Event = named(quote((training, events, recorder)))
+    return event
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train together")
-def _together(job: Job, lock: IO[str], say: Say, page: RunPage) -> dict[str, Any]:
-    return train_together(job, lock, say, page.report, partial(_call_others, job))
+def _together(run: Run, lock: IO[str], say: Say, page: RunPage) -> dict[str, Any]:
+    return train_together(run, lock, say, page.report, partial(_call_others, run))
 
 
-def _call_others(job: Job, meeting: Meeting) -> None:
+def _call_others(run: Run, meeting: Meeting) -> None:
     """The other machines' workers take these runs; they fail with this one, whose processes they wait for."""
     from prefect.deployments import run_deployment
 
-    for node in range(1, job.experiment.training.nodes):
-        told = {"folder": str(job.run.folder.resolve()), "node": node, "address": meeting.address, "port": meeting.port}
+    for node in range(1, run.spec.experiment.training.nodes):
+        told = {"folder": str(run.folder.resolve()), "node": node, "address": meeting.address, "port": meeting.port}
         run_deployment("join/nodes", parameters=told, timeout=0)
 
 
@@ -181,18 +225,23 @@ COLOURS = (
 )
 
 
-def _tags(
-    specification: AblationSpecification, arm: str, seed: int, cell: str, sweep: str, data_version: str
-) -> dict[str, str]:
+def title_of(spec: RunSpec) -> str:
+    """Return what MLflow calls the run: its name, and what the start of its sweep set."""
+    return " · ".join(filter(None, [spec.name, spell_changes(spec.changes)]))
+
+
+def tags_of(spec: RunSpec) -> dict[str, str]:
+    """Return MLflow's tags of a run."""
     return {
         "kind": "train",
-        "cell": cell,
-        "mlflow.runColor": COLOURS[list(specification.arms).index(arm) % len(COLOURS)],
-        "sweep": sweep,
-        "arm": arm,
-        "seed": str(seed),
-        "data_version": data_version,
-        **{f"arm.{name}": value for name, value in flatten(specification.arms[arm]).items()},
+        "cell": spec.cell,
+        "mlflow.runColor": COLOURS[spec.arm_number % len(COLOURS)],
+        "sweep": spec.sweep,
+        "arm": spec.arm,
+        "seed": str(spec.seed),
+        "data_version": spec.data_version,
+        **({"set": spell_changes(spec.changes)} if spec.changes else {}),
+        **{f"arm.{name}": value for name, value in flatten(spec.arm_settings).items()},
         **source_tags("flows/train.py"),
         "mlflow.note.content": f"[This run in Prefect]({flow_run_url(str(flow_run.id))})",  # the page shows it first
     }

@@ -1,17 +1,17 @@
 """What a sweep consists of, what of it is there already, and how long the rest takes on this machine."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.specification import AblationSpecification, load_specification, presets
-from igpo_core.config import ExperimentConfig
+from flows.presets import load_specification, presets
+from igpo_core.config import AblationSpecification, ExperimentConfig, Plan, code_version, warm_start_key
 from igpo_core.errors import ConfigError
-from tasks.home import PROJECT, warm_start_folder
+from tasks.devices import accelerators, at_a_time
+from tasks.home import PROJECT
 from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
-from tasks.runs import RunIdentity, identify
-from tasks.warm_starts import start_of, untrained, warm_start_key
+from tasks.runs import Run, write_plan
+from tasks.warm_starts import start_of, untrained
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
@@ -21,37 +21,15 @@ MODEL = "qwen-0-5b"
 DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep. identity: its key and folder; start: the key of the warm start that it begins from."""
-
-    cell: str
-    arm: str
-    seed: int
-    experiment: ExperimentConfig
-    identity: RunIdentity
-    start: str
-
-    @property
-    def name(self) -> str:
-        return " ".join(filter(None, [self.arm, f"seed {self.seed}", self.cell]))
-
-    @property
-    def finished(self) -> bool:
-        return self.identity.result_file.is_file()
+def runs_of(plan: Plan, home: Path) -> list[Run]:
+    """Return the runs of a plan, each written to its folder, seed by seed."""
+    runs = [Run(spec, home) for spec in plan.runs]
+    for run in runs:
+        write_plan(run)
+    return runs
 
 
-def work(specification: AblationSpecification, versions: Mapping[str, str], sweep: str, home: Path) -> list[Run]:
-    """Every run, seed by seed. versions: of the data, by cell."""
-    found = []
-    for cell, arm, seed in specification.runs():
-        experiment = specification.experiment(arm, seed, cell)
-        identity = identify(experiment, versions[cell], sweep, home)
-        found.append(Run(cell, arm, seed, experiment, identity, warm_start_key(experiment, versions[cell])))
-    return found
-
-
-def plan(specification: AblationSpecification, workers: int) -> str:
+def announce(specification: AblationSpecification, workers: int) -> str:
     """What will be made, in words."""
     runs, cells = specification.runs(), specification.cells
     budgets = sorted({_budget(specification.cell_base(cell)) for cell in cells})
@@ -85,16 +63,28 @@ def outlook(runs: Sequence[Run], timing: Timing | None, workers: int, home: Path
     there = f"{len(runs) - len(left)} of {len(runs)} runs were there"
     if not left:
         return f"{there}; nothing is left to train"
-    if left[0].experiment.training.world > 1:
+    if left[0].spec.experiment.training.world > 1:
         return f"{there}; runs of several processes are not timed: see make dry-run"
     if timing is None:
         return f"{there}; how long the rest takes is told once a step was timed"
-    return f"{there}; {estimate([run.experiment for run in left], len(missing_starts(left)), timing, workers, home)}"
+    return (
+        f"{there}; {estimate([run.spec.experiment for run in left], len(missing_starts(left)), timing, workers, home)}"
+    )
 
 
 def missing_starts(runs: Sequence[Run]) -> set[str]:
     """The warm starts that these runs need and that are not there."""
-    return {run.start for run in runs if not warm_start_folder(run.start).exists()}
+    return {run.spec.start for run in runs if not run.start.exists()}
+
+
+def simultaneous(specification: AblationSpecification, asked: int | None = None) -> int:
+    """Return how many runs are made at the same time on this machine. asked: in place of the specification's number.
+
+    Raises ConfigError where more are asked for than this machine has accelerators, or shares of them.
+    """
+    training = specification.base.training
+    seen = accelerators() if training.device == "cuda" else []
+    return at_a_time(training, asked or specification.processes, seen)
 
 
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
@@ -104,13 +94,13 @@ def whole_seconds(specification: AblationSpecification, home: Path) -> float | N
         return None
     runs, starts = whole(specification)
     seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
-    return seconds / min(specification.processes, len(runs))
+    return seconds / min(simultaneous(specification), len(runs))
 
 
 def whole(specification: AblationSpecification) -> tuple[list[ExperimentConfig], list[ExperimentConfig]]:
     """All runs, and one run for each warm start that they need."""
     runs = [specification.experiment(arm, seed, cell) for cell, arm, seed in specification.runs()]
-    return runs, list({warm_start_key(run, specification.name): run for run in runs}.values())
+    return runs, list({warm_start_key(run, specification.name, code_version()): run for run in runs}.values())
 
 
 def write_minutes(home: Path) -> None:

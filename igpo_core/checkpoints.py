@@ -7,9 +7,11 @@ holds none of them. No file of a checkpoint can run code: state.pt is read with 
 manifest guards against damage alone, for whoever changes a file can change it too.
 """
 
+import hashlib
 import json
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from igpo_core.errors import CheckpointError
-from igpo_core.folders import checksums, file_hash, fill_folder
+from igpo_core.folders import checksums, file_hash, fill_folder, write_json
 from igpo_core.policies import Policy, save_policy
 from igpo_core.ranks import ALONE, Ranks
 from igpo_core.weights import ADAPTER, copy_into, has_adapter, load_adapter
 
 MANIFEST = "manifest.json"
 SHARDS = "shards"
+STATE = "state.pt"
 FORMAT = 2
 
 
@@ -65,6 +68,26 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         ) from error
 
 
+def policy_digest(folder: Path) -> str:
+    """Return the SHA-256 of what the manifest says of the policy's files: the same before and after moments are dropped."""
+    content = json.loads((folder / MANIFEST).read_text())["sha256"]
+    policy = {name: digest for name, digest in content.items() if name.split("/")[0] not in (STATE, SHARDS)}
+    return hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()
+
+
+def forget_files(folder: Path, names: Sequence[str]) -> None:
+    """Delete files, or folders of files, of a folder and of its manifest, which is written first."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    kept = {path: digest for path, digest in manifest["sha256"].items() if path.split("/")[0] not in names}
+    if kept != manifest["sha256"]:
+        write_json(folder / MANIFEST, {**manifest, "sha256": kept})
+    for name in names:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
 def verify_folder(folder: Path) -> None:
     """Raise CheckpointError, naming the file, unless every file of the folder's manifest is there and unchanged."""
     try:
@@ -101,7 +124,7 @@ def write_checkpoint(
     def fill(path: Path) -> None:
         save_policy(policy, path, weights)
         try:
-            torch.save(vars(state if weights is None else replace(state, tensors={})), path / "state.pt")
+            torch.save(vars(state if weights is None else replace(state, tensors={})), path / STATE)
         except RuntimeError as error:  # torch reports a full disk as RuntimeError
             raise OSError(f"state.pt: {error}") from error
         if weights is not None:
@@ -129,7 +152,7 @@ def read_checkpoint(folder: Path, policy: Policy, tensors: dict[str, Any]) -> Ch
     load_weights(folder, policy.model)
     # a moment saved on cuda:0 is not there on every process's device, nor on a CPU: who takes it copies it to its own
     try:
-        state = CheckpointState(**torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
+        state = CheckpointState(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"{folder / 'state.pt'} is no state of a checkpoint ({type(error).__name__}: {error}). Delete the folder, or name "

@@ -1,6 +1,6 @@
 """A policy and a question set in, a table of metrics out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,36 @@ def evaluate(
     return EvaluationResult(
         metrics, [_record(item, step, decoding) for item in scored], scored, len(questions) - len(fitting)
     )
+
+
+def decode_each(
+    policy: Policy,
+    environment: Environment,
+    config: ExperimentConfig,
+    split: str,
+    limit: int,
+    step: int,
+    ranks: Ranks = ALONE,
+    engine: Engine = rollout,
+) -> Iterator[tuple[str, EvaluationResult]]:
+    """Evaluate a policy with every decoding of config.evaluation.
+
+    Yields (prefix of metric names, result): "/" of the first decoding and "_<decoding>/" of the others.
+    """
+    for place, decoding in enumerate(config.evaluation.decoding):
+        yield (
+            "/" if place == 0 else f"_{decoding}/",
+            evaluate(
+                policy, environment, config,
+                split=split, limit=limit, decoding=decoding, step=step, ranks=ranks, engine=engine,
+            ),
+        )  # fmt: skip
+
+
+def first_decoding(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration with the first decoding of its evaluation alone."""
+    evaluation = config.evaluation.model_copy(update={"decoding": config.evaluation.decoding[:1]})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def _slices(questions: Sequence[Question], scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:

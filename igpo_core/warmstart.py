@@ -1,20 +1,27 @@
 """Supervised warm start from demonstrations: the skill is taught, its sparse use is made on purpose where asked for."""
 
 import math
+import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from igpo_core.batching import token_batches
+from igpo_core.checkpoints import STATE, checkpoint_folder, load_weights, newest_checkpoint, write_folder
 from igpo_core.config import ExperimentConfig, WarmStartStage
 from igpo_core.environments.base import Demonstration, Environment, Lesson
 from igpo_core.errors import ConfigError
-from igpo_core.policies import Policy
+from igpo_core.policies import Policy, save_policy
 from igpo_core.protocol import TurnProtocol
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Search
 from igpo_core.weights import trained
+
+SECONDS = 120.0  # between two checkpoints of a warm start
 
 
 @dataclass(frozen=True)
@@ -90,27 +97,58 @@ def supervised_loss(policy: Policy, examples: Sequence[Example]) -> torch.Tensor
     return (weights * losses).sum()
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """How far a warm start is. Demonstrations and their order follow from stage and step."""
+
+    stage: int = 0
+    """The stage that goes on, from 0."""
+    step: int = 0
+    """Steps done of it."""
+    done: int = 0
+    """Steps done of all stages."""
+    left_out: int = 0
+    """Demonstrations that did not fit."""
+    losses: dict[str, float] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    """State of the stage's optimizer."""
+    torch_rng: Any = None
+
+
 def run_warm_start(
     config: ExperimentConfig,
     environment: Environment,
     policy: Policy,
     *,
     progress: Callable[[int, int, dict[str, float]], None],
+    folder: Path | None = None,
+    every: float = SECONDS,
+    warn: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Run every stage in place; progress(steps done, steps in all, metrics) after each tenth step.
 
     Returns the last loss of each stage, and how many demonstrations were left out because they do not fit.
     Demonstrations and their order depend on config.seed alone.
+
+    folder: of checkpoints, one each `every` seconds; a warm start that was killed goes on from the newest whole one, with the
+    same bits as one that never stopped. None: it is made in one go. warn: told of a damaged checkpoint.
     """
     if config.warm_start is None:
         raise ConfigError("this configuration has no warm start")
-    total, done, left_out = sum(stage.steps for stage in config.warm_start.stages), 0, 0
-    losses: dict[str, float] = {}
-    for number, stage in enumerate(config.warm_start.stages):
+    stages = config.warm_start.stages
+    total = sum(stage.steps for stage in stages)
+    before = _restore(folder, policy, warn) if folder else _Progress()
+    done, left_out, losses = before.done, before.left_out, dict(before.losses)
+    saved = time.monotonic()
+    for number, stage in enumerate(stages[before.stage :], start=before.stage):
         optimizer = torch.optim.AdamW(
             trained(policy.model), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
-        for step in range(stage.steps):
+        first = 0
+        if number == before.stage and before.optimizer is not None:
+            optimizer.load_state_dict(before.optimizer)
+            first = before.step
+        for step in range(first, stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * schedule(stage, step)
             rng = python_rng(config.seed, "warm start", number, step)
@@ -125,10 +163,38 @@ def run_warm_start(
             torch.nn.utils.clip_grad_norm_(trained(policy.model), 1.0)
             optimizer.step()
             done += 1
+            losses[f"warm_start/stage_{number + 1}_loss"] = loss
             if done % 10 == 0 or done == total:
                 progress(done, total, {"warm_start/loss": loss, "warm_start/stage": float(number + 1)})
-        losses[f"warm_start/stage_{number + 1}_loss"] = loss
+            if folder is not None and done < total and time.monotonic() - saved >= every:
+                state = optimizer.state_dict()
+                _save(folder, policy, _Progress(number, step + 1, done, left_out, losses, state, torch.get_rng_state()))
+                saved = time.monotonic()
     return {**losses, "warm_start/left_out": float(left_out)}
+
+
+def _save(folder: Path, policy: Policy, progress: _Progress) -> None:
+    """Write a checkpoint; keep it alone."""
+    place = checkpoint_folder(folder, progress.done)
+
+    def fill(path: Path) -> None:
+        save_policy(policy, path)
+        torch.save(vars(progress), path / STATE)
+
+    write_folder(place, fill)
+    for other in place.parent.glob("step-*"):
+        if other != place:
+            shutil.rmtree(other)
+
+
+def _restore(folder: Path, policy: Policy, warn: Callable[[str], None]) -> _Progress:
+    place = newest_checkpoint(folder, warn)
+    if place is None:
+        return _Progress()
+    load_weights(place, policy.model)
+    found = _Progress(**torch.load(place / STATE, map_location="cpu", weights_only=True))
+    torch.set_rng_state(found.torch_rng)
+    return found
 
 
 def schedule(stage: WarmStartStage, step: int) -> float:

@@ -26,17 +26,17 @@ from igpo_core.data.questions import ID_ALIASES
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.indexing import build_index, index_settings, measure_search
+from tasks.published import FORMAT, MANIFEST, is_whole
 from tasks.reading import Config, Tables, on_this_machine, read
 from tasks.secrets import provide
 
 if TYPE_CHECKING:
     from tasks.validation import Validation
 
-MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
-FORMAT = 3  # of this layout and of summary.json: raise it when either changes
-CODE = ("data", "indexing", "reading", "validation")  # what decides, with igpo_core, which rows are published, and how
+# what decides, with igpo_core, which rows are published, and how
+CODE = ("data", "indexing", "published", "reading", "validation")
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
 
@@ -200,19 +200,6 @@ def data_version(validation: "Validation", config: Config) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
     settings = config.model_dump(mode="json", exclude=PATHS)
     return fingerprint(FORMAT, validation.content, settings, index_settings(config))
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a published folder has every file of its manifest, unchanged, and no other."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
-    try:
-        expected = json.loads(manifest.read_text())
-    except ValueError:
-        return False
-    found = {name: digest for name, digest in checksums(folder).items() if name != MANIFEST}
-    return bool(expected.get("format") == FORMAT and expected.get("sha256") == found)
 
 
 def summary_rows(published: PublishedData) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.outbox import Writing
-from tasks.runs import RunIdentity, Say, save_checkpoint
+from tasks.runs import Say
 
 if TYPE_CHECKING:
+    from igpo_core.run import TrainingRun
     from igpo_core.training import Trainer
 
 
@@ -41,7 +42,7 @@ def whole_steps(trainer: "Trainer") -> Iterator[None]:
         signal.raise_signal(waiting[0])
 
 
-def leave_checkpoint(trainer: "Trainer", run: RunIdentity, outbox: Writing, say: Say) -> None:
+def leave_checkpoint(training: "TrainingRun", outbox: Writing, say: Say) -> None:
     """What a run does when it is told to end (SIGTERM, Ctrl-C), within the 30 s that most senders of SIGTERM grant.
 
     The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
@@ -50,13 +51,14 @@ def leave_checkpoint(trainer: "Trainer", run: RunIdentity, outbox: Writing, say:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
         signal.signal(number, signal.SIG_IGN)
-    if checkpoint_folder(run.folder, trainer.step).exists() or trainer.step == 0:
+    trainer = training.trainer
+    if checkpoint_folder(training.folder, trainer.step).exists() or trainer.step == 0:
         say("told to end; started again, the run goes on from its last checkpoint")
     elif trainer.config.training.sharding != "none":  # no process has all weights, and the others may be gone
         say("told to end: started again, the run goes on from its last checkpoint")
     elif trainer.whole and outbox.has("progress/seconds", trainer.step):
         outbox.sync()
-        save_checkpoint(trainer, run, alone=True)
+        training.save(alone=True)
         say(f"told to end: checkpoint of step {trainer.step} written; started again, the run goes on from there")
     else:
         say("told to end while a step was being applied: started again, the run goes on from its last checkpoint")

@@ -29,7 +29,7 @@ def verdict(study: Study, sweep: str, answer: str, warnings: Sequence[str], repo
     return Message(
         f"{study.name}: the verdict of {total} seeds",
         f"{answer}\n\n{warned}The study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
-        f"{_seeds(study.checks, start='s')} again when code, data, torch or transformers have changed.\n\nReport: {report}",
+        f"{_seeds(study.checks, start='s')} again when code, data or a package that computes has changed.\n\nReport: {report}",
     )
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,11 @@ from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.folders import write_json
 
 if TYPE_CHECKING:
-    from tasks.runs import Say
-    from tasks.training import Job
+    from tasks.runs import Run, Say
 
-# weights on disk, in sizes of the model in float32: two checkpoints with two moments each, the best on dev, MLflow's copy
+# weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
+KEPT = 3
+# A run that goes on: two checkpoints with two moments each, the best on dev, and at its end MLflow's copy
 COPIES = 2 * 3 + 1 + 1
 STARTING = 4.0  # seconds from the start of a run's process to its first step and at its end, on two cores
 REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
@@ -78,19 +79,24 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
     return best[2] if best else None
 
 
-def time_a_step(job: "Job", seconds: float | None, say: "Say") -> Timing:
-    """Two training steps from the warm start, by this process alone, the second timed. seconds: of the warm start."""
-    from tasks.training import start_trainer
+def time_a_step(run: "Run", seconds: float | None, say: "Say") -> Timing:
+    """Time the second of two training steps from the run's warm start, by this process alone. The run itself is not touched.
 
-    trainer = start_trainer(job, say)
+    seconds: of the warm start.
+    """
+    from tasks.training import open_training
+
+    # under another sweep it is another run, without checkpoints
+    trainer = open_training(replace(run, spec=run.spec.model_copy(update={"sweep": "timing"})), say).trainer
+    experiment = run.spec.experiment
     trainer.run_step()
     started = time.perf_counter()
     metrics = trainer.run_step().metrics
     step = time.perf_counter() - started
-    rollouts = job.experiment.rollout.questions * job.experiment.rollout.group_size
+    rollouts = experiment.rollout.questions * experiment.rollout.group_size
     rollout = (step - metrics["time/update"]) / rollouts
-    weights = sum(file.stat().st_size for file in job.warm.glob("*.safetensors"))
-    return Timing(step, rollouts, rollout, seconds, weights, policy_key(job.experiment), demonstrations(job.experiment))
+    weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
+    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
@@ -120,9 +126,12 @@ def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
     return STARTING + timing.warm_start * demonstrations(experiment) / timing.demonstrations
 
 
-def disk(runs: int, warm_starts: int, weights: int) -> int:
-    """Bytes that runs and warm starts take. weights: bytes of the model's."""
-    return runs * (COPIES * weights + REST) + warm_starts * weights
+def disk(runs: int, warm_starts: int, weights: int, at_a_time: int = 0) -> int:
+    """Return the bytes that runs and warm starts leave on disk; with at_a_time runs going on, the most that they ever take.
+
+    weights: bytes of what is trained, in float32.
+    """
+    return runs * (KEPT * weights + REST) + min(at_a_time, runs) * (COPIES - KEPT) * weights + warm_starts * weights
 
 
 def free_space(place: Path) -> int:
@@ -136,7 +145,7 @@ def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing,
         return "nothing is left to train"
     each = [run_seconds(run, timing) for run in runs]
     total = (sum(each) + warm_starts * warm_start_seconds(runs[0], timing)) / min(workers, len(runs))
-    needed = disk(len(runs), warm_starts, timing.weights)
+    needed = disk(len(runs), warm_starts, timing.weights, workers)
     free = free_space(place)
     text = (
         f"about {spell(total)} for {len(runs)} runs of about {spell(sum(each) / len(each))} (a step of {timing.rollouts} "

@@ -9,12 +9,11 @@ A report that is deleted in MLflow keeps its runs no longer.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.locks import locked_if_free
 from tasks.outbox import read_about
+from tasks.runs import planned_start
 from tasks.tracking import answering, client, find_runs, tracking_uri
 from tasks.wording import counted
 
@@ -47,7 +47,7 @@ class Folder:
     started: float = 0.0
     """When the run began, in seconds since 1970."""
     start: str = ""
-    """The warm start that the code of now would have the run begin from; empty where that code cannot read its settings."""
+    """The warm start that the run began from; empty where no plan says."""
 
     @property
     def key(self) -> str:
@@ -105,7 +105,7 @@ def read_runs(home: Path) -> list[Folder]:
     for path in _folders(home / "runs"):
         about = read_about(path)
         if about is not None:
-            start = _start(about.params, about.tags["data_version"])
+            start = planned_start(path)
             began = about.started_ms / 1000
             found.append(Folder(path, *_files(path), about.experiment, about.tags["sweep"], began, start))
     return found
@@ -131,18 +131,6 @@ def _files(folder: Path) -> tuple[float, int]:
                 continue
             touched, size = max(touched, entry.st_mtime), size + entry.st_size
     return touched, size
-
-
-def _start(params: Mapping[str, Any], data_version: str) -> str:
-    from pydantic import ValidationError
-
-    from igpo_core.config import ExperimentConfig
-    from tasks.warm_starts import warm_start_key
-
-    try:
-        return warm_start_key(ExperimentConfig.model_validate_json(json.dumps(params)), data_version)
-    except ValidationError:  # of older code, which nothing goes on with
-        return ""
 
 
 def read_known() -> Known:

@@ -179,7 +179,7 @@ def _write_files(
 
 
 def _answering(specification: Mapping[str, Any]) -> list[str]:
-    """flows.specification.AblationSpecification.answering."""
+    """igpo_core.config.AblationSpecification.answering."""
     primary, baseline = specification["primary"], specification["baseline"]
     return [primary] if primary else [arm for arm in specification["arms"] if arm != baseline]
 

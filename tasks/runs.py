@@ -1,72 +1,131 @@
-"""A run's identity and files.
+"""A planned run and its files.
 
-The run's folder `<home>/runs/<run key>/` holds config.json, metrics.jsonl, checkpoints/step-000010/ and, written last,
-result.json: its presence means that the run is finished. The key is a hash of sweep, data version, configuration, code
-version and seed, so the same run asked for again is found again. A process that works on a run or a warm start holds its
-lock in `<home>/locks`; another that wants the same waits, and then finds it.
+The run's folder `<home>/runs/<run key>/` holds run.json, the run as its sweep planned it; metrics.jsonl, checkpoints/step-000010/
+and, written last, result.json: its presence means that the run is finished. The key is a hash of sweep, data version,
+configuration, code version and seed, so the same run asked for again is found again. A process that works on a run or a warm
+start holds its lock in `<home>/locks`; another that wants the same waits, and then finds it.
 """
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from pydantic import ValidationError
+
+from igpo_core.config import RunSpec, code_version
+from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 
-if TYPE_CHECKING:
-    from igpo_core.training import Trainer
-
 Say = Callable[[str], None]
+OnStep = Callable[[int], None]
+PLAN = "run.json"
 
 
 @dataclass(frozen=True)
-class RunIdentity:
-    """What a run is, and where its files are."""
+class Run:
+    """A planned run, and where its files are."""
 
-    run_key: str
-    folder: Path
+    spec: RunSpec
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """Return the run's own folder."""
+        return self.home / "runs" / self.spec.run_key
+
+    @property
+    def data(self) -> Path:
+        """Return the folder of its published data."""
+        return self.home / "data" / self.spec.data_version
+
+    @property
+    def start(self) -> Path:
+        """Return the folder of the policy that it starts from."""
+        return self.home / "warm_starts" / self.spec.start
 
     @property
     def result_file(self) -> Path:
+        """Return the file that is there when the run is finished."""
         return self.folder / "result.json"
 
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has its result."""
+        return self.result_file.is_file()
+
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run; None while there is none."""
-        if not self.result_file.is_file():
+        """Return the result of a finished run; None while there is none."""
+        if not self.finished:
             return None
         result: dict[str, Any] = json.loads(self.result_file.read_text())
         return result
 
 
-def identify(experiment: ExperimentConfig, data_version: str, sweep: str, home: Path) -> RunIdentity:
-    """sweep: part of the identity, for MLflow keeps a run under one sweep: runs are shared within a sweep only."""
-    run_key = fingerprint(experiment.identity(), data_version, sweep, code_version())
-    return RunIdentity(run_key, home / "runs" / run_key)
+def write_plan(run: Run) -> None:
+    """Write run.json, from which any process on any machine can train the run. A finished run keeps its own."""
+    content = run.spec.model_dump(mode="json")
+    path = run.folder / PLAN
+    if run.finished or (path.is_file() and json.loads(path.read_text()) == content):
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
 
 
-def save_checkpoint(trainer: "Trainer", run: RunIdentity, *, alone: bool = False) -> float:
-    """Write the checkpoint of the current step; keep it and the one before. Returns the seconds. alone: see Trainer.save."""
-    from igpo_core.checkpoints import checkpoint_folder
+def open_run(folder: Path) -> Run:
+    """Return the run that was planned in this folder.
 
-    started = time.perf_counter()
-    folder = checkpoint_folder(run.folder, trainer.step)
-    trainer.save(folder, alone=alone)
-    if trainer.ranks.first:
-        for old in sorted(folder.parent.glob("step-*"))[:-2]:
-            shutil.rmtree(old)
-    return time.perf_counter() - started
+    Raises ConfigError where none was, or where this process has other code than its plan: another code computes other numbers.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} holds no {PLAN}: no run was planned there. Give the key of a planned run, as sweeps and the flow `train` "
+            "make them, and see that this machine has the IGPO_HOME of the one that planned it"
+        )
+    spec = RunSpec.model_validate_json(path.read_text())
+    if spec.code != code_version():
+        raise ConfigError(
+            f"igpo_core is {code_version()} here and {spec.code} where the run was planned: install the same on all machines, "
+            "and start the sweep again"
+        )
+    return Run(spec, folder.resolve().parents[1])
 
 
-def bring_up_to_date(run: RunIdentity) -> str:
+def planned_start(folder: Path) -> str:
+    """Return the key of the warm start of the run in a folder, of whatever code it was; "" where the code of now cannot read
+    its plan, or there is none (folders of versions before plans): nothing goes on with such a run."""
+    path = folder / PLAN
+    if not path.is_file():
+        return ""
+    try:
+        return RunSpec.model_validate_json(path.read_text()).start
+    except ValidationError:
+        return ""
+
+
+def drop_moments(run: Run) -> None:
+    """Keep of a finished run what evaluates it: the last weights, and the best on dev. Moments and older checkpoints go.
+
+    The manifest is written first: a kill on the way leaves a file too many, which the next call takes.
+    """
+    from igpo_core.checkpoints import SHARDS, STATE, forget_files
+
+    last, *older = sorted((run.folder / "checkpoints").glob("step-*"), reverse=True)
+    for folder in older:
+        shutil.rmtree(folder)
+    forget_files(last, [STATE, SHARDS])
+
+
+def bring_up_to_date(run: Run) -> str:
     """Send what MLflow lacks of a finished run; says what was done."""
     from tasks.outbox import read_status, write_status
     from tasks.sending import Sender, read_sent
     from tasks.tracking import MlflowAway
 
+    drop_moments(run)
     if read_status(run.folder)[0] != "FINISHED":  # killed right after its result was written
         write_status(run.folder, "FINISHED")
     before = read_sent(run.folder)
@@ -79,6 +138,6 @@ def bring_up_to_date(run: RunIdentity) -> str:
     return f"MLflow had lost it and was sent everything again: {url}" if lost else url
 
 
-def write_result(run: RunIdentity, result: dict[str, Any]) -> None:
+def write_result(run: Run, result: dict[str, Any]) -> None:
     """Atomically, last: from now on the run is finished."""
     write_json(run.result_file, result)

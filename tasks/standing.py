@@ -28,7 +28,7 @@ class Study:
     a_night: int
     """How many of them one night makes."""
     checks: tuple[int, ...]
-    """Those that are run again after a change of code, data, torch or transformers."""
+    """Those that are run again after a change of code, data or a package that computes."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from igpo_core.config.changes import of_cell
 from igpo_core.errors import DataError
 from tasks.alarms import alarms
 from tasks.processors import mixed
-from tasks.settings import of_cell
 from tasks.statistics import (
     Comparison,
     Paired,

@@ -28,51 +28,16 @@ from typing import IO, Any
 
 import psutil
 
-from igpo_core.config import ExperimentConfig, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from igpo_core.folders import write_json
 from igpo_core.ranks import MEETING_FILE
 from tasks.home import PROJECT
 from tasks.outbox import Nowhere, Outbox, read_about
-from tasks.runs import RunIdentity, Say
+from tasks.runs import OnStep, Run, Say, open_run
 from tasks.secrets import provide
-from tasks.training import Job, OnStep
 
-JOB = "job.json"
 END_SECONDS = 18.0  # of the 30 s that most senders of SIGTERM grant; MLflow gets 10 of them
 MARK = "igpo-lab: "
 OWNER = "IGPO_OWNER"  # process number of the flow's process
-
-
-def write_job(job: Job) -> None:
-    content = {
-        "experiment": job.experiment.model_dump(mode="json"),
-        "run_key": job.run.run_key,
-        "code_version": code_version(),
-        **{name: str(getattr(job, name)) for name in ("data", "warm", "home", "study", "arm", "cell")},
-    }
-    job.run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(job.run.folder / JOB, content)
-
-
-def read_job(folder: Path) -> Job:
-    """Raises ConfigError where this process runs other code than the one that wrote it."""
-    content = json.loads((folder / JOB).read_text())
-    if content["code_version"] != code_version():
-        raise ConfigError(
-            f"igpo_core is {code_version()} here and {content['code_version']} where the run was started: install the same "
-            "on all machines, and start the run again"
-        )
-    return Job(
-        experiment=ExperimentConfig.model_validate(content["experiment"]),
-        run=RunIdentity(content["run_key"], folder),
-        data=Path(content["data"]),
-        warm=Path(content["warm"]),
-        home=Path(content["home"]),
-        study=content["study"],
-        arm=content["arm"],
-        cell=content["cell"],
-    )
 
 
 @dataclass(frozen=True)
@@ -84,22 +49,21 @@ class Meeting:
 
 
 def train_together(
-    job: Job, lock: IO[str], say: Say, on_step: OnStep, call_others: Callable[[Meeting], None] = lambda meeting: None
+    run: Run, lock: IO[str], say: Say, on_step: OnStep, call_others: Callable[[Meeting], None] = lambda meeting: None
 ) -> dict[str, Any]:
-    """Train with as many processes as the job's experiment asks for; returns the run's result.
+    """Train with as many processes as the run asks for; returns the run's result.
 
     lock: of the run; its processes hold it too, so that nobody else works on the run before its processes have ended.
     call_others: told where the other machines shall come to, each to call `join`, where there are several.
     Raises IgpoError with what the first process that failed said.
     """
     meeting = None
-    if job.experiment.training.nodes > 1:
+    if run.spec.experiment.training.nodes > 1:
         meeting = Meeting(meeting_address(), _free_port())
-    write_job(job)
     if meeting is not None:
         call_others(meeting)
-    failures = _launch(job, 0, meeting, say, on_step, [lock.fileno()])
-    result = job.run.result()
+    failures = _launch(run, 0, meeting, say, on_step, [lock.fileno()])
+    result = run.result()
     if failures or result is None:
         raise IgpoError(f"the processes of this run failed: {failures or 'no result was written'}")
     return result
@@ -107,28 +71,28 @@ def train_together(
 
 def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
-    job = read_job(folder)
-    provide(job.experiment.data)  # its processes search too, and nobody prepared data in this one
-    failures = _launch(job, node, meeting, say, lambda step: None, [])
+    run = open_run(folder)
+    provide(run.spec.experiment.data)  # its processes search too, and nobody prepared data in this one
+    failures = _launch(run, node, meeting, say, lambda step: None, [])
     if failures:
         raise IgpoError(f"the processes of node {node} failed: {failures}")
 
 
-def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnStep, held: list[int]) -> str:
+def _launch(run: Run, node: int, meeting: Meeting | None, say: Say, on_step: OnStep, held: list[int]) -> str:
     """Run this machine's processes to their end; return what went wrong, "" when nothing did."""
-    log = job.run.folder / ("processes.log" if node == 0 else f"processes-{node}.log")
+    log = run.folder / ("processes.log" if node == 0 else f"processes-{node}.log")
     processes: list[subprocess.Popen[bytes]] = []
     failures: list[str] = []
-    with _meeting_place(job, meeting) as place, log.open("ab") as errors:
+    with _meeting_place(run, meeting) as place, log.open("ab") as errors:
         reading, writing = os.pipe()
         with os.fdopen(reading) as output:
             try:
                 with os.fdopen(writing, "wb") as said_by_all:
-                    for local in range(job.experiment.training.processes):
+                    for local in range(run.spec.experiment.training.processes):
                         started = subprocess.Popen(
-                            [sys.executable, "-m", "tasks.together", str(job.run.folder)],
+                            [sys.executable, "-m", "tasks.together", str(run.folder)],
                             cwd=PROJECT,
-                            env={**os.environ, **place, **_rank(job, node, local)},
+                            env={**os.environ, **place, **_rank(run, node, local)},
                             stdin=subprocess.DEVNULL,
                             stdout=said_by_all,
                             stderr=errors,
@@ -149,15 +113,15 @@ def _launch(job: Job, node: int, meeting: Meeting | None, say: Say, on_step: OnS
 
 
 @contextmanager
-def _meeting_place(job: Job, meeting: Meeting | None) -> Iterator[dict[str, str]]:
+def _meeting_place(run: Run, meeting: Meeting | None) -> Iterator[dict[str, str]]:
     """Give the environment variables by which processes find one another (igpo_core.ranks.join_group). The folder of one
     machine's meeting is this user's alone, and new: what another start left there would be taken for this one's."""
     if meeting is not None:
         yield {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(meeting.port)}
         return
-    for left in job.run.folder.glob(".meeting-*"):  # of a process that was killed; the run's lock is ours
+    for left in run.folder.glob(".meeting-*"):  # of a process that was killed; the run's lock is ours
         shutil.rmtree(left, ignore_errors=True)  # another user's, of a shared folder, stays: this meeting has its own
-    folder = tempfile.mkdtemp(prefix=".meeting-", dir=job.run.folder)  # mode 0700
+    folder = tempfile.mkdtemp(prefix=".meeting-", dir=run.folder)  # mode 0700
     loopback = _loopback()
     try:
         yield {
@@ -177,8 +141,8 @@ def _loopback() -> str:
     raise ConfigError("no network interface has 127.0.0.1, over which a run's processes connect: bring up the loopback")
 
 
-def _rank(job: Job, node: int, local: int) -> dict[str, str]:
-    training = job.experiment.training
+def _rank(run: Run, node: int, local: int) -> dict[str, str]:
+    training = run.spec.experiment.training
     return {
         "RANK": str(node * training.processes + local),
         "WORLD_SIZE": str(training.world),
@@ -281,24 +245,24 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 def main(folder: Path) -> None:
     """What each process does."""
     from tasks.interruption import leave_checkpoint
-    from tasks.training import start_trainer, train_to_end
+    from tasks.training import open_training, train_to_end
 
     first = os.environ["RANK"] == "0"
     signal.signal(signal.SIGTERM, _interrupt if first else _linger)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the flow's process decides
     threading.Thread(target=_end_with_owner, daemon=True).start()
     say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
-    trainer = None
+    training = None
     try:
-        job = read_job(folder)
+        run = open_run(folder)
         about = read_about(folder)
         assert about is not None
         outbox = Outbox(folder, about) if first else Nowhere()
-        trainer = start_trainer(job, say)
-        train_to_end(trainer, job, outbox, say, lambda step: _tell(step=step) if first else None)
+        training = open_training(run, say)
+        train_to_end(run, training, outbox, say, lambda step: _tell(step=step) if first else None)
     except KeyboardInterrupt:
-        if trainer is not None:
-            leave_checkpoint(trainer, job.run, outbox, say)
+        if training is not None:
+            leave_checkpoint(training, outbox, say)
         os._exit(0)  # without waiting for processes that may have ended
     except Exception as error:
         _tell(failed=f"{type(error).__name__} in process {os.environ['RANK']}: {error}")

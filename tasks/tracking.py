@@ -1,6 +1,5 @@
 """MLflow's server: where it is, whether it answers, its experiments, links to its pages, checkpoints as logged models."""
 
-import hashlib
 import json
 import os
 import re
@@ -227,30 +226,30 @@ def log_dataset(run_id: str, dataset: Mapping[str, str]) -> None:
 def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
     """Log the checkpoint as a model of the run and return the model's id.
 
-    Path and manifest hash are its params, the hash is also a tag, and the policy files are artifacts of the run while they are
-    small. Logging the same checkpoint again finds the model.
+    Its path and a hash of its files are its params, the hash is also a tag, and the files are artifacts of the run while they
+    are small. Moments are none of them. Logging the same checkpoint again finds the model.
     """
     import mlflow
 
-    from igpo_core.checkpoints import MANIFEST
+    from igpo_core.checkpoints import SHARDS, STATE, policy_digest
 
     mlflow.set_tracking_uri(tracking_uri())
     api = client()
     run = api.get_run(run_id)
     experiment = run.info.experiment_id
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    for model in api.search_logged_models([experiment], tag_filter(manifest_sha256=digest)):
+    digest = policy_digest(folder)
+    for model in api.search_logged_models([experiment], tag_filter(policy_sha256=digest)):
         if model.source_run_id == run_id:
             return str(model.model_id)
-    policy = [path for path in sorted(folder.iterdir()) if path.name != "state.pt"]
+    policy = [path for path in sorted(folder.iterdir()) if path.name not in (STATE, SHARDS)]
     if sum(path.stat().st_size for path in policy) < UPLOADED_BYTES:
         for path in policy:
             api.log_artifact(run_id, str(path), f"checkpoints/{folder.name}")
     made = mlflow.create_external_model(
         name=model_name(run.info.run_name, step),
         source_run_id=run_id,
-        tags={"manifest_sha256": digest},
-        params={"path": str(folder), "step": str(step), "manifest_sha256": digest},
+        tags={"policy_sha256": digest},
+        params={"path": str(folder), "step": str(step), "policy_sha256": digest},
         model_type="policy",
         experiment_id=experiment,
     )

@@ -1,220 +1,162 @@
-"""A training run from its newest checkpoint, or the warm start, through its epochs to its result.
+"""A planned run, trained: its events are written into its folder, and told to whoever watches.
 
-The flow `train` goes through it in its own process, with epochs as Prefect's task runs; several processes that train
+The flow `train` goes through it in its own process, with a Prefect task for each checkpoint; several processes that train
 together (tasks/together.py) each go through it, and the first of them writes what is written.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from igpo_core.config import ExperimentConfig
-from igpo_core.folders import write_json
-from tasks.evaluation import (
-    Keep,
-    evaluate_all,
-    evaluate_best,
-    evaluate_dev,
-    evaluate_if_missing,
-    evaluation_is_due,
-    judge,
-    keep_best,
-    look_into,
+from igpo_core.run import (
+    Checkpointed,
+    Decoded,
+    Evaluated,
+    Event,
+    Finished,
+    Said,
+    Saving,
+    StepDone,
+    Testing,
+    TrainingRun,
 )
+from tasks.devices import device
 from tasks.interruption import whole_steps
 from tasks.outbox import Writing
-from tasks.runs import RunIdentity, Say, save_checkpoint, write_result
-from tasks.warm_starts import set_up
+from tasks.runs import OnStep, Run, Say, write_result
+from tasks.trajectories import records_of, traced_records
 
-if TYPE_CHECKING:
-    from igpo_core.training import Trainer
-
-OnStep = Callable[[int], None]
+HEADLINES = ["test/all/f1", "test/all/em"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained. data: published folder; warm: the folder of the policy to start from."""
-
-    experiment: ExperimentConfig
-    run: RunIdentity
-    data: Path
-    warm: Path
-    home: Path
-    study: str
-    arm: str
-    cell: str
+def open_training(run: Run, say: Say) -> TrainingRun:
+    """Return the run at its newest whole checkpoint, or at its start, on the device that is this process's."""
+    place = device(run.spec.experiment, say)
+    return TrainingRun(run.spec, run.folder, run.data, run.start, place=place, judgements=run.home / "judge.sqlite")
 
 
-def start_trainer(job: Job, say: Say) -> "Trainer":
-    """A trainer at the newest whole checkpoint of the run, or at the warm start."""
-    from igpo_core.checkpoints import load_weights, newest_checkpoint
-    from igpo_core.rollout.rows import unsaid_answers
-    from igpo_core.training import Trainer
+class Recorder:
+    """Writes down what a run's events say. In other processes than the first, `outbox` writes nothing."""
 
-    environment, policy = set_up(job.experiment, job.data)
-    load_weights(job.warm, policy.model)
-    trainer = Trainer(job.experiment, environment, policy)
-    if trainer.left_out:
-        say(f"{trainer.left_out} train questions do not fit rollout.max_tokens and are left out")
-    unsaid = unsaid_answers(policy, job.experiment.rollout, trainer.questions)
-    if unsaid:
-        say(f"warning: {unsaid}")
-    checkpoint = newest_checkpoint(job.run.folder, lambda damage: say(f"warning: {damage}"))
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        say(f"resumed at step {trainer.step} from {checkpoint.name}")
-    return trainer
+    def __init__(self, run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep) -> None:
+        self._run, self._trainer, self._outbox, self._say, self._on_step = run, training.trainer, outbox, say, on_step
+        self._logging = 0.0
+        """Seconds that the line of the step before took. Nobody knows earlier."""
+        self._saving = 0.0
+        """Seconds of a checkpoint just before the next step: a kill right after a checkpoint must leave no hole."""
+        self._last: StepDone | None = None
 
+    def evaluated(self, step: int) -> bool:
+        """Return whether the evaluation on dev of a step is written down."""
+        return self._outbox.has("eval/all/f1", step)
 
-class Epoch(Protocol):
-    def __call__(
-        self, trainer: "Trainer", number: int, job: Job, outbox: Writing, say: Say, on_step: OnStep, saving: float
-    ) -> float: ...
+    def record(self, event: Event) -> None:
+        """Write down one event."""
+        match event:
+            case Said(text):
+                self._say(text)
+            case StepDone():
+                self._step(event)
+            case Evaluated():
+                self._evaluated(event)
+            case Saving():
+                self._outbox.sync()  # metrics are on disk before the checkpoint claims their steps
+            case Checkpointed():
+                self._saving = event.seconds
+            case Testing(step, checkpoint):
+                self._outbox.set_model(checkpoint, step, [])
+            case Decoded():
+                self._traces(event)
+            case Finished():
+                self._outbox.log(event.step, event.metrics)
+                self._outbox.set_model(event.checkpoint, event.step, HEADLINES)
 
+    def _step(self, event: StepDone) -> None:
+        started, config = time.perf_counter(), self._trainer.config
+        few = slice(config.evaluation.kept)
+        if event.sample:
+            records = records_of(
+                self._trainer.policy, event.sample[few], config, self._run.spec.arm,
+                split="train", step=event.step, advantages=event.advantages[few],
+            )  # fmt: skip
+            self._outbox.keep(records)
+        times = {"time/logging": self._logging, "time/checkpoint": self._saving}
+        self._outbox.log(event.step, {**event.metrics, **times})
+        self._on_step(event.step)
+        self._logging, self._saving, self._last = time.perf_counter() - started, 0.0, event
 
-class Test(Protocol):
-    def __call__(self, trainer: "Trainer", job: Job, outbox: Writing) -> dict[str, Any]: ...
-
-
-def train_epoch(
-    trainer: "Trainer", number: int, job: Job, outbox: Writing, say: Say, on_step: OnStep, saving: float
-) -> float:
-    """The steps of one epoch, then its checkpoint: metrics are on disk before the checkpoint claims their steps. Returns the
-    checkpoint's seconds.
-
-    time/logging of a step is what the line of the step before took, time/checkpoint what a checkpoint just before it took
-    (saving: of the epoch before): nobody knows earlier, and a kill right after a checkpoint must leave no hole.
-    """
-    spent = 0.0
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        nonlocal spent, saving
-        started = time.perf_counter()
-        outbox.log(step, {**metrics, "time/logging": spent, "time/checkpoint": saving})
-        on_step(step)
-        spent, saving = time.perf_counter() - started, 0.0
-
-    def keep(step: int, explained: list[Any], advantages: list[list[float]]) -> None:
-        from tasks.trajectories import records_of
-
-        few = slice(trainer.config.evaluation.kept)
-        records = records_of(
-            trainer.policy,
-            explained[few],
-            trainer.config,
-            job.arm,
-            split="train",
-            step=step,
-            advantages=advantages[few],
+    def _evaluated(self, event: Evaluated) -> None:
+        self._outbox.log(event.step, event.metrics)
+        if self._last is None or self._last.step != event.step:
+            return
+        seen, steps = self._last.metrics, self._trainer.config.training.steps
+        self._say(
+            f"step {event.step}/{steps}: dev F1 {event.metrics['eval/all/f1']:.3f}, train F1 {seen['train/f1']:.3f}, turns "
+            f"{seen['train/turns']:.1f}, dead groups {seen['advantage/dead_groups']:.2f}, {seen['progress/seconds']:.0f} s"
         )
-        outbox.keep(records)
 
-    def best(f1: float) -> None:
-        keep_best(trainer, job.run, f1)
+    def _traces(self, event: Decoded) -> None:
+        trainer = self._trainer
+        if not trainer.ranks.first:
+            return
+        traced = traced_records(
+            trainer.policy,
+            event.result.scored,
+            trainer.config,
+            self._run.spec.arm,
+            event.step,
+            trainer.contrast(event.step),
+        )
+        self._outbox.keep(traced)
+        self._outbox.set_traces(traced)
 
-    train_steps(trainer, (number + 1) * trainer.config.training.steps_per_epoch, log, say, keep, best)
-    outbox.sync()
-    return save_checkpoint(trainer, job.run)
+
+def advance(training: TrainingRun, events: Iterator[Event], recorder: Recorder) -> Event:
+    """Make the next event and write it down; a signal to end waits for a step's line (tasks/interruption.py)."""
+    with whole_steps(training.trainer):
+        event = next(events)
+        recorder.record(event)
+    return event
 
 
-def test_and_publish(trainer: "Trainer", job: Job, outbox: Writing) -> dict[str, Any]:
-    """The one evaluation on test, a sample of its trajectories as traces, the last checkpoint as a logged model.
-
-    Checkpoint and traces are sent while the evaluation goes on.
-    """
-    from igpo_core.checkpoints import checkpoint_folder
-    from tasks.trajectories import traced_records
-
-    config = trainer.config
-    checkpoint = checkpoint_folder(job.run.folder, trainer.step)
-    outbox.set_model(checkpoint, trainer.step, [])
-    judged: dict[str, float] = {}
-
-    def set_traces(result: Any) -> None:
-        if trainer.ranks.first:
-            traced = traced_records(
-                trainer.policy, result.scored, config, job.arm, trainer.step, trainer.contrast(trainer.step)
-            )
-            outbox.keep(traced)
-            outbox.set_traces(traced)
-            judged.update(judge(result, config, job.home))
-
-    metrics, _ = evaluate_all(trainer, config, "test", config.evaluation.test_questions, trainer.step, set_traces)
-    metrics = {
-        **{f"test{name}": value for name, value in metrics.items()},
-        **judged,
-        **evaluate_best(trainer, job.run, metrics),
-    }
-    outbox.log(trainer.step, metrics)
-    outbox.set_model(checkpoint, trainer.step, ["test/all/f1", "test/all/em"])
-    return {
-        "run_key": job.run.run_key,
-        "study": job.study,
-        "arm": job.arm,
-        "seed": config.seed,
-        "cell": job.cell,
-        "steps": trainer.step,
-        "counters": trainer.counters,
-        "metrics": metrics,
-        "checkpoint": str(checkpoint.relative_to(job.home)),
-    }
+def train_part(training: TrainingRun, events: Iterator[Event], recorder: Recorder) -> Event:
+    """Go on until the next checkpoint is whole, or the run is finished; return that event."""
+    while True:
+        event = advance(training, events, recorder)
+        if isinstance(event, Checkpointed | Finished):
+            return event
 
 
 def train_to_end(
-    trainer: "Trainer",
-    job: Job,
+    run: Run,
+    training: TrainingRun,
     outbox: Writing,
     say: Say,
-    on_step: OnStep,
-    epoch: Epoch = train_epoch,
-    test: Test = test_and_publish,
+    on_step: OnStep = lambda step: None,
+    part: Callable[[TrainingRun, Iterator[Event], Recorder], Event] = train_part,
 ) -> dict[str, Any]:
-    """All that is left of the run; returns its result, which is on disk then."""
-    training = trainer.config.training
-    if trainer.ranks.first:
-        write_json(job.run.folder / "config.json", trainer.config.model_dump(mode="json"))
-    evaluate_if_missing(trainer, job.run, outbox)
-    saving = 0.0
-    for number in range(trainer.step // training.steps_per_epoch, training.epochs):
-        if trainer.done:
-            break
-        saving = epoch(trainer, number, job, outbox, say, on_step, saving)
-    result = test(trainer, job, outbox)
-    if trainer.ranks.first:
-        write_result(job.run, result)
+    """Make all that is left of the run. Returns its result, which is on disk then. part: train_part, or what wraps it."""
+    recorder = Recorder(run, training, outbox, say, on_step)
+    events = training.events(recorder.evaluated)
+    while not isinstance(event := part(training, events, recorder), Finished):
+        pass
+    result = result_of(run, event)
+    if training.trainer.ranks.first:
+        write_result(run, result)
     return result
 
 
-def train_steps(
-    trainer: "Trainer",
-    until: int,
-    log: Callable[[int, dict[str, float]], None],
-    say: Say,
-    keep: "Keep" = lambda step, explained, advantages: None,
-    best: Callable[[float], None] = lambda f1: None,
-) -> None:
-    """Steps up to `until` or the end of the budget, with an evaluation on dev every config.evaluation.every steps.
-
-    keep(step, explained, advantages) is given the sample of training trajectories that diagnostics look at; best the dev F1
-    of each evaluation.
-    """
-    total = trainer.config.training.steps
-    while trainer.step < until and not trainer.done:
-        with whole_steps(trainer):
-            result = trainer.run_step()
-            metrics, due = result.metrics, evaluation_is_due(trainer)
-            if due:  # with the step's own line: whoever goes on from this step has its weights but not its rollouts
-                metrics = {**metrics, **look_into(trainer, result, keep)}
-            log(trainer.step, metrics)
-        if due:
-            dev = evaluate_dev(trainer)
-            best(dev["eval/all/f1"])  # before its line: a run that finds the line does not evaluate again
-            log(trainer.step, dev)
-            say(
-                f"step {trainer.step}/{total}: dev F1 {dev['eval/all/f1']:.3f}, train F1 {metrics['train/f1']:.3f}, turns "
-                f"{metrics['train/turns']:.1f}, dead groups {metrics['advantage/dead_groups']:.2f}, "
-                f"{metrics['progress/seconds']:.0f} s"
-            )
+def result_of(run: Run, event: Finished) -> dict[str, Any]:
+    """Return the content of result.json."""
+    spec = run.spec
+    return {
+        "run_key": spec.run_key,
+        "study": spec.study,
+        "arm": spec.arm,
+        "seed": spec.seed,
+        "cell": spec.cell,
+        "steps": event.step,
+        "counters": event.counters,
+        "metrics": event.metrics,
+        "checkpoint": str(event.checkpoint.relative_to(run.home)),
+    }

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from igpo_core.config.specification import spell_changes
 from tasks.statistics import ALPHA, MIN_SEEDS, Comparison, coverage, seeds_for_verdict
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ def worth(specification: Mapping[str, Any]) -> str:
         else f"this start ({base['policy']['kind']} policy, no warm start)"
     )
     cell = ", each line for its own cell" if crossed else ""
+    if specification["changes"]:
+        world += f" with {spell_changes(specification['changes'])} set over the preset"
     return f"It holds for {world}, this budget ({_budget(base)}) and {start}{cell}, and says nothing of others."
 
 

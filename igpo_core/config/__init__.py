@@ -19,6 +19,7 @@ from igpo_core.config.data import (
 )
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_on_disk, code_version, fingerprint
+from igpo_core.config.plan import Plan, RunSpec, make_plan, plan_run, warm_start_key
 from igpo_core.config.policy import (
     AtlasDemonstrations,
     FileDemonstrations,
@@ -31,6 +32,7 @@ from igpo_core.config.policy import (
     WarmStartStage,
 )
 from igpo_core.config.reward import GainName, RewardConfig
+from igpo_core.config.specification import AblationSpecification, Until
 from igpo_core.config.training import (
     ContinuousEngine,
     EngineConfig,
@@ -44,6 +46,7 @@ from igpo_core.config.training import (
 )
 
 __all__ = [
+    "AblationSpecification",
     "AtlasDemonstrations",
     "AtlasWorld",
     "BM25Search",
@@ -63,18 +66,21 @@ __all__ = [
     "Lora",
     "NewPolicy",
     "OptimizerConfig",
+    "Plan",
     "PolicyConfig",
     "PretrainedPolicy",
     "QuestionFile",
     "QuestionFiles",
     "RewardConfig",
     "RolloutConfig",
+    "RunSpec",
     "SearchConfig",
     "Settings",
     "Share",
     "Source",
     "TrainingConfig",
     "TransformersEngine",
+    "Until",
     "VllmEngine",
     "WarmStart",
     "WarmStartStage",
@@ -82,4 +88,7 @@ __all__ = [
     "code_on_disk",
     "code_version",
     "fingerprint",
+    "make_plan",
+    "plan_run",
+    "warm_start_key",
 ]

@@ -1,7 +1,5 @@
 """One training run, whole."""
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from igpo_core.config.base import Settings
@@ -65,13 +63,3 @@ class ExperimentConfig(Settings):
                     f"kind {self.data.kind!r}: use kind {self.data.kind!r}"
                 )
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """All of it but what says on how many processes and where it is computed: a run may go on with fewer, its numbers
-        then agree to rounding instead of to the bit."""
-        content = self.model_dump(
-            mode="json", exclude={"training": {"device", "memory_share", "processes", "nodes", "sharding"}}
-        )
-        for place in ("urls", "weights", "concurrency", "timeout", "attempts"):
-            content["rollout"]["engine"].pop(place, None)
-        return content

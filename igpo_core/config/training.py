@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from igpo_core.config.base import Decoding, Settings, Share
+from igpo_core.config.base import WHERE, Decoding, Settings, Share
 from igpo_core.config.data import KEY_VARIABLE, HttpSettings
 
 
@@ -20,12 +20,20 @@ class VllmEngine(Settings):
 
     kind: Literal["vllm"] = "vllm"
     urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/@]+$")], ...] = Field(
-        min_length=1, description="One for each training process, or fewer, as http://host:port."
+        min_length=1,
+        description="One for each training process, or fewer, as http://host:port.",
+        json_schema_extra=WHERE,
     )
-    weights: Path = Field(description="Folder that this run writes and the servers read; each run its own.")
-    concurrency: int = Field(64, ge=1, le=4096, description="Episodes at a time, of a process.")
-    timeout: float = Field(600.0, gt=0, description="Seconds for one turn, or for loading weights.")
-    attempts: int = Field(4, ge=1, le=20)
+    weights: Path = Field(
+        description="Folder that this run writes and the servers read; each run its own.", json_schema_extra=WHERE
+    )
+    concurrency: int = Field(
+        64, ge=1, le=4096, description="Episodes at a time, of a process.", json_schema_extra=WHERE
+    )
+    timeout: float = Field(
+        600.0, gt=0, description="Seconds for one turn, or for loading weights.", json_schema_extra=WHERE
+    )
+    attempts: int = Field(4, ge=1, le=20, json_schema_extra=WHERE)
     correction: Literal["none", "truncated"] = Field(
         "truncated",
         description="truncated: a token weighs its probability by the trainer over that by the server, at most `cap`.",
@@ -119,18 +127,22 @@ class TrainingConfig(Settings):
     )
     amount: float | None = Field(None, gt=0, description="Of sampled tokens or seconds.")
     threads: int = Field(1, ge=1, description="Torch threads of a training process.")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = Field("cpu", json_schema_extra=WHERE)
     memory_share: float = Field(
         1.0,
         gt=0,
         le=1,
         description="Of an accelerator's memory that a process may take: several runs on one card each keep to theirs.",
+        json_schema_extra=WHERE,
     )
-    processes: int = Field(1, ge=1, description="Processes a machine that train together, an accelerator each.")
-    nodes: int = Field(1, ge=1, description="Machines (docs/scale.md).")
+    processes: int = Field(
+        1, ge=1, description="Processes a machine that train together, an accelerator each.", json_schema_extra=WHERE
+    )
+    nodes: int = Field(1, ge=1, description="Machines (docs/scale.md).", json_schema_extra=WHERE)
     sharding: Literal["none", "fsdp"] = Field(
         "none",
         description="fsdp: weights, gradients and moments are spread over the processes (FSDP2); none: each has all (DDP).",
+        json_schema_extra=WHERE,
     )
 
     @property

@@ -19,12 +19,14 @@ from flows.evaluate import evaluate
 from flows.join import join
 from flows.night import load_study, night
 from flows.prepare_data import prepare_data
-from flows.specification import load_specification
-from flows.train import train, warm_start
+from flows.presets import load_specification
+from flows.train import train, train_planned, warm_start
 from igpo_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOWS = {flow.fn.__name__: flow for flow in (ablation, evaluate, join, night, prepare_data, train, warm_start)}
+FLOWS = {
+    flow.fn.__name__: flow for flow in (ablation, evaluate, join, night, prepare_data, train, train_planned, warm_start)
+}
 ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 

@@ -49,13 +49,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def taught(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model after a warm start: it searches, answers and fails, so that turns differ in what they earn."""
-    from flows.specification import load_specification
+    from flows.presets import load_specification
+    from igpo_core.config import plan_run
     from tasks.data import prepare
+    from tasks.runs import Run
     from tasks.warm_starts import ensure_warm_start
 
     home = tmp_path_factory.mktemp("taught")
-    experiment = load_specification(str(specification(model, home, "taught", {}))).base
-    return ensure_warm_start(experiment, prepare(experiment.data, home), home, print)
+    found = load_specification(str(specification(model, home, "taught", {})))
+    version = prepare(found.base.data, home).version
+    return ensure_warm_start(Run(plan_run(found, found.baseline, 0, "", version, "taught"), home), print)
 
 
 def specification(

@@ -16,6 +16,7 @@ from flows.ablation import require_progress
 from flows.children import RESTARTS, run_to_end
 from igpo_core.errors import IgpoError
 from tasks.prefect_runs import Ended
+from tests.tasks.planned import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,10 +26,10 @@ class Scripted:
 
     def __init__(self, *outcomes: Ended) -> None:
         self.outcomes = list(outcomes)
-        self.started: list[tuple[str, dict[str, Any]]] = []
+        self.started: list[tuple[str, str]] = []
 
-    def run(self, name: Any, parameters: dict[str, Any]) -> Ended:
-        self.started.append((name, parameters))
+    def run(self, name: Any, run_key: str) -> Ended:
+        self.started.append((name, run_key))
         return self.outcomes.pop(0)
 
     def end(self) -> None: ...
@@ -48,11 +49,14 @@ DIED = Ended("the process of this run ended with exit code -9", crashed=True)
         ([DIED, Ended("IgpoError: step 3: the loss is not finite")], 2, "IgpoError: step 3: the loss is not finite"),
     ],
 )
-def test_only_a_child_that_died_is_started_again(outcomes: list[Ended], starts: int, reason: str) -> None:
+def test_only_a_child_that_died_is_started_again(
+    tmp_path: Path, outcomes: list[Ended], starts: int, reason: str
+) -> None:
     assert RESTARTS == 3
     scripted, said = Scripted(*outcomes), []
-    assert run_to_end(scripted, "train", {"seed": 1}, said.append) == reason
-    assert scripted.started == [("train", {"seed": 1})] * starts
+    run = planned(tmp_path)
+    assert run_to_end(scripted, "train", run, said.append) == reason
+    assert scripted.started == [("train", run.spec.run_key)] * starts
     assert len(said) == starts - 1 and all("goes on from its last checkpoint" in line for line in said)
 
 

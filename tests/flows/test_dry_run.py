@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from flows.dry_run import dry_run, main
-from flows.specification import PRESETS
+from flows.presets import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
 from tasks.home import home
 from tasks.planning import Timing, keep_timing
@@ -43,7 +43,10 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing of what was checked stands in the way of this run\n" in said
     # a preset for the processor: this machine's memory, no accelerator; no step was timed in this home
     assert "this machine has" in said and "H100" not in said
-    assert "for 4 runs and 2 warm starts" in said and "no step of such a policy was timed on this machine yet" in said
+    assert (
+        "4 runs and 2 warm starts leave about" in said
+        and "no step of such a policy was timed on this machine yet" in said
+    )
 
 
 def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFixture[str]) -> None:

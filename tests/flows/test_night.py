@@ -9,14 +9,15 @@ import yaml
 from flows.dry_run import needed_disk
 from flows.night import finished_seeds, load_study
 from flows.parameters import PRESETS
-from flows.work import work
+from flows.work import runs_of
+from igpo_core.config import make_plan, plan_run
 from igpo_core.environments import open_environment
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 from igpo_core.policies import build_policy
 from tasks.data import prepare
 from tasks.planning import Timing, keep_timing
-from tasks.runs import identify
+from tasks.runs import Run
 
 
 def test_the_study_has_the_presets_seeds_and_the_numbers_after_them() -> None:
@@ -47,28 +48,28 @@ def test_what_cannot_be_a_study(tmp_path: Path, changes: dict[str, object], seed
 def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:
     """Of seeds 0 to 5: 0 has both arms, 1 the baseline alone, 2 a run of another sweep."""
     specification, _ = load_study("tiny", 6, 2, 2)
-    for arm, seed, sweep in (("outcome_only", 0, "s"), ("igpo", 0, "s"), ("outcome_only", 1, "s"),
-                             ("outcome_only", 2, "old"), ("igpo", 2, "old")):  # fmt: skip
-        run = identify(specification.experiment(arm, seed), "d", sweep, tmp_path)
-        run.folder.mkdir(parents=True)
+    runs = runs_of(make_plan(specification, {"": "d"}), tmp_path)
+    made = [run for run in runs if run.spec.seed == 0 or (run.spec.seed, run.spec.arm) == (1, "outcome_only")]
+    old = [Run(plan_run(specification, arm, 2, "", "d", "old"), tmp_path) for arm in specification.arms]
+    for run in (*made, *old):
+        run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.result_file, {})
-    assert finished_seeds(work(specification, {"": "d"}, "s", tmp_path)) == {0}
+    assert len(made) == 3 and finished_seeds(runs) == {0}
 
 
 def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 runs of two checkpoints (weights and two moments each), a best one and MLflow's copy, 2 MB besides; 6 warm starts."""
+    """12 runs that keep last and best weights and MLflow's copy, 2 MB besides; two at a time that have another five: two
+    moments of two checkpoints and the weights of the older one; 6 warm starts."""
     monkeypatch.setenv("IGPO_HOME", str(tmp_path))
     specification, _ = load_study("tiny", 6, 2, 2)
     data = prepare(specification.base.data, tmp_path)
-    versions = {"": data.version}
-    runs = work(specification, versions, "s", tmp_path)
+    plan = make_plan(specification, {"": data.version})
+    runs = runs_of(plan, tmp_path)
     with torch.device("meta"):
         model = build_policy(specification.base, open_environment(specification.base, data.folder)).model
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert needed_disk(specification, versions, runs) == 12 * (8 * weights + 2_000_000) + 6 * weights
+    assert needed_disk(specification, runs) == 12 * (3 * weights + 2_000_000) + 2 * 5 * weights + 6 * weights
     keep_timing(tmp_path, "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6))
-    assert needed_disk(specification, versions, runs) == 12 * (8 * 10**6 + 2_000_000) + 6 * 10**6
-    runs[0].identity.folder.mkdir(parents=True)
-    write_json(runs[0].identity.result_file, {})
-    runs = work(specification, versions, "s", tmp_path)
-    assert needed_disk(specification, versions, runs) == 11 * (8 * 10**6 + 2_000_000) + 6 * 10**6
+    assert needed_disk(specification, runs) == 12 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6
+    write_json(runs[0].result_file, {})
+    assert needed_disk(specification, runs) == 11 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6

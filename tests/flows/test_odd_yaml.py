@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.specification import load_specification
+from flows.presets import load_specification
 from igpo_core.errors import ConfigError
 
 GOOD = {

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.specification import PRESETS, load_specification, validated
+from flows.presets import PRESETS, load_specification
+from igpo_core.config.specification import validated
 from igpo_core.errors import ConfigError
 
 

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from flows.ablation import more_seeds
-from flows.specification import PRESETS, AblationSpecification, load_specification
-from flows.work import CONTROL, DATA, MODEL, WORLDS, plan
+from flows.presets import PRESETS, load_specification
+from flows.work import CONTROL, DATA, MODEL, WORLDS, announce
+from igpo_core.config import AblationSpecification, make_plan
+from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 
@@ -102,6 +104,66 @@ def test_the_sweep_changes_with_what_is_compared_and_not_with_arms_or_seeds(tmp_
     assert longer.sweep({"": "v1"}) != specification.sweep({"": "v1"})
 
 
+def test_a_setting_can_be_changed_at_the_start_for_all_arms_alike(tmp_path: Path) -> None:
+    """It makes another sweep of the study, says what it is, and is no change where it is set already."""
+    path = write(tmp_path, GOOD)
+    whole, asked = load_specification(path), {"optimizer.learning_rate": 1e-5, "rollout.group_size": 8, "data.hops": 2}
+    chosen = load_specification(path, asked)
+    assert chosen.changes == {"optimizer.learning_rate": 1e-5, "data.hops": 2} and whole.base.rollout.group_size == 8
+    assert spell_changes(chosen.changes) == "data.hops=2, optimizer.learning_rate=1e-05"
+    for arm in ("outcome_only", "gain"):
+        run = chosen.experiment(arm, 0)
+        assert run.optimizer.learning_rate == 1e-5 and run.data == whole.base.data.model_copy(update={"hops": 2})
+    assert chosen.sweep({"": "v"}) != whole.sweep({"": "v"}) and chosen.name == whole.name
+    assert load_specification(path, {"rollout.group_size": 8}) == whole
+    assert chosen.select(None, [7]).changes == chosen.changes and whole.departures(chosen) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.learning_rat": 1e-5}, r"learning_rat.*did you mean learning_rate"),
+        ({"rollout.group_size": "many"}, r"base\.rollout\.group_size: .*got 'many'"),
+        ({"nothing": 1}, r"nothing"),
+        ({"optimizer.learning_rate.x": 1}, r"there is no setting 'optimizer\.learning_rate\.x'"),
+        ({"seed": 3}, r"set seed: .*give seeds as `seeds`"),
+        ({"rollout.group_size": 1}, r"at least 2 trajectories"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused_before_a_run_exists(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_specification(write(tmp_path, GOOD), changes)
+
+
+def test_what_arms_or_factors_set_is_not_changed_behind_their_back(tmp_path: Path) -> None:
+    factors = {"group": {"4": {"rollout.group_size": 4}, "8": {"rollout.group_size": 8}}}
+    with pytest.raises(ConfigError, match="factor group sets it in every cell"):
+        load_specification(write(tmp_path, {**GOOD, "factors": factors}), {"rollout.group_size": 16})
+    arms = {"a": {"gain": "prob_diff", "gamma": 0.9}, "b": {"gain": "log_prob_diff", "gamma": 0.8}}
+    given = write(tmp_path, {**GOOD, "arms": arms, "baseline": "a"})
+    with pytest.raises(ConfigError, match="every arm sets it for itself"):
+        load_specification(given, {"reward.gamma": 0.5})
+    with pytest.raises(ConfigError, match=r"changes: base has data\.hops otherwise"):
+        load_specification(write(tmp_path, {**GOOD, "changes": {"data.hops": 2}}))
+
+
+def test_a_plan_has_each_run_once_and_whole(tmp_path: Path) -> None:
+    """Two arms, two seeds, and a factor that outcome_only ignores: 2 x (1 + 2) runs stand for 8 places."""
+    factors = {"gamma": {"low": {"reward.gamma": 0.5}, "high": {"reward.gamma": 0.9}}}
+    arms = {"outcome_only": {"reward": "outcome_only"}, "gain": {"gain": "prob_diff"}}
+    specification = load_specification(write(tmp_path, {**GOOD, "arms": arms, "factors": factors, "seeds": [3, 4]}))
+    plan = make_plan(specification, {"gamma=low": "v", "gamma=high": "v"})
+    assert len(plan.runs) == 6 and sum(map(len, plan.places.values())) == 8
+    assert [run.seed for run in plan.runs] == [3, 3, 3, 4, 4, 4]
+    first = plan.runs[0]
+    assert plan.places[first.run_key] == (("gamma=low", "outcome_only", 3), ("gamma=high", "outcome_only", 3))
+    assert len({run.run_key for run in plan.runs}) == 6 and len({run.start for run in plan.runs}) == 2
+    assert type(first).model_validate_json(first.model_dump_json()) == first
+    assert first.sweep == plan.sweep == specification.sweep(plan.versions)
+
+
 def test_an_unknown_arm_is_told_which_there_are(tmp_path: Path) -> None:
     specification = load_specification(write(tmp_path, GOOD))
     with pytest.raises(ConfigError, match=r"igpo_magic.*outcome_only, gain"):
@@ -186,7 +248,7 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"base": {"rollout": {"group_size": 1}}}, ["base.rollout.group_size", "no spread", "at least 2"]),
         ({"base": {"rolout": {}}}, ["base.rolout", "no such setting", "reward, rollout, optimizer"]),
         ({"base": {"rollout": {"engine": {"kind": "vllm", "url": 1}}}}, ["here are kind, urls, weights"]),
-        ({"base": {"training": {"nodes": 2}}}, ["processes=2", "set processes to 1"]),
+        ({"base": {"training": {"nodes": 2}}, "processes": 2}, ["processes=2", "set processes to 1"]),
         ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
         (
@@ -267,7 +329,7 @@ def test_factors_are_crossed_and_an_arm_that_ignores_one_is_run_once(tmp_path: P
     # two seeds x (two arms in four cells, the baseline in two)
     assert len(runs) == 2 * (2 * 4 + 2) and len(set(runs)) == len(runs)
     assert {cell for cell, arm, _ in runs if arm == "outcome_only"} == {"size=small,gamma=1", "size=large,gamma=1"}
-    text = plan(specification, 2)
+    text = announce(specification, 2)
     assert "= 20 runs" in text and "outcome_only ignores gamma: one run a seed serves all its levels" in text
 
 
@@ -371,7 +433,9 @@ def test_what_the_documents_show_trains(tmp_path: Path) -> None:
         (tmp_path / f"{number}.yaml").write_text(block)
         specification = load_specification(str(tmp_path / f"{number}.yaml"))
         assert specification.base.warm_start is not None
-        assert "UNTRAINED" not in plan(specification, 2) and "starts from the same warm start" in plan(specification, 2)
+        assert "UNTRAINED" not in announce(specification, 2) and "starts from the same warm start" in announce(
+            specification, 2
+        )
     assert load_specification(str(PROJECT / "examples" / "own-data.yaml")).base.warm_start is not None
 
 
@@ -380,14 +444,14 @@ def test_a_policy_that_was_taught_nothing_is_told_loudly(tmp_path: Path) -> None
     content = yaml.safe_load(blocks("docs/experiments.md")[1])
     del content["base"]["warm_start"]
     (tmp_path / "untaught.yaml").write_text(yaml.safe_dump(content))
-    told = plan(load_specification(str(tmp_path / "untaught.yaml")), 2)
+    told = announce(load_specification(str(tmp_path / "untaught.yaml")), 2)
     assert "starts from the same random weights, which nothing was taught" in told and "warm start;" not in told
     assert "THE POLICY IS UNTRAINED" in told and "base: {from: outcome-vs-igpo, ...}" in told
     content["base"]["policy"] = {"kind": "pretrained", "name": "some/model"}
     content["base"]["data"] = {"kind": "files", "questions": [{"path": "q.csv"}], "corpus": ["c.csv"]}
     del content["factors"]
     (tmp_path / "pretrained.yaml").write_text(yaml.safe_dump(content))
-    told = plan(load_specification(str(tmp_path / "pretrained.yaml")), 2)
+    told = announce(load_specification(str(tmp_path / "pretrained.yaml")), 2)
     assert "UNTRAINED" not in told and "starts from some/model" in told
 
 

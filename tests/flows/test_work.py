@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import specification
+from flows import presets
 from flows.work import next_commands, write_minutes
 from tasks.planning import Timing, keep_timing
 
@@ -12,9 +12,9 @@ from tasks.planning import Timing, keep_timing
 def test_a_broken_preset_has_no_time_and_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """tiny: 4 runs of 4 s + 4 x .5 s + 128 x .01 s and 2 warm starts of 4 + 10 s, two at a time: 28.56 s."""
     for preset in ("tiny", "easy", "lookup"):
-        (tmp_path / f"{preset}.yaml").write_text((specification.PRESETS / f"{preset}.yaml").read_text())
+        (tmp_path / f"{preset}.yaml").write_text((presets.PRESETS / f"{preset}.yaml").read_text())
     (tmp_path / "lookup.yaml").write_text("name: [")
-    monkeypatch.setattr(specification, "PRESETS", tmp_path)
+    monkeypatch.setattr(presets, "PRESETS", tmp_path)
     keep_timing(tmp_path, "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
     write_minutes(tmp_path)
     assert (tmp_path / "timings" / "presets.tsv").read_text() == "tiny\tabout 29 s\n"

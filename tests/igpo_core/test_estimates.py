@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks.presets import MODELS
-from flows.specification import load_specification
+from flows.presets import load_specification
 from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing, work
 from igpo_core.rollout.cache import roomy_cache

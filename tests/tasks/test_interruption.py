@@ -10,14 +10,15 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 from igpo_core.checkpoints import newest_checkpoint
-from igpo_core.training import Trainer
+from igpo_core.environments.lookup import generate
+from igpo_core.policies import save_policy
+from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone
 from tasks import prefect_runs
-from tasks.evaluation import evaluate_if_missing
 from tasks.interruption import leave_checkpoint
 from tasks.outbox import About, Outbox, write_status
 from tasks.prefect_runs import RunPage, away, patiently
-from tasks.runs import RunIdentity
-from tasks.training import train_steps
+from tasks.training import Recorder, advance, open_training
+from tests.tasks.planned import planned
 
 
 class QuietTracker(Outbox):
@@ -37,19 +38,29 @@ def signals() -> Any:
 
 @pytest.fixture
 def setting(taught: Any, tmp_path: Path) -> Any:
-    """(trainer, run, tracker) of six steps with an evaluation every second."""
-    import copy
-
-    config, environment, policy = taught
+    """(training, recorder, tracker) of six steps with an evaluation every second."""
+    config, _, policy = taught
     config = config.model_copy(
         update={
             "training": config.training.model_copy(update={"epochs": 1, "steps_per_epoch": 6}),
-            "evaluation": config.evaluation.model_copy(update={"every": 2, "dev_questions": 4}),
+            "evaluation": config.evaluation.model_copy(update={"every": 2, "dev_questions": 4, "test_questions": 4}),
         }
     )
-    trainer = Trainer(config, environment, copy.deepcopy(policy))
-    tracker = QuietTracker(tmp_path, About("study", "run", "key", {}, {}))
-    return trainer, RunIdentity("key", tmp_path), tracker
+    run = planned(tmp_path, config)
+    run.data.mkdir(parents=True)
+    generate(config.data).to_parquet(run.data / "questions.parquet")
+    save_policy(policy, run.start)
+    training = open_training(run, print)
+    tracker = QuietTracker(run.folder, About("study", "run", "key", {}, {}))
+    return training, Recorder(run, training, tracker, print, lambda step: None), tracker
+
+
+def go_on(setting: Any, last: type[Any], step: int) -> None:
+    """Make and write down events up to one of a kind and step."""
+    training, recorder, _ = setting
+    events = training.events(recorder.evaluated)
+    while not (isinstance(event := advance(training, events, recorder), last) and event.step == step):
+        pass
 
 
 def steps_with(folder: Path, metric: str) -> list[int]:
@@ -57,42 +68,43 @@ def steps_with(folder: Path, metric: str) -> list[int]:
     return [line["step"] for line in lines if metric in line["metrics"]]
 
 
-def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None, tmp_path: Path) -> None:
-    trainer, run, tracker = setting
+def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None) -> None:
+    training, _, tracker = setting
     said: list[str] = []
-    evaluate_if_missing(trainer, run, tracker)
-    train_steps(trainer, 3, tracker.log, said.append)
-    leave_checkpoint(trainer, run, tracker, said.append)
-    newest = newest_checkpoint(tmp_path, pytest.fail)
+    go_on(setting, StepDone, 3)
+    leave_checkpoint(training, tracker, said.append)
+    newest = newest_checkpoint(training.folder, pytest.fail)
     assert newest is not None and newest.name == "step-000003" and "checkpoint of step 3" in said[-1]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # a second one must not interrupt it
-    assert steps_with(tmp_path, "train/loss") == [1, 2, 3] and steps_with(tmp_path, "eval/all/f1") == [0, 2]
+    assert steps_with(training.folder, "train/loss") == [1, 2, 3]
+    assert steps_with(training.folder, "eval/all/f1") == [0, 2]
 
 
 @pytest.mark.parametrize("when", ["before its metrics are written", "while its update is applied"])
-def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, tmp_path: Path, when: str) -> None:
+def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, when: str) -> None:
     """Going on behind it would leave a hole in every curve."""
-    trainer, run, tracker = setting
-    train_steps(trainer, 1, tracker.log, print)
-    trainer.run_step()  # ended before `log`
+    training, _, tracker = setting
+    go_on(setting, StepDone, 1)
+    training.trainer.run_step()  # ended before its line
     if when == "while its update is applied":
-        trainer.whole = False
-    leave_checkpoint(trainer, run, tracker, print)
-    assert newest_checkpoint(tmp_path, pytest.fail) is None
+        training.trainer.whole = False
+    leave_checkpoint(training, tracker, print)
+    assert newest_checkpoint(training.folder, pytest.fail) is None
 
 
 @pytest.mark.parametrize(("moment", "done"), [("rollout", 1), ("update", 2), ("line", 2)])
 def test_a_signal_waits_until_the_steps_line_is_written(
-    setting: Any, signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, done: int
+    setting: Any, signals: None, monkeypatch: pytest.MonkeyPatch, moment: str, done: int
 ) -> None:
     """During the rollouts of step 2 it ends the run with step 1; from the update on with step 2, whole."""
-    trainer, run, tracker = setting
+    training, _, tracker = setting
+    trainer = training.trainer
 
     def told(*_: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, told)
-    step, sample = trainer.optimizer.step, trainer._step_questions
+    step, sample, log = trainer.optimizer.step, trainer._step_questions, tracker.log
 
     def at(what: str) -> None:
         if trainer.step == (2 if what == "line" else 1) and what == moment:
@@ -100,38 +112,37 @@ def test_a_signal_waits_until_the_steps_line_is_written(
 
     monkeypatch.setattr(trainer, "_step_questions", lambda number: (at("rollout"), sample(number))[1])
     monkeypatch.setattr(trainer.optimizer, "step", lambda: (at("update"), step())[1])
-
-    def log(number: int, metrics: dict[str, float]) -> None:
-        at("line")
-        tracker.log(number, metrics)
-
+    monkeypatch.setattr(tracker, "log", lambda number, metrics: (at("line"), log(number, metrics))[1])
     with pytest.raises(KeyboardInterrupt):
-        train_steps(trainer, 6, log, print)
-    leave_checkpoint(trainer, run, tracker, print)
-    newest = newest_checkpoint(tmp_path, pytest.fail)
+        go_on(setting, StepDone, 6)
+    leave_checkpoint(training, tracker, print)
+    newest = newest_checkpoint(training.folder, pytest.fail)
     assert newest is not None and newest.name == f"step-{done:06d}"
-    assert steps_with(tmp_path, "train/loss") == list(range(1, done + 1))
+    assert steps_with(training.folder, "train/loss") == list(range(1, done + 1))
 
 
-def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, tmp_path: Path) -> None:
-    trainer, run, tracker = setting
+def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; and none is missing at the very end."""
+    training, _, tracker = setting
+    log = tracker.log
 
     def interrupted(step: int, metrics: dict[str, float]) -> None:
         if step == 2 and "eval/all/f1" in metrics:
             raise KeyboardInterrupt
-        tracker.log(step, metrics)
+        log(step, metrics)
 
-    evaluate_if_missing(trainer, run, tracker)
-    with pytest.raises(KeyboardInterrupt):
-        train_steps(trainer, 6, interrupted, print)
-    assert trainer.step == 2 and steps_with(tmp_path, "eval/all/f1") == [0]
-    evaluate_if_missing(trainer, run, tracker)
-    evaluate_if_missing(trainer, run, tracker)
-    train_steps(trainer, 6, tracker.log, print)
-    evaluate_if_missing(trainer, run, tracker)  # at the very end: nothing is missing
-    assert steps_with(tmp_path, "eval/all/f1") == [0, 2, 4, 6]
-    assert steps_with(tmp_path, "time/diagnostics") == [2, 4, 6]
-    assert steps_with(tmp_path, "train/loss") == [1, 2, 3, 4, 5, 6]
+    with monkeypatch.context() as patched:
+        patched.setattr(tracker, "log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(setting, StepDone, 6)
+    assert training.trainer.step == 2 and steps_with(training.folder, "eval/all/f1") == [0]
+    go_on(setting, Evaluated, 2)
+    go_on(setting, Checkpointed, 6)
+    go_on(setting, Finished, 6)
+    assert steps_with(training.folder, "eval/all/f1") == [0, 2, 4, 6]
+    assert steps_with(training.folder, "time/diagnostics") == [2, 4, 6]
+    assert steps_with(training.folder, "train/loss") == [1, 2, 3, 4, 5, 6]
+    assert steps_with(training.folder, "test/all/f1") == [6]
 
 
 def status(code: int) -> PrefectHTTPStatusError:

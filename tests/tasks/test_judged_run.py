@@ -11,9 +11,9 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
 from tasks.outbox import Nowhere
-from tasks.runs import RunIdentity
-from tasks.training import Job, start_trainer, train_to_end
+from tasks.training import open_training, train_to_end
 from tests.igpo_core.judging import judging_server
+from tests.tasks.planned import planned
 
 
 def verdict(prompt: str) -> str:
@@ -29,15 +29,14 @@ def test_a_run_is_judged(taught: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     with judging_server(verdict) as server:
         judge = {"url": server.url, "model": "m"}
         content["evaluation"] |= {"every": 1, "dev_questions": 4, "test_questions": 16, "judge": judge}
-        (tmp_path / "data").mkdir()
-        generate(config.data).to_parquet(tmp_path / "data" / "questions.parquet")
-        save_policy(policy, tmp_path / "warm")
-        experiment, run = ExperimentConfig.model_validate(content), RunIdentity("run", tmp_path / "runs" / "run")
-        job = Job(experiment, run, tmp_path / "data", tmp_path / "warm", tmp_path, "study", "arm", "")
+        run = planned(tmp_path, ExperimentConfig.model_validate(content))
+        run.data.mkdir(parents=True)
+        generate(config.data).to_parquet(run.data / "questions.parquet")
+        save_policy(policy, run.start)
         run.folder.mkdir(parents=True)
-        trainer = start_trainer(job, print)
-        metrics = train_to_end(trainer, job, Nowhere(), print, lambda step: None)["metrics"]
-    count = min(16, len(trainer.environment.questions("test")))
+        training = open_training(run, print)
+        metrics = train_to_end(run, training, Nowhere(), print)["metrics"]
+    count = min(16, len(training.trainer.environment.questions("test")))
     assert server.keys == {"Bearer hush"} and 1 < len(server.asked) == len(set(server.asked)) <= count
     right = sum(verdict(prompt) == "Yes" for prompt in server.asked)  # no answer is a wrong one
     assert (

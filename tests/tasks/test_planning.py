@@ -7,9 +7,9 @@ import pytest
 
 from igpo_core.config import ExperimentConfig
 from tasks.planning import (
-    COPIES,
     REST,
     Timing,
+    disk,
     estimate,
     keep_timing,
     known_timing,
@@ -43,8 +43,10 @@ def test_seconds_of_a_run() -> None:
 
 def test_words(tmp_path: Path) -> None:
     text = estimate([experiment()] * 30, 5, TIMING, 2, tmp_path)  # (30 x 48.8 + 5 x 104) / 2 = 992 s
-    assert text.startswith("about 17 min for 30 runs of about 49 s (a step of 128 rollouts took 0.5 s here), 0.3 GB")
-    assert 30 * (COPIES * 1_000_000 + REST) + 5 * 1_000_000 == 305_000_000
+    assert text.startswith("about 17 min for 30 runs of about 49 s (a step of 128 rollouts took 0.5 s here), 0.2 GB")
+    # a finished run keeps three copies of the weights, one that goes on has eight
+    assert disk(30, 5, 1_000_000) == 30 * (3 * 1_000_000 + REST) + 5 * 1_000_000 == 155_000_000
+    assert disk(30, 5, 1_000_000, 2) == 165_000_000 and disk(1, 0, 1_000_000, 2) == 8_000_000 + REST
     assert "warning" not in text
     huge = Timing(0.5, 128, 0.002, None, 10**15)
     assert "warning: the disk will be full" in estimate([experiment()], 0, huge, 2, tmp_path)

@@ -10,9 +10,10 @@ from igpo_core.folders import write_json
 from tasks.locks import locked
 from tasks.outbox import About, Outbox, write_status
 from tasks.pruning import DAY, Folder, Known, find_old, main, prune, short_of_room
+from tasks.runs import PLAN
 from tasks.sending import Sender, read_sent
 from tasks.tracking import client, experiment_id
-from tasks.warm_starts import warm_start_key
+from tests.tasks.planned import planned
 
 NOW = 100 * DAY
 
@@ -88,7 +89,9 @@ def make(home: Path, key: str, study: str, sweep: str, seed: int, started: float
     write_json(folder / "result.json", {})
     write_status(folder, "FINISHED")
     Sender(folder).send()
-    start = home / "warm_starts" / warm_start_key(config, "d")
+    planned_run = planned(home, config)
+    write_json(folder / PLAN, planned_run.spec.model_dump(mode="json"))
+    start = planned_run.start
     start.mkdir(parents=True, exist_ok=True)
     for path in [*folder.rglob("*"), folder, start]:
         os.utime(path, (NOW - 40 * DAY, NOW - 40 * DAY))

@@ -33,6 +33,7 @@ from tasks.wording import Words, _certainty, _compared, penalty, sentences, shor
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
+    "changes": {},
     "name": "study",
     "description": "",
     "factors": {},

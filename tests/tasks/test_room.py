@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.specification import PRESETS, load_specification
+from flows.presets import PRESETS, load_specification
 from igpo_core.config import NewPolicy, RewardConfig
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy, chat_tokenizer

@@ -1,6 +1,7 @@
 """What reaches a real MLflow server: everything, once, whenever it is there."""
 
 import hashlib
+import json
 import math
 import os
 import time
@@ -77,7 +78,7 @@ def test_a_run_names_its_data_and_its_model(mlflow_server: str, tmp_path: Path) 
     outbox = Outbox(tmp_path, named)
     outbox.log(40, {"test/all/f1": 0.5})
     (tmp_path / "checkpoints" / "step-000040").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-000040" / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step-000040" / "manifest.json").write_text('{"sha256": {}}')
     outbox.set_model(tmp_path / "checkpoints" / "step-000040", 40, ["test/all/f1"])
     Sender(tmp_path).send()
     Sender(tmp_path).send()  # once, however often
@@ -90,7 +91,7 @@ def test_a_run_names_its_data_and_its_model(mlflow_server: str, tmp_path: Path) 
     )
     assert given.dataset.source == '{"uri": "/home/data/0123456789ab"}'
     models = client().search_logged_models(
-        [run.info.experiment_id], tracking.tag_filter(manifest_sha256=hashlib.sha256(b"{}").hexdigest())
+        [run.info.experiment_id], tracking.tag_filter(policy_sha256=hashlib.sha256(b"{}").hexdigest())
     )
     (model,) = (model for model in models if model.source_run_id == run.info.run_id)
     assert model.name == "igpo-1-2-seed-0-gamma=0-5-step-40"
@@ -219,8 +220,11 @@ def test_traces_and_model_are_sent_once(mlflow_server: str, tmp_path: Path, monk
     outbox.set_traces([TraceRecord(f"q{i}", "Who?", ("he",), (turn,), "answered", 1.0, 1.0, "a", 0) for i in range(2)])
     folder = tmp_path / "checkpoints" / "step-000010"
     folder.mkdir(parents=True)
-    for name in ("model.safetensors", "state.pt", "manifest.json"):
+    (folder / "shards").mkdir()
+    for name in ("model.safetensors", "state.pt", "shards/0.pt"):
         (folder / name).write_text(name)
+    files = {"model.safetensors": "aa", "shards/0.pt": "cc", "state.pt": "bb"}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": files}))
     outbox.set_model(folder, 10, [])
     Sender(tmp_path).send()
     outbox.log(10, {"test/all/f1": 0.5})
@@ -234,8 +238,8 @@ def test_traces_and_model_are_sent_once(mlflow_server: str, tmp_path: Path, monk
     assert len(client().search_traces(run_id=run_id, locations=[experiment])) == 2
     (model,) = client().search_logged_models([experiment], f"source_run_id = '{run_id}'")
     assert str(model.status) == "READY" and model.params["step"] == "10" and model.params["path"] == str(folder)
-    # sha256 of the bytes "manifest.json", as sha256sum gives it
-    assert model.tags["manifest_sha256"] == "ffa5b716b5a57837f7929dfcca4b4dfdeb97210a7fd5a12d2f1978846d6f1743"
+    # of the bytes {"model.safetensors": "aa"}, as sha256sum gives it: moments are no part of a model
+    assert model.tags["policy_sha256"] == "4236b752a1dce73d6edfc06ec6eb08a7d1be46159c3c145eb4e835973e2c5c06"
     model = client().get_logged_model(model.model_id)
     assert [(metric.key, metric.value, metric.step) for metric in model.metrics or []] == [("test/all/f1", 0.5, 10)]
     assert history(run_id, "test/all/f1") == [(10, 0.5)]  # a second timestamp would double it
@@ -248,8 +252,8 @@ def test_traces_and_model_are_sent_once(mlflow_server: str, tmp_path: Path, monk
     monkeypatch.setattr(tracking, "UPLOADED_BYTES", 10)
     big = tmp_path / "checkpoints" / "step-000020"
     big.mkdir()
-    for name in ("model.safetensors", "manifest.json"):
-        (big / name).write_text(f"{name} at 20")
+    (big / "model.safetensors").write_text("model.safetensors at 20")
+    (big / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "dd"}}))
     outbox.set_model(big, 20, [])
     Sender(tmp_path).send()
     assert client().list_artifacts(run_id, "checkpoints/step-000020") == []
@@ -294,7 +298,7 @@ def test_a_model_written_while_another_is_sent_is_sent_too(
     outbox = Outbox(tmp_path, about("s12"))
     folder = tmp_path / "checkpoints" / "step-000010"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("s12")
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "s12"}}))
     outbox.set_model(folder, 10, [])
     outbox.log(10, {"test/all/f1": 0.5})
     upload = sending.log_model_checkpoint

@@ -61,7 +61,10 @@ def test_night_by_night() -> None:
         (State(frozenset({201, 205}), "", False), Tonight("study", (200, 202, 203))),  # those that failed come again
         (State(frozenset(STUDY.seeds), "", False), Tonight("study", (), last=True)),  # the report alone is missing
         (State(frozenset(STUDY.seeds), "new", False), Tonight("nothing", ())),
-        (State(frozenset(), "old", False), Tonight("check", (200, 201))),  # code, data, torch or transformers changed
+        (
+            State(frozenset(), "old", False),
+            Tonight("check", (200, 201)),
+        ),  # code, data or a package that computes changed
         (State(frozenset({200, 201}), "old", False), Tonight("check", (200, 201))),  # made, and not yet compared
         (State(frozenset({200, 201}), "old", True), Tonight("nothing", ())),
         (State(frozenset(), "new", True), Tonight("nothing", ())),  # back to the code of the verdict

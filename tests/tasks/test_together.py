@@ -17,17 +17,18 @@ from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.locks import locked, locked_if_free
 from tasks.outbox import About, Nowhere, Outbox
-from tasks.runs import RunIdentity
-from tasks.together import Meeting, join, read_job, train_together, write_job
-from tasks.training import Job, start_trainer, train_to_end
+from tasks.runs import PLAN, Run, open_run, write_plan
+from tasks.together import Meeting, join, train_together
+from tasks.training import open_training, train_to_end
 from tests.sockets import Watch
+from tests.tasks.planned import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = (
     "import sys; from pathlib import Path; from tasks.locks import locked; from tasks.together import *\n"
-    "job = read_job(Path(sys.argv[1]))\n"
-    "with locked(job.home, job.run.run_key, print) as lock:\n"
-    "    train_together(job, lock, print, lambda step: print('step', step, flush=True))\n"
+    "run = open_run(Path(sys.argv[1]))\n"
+    "with locked(run.home, run.spec.run_key, print) as lock:\n"
+    "    train_together(run, lock, print, lambda step: print('step', step, flush=True))\n"
 )
 
 
@@ -37,9 +38,9 @@ JOINED = (
 )
 
 
-def make_job(
+def make_run(
     taught: Any, home: Path, key: str, processes: int, steps: int = 4, sharding: str = "none", nodes: int = 1
-) -> Job:
+) -> Run:
     config, _, policy = taught
     content = json.loads(config.model_dump_json())
     content["training"] |= {
@@ -51,25 +52,24 @@ def make_job(
     }
     content["rollout"] |= {"questions": 3, "group_size": 2}
     content["evaluation"] |= {"every": 2, "dev_questions": 5, "test_questions": 5}
-    data, warm = home / "data", home / "warm"
-    if not data.exists():
-        data.mkdir(parents=True)
-        generate(config.data).to_parquet(data / "questions.parquet")
-        save_policy(policy, warm)
-    run = RunIdentity(key, home / "runs" / key)
-    job = Job(ExperimentConfig.model_validate(content), run, data, warm, home, "study", "arm", "")
+    run = planned(home, ExperimentConfig.model_validate(content), sweep=key)
+    if not run.data.exists():
+        run.data.mkdir(parents=True)
+        generate(config.data).to_parquet(run.data / "questions.parquet")
+        save_policy(policy, run.start)
+    write_plan(run)
     Outbox(run.folder, About("study", key, key, {}, {}))
-    return job
+    return run
 
 
-def lines(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job.run.folder / "metrics.jsonl").read_text().splitlines()]
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def launch(job: Job, said: list[str] | None = None, steps: list[int] | None = None) -> dict[str, Any]:
+def launch(run: Run, said: list[str] | None = None, steps: list[int] | None = None) -> dict[str, Any]:
     said, steps = [] if said is None else said, [] if steps is None else steps
-    with locked(job.home, job.run.run_key, print) as lock:
-        return train_together(job, lock, said.append, steps.append)
+    with locked(run.home, run.spec.run_key, print) as lock:
+        return train_together(run, lock, said.append, steps.append)
 
 
 CLOCK_PUT_RIGHT = "import psutil._pslinux as linux\nseen = linux.boot_time\nlinux.boot_time = lambda: seen() + 1\n"
@@ -78,12 +78,12 @@ CLOCK_PUT_RIGHT = "import psutil._pslinux as linux\nseen = linux.boot_time\nlinu
 @pytest.mark.night
 def test_two_processes_listen_on_nothing_beyond_loopback(taught: Any, tmp_path: Path) -> None:
     """All sockets of the family, from its start to its end: torch's rendezvous takes pickles from whoever reaches it."""
-    job = make_job(taught, tmp_path, "quiet", 2)
+    run = make_run(taught, tmp_path, "quiet", 2)
     with Watch(tmp_path) as watch:
-        launch(job)
+        launch(run)
     assert watch.beyond == []
     ranks = {listener.port for listener in watch.found if "tasks.together" in listener.command}
-    assert len(ranks) >= 2 and not list(job.run.folder.glob(".meeting-*"))
+    assert len(ranks) >= 2 and not list(run.folder.glob(".meeting-*"))
 
 
 @pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.night)])
@@ -95,38 +95,38 @@ def test_two_processes_end_with_the_result_of_one(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     said: list[str] = []
     steps: list[int] = []
-    together = make_job(taught, tmp_path, "together", 2, sharding=sharding)
+    together = make_run(taught, tmp_path, "together", 2, sharding=sharding)
     result = launch(together, said, steps)
-    alone = make_job(taught, tmp_path, "alone", 1)
-    outbox = Outbox(alone.run.folder, About("study", "alone", "alone", {}, {}))
-    expected = train_to_end(start_trainer(alone, print), alone, outbox, print, lambda step: None)
+    alone = make_run(taught, tmp_path, "alone", 1)
+    outbox = Outbox(alone.folder, About("study", "alone", "alone", {}, {}))
+    expected = train_to_end(alone, open_training(alone, print), outbox, print)
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
     assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
     assert result["steps"] == 4 and sorted(set(steps)) == [1, 2, 3, 4] and any("step 4/4" in line for line in said)
     kept = [(line["step"], name) for line in lines(alone) for name in line["metrics"]]
     assert [(line["step"], name) for line in lines(together) for name in line["metrics"]] == kept
-    names = {path.name for path in alone.run.folder.rglob("*") if path.is_file()}
-    assert names <= {path.name for path in together.run.folder.rglob("*") if path.is_file()}
+    names = {path.name for path in alone.folder.rglob("*") if path.is_file()}
+    assert names <= {path.name for path in together.folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.night
 def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a launcher and a process of its own; here both are this machine."""
-    job = make_job(taught, tmp_path, "nodes", 1, nodes=2)
+    run = make_run(taught, tmp_path, "nodes", 1, nodes=2)
     with pytest.raises(ConfigError, match="set IGPO_ADDRESS"):
-        launch(job)
+        launch(run)
     monkeypatch.setenv("IGPO_ADDRESS", "127.0.0.1")
     joined: list[subprocess.Popen[str]] = []
 
     def call_others(meeting: Meeting) -> None:
-        told = [str(job.run.folder), meeting.address, str(meeting.port)]
+        told = [str(run.folder), meeting.address, str(meeting.port)]
         joined.append(start(JOINED, *told))
 
     with locked(tmp_path, "nodes", print) as lock:
-        result = train_together(job, lock, print, lambda step: None, call_others)
+        result = train_together(run, lock, print, lambda step: None, call_others)
     assert joined[0].wait(60) == 0
-    alone = make_job(taught, tmp_path, "alone", 1)
-    expected = train_to_end(start_trainer(alone, print), alone, Nowhere(), print, lambda step: None)
+    alone = make_run(taught, tmp_path, "alone", 1)
+    expected = train_to_end(alone, open_training(alone, print), Nowhere(), print)
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
     assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
 
@@ -147,9 +147,8 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 
 @pytest.mark.night
 def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: Any, tmp_path: Path) -> None:
-    job = make_job(taught, tmp_path, "killed", 2, steps=400)
-    write_job(job)
-    owner = start(STARTED, str(job.run.folder))
+    run = make_run(taught, tmp_path, "killed", 2, steps=400)
+    owner = start(STARTED, str(run.folder))
     wait_for_step(owner, 3)
     family = psutil.Process(owner.pid).children(recursive=True)
     assert len(family) >= 2
@@ -158,18 +157,18 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
         assert not free  # nobody goes on with the run before they have ended
     _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive
-    left = sorted((job.run.folder / "checkpoints").glob("step-*"))
-    last = max(line["step"] for line in lines(job))
+    left = sorted((run.folder / "checkpoints").glob("step-*"))
+    last = max(line["step"] for line in lines(run))
     assert left and int(left[-1].name[5:]) in (last, last - 1)
-    alone = make_job(taught, tmp_path, "killed", 1, steps=400)  # fewer processes are the same run
-    assert start_trainer(alone, print).step == int(left[-1].name[5:])
+    alone = make_run(taught, tmp_path, "killed", 1, steps=400)  # fewer processes are the same run
+    assert open_training(alone, print).trainer.step == int(left[-1].name[5:])
 
 
 def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_path: Path) -> None:
-    job = make_job(taught, tmp_path, "broken", 2)
-    (tmp_path / "warm" / "model.safetensors").write_bytes(b"no weights")
+    run = make_run(taught, tmp_path, "broken", 2)
+    (run.start / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(IgpoError, match=r"(?s)exit status 1 \(exitcode: 1 .*\), \w+ in process [01]: .*eader.*More in"):
-        launch(job)
+        launch(run)
 
 
 @pytest.mark.night
@@ -178,22 +177,21 @@ def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp
         processes = [p for p in psutil.Process().children(recursive=True) if "tasks.together" in p.cmdline()]
         next(p for p in processes if p.environ().get("RANK") == "1").kill()
 
-    job = make_job(taught, tmp_path, "killed", 2, steps=400)
+    run = make_run(taught, tmp_path, "killed", 2, steps=400)
     with (
         locked(tmp_path, "killed", print) as lock,
         pytest.raises(IgpoError, match=r"exitcode: -9 \(pid: \d+\) \(SIGKILL\)"),
     ):
-        train_together(job, lock, print, kill_second)
+        train_together(run, lock, print, kill_second)
 
 
 def test_a_job_of_other_code_is_refused(taught: Any, tmp_path: Path) -> None:
-    job = make_job(taught, tmp_path, "old", 2)
-    write_job(job)
-    assert read_job(job.run.folder) == job
-    path = job.run.folder / "job.json"
-    path.write_text(path.read_text().replace('"code_version": "', '"code_version": "0'))
+    run = make_run(taught, tmp_path, "old", 2)
+    assert open_run(run.folder) == run
+    path = run.folder / PLAN
+    path.write_text(path.read_text().replace(f'"code": "{run.spec.code}"', '"code": "0123456789ab"'))
     with pytest.raises(IgpoError, match="install the same on all machines"):
-        read_job(job.run.folder)
+        open_run(run.folder)
 
 
 def test_another_machine_gets_the_search_key_before_its_processes_start(
@@ -202,9 +200,8 @@ def test_another_machine_gets_the_search_key_before_its_processes_start(
     """The Secret block's key (here: what stands in for the Prefect server) is in what the launcher inherits."""
     search = {"kind": "web", "api": "serper", "url": "http://127.0.0.1:9/search"}
     data = QuestionFiles.model_validate({"questions": [{"path": "q.jsonl"}], "search": search})
-    run = RunIdentity("run", tmp_path / "run")
-    experiment = chat_config.model_copy(update={"data": data, "warm_start": None})
-    write_job(Job(experiment, run, tmp_path, tmp_path, tmp_path, "study", "arm", ""))
+    run = planned(tmp_path, chat_config.model_copy(update={"data": data, "warm_start": None}))
+    write_plan(run)
     monkeypatch.setenv("SEARCH_API_KEY", "")
     monkeypatch.setattr("tasks.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
     keys: list[str] = []

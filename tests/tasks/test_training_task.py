@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from flows.ablation import require_same_code
-from igpo_core.config import ExperimentConfig, RewardConfig, identity
+from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
+from igpo_core.config import ExperimentConfig, RewardConfig, identity, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.locks import locked, locked_if_free
-from tasks.runs import identify
+from tasks.runs import drop_moments, open_run, write_plan
 from tasks.stored_models import locate, require_vocabulary
-from tasks.warm_starts import warm_start_key
+from tests.tasks.planned import planned
 
 
 def hold(home: Path, seconds: float, ready: Any) -> None:
@@ -54,12 +55,59 @@ def test_a_killed_process_lets_go(tmp_path: Path) -> None:
 def test_a_run_belongs_to_one_sweep(tmp_path: Path) -> None:
     config = ExperimentConfig()
     keys = {
-        identify(experiment, data, sweep, tmp_path).run_key
+        planned(tmp_path, experiment, data_version=data, sweep=sweep).spec.run_key
         for experiment in (config, config.model_copy(update={"seed": 1}))
         for data in ("d1", "d2")
         for sweep in ("s1", "s2")
     }
     assert len(keys) == 8
+
+
+def test_a_planned_run_is_read_as_it_was_planned_by_the_same_code_alone(tmp_path: Path) -> None:
+    run = planned(tmp_path, cell="k=8", arm_settings={"gain": "prob_diff"}, changes={"data.hops": 2})
+    with pytest.raises(ConfigError, match=r"holds no run\.json"):
+        open_run(run.folder)
+    write_plan(run)
+    assert open_run(run.folder) == run and run.folder.name == run.spec.run_key
+    other = planned(tmp_path, code="0123456789ab")
+    write_plan(other)
+    assert other.folder != run.folder
+    with pytest.raises(ConfigError, match="0123456789ab where the run was planned"):
+        open_run(other.folder)
+
+
+def test_a_finished_run_keeps_its_plan(tmp_path: Path) -> None:
+    """An arm that is called otherwise since is the same run, and MLflow has it under the name that it had."""
+    before, after = planned(tmp_path, arm="old"), planned(tmp_path, arm="new")
+    assert before.folder == after.folder
+    write_plan(before)
+    write_plan(after)
+    assert open_run(after.folder).spec.arm == "new"
+    after.result_file.write_text("{}")
+    write_plan(before)
+    assert open_run(after.folder).spec.arm == "new"
+
+
+def test_a_finished_run_keeps_the_last_and_the_best_weights(tmp_path: Path) -> None:
+    """Of two checkpoints with moments, in one file and in shards, the last one's weights stay, whole by its manifest."""
+    run = planned(tmp_path)
+
+    def fill(path: Path) -> None:
+        (path / "shards").mkdir()
+        for name in ("model.safetensors", "config.json", "state.pt", "shards/0.pt"):
+            (path / name).write_text(name)
+
+    for place in ("checkpoints/step-000002", "checkpoints/step-000004", "best/step-000002"):
+        write_folder(run.folder / place, fill)
+    digest = policy_digest(run.folder / "checkpoints" / "step-000004")
+    for _ in range(2):  # a kill on the way is mended by the next call
+        drop_moments(run)
+        files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+        last = {f"checkpoints/step-000004/{name}" for name in ("model.safetensors", "config.json", "manifest.json")}
+        assert {name for name in files if name.startswith("checkpoints/")} == last
+        assert "best/step-000002/model.safetensors" in files
+        verify_folder(run.folder / "checkpoints" / "step-000004")
+        assert policy_digest(run.folder / "checkpoints" / "step-000004") == digest
 
 
 def test_code_edited_since_it_was_imported_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +121,9 @@ def test_a_pretrained_model_as_it_is_is_copied_once_for_all_seeds() -> None:
     def key(seed: int, **policy: Any) -> str:
         data = {"kind": "files", "questions": [{"path": "q"}], "corpus": ["c"]}
         policy = {"kind": "pretrained", "name": "m", **policy}
-        return warm_start_key(ExperimentConfig.model_validate({"data": data, "policy": policy, "seed": seed}), "v")
+        return warm_start_key(
+            ExperimentConfig.model_validate({"data": data, "policy": policy, "seed": seed}), "v", "code"
+        )
 
     assert key(0) == key(1)
     assert key(0) != key(0, dtype="bfloat16")

@@ -1,7 +1,6 @@
 """Where a warm start is made, and what is left of it there."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +8,9 @@ import torch
 
 from igpo_core.config import ExperimentConfig, WarmStart
 from tasks import warm_starts
-from tasks.warm_starts import device, ensure_warm_start
+from tasks.devices import device
+from tasks.warm_starts import ensure_warm_start
+from tests.tasks.planned import planned
 
 STAGE = {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}
 
@@ -28,8 +29,7 @@ def test_nothing_of_it_stays_on_the_accelerator(
     monkeypatch.setattr(warm_starts, "device", lambda config: asked.append("device") or "cpu")
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, place: moved.append(place) or self)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
-    data: Any = SimpleNamespace(version="v", folder=tmp_path)
-    folder = ensure_warm_start(experiment, data, tmp_path, lambda line: None)
+    folder = ensure_warm_start(planned(tmp_path, experiment), lambda line: None)
     assert (folder / "model.safetensors").is_file()
     assert bool(asked) is stages
     assert moved[-2:] == ["cpu", "emptied"]

@@ -1,29 +1,24 @@
 """What an ablation compares: a base experiment, arms that change the learning signal alone, factors crossed with them,
 seeds. One YAML file each."""
 
-import difflib
 import itertools
 import json
 import math
-import os
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flows.accelerate_file import take_over
-from flows.yaml_file import read_yaml
-from igpo_core.config import DataConfig, ExperimentConfig, QuestionFiles, RewardConfig, code_version, fingerprint
+from igpo_core.config.changes import changed_paths, look_up, of_cell, put
+from igpo_core.config.data import DataConfig
+from igpo_core.config.experiment import ExperimentConfig
+from igpo_core.config.identity import code_version, fingerprint
+from igpo_core.config.reasons import nearest, reasons
+from igpo_core.config.reward import RewardConfig
 from igpo_core.errors import ConfigError
-from igpo_core.hub import is_hub_name, require_pinned
-from tasks.home import PROJECT
-from tasks.settings import of_cell, put
 
-PRESETS = PROJECT / "deployments" / "presets"
 # what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
 OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # an arm's name is part of MLflow's metric names, of files and of lists with commas
@@ -70,7 +65,15 @@ class AblationSpecification(BaseModel):
     margin: float = Field(
         0.03, ge=0, lt=1, description="A difference in test F1 below this does not matter: within it arms are equal."
     )
-    processes: int = Field(2, ge=1, le=64, description="Runs at the same time.")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Runs at the same time. Empty: two on the CPU, and on accelerators as many as each has one, or a share, of.",
+    )
+    changes: dict[str, Any] = Field(
+        {}, description="What the start of a sweep set over its file, by path into base, which has it already."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -106,6 +109,16 @@ class AblationSpecification(BaseModel):
                 f"the factors make {cells} cells, each with a comparison of its own: no more than {MOST_CELLS} are made"
             )
         return factors
+
+    @model_validator(mode="after")
+    def _base_has_the_changes(self) -> "AblationSpecification":
+        base = self.base.model_dump(mode="json")
+        lacking = [path for path, value in self.changes.items() if look_up(base, path) != value]
+        if lacking:
+            raise ValueError(
+                f"changes: base has {', '.join(lacking)} otherwise; put settings into base, and leave changes out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _arms(self) -> "AblationSpecification":
@@ -221,7 +234,7 @@ class AblationSpecification(BaseModel):
     def _runs_have_their_machines(self) -> "AblationSpecification":
         training = self.base.training
         taken = training.nodes > 1 or (training.device == "cuda" and training.processes > 1)
-        if taken and self.processes > 1:
+        if taken and (self.processes or 1) > 1:
             raise ValueError(
                 f"processes={self.processes} runs at the same time would share the accelerators that each of them takes all of "
                 "(training.processes, training.nodes): set processes to 1"
@@ -235,6 +248,37 @@ class AblationSpecification(BaseModel):
         kept = {name: changes for name, changes in self.arms.items() if name in asked}
         content = self.model_dump()
         return validated({**content, "arms": kept, "seeds": seeds or self.seeds}, "the selection")
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "AblationSpecification":
+        """Return this comparison with other settings in `base`, for all arms alike.
+
+        changes: path -> value, as "optimizer.learning_rate" -> 1e-5. What is set already is no change.
+        Raises ConfigError where there is no such setting, where a factor sets it, or where no arm would notice.
+        """
+        content = self.model_dump()
+        base = self.base.model_dump(mode="json")
+        faults = []
+        for path, value in changes.items():
+            over = [
+                factor for factor, levels in self.factors.items() if any(path in level for level in levels.values())
+            ]
+            if path.split(".")[0] in ("seed", "replicate"):
+                faults.append(f"set {path}: runs are told apart by it; give seeds as `seeds`")
+            elif over:
+                faults.append(f"set {path}: factor {over[0]} sets it in every cell; change the factor in the file")
+            elif all(path in {f"reward.{name}" for name in arm} for arm in self.arms.values()):
+                faults.append(f"set {path}: every arm sets it for itself, so that nothing would change")
+            else:
+                try:
+                    put(base, path, value)
+                except ValueError as error:
+                    faults.append(f"set {path}: {error}")
+        if faults:
+            raise ConfigError("\n".join([f"{self.name} cannot be changed so:", *(f"  {fault}" for fault in faults)]))
+        chosen = validated({**content, "base": base}, f"{self.name} with {spell_changes(changes)}")
+        before, after = self.base.model_dump(mode="json"), chosen.base.model_dump(mode="json")
+        found = {path: value for path, value in changed_paths(before, after, changes).items()}
+        return chosen.model_copy(update={"changes": {**self.changes, **found}})
 
     def departures(self, chosen: "AblationSpecification") -> list[str]:
         """Return in words what a selection adds to this comparison and leaves out of it; [] for the whole of it.
@@ -261,12 +305,6 @@ class AblationSpecification(BaseModel):
         if unknown:
             guesses = "".join(nearest(arm, self.arms) for arm in unknown)
             raise ConfigError(f"unknown arm {', '.join(unknown)}{guesses}: {self.name} has {', '.join(self.arms)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that a misspelt one comes near to, as " (did you mean hops?)"; "" where none does."""
-    near = difflib.get_close_matches(name, [*known], 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, primary: str | None) -> list[str]:
@@ -317,96 +355,6 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
     return faults
 
 
-def load_specification(name: str) -> AblationSpecification:
-    """A preset by name, or a YAML file by path. Raises ConfigError naming file, field and reason."""
-    return _load(name, ())
-
-
-def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
-    """above: the files whose bases are derived from this one, each from the next."""
-    path = PRESETS / f"{name}.yaml" if is_preset(name) else Path(name)
-    there = os.path.isfile(path)  # Path's own raises of names that no file can have
-    if not there and is_preset(name):
-        names = presets()
-        raise ConfigError(
-            f"no specification {name!r}{nearest(name, names)}: presets are {', '.join(names)}; or give the path of a YAML file"
-        )
-    if not there:
-        raise ConfigError(f"{ascii(str(path))[1:-1]}: no such file (looked for in {Path.cwd()})")
-    if path.resolve() in above:
-        raise ConfigError(
-            f"{path}: its base is derived from itself ({' from '.join(one.name for one in above)}): name another"
-        )
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
-    if isinstance(content.get("base"), dict) and "from" in content["base"]:
-        content["base"] = _derived(content["base"], str(path), (*above, path.resolve()))
-    if isinstance(content.get("base"), dict):
-        content["base"] = take_over(content["base"], str(path))
-    specification = validated(content, str(path))
-    base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
-    return specification.model_copy(update={"base": base})
-
-
-def is_preset(name: str) -> bool:
-    """Whether it names a preset, not a file."""
-    return "/" not in name and not name.endswith((".yaml", ".yml"))
-
-
-def presets() -> list[str]:
-    """The names of those that are shipped."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def study_name(preset: str) -> str:
-    """What the specification is called in Prefect and MLflow. Where its file cannot be read, the file's name: the error comes
-    where it is needed."""
-    try:
-        return load_specification(preset).name
-    except ConfigError:
-        return Path(preset).stem
-
-
-def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The base of another preset with some settings changed: {from: core-arms, rollout.group_size: 4}."""
-    changes = dict(given)
-    content: dict[str, Any] = json.loads(
-        _load(str(changes.pop("from")), above).base.model_dump_json(exclude_unset=True)
-    )
-    faults = []
-    for path, value in changes.items():
-        try:
-            put(content, str(path), value)
-        except ValueError as error:
-            faults.append(f"  base: {error}")
-    if faults:
-        raise ConfigError("\n".join([f"{where} does not describe an ablation:", *faults]))
-    return content
-
-
-def from_project(data: DataConfig) -> DataConfig:
-    """Relative paths start at the project folder, wherever the flow runs; names of the hub stay. Raises ConfigError where one
-    names no commit."""
-    if not isinstance(data, QuestionFiles):
-        return data
-
-    def placed(path: Path) -> Path:
-        if is_hub_name(path):
-            require_pinned(path)
-            return path
-        if "\0" in str(path):
-            raise ConfigError(f"{str(path)!a} is no path of a file: it holds a NUL character")
-        return (PROJECT / path).resolve()
-
-    found = {
-        "questions": tuple(file.model_copy(update={"path": placed(file.path)}) for file in data.questions),
-        "corpus": tuple(placed(path) for path in data.corpus),
-        "evaluation": placed(data.evaluation) if data.evaluation else None,
-    }
-    return data.model_copy(update=found)
-
-
 def validated(content: dict[str, Any], where: str) -> AblationSpecification:
     """pydantic's errors as one message: every field with its reason."""
     try:
@@ -433,69 +381,8 @@ def _is_arms(given: Any) -> bool:
     return isinstance(given, dict) and all(isinstance(arm, dict) for arm in given.values())
 
 
-def reasons(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each fault of the model's input as "field: what is wrong"; a rule over several fields names them itself."""
-    return [
-        _reason(fault["loc"], fault["type"], fault["msg"], fault["input"], fault.get("ctx", {}), model)
-        for fault in error.errors()
-    ]
-
-
-def _reason(
-    place: tuple[int | str, ...],
-    kind: str,
-    message: str,
-    given: Any,
-    context: Mapping[str, Any],
-    model: type[BaseModel],
-) -> str:
-    field = ".".join(map(str, place))
-    if kind == "extra_forbidden":
-        known = _beside(model, place)
-        message = (
-            f"there is no such setting{nearest(str(place[-1]), known)}: remove it or correct its name, here are "
-            f"{', '.join(known)}"
-        )
-    elif not kind.startswith("value_error") and isinstance(given, str | int | float):
-        message += f", got {given!r}"
-        if kind in ("literal_error", "union_tag_invalid"):
-            expected = str(context.get("expected", context.get("expected_tags", "")))
-            message += nearest(str(given), re.findall(r"'([^']+)'", expected))
-    message = message.removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
-
-
-def _beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The settings that exist where the last part of a fault's place was looked for."""
-    found = [model]
-    for part in place[:-1]:
-        held = [one.model_fields[str(part)].annotation for one in found if part in one.model_fields]
-        if held:
-            found = _models(held)
-        elif isinstance(part, str):  # pydantic puts the kind that decided between models into the place
-            found = [
-                one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part
-            ] or found
-    return [name for one in found for name in one.model_fields]
-
-
-def _models(annotations: Sequence[Any]) -> list[type[BaseModel]]:
-    """Those that annotations name at any depth."""
-    found: list[type[BaseModel]] = []
-    for one in annotations:
-        found += [one] if isinstance(one, type) and issubclass(one, BaseModel) else _models(get_args(one))
-    return found
-
-
-def main(arguments: list[str]) -> int:
-    """python -m flows.specification PRESET: says what is wrong with a preset, before any server is started for it."""
-    try:
-        load_specification(arguments[0])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def spell_changes(changes: Mapping[str, Any]) -> str:
+    """Return changes as "data.top_k=5, optimizer.learning_rate=1e-05", in order of path; "" of none."""
+    return ", ".join(
+        f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in sorted(changes.items())
+    )

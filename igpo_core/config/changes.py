@@ -1,7 +1,7 @@
-"""Settings by their path, as factors name them: "rollout.group_size", "warm_start.stages.2.steps"."""
+"""Settings by their path, as factors and the start of a sweep name them: "rollout.group_size", "warm_start.stages.2.steps"."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -27,3 +27,18 @@ def of_cell(
         for path, value in factors[factor][level].items():
             put(content, path, value)
     return content
+
+
+def look_up(content: Any, path: str) -> Any:
+    """Return what is at a path, None where nothing is."""
+    for place in path.split("."):
+        if isinstance(content, list):
+            content = content[int(place)] if place.isdecimal() and int(place) < len(content) else None
+        else:
+            content = content.get(place) if isinstance(content, Mapping) else None
+    return content
+
+
+def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """Return those of the paths at which `after` differs from `before`, with the value that it has there."""
+    return {path: look_up(after, path) for path in paths if look_up(before, path) != look_up(after, path)}

@@ -1,0 +1,132 @@
+"""Specifications as files: the presets that are shipped, and YAML files of the user's own."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.accelerate_file import take_over
+from flows.yaml_file import read_yaml
+from igpo_core.config import AblationSpecification, DataConfig, QuestionFiles
+from igpo_core.config.changes import put
+from igpo_core.config.reasons import nearest
+from igpo_core.config.specification import validated
+from igpo_core.errors import ConfigError
+from igpo_core.hub import is_hub_name, require_pinned
+from tasks.home import PROJECT
+
+PRESETS = PROJECT / "deployments" / "presets"
+
+
+def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> AblationSpecification:
+    """Return a preset by name, or a YAML file by path, with other settings in its base where changes name some.
+
+    Raises ConfigError naming file, field and reason.
+    """
+    specification = _load(name, ())
+    return with_project(specification.with_changes(changes)) if changes else specification
+
+
+def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
+    """above: the files whose bases are derived from this one, each from the next."""
+    path = PRESETS / f"{name}.yaml" if is_preset(name) else Path(name)
+    there = os.path.isfile(path)  # Path's own raises of names that no file can have
+    if not there and is_preset(name):
+        names = presets()
+        raise ConfigError(
+            f"no specification {name!r}{nearest(name, names)}: presets are {', '.join(names)}; or give the path of a YAML file"
+        )
+    if not there:
+        raise ConfigError(f"{ascii(str(path))[1:-1]}: no such file (looked for in {Path.cwd()})")
+    if path.resolve() in above:
+        raise ConfigError(
+            f"{path}: its base is derived from itself ({' from '.join(one.name for one in above)}): name another"
+        )
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
+    if isinstance(content.get("base"), dict) and "from" in content["base"]:
+        content["base"] = _derived(content["base"], str(path), (*above, path.resolve()))
+    if isinstance(content.get("base"), dict):
+        content["base"] = take_over(content["base"], str(path))
+    return with_project(validated(content, str(path)))
+
+
+def with_project(specification: AblationSpecification) -> AblationSpecification:
+    """Return the specification with data paths that start at the project folder."""
+    base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
+    return specification.model_copy(update={"base": base})
+
+
+def is_preset(name: str) -> bool:
+    """Whether it names a preset, not a file."""
+    return "/" not in name and not name.endswith((".yaml", ".yml"))
+
+
+def presets() -> list[str]:
+    """The names of those that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def study_name(preset: str) -> str:
+    """What the specification is called in Prefect and MLflow. Where its file cannot be read, the file's name: the error comes
+    where it is needed."""
+    try:
+        return load_specification(preset).name
+    except ConfigError:
+        return Path(preset).stem
+
+
+def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The base of another preset with some settings changed: {from: core-arms, rollout.group_size: 4}."""
+    changes = dict(given)
+    content: dict[str, Any] = json.loads(
+        _load(str(changes.pop("from")), above).base.model_dump_json(exclude_unset=True)
+    )
+    faults = []
+    for path, value in changes.items():
+        try:
+            put(content, str(path), value)
+        except ValueError as error:
+            faults.append(f"  base: {error}")
+    if faults:
+        raise ConfigError("\n".join([f"{where} does not describe an ablation:", *faults]))
+    return content
+
+
+def from_project(data: DataConfig) -> DataConfig:
+    """Relative paths start at the project folder, wherever the flow runs; names of the hub stay. Raises ConfigError where one
+    names no commit."""
+    if not isinstance(data, QuestionFiles):
+        return data
+
+    def placed(path: Path) -> Path:
+        if is_hub_name(path):
+            require_pinned(path)
+            return path
+        if "\0" in str(path):
+            raise ConfigError(f"{str(path)!a} is no path of a file: it holds a NUL character")
+        return (PROJECT / path).resolve()
+
+    found = {
+        "questions": tuple(file.model_copy(update={"path": placed(file.path)}) for file in data.questions),
+        "corpus": tuple(placed(path) for path in data.corpus),
+        "evaluation": placed(data.evaluation) if data.evaluation else None,
+    }
+    return data.model_copy(update=found)
+
+
+def main(arguments: list[str]) -> int:
+    """python -m flows.presets PRESET: says what is wrong with a preset, before any server is started for it."""
+    try:
+        load_specification(arguments[0])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
