@@ -18,28 +18,45 @@ POOLS = {
     ARMS_POOL: "Arms of sweeps with `where: pool`. Not Ready until `make worker` serves it; nothing else needs it.",
     NODES_POOL: "Other machines of runs with training.nodes. Not Ready until `make worker POOL=igpo-nodes` serves it.",
 }
-# deployments that earlier versions registered, each with what they said of it; night/nightly does their work
+# deployments that earlier versions registered, each with what they said of it
+_SCHEDULED = {"entrypoint": "flows/ablation.py:ablation", "tags": ["ablation", "lookup", "scheduled"]}
+_STARTED_ARM = (
+    "What a sweep with `where pool` starts for each arm and seed. To train one yourself, take train/outcome-vs-igpo."
+)
 RETIRED: dict[str, tuple[dict[str, Any], ...]] = {
     "ablation/nightly": (
         {
+            **_SCHEDULED,
             "description": "outcome-vs-igpo every night at 02:00 UTC; what is finished and unchanged is reused.",
             "parameters": {"preset": "outcome-vs-igpo"},
-            "cron": "0 2 * * *",
+            "crons": ["0 2 * * *"],
         },
         {
+            **_SCHEDULED,
             "description": "outcome-vs-igpo with two seeds, every night at 02:00 UTC; what is finished and unchanged is reused.",
             "parameters": {"preset": "outcome-vs-igpo", "seeds": [0, 1]},
-            "cron": "0 2 * * *",
+            "crons": ["0 2 * * *"],
         },
     ),
     "ablation/weekly": (
         {
+            **_SCHEDULED,
             "description": "outcome-vs-igpo with ten seeds, Sundays at 04:00 UTC; what is finished and unchanged is reused.",
             "parameters": {"preset": "outcome-vs-igpo", "seeds": [*range(10)]},
-            "cron": "0 4 * * 0",
+            "crons": ["0 4 * * 0"],
+        },
+    ),
+    "train/arms": (
+        {
+            "entrypoint": "flows/train.py:train",
+            "tags": ["arm"],
+            "description": _STARTED_ARM,
+            "parameters": {},
+            "crons": [],
         },
     ),
 }
+SUCCESSORS = {"ablation/nightly": "night/nightly", "ablation/weekly": "night/nightly", "train/arms": "train-run/arms"}
 FREE = ("command", "working_dir")  # of a pool's template: who may start a flow run shall not thereby run a shell
 AT_ONCE = 3  # flow runs of pool `igpo`: a sweep, and what else was asked for
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, of a server on a machine that is busy
@@ -156,16 +173,14 @@ def retire(api: httpx.Client, name: str) -> None:
     if answer.status_code == httpx.codes.NOT_FOUND:
         return
     found = answer.raise_for_status().json()
-    crons = [entry["schedule"].get("cron") for entry in found["schedules"]]
-    ours = any(
-        found["entrypoint"] == "flows/ablation.py:ablation"
-        and sorted(found["tags"]) == ["ablation", "lookup", "scheduled"]
-        and (found["description"], found["parameters"], crons)
-        == (form["description"], form["parameters"], [form["cron"]])
-        for form in RETIRED[name]
-    )
-    if ours:
+    said_of_it = {
+        **{field: found[field] for field in ("entrypoint", "description", "parameters")},
+        "tags": sorted(found["tags"]),
+        "crons": [entry["schedule"].get("cron") for entry in found["schedules"]],
+    }
+    successor = SUCCESSORS[name]
+    if said_of_it in RETIRED[name]:
         api.delete(f"/deployments/{found['id']}").raise_for_status()
-        say(f"Deployment {name}: deleted, night/nightly does its work")
+        say(f"Deployment {name}: deleted, {successor} does its work")
     else:
-        say(f"Deployment {name}: yours, stays. Earlier versions had one of this name, whose work night/nightly does")
+        say(f"Deployment {name}: yours, stays. Earlier versions had one of this name, whose work {successor} does")

@@ -29,7 +29,8 @@ RESTARTS = 3
 END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
 POLL_SECONDS = 3.0
 ARMS_POOL = "igpo-arms"  # not the sweeps' pool: a sweep that waits for arms must not hold a slot that they need
-DEPLOYMENTS: dict[Name, str] = {"warm_start": "warm-start/arms", "train": "train-run/arms"}
+FLOW_NAMES: dict[Name, str] = {"warm_start": "warm-start", "train": "train-run"}
+DEPLOYMENTS: dict[Name, str] = {name: f"{flow}/arms" for name, flow in FLOW_NAMES.items()}
 
 FORKED = multiprocessing.get_context("forkserver")
 PRELOADED = [
@@ -99,14 +100,18 @@ class Processes:
         try:
             process = psutil.Process(child.pid)
         except psutil.NoSuchProcess:
-            return settle_child(self._flow_run_id, parameters, child.exitcode)
+            return settle_child(self._flow_run_id, FLOW_NAMES[name], parameters, child.exitcode)
         self._running.append(process)
         if self._ending:  # told while it was being started
             process.terminate()
         child.join()
         process.wait()  # a fork server that was killed says that its children are gone, which are not
         self._running.remove(process)
-        return TOLD_TO_END if self._ending else settle_child(self._flow_run_id, parameters, child.exitcode)
+        return (
+            TOLD_TO_END
+            if self._ending
+            else settle_child(self._flow_run_id, FLOW_NAMES[name], parameters, child.exitcode)
+        )
 
     def end(self) -> None:
         self._ending = True

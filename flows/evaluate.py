@@ -32,7 +32,7 @@ def evaluate(
     from igpo_core.evaluation import decode_each
     from igpo_core.policies import load_policy
     from tasks.data import prepare
-    from tasks.devices import device
+    from tasks.devices import borrowed_device
     from tasks.mlflow_runs import log_evaluation
     from tasks.stored_models import locate, metric_rows, require_vocabulary
     from tasks.wording import literal, literal_rows
@@ -45,15 +45,17 @@ def evaluate(
     data = prepare(experiment.data, home())
     folder = locate(model, home())
     policy = load_policy(folder, experiment)
-    policy.model.to(device(experiment))
     environment = open_environment(experiment, data.folder)
     require_vocabulary(policy, environment, folder)
     questions = limit or len(environment.questions(split))
     metrics: dict[str, float] = {}
     records = []
-    for prefix, result in decode_each(policy, environment, experiment, split, questions, 0):
-        metrics |= {f"{split}{prefix}{name}": value for name, value in result.metrics.items()}
-        records += result.records
+    with borrowed_device(experiment, run_log()) as place:
+        policy.model.to(place)
+        for prefix, result in decode_each(policy, environment, experiment, split, questions, 0):
+            metrics |= {f"{split}{prefix}{name}": value for name, value in result.metrics.items()}
+            records += result.records
+        policy.model.to("cpu")
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
     create_table_artifact(literal_rows(metric_rows(metrics)), description=f"{literal(model)} on {split}")
     create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")

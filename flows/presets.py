@@ -26,7 +26,7 @@ def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> A
     Raises ConfigError naming file, field and reason.
     """
     specification = _load(name, ())
-    return with_project(specification.with_changes(changes)) if changes else specification
+    return specification.with_changes(changes, from_project) if changes else specification
 
 
 def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:

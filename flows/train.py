@@ -25,7 +25,7 @@ from tasks.outbox import About, read_about
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.processors import joined, processor
 from tasks.published import mark_whole, provide_data
-from tasks.runs import Run, Say, bring_up_to_date, drop_moments, open_run, write_plan
+from tasks.runs import Run, Say, bring_up_to_date, drop_moments, open_run, told_name, write_plan
 from tasks.secrets import require_judge
 from tasks.source import source_tags
 from tasks.together import Meeting, train_together
@@ -41,13 +41,12 @@ if TYPE_CHECKING:
 
 def run_name() -> str:
     """Return the title of a planned run's page."""
-    return open_run(run_folder(flow_run.parameters["run_key"])).spec.name
+    return told_name(run_folder(flow_run.parameters["run_key"]))
 
 
 def start_name() -> str:
     """Return the title of a warm start's page."""
-    spec = open_run(run_folder(flow_run.parameters["run_key"])).spec
-    return " ".join(filter(None, ["warm start", f"seed {spec.seed}", spec.cell]))
+    return f"warm start of {told_name(run_folder(flow_run.parameters['run_key']))}"
 
 
 def asked_name() -> str:
@@ -158,8 +157,8 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
     except BaseException:
         tracker.finish("FAILED")
         raise
+    drop_moments(run.folder)
     tracker.finish("FINISHED")
-    drop_moments(run)
     page.close()
     return result
 
@@ -206,6 +205,7 @@ def _call_others(run: Run, meeting: Meeting) -> None:
         run_deployment("join/nodes", parameters=told, timeout=0)
 
 
+LONGEST_NAME = 250  # of a run: a column of MLflow's database; the tag `set` has it whole
 # One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
 COLOURS = (
     "#7f7f7f",
@@ -227,7 +227,7 @@ COLOURS = (
 
 def title_of(spec: RunSpec) -> str:
     """Return what MLflow calls the run: its name, and what the start of its sweep set."""
-    return " · ".join(filter(None, [spec.name, spell_changes(spec.changes)]))
+    return " · ".join(filter(None, [spec.name, spell_changes(spec.changes)]))[:LONGEST_NAME]
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:

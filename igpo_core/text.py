@@ -22,7 +22,7 @@ _JOINERS = re.compile(
     "|(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]+"
 )
 # Blanks that Unicode calls letters or symbols, white space at the ends.
-_BORDERS = re.compile("^[\\s\u2800\u3164\uffa0]+|[\\s\u2800\u3164\uffa0]+$")
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u2800\u3164\uffa0"
 # Fillers and joiners that are seen only beside another character.
 _ALONE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
@@ -35,7 +35,7 @@ def one_form(text: str) -> str:
     """
     if text.isascii():
         return (text if text.isprintable() else _INVISIBLE.sub("", text)).strip()
-    text = _BORDERS.sub("", unicodedata.normalize("NFC", _JOINERS.sub("", _INVISIBLE.sub("", text))))
+    text = unicodedata.normalize("NFC", _JOINERS.sub("", _INVISIBLE.sub("", text))).strip(_BLANKS)
     return text if any(_seen(char) for char in text) else ""
 
 

@@ -179,7 +179,10 @@ def _save(folder: Path, policy: Policy, progress: _Progress) -> None:
 
     def fill(path: Path) -> None:
         save_policy(policy, path)
-        torch.save(vars(progress), path / STATE)
+        try:
+            torch.save(vars(progress), path / STATE)
+        except RuntimeError as error:  # torch reports a full disk as RuntimeError
+            raise OSError(f"{STATE}: {error}") from error
 
     write_folder(place, fill)
     for other in place.parent.glob("step-*"):

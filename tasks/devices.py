@@ -5,10 +5,13 @@ and of workers alike. What other users or other programs do on an accelerator is
 """
 
 import fcntl
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -17,8 +20,24 @@ from igpo_core.errors import ConfigError
 
 Say = Callable[[str], None]
 WAIT_SECONDS = 2.0
-_held: list[IO[str]] = []  # a lock lasts as long as its file is open: until the process ends
-_taken: list[int] = []
+UNITS = 60  # of an accelerator: halves, thirds, quarters, fifths and sixths are whole numbers of them
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process has of an accelerator, for as long as the locked files are open."""
+
+    place: int
+    """Of the accelerator, among those that the process sees."""
+    locks: list[IO[str]]
+
+    def release(self) -> None:
+        """Leave it to others."""
+        for lock in self.locks:
+            lock.close()
+
+
+_taken: list[Held] = []  # this process's own, until it ends
 
 
 def accelerators() -> list[str]:
@@ -30,9 +49,9 @@ def accelerators() -> list[str]:
     return (named or [str(number) for number in range(count)])[:count]
 
 
-def shares(training: TrainingConfig) -> int:
-    """Return how many runs share an accelerator."""
-    return int(1 / training.memory_share + 1e-9)
+def units(training: TrainingConfig) -> int:
+    """Return how many of an accelerator's UNITS a run takes."""
+    return max(1, math.ceil(training.memory_share * UNITS - 1e-6))
 
 
 def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str]) -> int:
@@ -44,7 +63,7 @@ def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str
         return asked or 2
     if training.world > 1 or not devices:  # such a run takes all there is; without any its own error says so
         return 1
-    room = len(devices) * shares(training)
+    room = len(devices) * (UNITS // units(training))
     if asked is not None and asked > room:
         share = len(devices) / asked
         raise ConfigError(
@@ -56,90 +75,119 @@ def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str
 
 
 def device(experiment: ExperimentConfig, say: Say = print) -> str:
-    """Return where this process computes, as torch names it. An accelerator is this process's from now on.
+    """Return where this process computes for a run, as torch names it. An accelerator, or its share of one, is this process's
+    until it ends.
 
-    One of several processes of a run has the accelerator of its number, which the run's own process has taken for them.
-    Raises ConfigError where this machine has too few. say: told when it has to wait for others.
+    One of several processes of a run has the accelerator of its number; the process that launches them takes them all, and
+    computes on none. Raises ConfigError where this machine has too few. say: told when it has to wait for others.
     """
     training = experiment.training
     if training.device == "cpu":
         return "cpu"
-    import torch
-
     devices = accelerators()
     local = os.environ.get("LOCAL_RANK")
-    needed = training.processes if local is None else int(local) + 1
+    _require(devices, training.processes if local is None else int(local) + 1, training)
+    if local is not None:
+        return _limited(int(local), training)
+    if training.world > 1:
+        if not _taken:
+            _taken.append(_wait(lambda folder: _all(folder, devices[: training.processes]), devices, say))
+        return f"cuda:{_taken[0].place}"
+    if not _taken:
+        _taken.append(_wait(lambda folder: _first(folder, devices, units(training)), devices, say))
+    return _limited(_taken[0].place, training)
+
+
+@contextmanager
+def borrowed_device(experiment: ExperimentConfig, say: Say) -> Iterator[str]:
+    """Give one accelerator, or the experiment's share of one, for the block: what evaluates needs no more, on however many a run
+    trains."""
+    training = experiment.training
+    if training.device == "cpu":
+        yield "cpu"
+        return
+    devices = accelerators()
+    _require(devices, 1, training)
+    held = _wait(lambda folder: _first(folder, devices, units(training)), devices, say)
+    try:
+        yield _limited(held.place, training)
+    finally:
+        held.release()
+
+
+def _require(devices: Sequence[str], needed: int, training: TrainingConfig) -> None:
     if needed > len(devices):
         raise ConfigError(
             f"training.device=cuda with processes={training.processes}: this machine has {len(devices)} such devices. Lower "
             "training.processes, or set training.device to cpu"
         )
-    if local is not None:
-        place = int(local)
-    elif training.processes > 1:
-        place = take(devices[: training.processes], 1, say, every=True)
-    else:
-        place = take(devices, shares(training), say)
+
+
+def _limited(place: int, training: TrainingConfig) -> str:
+    import torch
+
     torch.cuda.set_per_process_memory_fraction(training.memory_share, place)
     return f"cuda:{place}"
 
 
-def take(devices: Sequence[str], sharing: int, say: Say, *, every: bool = False, folder: Path | None = None) -> int:
-    """Return the place of an accelerator that is this process's from now on, shared with at most sharing - 1 others; the same
-    one at each call. Waits while none has room. every: take all of them, and return the first.
-
-    folder: of the locks; None: one of this user on this machine.
-    """
-    if _taken:
-        return _taken[0]
-    folder = folder or Path.home() / ".cache" / "igpo-lab" / "devices" / socket.gethostname()
+def _wait(take: Callable[[Path], Held | None], devices: Sequence[str], say: Say) -> Held:
+    """Take what `take` gives, waiting while it gives nothing."""
+    folder = Path.home() / ".cache" / "igpo-lab" / "devices" / socket.gethostname()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     told = False
-    while (found := _all(folder, devices) if every else _first(folder, devices, sharing)) is None:
+    while (held := take(folder)) is None:
         if not told:
             say(f"every accelerator ({', '.join(devices)}) is taken by other runs: waiting for one")
             told = True
         time.sleep(WAIT_SECONDS)
-    place, locks = found
-    _held.extend(locks)
-    _taken.append(place)
-    return place
+    return held
 
 
-def _all(folder: Path, devices: Sequence[str]) -> tuple[int, list[IO[str]]] | None:
+def _all(folder: Path, devices: Sequence[str]) -> Held | None:
+    """Every one of these accelerators, whole."""
     locks: list[IO[str]] = []
     for name in devices:
-        lock = _lock(folder / name, fcntl.LOCK_EX)
-        if lock is None:
-            for taken in locks:
-                taken.close()
+        found = _some(folder, name, UNITS)
+        if found is None:
+            Held(0, locks).release()
             return None
-        locks.append(lock)
-    return 0, locks
+        locks += found
+    return Held(0, locks)
 
 
-def _first(folder: Path, devices: Sequence[str], sharing: int) -> tuple[int, list[IO[str]]] | None:
-    """The first share of every accelerator is given before the second share of any."""
-    for number in range(sharing):
-        for place, name in enumerate(devices):
-            whole = _lock(folder / name, fcntl.LOCK_EX if sharing == 1 else fcntl.LOCK_SH)
-            if whole is None:
-                continue
-            if sharing == 1:
-                return place, [whole]
-            share = _lock(folder / f"{name}.{number}", fcntl.LOCK_EX)
-            if share is not None:
-                return place, [whole, share]
-            whole.close()
+def _first(folder: Path, devices: Sequence[str], needed: int) -> Held | None:
+    """The accelerator that has most room, if it is enough."""
+    best: Held | None = None
+    for place, name in enumerate(devices):
+        found = _some(folder, name, needed, every=True)
+        if found is not None and (best is None or len(found) > len(best.locks)):
+            if best is not None:
+                best.release()
+            best = Held(place, found)
+        elif found is not None:
+            Held(place, found).release()
+    if best is not None:
+        Held(best.place, best.locks[needed:]).release()
+        del best.locks[needed:]
+    return best
+
+
+def _some(folder: Path, name: str, needed: int, *, every: bool = False) -> list[IO[str]] | None:
+    """Lock units of an accelerator, as many as are needed, or every free one; None where fewer are free. One process at a
+    time looks, so that two do not keep each other out."""
+    with (folder / name).open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        locks: list[IO[str]] = []
+        for number in range(UNITS):
+            if len(locks) == needed and not every:
+                break
+            file = (folder / f"{name}.{number}").open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.append(file)
+            except BlockingIOError:
+                file.close()
+    if len(locks) >= needed:
+        return locks
+    Held(0, locks).release()
     return None
-
-
-def _lock(path: Path, kind: int) -> IO[str] | None:
-    """Return the locked file; None where another process has it."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

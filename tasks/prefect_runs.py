@@ -99,25 +99,28 @@ def crash_without_worker(client: "SyncPrefectClient", run: "FlowRun", pool: str)
     return Ended(reason, crashed=True)
 
 
-def settle_child(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
-    """How the newest child of a flow run that has these parameters ended, after its process has ended.
+def settle_child(parent_flow_run: str, flow: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
+    """How the newest child of a flow run that is of this flow and has these parameters ended, after its process has ended.
 
     A child without a final state died (killed, out of memory): it is set to Crashed with the exit code, so that nothing
     stays Running for ever.
     """
-    return patiently(lambda: _settle(parent_flow_run, parameters, exit_code))
+    return patiently(lambda: _settle(parent_flow_run, flow, parameters, exit_code))
 
 
-def _settle(parent_flow_run: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
+def _settle(parent_flow_run: str, flow: str, parameters: dict[str, Any], exit_code: int | None) -> Ended:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterParentFlowRunId
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import Crashed
 
     # Prefect parents a child to a task run of its own making, so a child is found by its flow run and parameters
     children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(parent_flow_run)]))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        named = FlowFilter(name=FlowFilterName(any_=[flow]))
+        runs = client.read_flow_runs(
+            flow_filter=named, flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+        )
         run = next((run for run in runs if run.parameters == parameters), None)
         if run is None or run.state is None:
             return Ended(f"its process ended with exit code {exit_code} before the run began", crashed=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DAYS = 30
+UNFINISHED = ".unfinished"  # behind the name of a warm start's folder of checkpoints
 DAY = 86_400.0  # seconds
 
 
@@ -49,9 +50,13 @@ class Folder:
     start: str = ""
     """The warm start that the run began from; empty where no plan says."""
 
+    planned: bool = False
+    """Whether a run has nothing but its plan."""
+
     @property
     def key(self) -> str:
-        return self.path.name
+        """Return the key of the run, or of the warm start, unfinished ones too."""
+        return self.path.name.removeprefix(".").removesuffix(UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def find_old(runs: Sequence[Folder], warm_starts: Sequence[Folder], known: Known
     """
     newest: dict[str, Folder] = {}
     for run in runs:
+        if run.planned:
+            continue
         newest[run.study] = max(run, newest.get(run.study, run), key=lambda one: one.started)
 
     def aged(folder: Folder) -> bool:
@@ -93,14 +100,15 @@ def find_old(runs: Sequence[Folder], warm_starts: Sequence[Folder], known: Known
     old = [
         run
         for run in runs
-        if aged(run) and run.key in known.every - known.named and run.sweep != newest[run.study].sweep
+        if aged(run)
+        and (run.planned or (run.key in known.every - known.named and run.sweep != newest[run.study].sweep))
     ]
-    needed = {run.start for run in runs if run not in old}
+    needed = {run.start for run in runs if run not in old and not run.planned}
     return Old(tuple(old), tuple(start for start in warm_starts if aged(start) and start.key not in needed))
 
 
 def read_runs(home: Path) -> list[Folder]:
-    """Return every run on disk that has told what it is; others were killed before they made anything."""
+    """Return every run on disk that has told what it is, and those that were only planned."""
     found = []
     for path in _folders(home / "runs"):
         about = read_about(path)
@@ -108,12 +116,16 @@ def read_runs(home: Path) -> list[Folder]:
             start = planned_start(path)
             began = about.started_ms / 1000
             found.append(Folder(path, *_files(path), about.experiment, about.tags["sweep"], began, start))
+        elif planned_start(path):
+            found.append(Folder(path, *_files(path), start=planned_start(path), planned=True))
     return found
 
 
 def read_warm_starts(home: Path) -> list[Folder]:
     """Return every warm start on disk."""
-    return [Folder(path, *_files(path)) for path in _folders(home / "warm_starts")]
+    place = home / "warm_starts"
+    unfinished = sorted(place.glob(f".*{UNFINISHED}"))
+    return [Folder(path, *_files(path)) for path in (*_folders(place), *unfinished)]
 
 
 def _folders(place: Path) -> list[Path]:

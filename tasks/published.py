@@ -32,7 +32,8 @@ def provide_data(data: DataConfig, folder: Path, sweep: str) -> None:
     Raises DataError where they are damaged or not there.
     """
     provide(data)
-    if _seen(folder, sweep).is_file():
+    seen, manifest = _seen(folder, sweep), folder / MANIFEST
+    if seen.is_file() and manifest.is_file() and manifest.stat().st_mtime <= seen.stat().st_mtime:
         return
     if not is_whole(folder):
         raise DataError(

@@ -7,6 +7,7 @@ start holds its lock in `<home>/locks`; another that wants the same waits, and t
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from igpo_core.config import RunSpec, code_version
+from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 
@@ -74,6 +76,15 @@ def write_plan(run: Run) -> None:
     write_json(path, content)
 
 
+def told_name(folder: Path) -> str:
+    """Return "<arm> seed <seed> <cell>" of a planned run, of whatever code it was; its key where no plan can be read."""
+    try:
+        content = json.loads((folder / PLAN).read_text())
+        return " ".join(filter(None, [content["arm"], f"seed {content['experiment']['seed']}", content["cell"]]))
+    except (OSError, ValueError, KeyError, TypeError):  # whoever opens the run says what is wrong with it
+        return folder.name
+
+
 def open_run(folder: Path) -> Run:
     """Return the run that was planned in this folder.
 
@@ -85,13 +96,23 @@ def open_run(folder: Path) -> Run:
             f"{folder} holds no {PLAN}: no run was planned there. Give the key of a planned run, as sweeps and the flow `train` "
             "make them, and see that this machine has the IGPO_HOME of the one that planned it"
         )
-    spec = RunSpec.model_validate_json(path.read_text())
-    if spec.code != code_version():
+    try:
+        content = json.loads(path.read_text())
+        code = content["code"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"igpo_core is {code_version()} here and {spec.code} where the run was planned: install the same on all machines, "
+            f"{path} is damaged ({error}): delete it and start the sweep again, which plans it anew"
+        ) from error
+    if code != code_version():  # first: a plan of other code may have other settings
+        raise ConfigError(
+            f"igpo_core is {code_version()} here and {code} where the run was planned: install the same on all machines, "
             "and start the sweep again"
         )
-    return Run(spec, folder.resolve().parents[1])
+    try:
+        spec = RunSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ConfigError(f"{path} is no plan of a run: {'; '.join(reasons(error, RunSpec))}") from error
+    return Run(spec, Path(os.path.abspath(folder)).parents[1])  # as home() has it: runs/ may be a link
 
 
 def planned_start(folder: Path) -> str:
@@ -106,17 +127,25 @@ def planned_start(folder: Path) -> str:
         return ""
 
 
-def drop_moments(run: Run) -> None:
-    """Keep of a finished run what evaluates it: the last weights, and the best on dev. Moments and older checkpoints go.
+def drop_moments(folder: Path) -> None:
+    """Keep in the folder of a finished run what evaluates it: the last weights, and the best on dev. Moments and older
+    checkpoints go.
 
-    The manifest is written first: a kill on the way leaves a file too many, which the next call takes.
+    The manifest is written first: a kill on the way leaves a file too many, which the next call takes. A damaged checkpoint stays
+    as it is: whoever evaluates it says so.
     """
-    from igpo_core.checkpoints import SHARDS, STATE, forget_files
+    from igpo_core.checkpoints import MANIFEST, SHARDS, STATE, forget_files
 
-    last, *older = sorted((run.folder / "checkpoints").glob("step-*"), reverse=True)
-    for folder in older:
-        shutil.rmtree(folder)
-    forget_files(last, [STATE, SHARDS])
+    last, *older = [*sorted((folder / "checkpoints").glob("step-*"), reverse=True), None]
+    if last is None or not (last / MANIFEST).is_file():
+        return
+    for other in older:
+        if other is not None:
+            shutil.rmtree(other)
+    try:
+        forget_files(last, [STATE, SHARDS])
+    except (ValueError, KeyError, TypeError):  # the manifest is damaged
+        return
 
 
 def bring_up_to_date(run: Run) -> str:
@@ -125,7 +154,7 @@ def bring_up_to_date(run: Run) -> str:
     from tasks.sending import Sender, read_sent
     from tasks.tracking import MlflowAway
 
-    drop_moments(run)
+    drop_moments(run.folder)
     if read_status(run.folder)[0] != "FINISHED":  # killed right after its result was written
         write_status(run.folder, "FINISHED")
     before = read_sent(run.folder)

@@ -30,6 +30,7 @@ from tasks.outbox import (
     trajectories_hash,
     write_status,
 )
+from tasks.runs import drop_moments
 from tasks.traces import TraceRecord
 from tasks.tracking import (
     MlflowAway,
@@ -318,6 +319,8 @@ def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
                 continue
             try:
                 status = read_status(folder)[0]
+                if (folder / "result.json").is_file():  # whatever ended the process after it
+                    drop_moments(folder)
                 if (folder / "result.json").is_file() and status != "FINISHED":
                     write_status(folder, "FINISHED")
                 elif status == "RUNNING":

@@ -30,6 +30,7 @@ import psutil
 
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.ranks import MEETING_FILE
+from tasks.devices import device
 from tasks.home import PROJECT
 from tasks.outbox import Nowhere, Outbox, read_about
 from tasks.runs import OnStep, Run, Say, open_run
@@ -72,6 +73,7 @@ def train_together(
 def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
     run = open_run(folder)
+    device(run.spec.experiment, say)  # its processes' accelerators are theirs alone
     provide(run.spec.experiment.data)  # its processes search too, and nobody prepared data in this one
     failures = _launch(run, node, meeting, say, lambda step: None, [])
     if failures:

@@ -11,10 +11,22 @@ def put(content: Any, path: str, value: Any) -> None:
     *places, last = path.split(".")
     try:
         for place in places:
-            content = content[int(place)] if isinstance(content, list) else content.setdefault(place, {})
-        content[int(last) if isinstance(content, list) else last] = value
+            if isinstance(content, list):
+                content = content[_index(place)]
+            else:
+                if content.get(place) is None:
+                    content[place] = {}
+                content = content[place]
+        content[_index(last) if isinstance(content, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"there is no setting {path!r} in base ({error})") from error
+
+
+def _index(place: str) -> int:
+    """The place in a list that a part of a path names: 0, 1, .. and no other way of writing these."""
+    if not place.isdecimal() or str(int(place)) != place:
+        raise ValueError(f"{place!r} is no place in a list: the first is 0")
+    return int(place)
 
 
 def of_cell(
@@ -39,6 +51,20 @@ def look_up(content: Any, path: str) -> Any:
     return content
 
 
-def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    """Return those of the paths at which `after` differs from `before`, with the value that it has there."""
-    return {path: look_up(after, path) for path in paths if look_up(before, path) != look_up(after, path)}
+def leaves(content: Any, path: str = "") -> dict[str, Any]:
+    """Return path -> value of every single setting; a list of plain values is one."""
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(content, Mapping):
+        inside = content.items()
+    elif isinstance(content, list) and any(isinstance(item, Mapping) for item in content):
+        inside = ((str(place), item) for place, item in enumerate(content))
+    found = {
+        leaf: value for name, item in inside for leaf, value in leaves(item, f"{path}.{name}" if path else name).items()
+    }
+    return found or {path: content}
+
+
+def changed(before: Any, after: Any) -> dict[str, Any]:
+    """Return the single settings of `after` that `before` lacks or has otherwise, by path."""
+    known = leaves(before)
+    return {path: value for path, value in leaves(after).items() if path not in known or known[path] != value}

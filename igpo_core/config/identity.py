@@ -43,12 +43,25 @@ def _version(package: str) -> str:
 
 
 def _meaning(source: str) -> str:
-    """The syntax tree of a source file, without docstrings and places in the file."""
-    tree = ast.parse(source)
+    """The syntax tree of a source file, without docstrings and places in the file; the source itself while it is none."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # being edited: it is another code, and whoever imports it says what is wrong
+        return source
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [part for part in node.body if not _is_text(part)]
-    return ast.dump(tree)
+    return _written(tree)
+
+
+def _written(part: Any) -> str:
+    """A part of a syntax tree, alike in all versions of Python: newer ones have more fields, empty where unused."""
+    if isinstance(part, ast.Constant):
+        return f"Constant({type(part.value).__name__} {part.value!r})"
+    if isinstance(part, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(part) if value not in (None, [], ""))
+        return f"{type(part).__name__}({','.join(f'{name}={_written(value)}' for name, value in fields)})"
+    return f"[{','.join(map(_written, part))}]" if isinstance(part, list) else repr(part)
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -5,13 +5,13 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from igpo_core.config.changes import changed_paths, look_up, of_cell, put
+from igpo_core.config.changes import changed, look_up, of_cell, put
 from igpo_core.config.data import DataConfig
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_version, fingerprint
@@ -249,36 +249,43 @@ class AblationSpecification(BaseModel):
         content = self.model_dump()
         return validated({**content, "arms": kept, "seeds": seeds or self.seeds}, "the selection")
 
-    def with_changes(self, changes: Mapping[str, Any]) -> "AblationSpecification":
-        """Return this comparison with other settings in `base`, for all arms alike.
+    def with_changes(
+        self, changes: Mapping[str, Any], placed: Callable[[DataConfig], DataConfig] = lambda data: data
+    ) -> "AblationSpecification":
+        """Return this comparison with other settings in `base`, for all arms alike. Its `changes` are the single settings that
+        make it another one; what is set already, or only says where a run is computed, is none of them.
 
-        changes: path -> value, as "optimizer.learning_rate" -> 1e-5. What is set already is no change.
+        changes: path -> value, as "optimizer.learning_rate" -> 1e-5; a value may be a whole section. placed: where relative paths
+        of data begin.
         Raises ConfigError where there is no such setting, where a factor sets it, or where no arm would notice.
         """
-        content = self.model_dump()
+        where = f"{self.name} with {spell_changes(changes)}"
         base = self.base.model_dump(mode="json")
-        faults = []
         for path, value in changes.items():
-            over = [
-                factor for factor, levels in self.factors.items() if any(path in level for level in levels.values())
-            ]
             if path.split(".")[0] in ("seed", "replicate"):
-                faults.append(f"set {path}: runs are told apart by it; give seeds as `seeds`")
-            elif over:
-                faults.append(f"set {path}: factor {over[0]} sets it in every cell; change the factor in the file")
-            elif all(path in {f"reward.{name}" for name in arm} for arm in self.arms.values()):
-                faults.append(f"set {path}: every arm sets it for itself, so that nothing would change")
-            else:
-                try:
-                    put(base, path, value)
-                except ValueError as error:
-                    faults.append(f"set {path}: {error}")
-        if faults:
-            raise ConfigError("\n".join([f"{self.name} cannot be changed so:", *(f"  {fault}" for fault in faults)]))
-        chosen = validated({**content, "base": base}, f"{self.name} with {spell_changes(changes)}")
+                raise ConfigError(f"{where}: runs are told apart by {path}; give seeds as `seeds`")
+            try:
+                put(base, path, value)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from error
+        chosen = validated({**self.model_dump(), "base": base, "changes": {}}, where)
+        chosen = chosen.model_copy(update={"base": chosen.base.model_copy(update={"data": placed(chosen.base.data)})})
         before, after = self.base.model_dump(mode="json"), chosen.base.model_dump(mode="json")
-        found = {path: value for path, value in changed_paths(before, after, changes).items()}
-        return chosen.model_copy(update={"changes": {**self.changes, **found}})
+        asked = changed(before, after)
+        for path in asked:
+            for factor, levels in self.factors.items():
+                if any(_overlap(path, place) for level in levels.values() for place in level):
+                    raise ConfigError(
+                        f"{where}: factor {factor} sets {path} in every cell; change the factor in the file"
+                    )
+        if asked and all(
+            self.experiment(arm, 0, cell) == chosen.experiment(arm, 0, cell) for cell in self.cells for arm in self.arms
+        ):
+            raise ConfigError(
+                f"{where}: no arm would notice {', '.join(asked)}: each sets it for itself, or ignores it"
+            )
+        made = changed(self.base.identity(), chosen.base.identity())
+        return chosen.model_copy(update={"changes": {**self.changes, **made}})
 
     def departures(self, chosen: "AblationSpecification") -> list[str]:
         """Return in words what a selection adds to this comparison and leaves out of it; [] for the whole of it.
@@ -386,3 +393,8 @@ def spell_changes(changes: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in sorted(changes.items())
     )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two paths names the other's setting or a section that it is in."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

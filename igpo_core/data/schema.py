@@ -128,7 +128,8 @@ _STOPS = ".,:;!?\u2026\u00bf\u00a1\u061f\u060c\u061b\u06d4\u0964\u0965\u1362\u10
 _BEFORE = re.compile(r"^[\"'(\[{\u00bf\u00a1]+(?=\w)")
 _BEHIND = re.compile(rf"(?<=[\w{MARKS}])[\"')\]}}{_STOPS}]+$")
 _BEHIND_SHORT = re.compile(rf"(?<=[\w{MARKS}])[{_STOPS.replace('!', '')}]+$")
-_LONGER = re.compile(rf"[^\W\d].*[\w{MARKS}]|\w.*[^\W\d]")
+_LETTER_SEEN = re.compile(r"[^\W\d]")
+_OF_WORD = re.compile(rf"[\w{MARKS}]")
 _LIKE_A_CALL = re.compile(r"[(\[{][)\]}]")  # f(), a[]
 
 
@@ -142,7 +143,8 @@ def _bare(piece: str) -> str:
     piece = _BEFORE.sub("", piece)
     if _LIKE_A_CALL.search(piece):
         return piece
-    return (_BEHIND if _LONGER.search(piece) else _BEHIND_SHORT).sub("", piece)
+    longer = _LETTER_SEEN.search(piece) and len(_OF_WORD.findall(piece)) > 1
+    return (_BEHIND if longer else _BEHIND_SHORT).sub("", piece)
 
 
 _PUNCTUATION = frozenset("\"'" + _STOPS)

@@ -126,7 +126,8 @@ def test_a_setting_can_be_changed_at_the_start_for_all_arms_alike(tmp_path: Path
         ({"rollout.group_size": "many"}, r"base\.rollout\.group_size: .*got 'many'"),
         ({"nothing": 1}, r"nothing"),
         ({"optimizer.learning_rate.x": 1}, r"there is no setting 'optimizer\.learning_rate\.x'"),
-        ({"seed": 3}, r"set seed: .*give seeds as `seeds`"),
+        ({"seed": 3}, r"told apart by seed; give seeds as `seeds`"),
+        ({"reward.gain": "prob_diff"}, r"no arm would notice reward\.gain"),
         ({"rollout.group_size": 1}, r"at least 2 trajectories"),
     ],
 )
@@ -139,14 +140,38 @@ def test_a_change_that_cannot_be_made_is_refused_before_a_run_exists(
 
 def test_what_arms_or_factors_set_is_not_changed_behind_their_back(tmp_path: Path) -> None:
     factors = {"group": {"4": {"rollout.group_size": 4}, "8": {"rollout.group_size": 8}}}
-    with pytest.raises(ConfigError, match="factor group sets it in every cell"):
-        load_specification(write(tmp_path, {**GOOD, "factors": factors}), {"rollout.group_size": 16})
+    for asked in ({"rollout.group_size": 16}, {"rollout": {"group_size": 16, "max_turns": 3}}):
+        with pytest.raises(ConfigError, match=r"factor group sets rollout\.group_size in every cell"):
+            load_specification(write(tmp_path, {**GOOD, "factors": factors}), asked)
     arms = {"a": {"gain": "prob_diff", "gamma": 0.9}, "b": {"gain": "log_prob_diff", "gamma": 0.8}}
     given = write(tmp_path, {**GOOD, "arms": arms, "baseline": "a"})
-    with pytest.raises(ConfigError, match="every arm sets it for itself"):
+    with pytest.raises(ConfigError, match=r"no arm would notice reward\.gamma"):
         load_specification(given, {"reward.gamma": 0.5})
     with pytest.raises(ConfigError, match=r"changes: base has data\.hops otherwise"):
         load_specification(write(tmp_path, {**GOOD, "changes": {"data.hops": 2}}))
+
+
+@pytest.mark.parametrize("place", ["-1", "00", "9", "x"])
+def test_a_place_in_a_list_is_written_in_one_way(place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"there is no setting 'warm_start\.stages\.{place}\.steps'"):
+        load_specification("lookup", {f"warm_start.stages.{place}.steps": 7})
+
+
+def test_what_is_set_is_told_setting_by_setting(tmp_path: Path) -> None:
+    """A section is told by what is new in it; where a run is computed is no other comparison; paths begin at the project."""
+    path = write(tmp_path, GOOD)
+    whole = load_specification(path)
+    one = load_specification(path, {"optimizer": {"learning_rate": 1e-5}})
+    assert one == load_specification(path, {"optimizer.learning_rate": 1e-5})
+    assert one.changes == {"optimizer.learning_rate": 1e-5}
+    shared = load_specification(path, {"training.memory_share": 0.5, "training.device": "cuda"})
+    assert shared.changes == {} and shared.sweep({"": "v"}) == whole.sweep({"": "v"})
+    assert shared.base.training.device == "cuda"
+    judge = {"url": "http://127.0.0.1:1", "model": "m"}
+    assert load_specification(path, {"evaluation.judge": judge}).changes["evaluation.judge.model"] == "m"
+    files = load_specification("examples/own-data.yaml", {"data.corpus.0": "examples/questions.csv"})
+    placed = str(PROJECT / "examples" / "questions.csv")
+    assert files.changes == {"data.corpus": [placed]} and files.select(None, [7]).changes == files.changes
 
 
 def test_a_plan_has_each_run_once_and_whole(tmp_path: Path) -> None:

@@ -59,6 +59,17 @@ def test_whatever_computes_otherwise_is_other_code(tmp_path: Path, before: str, 
     assert code(tmp_path, SOURCE.replace(before, after)) != code(tmp_path, SOURCE)
 
 
+def test_values_of_different_types_are_other_code(tmp_path: Path) -> None:
+    hashes = {
+        code(tmp_path, f"x = {value}\n") for value in ("None", "''", "0", "False", "0.0", "b''", "()", "[]", "...")
+    }
+    assert len(hashes) == 9
+
+
+def test_a_file_that_is_being_edited_is_other_code(tmp_path: Path) -> None:
+    assert code(tmp_path, SOURCE.replace("return 2", "return (2")) != code(tmp_path, SOURCE)
+
+
 def test_a_module_of_another_name_is_other_code(tmp_path: Path) -> None:
     assert code(tmp_path, SOURCE, "other.py") != code(tmp_path, SOURCE)
 

@@ -1,25 +1,15 @@
 """Which accelerator a run gets. None is here: what is tested is who may have which."""
 
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from igpo_core.config import TrainingConfig
+from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks import devices
-from tasks.devices import at_a_time, shares, take
-
-
-@pytest.fixture(autouse=True)
-def nothing_taken() -> Iterator[None]:
-    yield
-    for lock in devices._held:
-        lock.close()
-    devices._held.clear()
-    devices._taken.clear()
+from tasks.devices import UNITS, at_a_time, borrowed_device, units
 
 
 @pytest.mark.parametrize(
@@ -43,41 +33,86 @@ def test_a_machine_is_used_whole(training: dict[str, Any], asked: int | None, na
 def test_sharing_is_said_and_not_guessed() -> None:
     with pytest.raises(ConfigError, match=r"2 of them have room.*training\.memory_share=0\.5"):
         at_a_time(TrainingConfig(device="cuda"), 4, ["0", "1"])
-    assert [shares(TrainingConfig(memory_share=share)) for share in (1.0, 0.5, 0.34, 1 / 3, 0.1)] == [1, 2, 2, 3, 10]
+    assert UNITS == 60
+    shares = (1.0, 0.5, 0.34, 1 / 3, 0.1, 0.001)
+    assert [units(TrainingConfig(memory_share=share)) for share in shares] == [60, 30, 21, 20, 6, 1]
 
 
-def hold(folder: Path, names: list[str], sharing: int, every: bool, queue: Any, end: Any) -> None:
-    said: list[str] = []
-    queue.put((take(names, sharing, said.append, every=every, folder=folder), len(said)))
+def hold(folder: Path, names: list[str], needed: int, queue: Any, end: Any) -> None:
+    held = devices._first(folder, names, needed)
+    queue.put(None if held is None else (held.place, len(held.locks)))
     end.wait(60)
 
 
-def places(tmp_path: Path, names: list[str], sharing: int, count: int) -> tuple[list[int], Any, Any]:
-    context = multiprocessing.get_context("spawn")
-    queue, end = context.Queue(), context.Event()
-    found = []
-    for _ in range(count):
-        context.Process(target=hold, args=(tmp_path, names, sharing, False, queue, end), daemon=True).start()
-        found.append(queue.get(timeout=60)[0])
-    return found, queue, end
+class Others:
+    """Processes that take what they need of some accelerators, one after another, and keep it until `end`."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+        self.context = multiprocessing.get_context("spawn")
+        self.queue, self.ended, self.processes = self.context.Queue(), self.context.Event(), []
+
+    def take(self, needed: int) -> Any:
+        """Return (place, units) of what another process got; None where none has room."""
+        arguments = (self.folder, self.names, needed, self.queue, self.ended)
+        self.processes.append(self.context.Process(target=hold, args=arguments, daemon=True))
+        self.processes[-1].start()
+        return self.queue.get(timeout=60)
+
+    def end(self) -> None:
+        self.ended.set()
+        for process in self.processes:
+            process.join()
 
 
-def test_each_run_gets_one_of_its_own_and_one_too_many_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _, end = places(tmp_path, ["a", "b"], 1, 2)
-    assert sorted(found) == [0, 1]
-    said: list[str] = []
-    monkeypatch.setattr(devices, "WAIT_SECONDS", 0.05)
-    monkeypatch.setattr(devices.time, "sleep", lambda seconds: end.set())  # the others end while this one waits
-    assert take(["a", "b"], 1, said.append, folder=tmp_path) in (0, 1)
-    assert said == ["every accelerator (a, b) is taken by other runs: waiting for one"]
-    assert take(["a", "b"], 1, said.append, folder=tmp_path) == devices._taken[0]  # the same one at each call
-
-
-def test_shares_are_spread_over_all_before_any_is_shared(tmp_path: Path) -> None:
-    found, _, end = places(tmp_path, ["a", "b"], 2, 3)
-    assert found == [0, 1, 0]
-    assert devices._first(tmp_path, ["a", "b"], 1) is None  # whole ones are not free
-    last = devices._first(tmp_path, ["a", "b"], 2)
-    assert last is not None and last[0] == 1 and devices._first(tmp_path, ["a", "b"], 2) is None
+def test_each_run_gets_one_of_its_own_until_it_ends(tmp_path: Path) -> None:
+    others = Others(tmp_path, ["a", "b"])
+    assert [others.take(60), others.take(60), others.take(1)] == [(0, 60), (1, 60), None]
     assert devices._all(tmp_path, ["a", "b"]) is None
-    end.set()
+    others.end()
+    held = devices._all(tmp_path, ["a", "b"])
+    assert held is not None and devices._first(tmp_path, ["a", "b"], 1) is None
+    held.release()
+    assert devices._first(tmp_path, ["a", "b"], 1) is not None
+
+
+def test_shares_of_any_size_fill_an_accelerator_and_no_more(tmp_path: Path) -> None:
+    """Two halves on two accelerators, then quarters where most room is: four fill what is left, a fifth has none."""
+    others = Others(tmp_path, ["a", "b"])
+    assert [others.take(30), others.take(30)] == [(0, 30), (1, 30)]
+    assert devices._first(tmp_path, ["a", "b"], 60) is None  # a whole one is not free
+    assert [others.take(15) for _ in range(4)] == [(0, 15), (1, 15), (0, 15), (1, 15)]
+    assert others.take(15) is None
+    others.end()
+
+
+def test_one_that_waits_says_so_and_an_evaluation_gives_its_own_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On however many accelerators a run of the preset trains, an evaluation takes one."""
+    import torch
+
+    asked = ExperimentConfig.model_validate({"training": {"device": "cuda", "processes": 2, "memory_share": 0.5}})
+    said: list[str] = []
+    waits: list[float] = []
+    monkeypatch.setattr(devices.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, place: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folder = tmp_path / ".cache" / "igpo-lab" / "devices" / devices.socket.gethostname()
+    folder.mkdir(parents=True)
+    other = devices._first(folder, ["0"], 60)
+    assert other is not None
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        other.release()
+
+    monkeypatch.setattr(devices.time, "sleep", sleep)
+    with borrowed_device(asked, said.append) as place:
+        assert place == "cuda:0" and len(waits) == 1
+        left = devices._first(folder, ["0"], 30)
+        assert left is not None and devices._first(folder, ["0"], 1) is None
+        left.release()
+    assert devices._first(folder, ["0"], 60) is not None
+    assert said == ["every accelerator (0) is taken by other runs: waiting for one"]

@@ -1,5 +1,6 @@
 """Locks, identities and what is refused around a run."""
 
+import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, RewardConfig, identity, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.locks import locked, locked_if_free
-from tasks.runs import drop_moments, open_run, write_plan
+from tasks.runs import PLAN, drop_moments, open_run, told_name, write_plan
 from tasks.stored_models import locate, require_vocabulary
 from tests.tasks.planned import planned
 
@@ -76,6 +77,45 @@ def test_a_planned_run_is_read_as_it_was_planned_by_the_same_code_alone(tmp_path
         open_run(other.folder)
 
 
+def test_a_plan_of_other_settings_or_a_damaged_one_is_no_traceback(tmp_path: Path) -> None:
+    """Other code may have other settings: its plan is refused for the code, and its page has a name nevertheless."""
+    run = planned(tmp_path, arm="igpo", cell="k=8")
+    write_plan(run)
+    path = run.folder / PLAN
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "code": "0123456789ab", "of_tomorrow": 1}))
+    with pytest.raises(ConfigError, match="0123456789ab where the run was planned"):
+        open_run(run.folder)
+    assert told_name(run.folder) == "igpo seed 0 k=8"
+    path.write_text(json.dumps({**content, "of_tomorrow": 1}))
+    with pytest.raises(ConfigError, match="of_tomorrow"):
+        open_run(run.folder)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        open_run(run.folder)
+    assert told_name(run.folder) == run.spec.run_key == told_name(tmp_path / run.spec.run_key)
+
+
+def test_runs_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "runs").symlink_to(tmp_path / "disk")
+    run = planned(tmp_path / "home")
+    write_plan(run)
+    assert open_run(run.folder) == run
+
+
+def test_a_finished_run_without_a_whole_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
+    drop_moments(tmp_path)
+    folder = tmp_path / "checkpoints" / "step-000002"
+    folder.mkdir(parents=True)
+    for damage in (None, "{", "{}"):
+        if damage is not None:
+            (folder / "manifest.json").write_text(damage)
+        drop_moments(tmp_path)
+        assert folder.is_dir()
+
+
 def test_a_finished_run_keeps_its_plan(tmp_path: Path) -> None:
     """An arm that is called otherwise since is the same run, and MLflow has it under the name that it had."""
     before, after = planned(tmp_path, arm="old"), planned(tmp_path, arm="new")
@@ -101,7 +141,7 @@ def test_a_finished_run_keeps_the_last_and_the_best_weights(tmp_path: Path) -> N
         write_folder(run.folder / place, fill)
     digest = policy_digest(run.folder / "checkpoints" / "step-000004")
     for _ in range(2):  # a kill on the way is mended by the next call
-        drop_moments(run)
+        drop_moments(run.folder)
         files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
         last = {f"checkpoints/step-000004/{name}" for name in ("model.safetensors", "config.json", "manifest.json")}
         assert {name for name in files if name.startswith("checkpoints/")} == last
