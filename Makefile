@@ -103,10 +103,10 @@ down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services down; else echo "Nothing runs: no $(VENV)"; fi
 
 send: environment
-	@$(BIN)/python -m tasks.sending
+	@$(BIN)/python -m tasks.tracking.sending
 
 prune: environment
-	@$(BIN)/python -m tasks.pruning $(ARGS)
+	@$(BIN)/python -m tasks.runs.pruning $(ARGS)
 
 worker: environment
 	@LIMIT=$(LIMIT) POOL=$(POOL) $(BIN)/python -m deployments.services worker

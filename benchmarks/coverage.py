@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import bootstrap, ttest_1samp
 
-from tasks.recompute import recompute
-from tasks.statistics import coverage, paired
-from tasks.summaries import differences
+from tasks.report.recompute import recompute
+from tasks.report.statistics import coverage, paired
+from tasks.report.summaries import differences
 
 LEARNED, FAILED, NOISE = 0.95, 0.015, 0.015
 Draw = Callable[[int], np.ndarray]

@@ -38,7 +38,7 @@ def write(folder: Path, rows: int) -> None:
 def measure(folder: Path) -> None:
     """Prints seconds by stage, rows quarantined and peak bytes."""
     from igpo_core.config import QuestionFile, QuestionFiles
-    from tasks.data import prepare
+    from tasks.data.publishing import prepare
 
     config = QuestionFiles(
         questions=(QuestionFile(path=folder / "questions.jsonl"),), corpus=(folder / "corpus.jsonl",)

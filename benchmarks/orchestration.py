@@ -26,9 +26,9 @@ def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
     """A run of the preset, with its data and its warm start on disk."""
     from flows.presets import load_specification
     from igpo_core.config import plan_run
-    from tasks.data import prepare
-    from tasks.runs import Run
-    from tasks.warm_starts import ensure_warm_start
+    from tasks.data.publishing import prepare
+    from tasks.runs.planned import Run
+    from tasks.runs.warm_starts import ensure_warm_start
 
     specification = load_specification(preset)
     data = prepare(specification.base.data, home)
@@ -39,8 +39,8 @@ def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
 
 def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
-    from tasks.outbox import Nowhere
-    from tasks.training import open_training, train_to_end
+    from tasks.runs.training import open_training, train_to_end
+    from tasks.tracking.outbox import Nowhere
 
     run = planned(preset, seed, home, "alone")
     run.folder.mkdir(parents=True)

@@ -28,18 +28,18 @@ from flows.work import announce, missing_starts, outlook, runs_of, simultaneous
 from igpo_core.config import AblationSpecification, Plan, code_on_disk, code_version, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError, IgpoError
+from tasks.data.published import mark_whole
 from tasks.home import data_folder, home, open_home
-from tasks.locks import locked
-from tasks.planning import known_timing, read_timing, run_seconds, warm_start_seconds
 from tasks.prefect_runs import Say, flow_run_url, run_log
-from tasks.progress import Progress
-from tasks.published import mark_whole
-from tasks.runs import Run
+from tasks.report.statistics import seeds_for_verdict
+from tasks.runs.locks import locked
+from tasks.runs.planned import Run
+from tasks.runs.planning import known_timing, read_timing, run_seconds, warm_start_seconds
+from tasks.runs.progress import Progress
 from tasks.secrets import require_judge
-from tasks.statistics import seeds_for_verdict
 
 if TYPE_CHECKING:
-    from tasks.reporting import Report
+    from tasks.report.reporting import Report
 
 
 STARTS = 10
@@ -237,7 +237,7 @@ def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
 
 
 def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
-    from tasks.tracking import MlflowAway
+    from tasks.tracking.server import MlflowAway
 
     return isinstance(state.result(raise_on_failure=False), MlflowAway)
 
@@ -255,10 +255,10 @@ def write_report(plan: Plan, exploratory: Sequence[str], say: Say) -> "Report":
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
     """
-    from tasks import reporting
-    from tasks.mlflow_runs import log_data
-    from tasks.sending import send_runs
-    from tasks.tracking import answering
+    from tasks.report import reporting
+    from tasks.tracking.mlflow_runs import log_data
+    from tasks.tracking.sending import send_runs
+    from tasks.tracking.server import answering
 
     specification = plan.specification
     with answering():
@@ -271,7 +271,7 @@ def write_report(plan: Plan, exploratory: Sequence[str], say: Say) -> "Report":
 
 def show_report(report: "Report", sweep: str) -> None:
     """The report on the page of the sweep in Prefect."""
-    from tasks.wording import literal_rows
+    from tasks.report.wording import literal_rows
 
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
     create_table_artifact(literal_rows(report.rows), description="The result as a table")
@@ -285,7 +285,7 @@ def tell_what_moved(study: str, report: "Report", say: Say) -> None:
 
     from prefect.events import emit_event
 
-    from tasks.watch import EVENT
+    from tasks.report.watch import EVENT
 
     for arm in () if report.reused else report.moved:
         say(f"warning: {arm.sentence()}")
@@ -295,8 +295,8 @@ def tell_what_moved(study: str, report: "Report", say: Say) -> None:
 
 def show_links(specification: AblationSpecification, sweep: str, say: Say) -> dict[str, str]:
     """Links that open while the sweep runs; none to MLflow while it is away."""
-    from tasks.tracking import MlflowAway, answering, experiment_id
-    from tasks.views import show_view
+    from tasks.tracking.server import MlflowAway, answering, experiment_id
+    from tasks.tracking.views import show_view
 
     study = specification.name
     page = flow_run_url(str(flow_run.id))

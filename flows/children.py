@@ -21,7 +21,7 @@ import psutil
 from flows.terminal import follow_parent
 from igpo_core.errors import ConfigError
 from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
-from tasks.runs import Run
+from tasks.runs.planned import Run
 
 Name = Literal["warm_start", "train"]
 Where = Literal["processes", "pool"]
@@ -40,7 +40,7 @@ PRELOADED = [
     "igpo_core.warmstart",
     "mlflow",
     "mlflow.tracing",
-    "tasks.data",
+    "tasks.data.publishing",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
 ]

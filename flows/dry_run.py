@@ -19,8 +19,8 @@ from flows.presets import load_specification
 from flows.work import announce, missing_starts, simultaneous, whole, whole_seconds, write_minutes
 from igpo_core.config import AblationSpecification, ExperimentConfig, NewPolicy, PretrainedPolicy, VllmEngine
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
-from tasks.runs import Run
+from tasks.runs.planned import Run
+from tasks.runs.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
@@ -55,10 +55,10 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     from igpo_core.environments import open_environment
     from igpo_core.protocol import ChatProtocol
     from igpo_core.rollout.rows import unsaid_answers
-    from tasks.data import prepare
+    from tasks.data.publishing import prepare
     from tasks.home import home
+    from tasks.runs.together import meeting_address
     from tasks.secrets import require_judge
-    from tasks.together import meeting_address
 
     specification = load_specification(preset, changes)
     workers = simultaneous(specification)

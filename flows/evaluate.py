@@ -31,11 +31,11 @@ def evaluate(
     from igpo_core.environments import open_environment
     from igpo_core.evaluation import decode_each
     from igpo_core.policies import load_policy
-    from tasks.data import prepare
-    from tasks.devices import borrowed_device
-    from tasks.mlflow_runs import log_evaluation
-    from tasks.stored_models import locate, metric_rows, require_vocabulary
-    from tasks.wording import literal, literal_rows
+    from tasks.data.publishing import prepare
+    from tasks.report.wording import literal, literal_rows
+    from tasks.runs.devices import borrowed_device
+    from tasks.runs.stored_models import locate, metric_rows, require_vocabulary
+    from tasks.tracking.mlflow_runs import log_evaluation
 
     open_home()
     specification = load_specification(preset)

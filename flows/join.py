@@ -21,8 +21,8 @@ def join(
         address: Where the machines meet: of the one that started the run.
         port: Its port there.
     """
-    from tasks import together
     from tasks.home import open_home
+    from tasks.runs import together
 
     open_home()
     together.join(Path(folder), node, together.Meeting(address, port), run_log())

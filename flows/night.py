@@ -30,15 +30,15 @@ from flows.presets import load_specification, study_name
 from flows.work import runs_of, simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.errors import ConfigError, IgpoError
-from tasks import morning
 from tasks.home import home, open_home
-from tasks.locks import locked
-from tasks.messages import Channel, Message, NotSent, open_channel
-from tasks.nights import Verdict
 from tasks.prefect_runs import Say, flow_run_url, run_log
-from tasks.runs import Run
+from tasks.report import morning
+from tasks.report.messages import Channel, Message, NotSent, open_channel
+from tasks.report.nights import Verdict
+from tasks.report.standing import Change, State, Study, standing_study, tonight
+from tasks.runs.locks import locked
+from tasks.runs.planned import Run
 from tasks.secrets import require_judge
-from tasks.standing import Change, State, Study, standing_study, tonight
 
 
 @flow(name="night", flow_run_name=run_name, validate_parameters=True)
@@ -93,7 +93,7 @@ def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Abla
 def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float, say: Say) -> Message:
     """Do what the night has to do. Returns what there is to say."""
     from flows.dry_run import needed_disk
-    from tasks.pruning import require_room
+    from tasks.runs.pruning import require_room
 
     versions = published_versions(specification) or prepare_data(preset)["versions"]
     sweep = specification.sweep(versions)
@@ -127,9 +127,9 @@ def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
 
 def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
     """Return the study's verdict, and what the check of this sweep said. Raises ConfigError where its total was changed."""
-    from tasks.nights import find_check, find_verdict, fix_seeds
-    from tasks.reporting import comparison_of
-    from tasks.tracking import answering, experiment_id
+    from tasks.report.nights import find_check, find_verdict, fix_seeds
+    from tasks.report.reporting import comparison_of
+    from tasks.tracking.server import answering, experiment_id
 
     with answering():
         place, comparison = experiment_id(specification.name), comparison_of(specification.model_dump(mode="json"))
@@ -158,12 +158,12 @@ def check_verdict(
     say: Say,
 ) -> Message:
     """Compare the check seeds of now with the study. Returns whether its verdict moved, in words."""
-    from tasks.nights import read_report, read_scores, write_check
-    from tasks.reporting import comparison_of
-    from tasks.reporting import versions as versions_now
-    from tasks.sending import send_runs
-    from tasks.standing import changes, what_changed
-    from tasks.tracking import answering, experiment_id
+    from tasks.report.nights import read_report, read_scores, write_check
+    from tasks.report.reporting import comparison_of
+    from tasks.report.reporting import versions as versions_now
+    from tasks.report.standing import changes, what_changed
+    from tasks.tracking.sending import send_runs
+    from tasks.tracking.server import answering, experiment_id
 
     checked = make_plan(specification.select(None, list(study.checks)), versions).places
     with answering():
@@ -184,7 +184,7 @@ def announce(study: str, moved: Sequence[Change], url: str) -> None:
     """Emit an event for each arm whose verdict moved; automations can react to it."""
     from prefect.events import emit_event
 
-    from tasks.watch import EVENT
+    from tasks.report.watch import EVENT
 
     for change in moved:
         resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
@@ -193,7 +193,7 @@ def announce(study: str, moved: Sequence[Change], url: str) -> None:
 
 def make_room(keep_days: float) -> str:
     """Delete old runs and warm starts. Returns what was deleted, in words; empty where it was nothing."""
-    from tasks.pruning import prune
+    from tasks.runs.pruning import prune
 
     old = prune(home(), flow_run.scheduled_start_time.timestamp(), keep_days, delete=True)
     return old.told() if old.runs or old.warm_starts else ""

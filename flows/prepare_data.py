@@ -14,7 +14,7 @@ from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
 
 if TYPE_CHECKING:
-    from tasks.data import PublishedData
+    from tasks.data.publishing import PublishedData
 
 
 def run_name() -> str:
@@ -30,8 +30,8 @@ def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
     Args:
         set: Other settings in the preset's base.
     """
-    from tasks.data import summary_rows
-    from tasks.wording import literal_rows
+    from tasks.data.publishing import summary_rows
+    from tasks.report.wording import literal_rows
 
     open_home()
     say = run_log()
@@ -68,7 +68,7 @@ def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
 
 def versions_of(specification: AblationSpecification) -> dict[str, str]:
     """The data version of each cell, published before or now."""
-    from tasks.data import prepare
+    from tasks.data.publishing import prepare
 
     return {
         cell: version
@@ -80,7 +80,7 @@ def versions_of(specification: AblationSpecification) -> dict[str, str]:
 
 def published_versions(specification: AblationSpecification) -> dict[str, str] | None:
     """The data version of each cell where all were published before and are whole; nothing is made."""
-    from tasks.data import find_published
+    from tasks.data.publishing import find_published
 
     found: dict[str, str] = {}
     for cells, data in specification.data_settings():
@@ -93,7 +93,7 @@ def published_versions(specification: AblationSpecification) -> dict[str, str] |
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
 def validate_and_publish(data: DataConfig) -> "PublishedData":
-    from tasks.data import prepare
+    from tasks.data.publishing import prepare
 
     return prepare(data, home())
 
@@ -102,8 +102,8 @@ def validate_and_publish(data: DataConfig) -> "PublishedData":
 def log_to_mlflow(study: str, published: Any) -> str | None:
     """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, and a sweep's
     report or the next call makes it."""
-    from tasks.mlflow_runs import log_data
-    from tasks.tracking import MlflowAway, answering
+    from tasks.tracking.mlflow_runs import log_data
+    from tasks.tracking.server import MlflowAway, answering
 
     try:
         with answering():

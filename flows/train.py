@@ -15,28 +15,28 @@ from flows.prepare_data import versions_of
 from flows.presets import load_specification
 from igpo_core.config import RunSpec, plan_run
 from igpo_core.config.specification import spell_changes
-from tasks import planning
-from tasks.devices import device
+from tasks.data.published import mark_whole, provide_data
 from tasks.home import home, open_home, run_folder
-from tasks.interruption import leave_checkpoint
-from tasks.locks import locked
-from tasks.mlflow_runs import dataset_of
-from tasks.outbox import About, read_about
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
-from tasks.processors import joined, processor
-from tasks.published import mark_whole, provide_data
-from tasks.runs import Run, Say, bring_up_to_date, drop_moments, open_run, told_name, write_plan
+from tasks.runs import planning
+from tasks.runs.devices import device
+from tasks.runs.interruption import leave_checkpoint
+from tasks.runs.locks import locked
+from tasks.runs.planned import Run, Say, bring_up_to_date, drop_moments, open_run, told_name, write_plan
+from tasks.runs.processors import joined, processor
+from tasks.runs.together import Meeting, train_together
+from tasks.runs.warm_starts import ensure_warm_start
 from tasks.secrets import require_judge
 from tasks.source import source_tags
-from tasks.together import Meeting, train_together
-from tasks.tracking import flatten
-from tasks.warm_starts import ensure_warm_start
+from tasks.tracking.mlflow_runs import dataset_of
+from tasks.tracking.outbox import About, read_about
+from tasks.tracking.server import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from igpo_core.run import Event, TrainingRun
-    from tasks.training import Recorder
+    from tasks.runs.training import Recorder
 
 
 def run_name() -> str:
@@ -136,7 +136,7 @@ FLOWS: dict[str, Flow[Any, Any]] = {"train": train_planned, "warm_start": warm_s
 
 def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
     """From the newest checkpoint, or the warm start, to the result. Terminated on the way, it leaves a checkpoint."""
-    from tasks.sending import Tracker
+    from tasks.tracking.sending import Tracker
 
     spec = run.spec
     page = RunPage(spec.name, spec.experiment.training.steps, say)
@@ -164,7 +164,7 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
 
 
 def _alone(run: Run, tracker: Any, say: Say, page: RunPage) -> dict[str, Any]:
-    from tasks.training import open_training, train_to_end
+    from tasks.runs.training import open_training, train_to_end
 
     training = open_training(run, say)
     try:
@@ -176,7 +176,7 @@ def _alone(run: Run, tracker: Any, say: Say, page: RunPage) -> dict[str, Any]:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def _part_task(told: Any) -> Any:
-    from tasks.training import train_part
+    from tasks.runs.training import train_part
 
     return train_part(*told)
 

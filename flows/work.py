@@ -7,11 +7,11 @@ from typing import Any
 from flows.presets import load_specification, presets
 from igpo_core.config import AblationSpecification, ExperimentConfig, Plan, code_version, warm_start_key
 from igpo_core.errors import ConfigError
-from tasks.devices import accelerators, at_a_time
 from tasks.home import PROJECT
-from tasks.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
-from tasks.runs import Run, write_plan
-from tasks.warm_starts import start_of, untrained
+from tasks.runs.devices import accelerators, at_a_time
+from tasks.runs.planned import Run, write_plan
+from tasks.runs.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
+from tasks.runs.warm_starts import start_of, untrained
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"

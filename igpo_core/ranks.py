@@ -1,8 +1,8 @@
 """The processes that train one policy together: who does what, and how they tell one another.
 
 Each takes whole questions of a step, rolls them out and rewards them; then all know all trajectories, so that advantages see
-the whole batch, and each takes its share of the update's micro-batches. Engines are torch's and accelerate's; tasks/together.py
-launches the processes.
+the whole batch, and each takes its share of the update's micro-batches. Engines are torch's and accelerate's;
+tasks/runs/together.py launches the processes.
 """
 
 import os

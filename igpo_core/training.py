@@ -80,8 +80,8 @@ class Trainer:
             raise ConfigError(
                 f"training.processes={config.training.processes} on training.nodes={config.training.nodes} makes "
                 f"{config.training.world}, and "
-                f"{self.ranks.count} found one another: launch them with tasks/together.py, as the flow train does, and see that "
-                "torch.distributed has gloo or nccl"
+                f"{self.ranks.count} found one another: launch them as the flow train does (tasks/runs/together.py), and see "
+                "that torch.distributed has gloo or nccl"
             )
         self.checkpointing = wants_checkpointing(config, policy.model)
         if self.checkpointing:

@@ -1,1 +1,1 @@
-"""One observable, retryable step each: igpo_core on the inside, Prefect and MLflow on the outside."""
+"""What the flows are made of, in rooms: data, runs, tracking (MLflow) and report; besides, where things lie and who has a key."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from tasks.background import Background
+from tasks.tracking.background import Background
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

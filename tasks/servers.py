@@ -8,7 +8,7 @@ def require_servers() -> None:
     import httpx
     from prefect.settings import get_current_settings
 
-    from tasks.tracking import tracking_uri
+    from tasks.tracking.server import tracking_uri
 
     settings = get_current_settings().api
     prefect = settings.url

@@ -22,8 +22,8 @@ CUT = "..."  # stands after the last word of a passage that is not shown whole
 
 
 class CorpusEnvironment:
-    """Questions of `<folder>/questions.parquet` and search over `<folder>/bm25` or `<folder>/dense`, as tasks.data publishes
-    them, or over the web."""
+    """Questions of `<folder>/questions.parquet` and search over `<folder>/bm25` or `<folder>/dense`, as
+    tasks.data.publishing publishes them, or over the web."""
 
     def __init__(self, config: QuestionFiles, folder: Path) -> None:
         """Raises DataError when the folder is no published one, ConfigError where the key of a web search is missing."""

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tasks.processors import processor
+from tasks.runs.processors import processor
 from tests.e2e.conftest import ROOT, Servers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

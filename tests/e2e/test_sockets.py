@@ -20,7 +20,7 @@ PURPOSES = {
     "mlflow.server": "MLflow: its own hosts and origins; the account with IGPO_MLFLOW_ACCOUNT=on",
     "prefect worker start": "the worker tells a flow run that it is cancelled; a random token for each",
     "multiprocessing.forkserver": "a sweep starts its arms; a socket in a folder of the user's own, mode 0700",
-    "tasks.together": "the ranks of a run exchange tensors (gloo)",
+    "tasks.runs.together": "the ranks of a run exchange tensors (gloo)",
 }
 
 
@@ -67,7 +67,7 @@ def test_nothing_listens_beyond_loopback_from_make_up_to_a_run_of_two_processes(
         place.run(sys.executable, "-m", "deployments.services", "down")
         for listener in sorted(watch.found, key=str):
             print(listener)
-    ranks = {listener.port for listener in watch.found if "tasks.together" in listener.command}
+    ranks = {listener.port for listener in watch.found if "tasks.runs.together" in listener.command}
     assert watch.looks > 100 and {int(port) for port in ports.values()} <= {found.port for found in watch.found}
     assert len(ranks) >= 2, "the two processes were not seen"
     assert watch.beyond == []

@@ -16,7 +16,7 @@ from flows.dry_run import dry_run, main
 from flows.presets import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
 from tasks.home import home
-from tasks.planning import Timing, keep_timing
+from tasks.runs.planning import Timing, keep_timing
 from tests.igpo_core.hostile import hostile_server
 
 

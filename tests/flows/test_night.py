@@ -15,9 +15,9 @@ from igpo_core.environments import open_environment
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 from igpo_core.policies import build_policy
-from tasks.data import prepare
-from tasks.planning import Timing, keep_timing
-from tasks.runs import Run
+from tasks.data.publishing import prepare
+from tasks.runs.planned import Run
+from tasks.runs.planning import Timing, keep_timing
 
 
 def test_the_study_has_the_presets_seeds_and_the_numbers_after_them() -> None:

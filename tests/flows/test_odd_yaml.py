@@ -146,7 +146,7 @@ def test_an_arm_is_refused_at_load_or_can_be_reported(tmp_path: Path, name: str)
     """MLflow refuses other names in metrics and filters: after all training."""
     from mlflow.utils.validation import _validate_metric_name
 
-    from tasks.tracking import tag_filter
+    from tasks.tracking.server import tag_filter
 
     arms = {"outcome_only": {"reward": "outcome_only"}, name: {"gain": "prob_diff"}}
     kind, said = refused(tmp_path / "p.yaml", {**GOOD, "arms": arms})

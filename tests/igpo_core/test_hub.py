@@ -80,9 +80,10 @@ def test_a_file_is_fetched_once_and_then_found_without_the_hub(hub: tuple[str, l
 
 
 def test_data_are_prepared_from_a_file_of_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    """By name through tasks.data.prepare; the same data by path have the same version, and again without the hub."""
+    """By name through tasks.data.publishing.prepare; the same data by path have the same version, and again without the hub."""
     code = (
-        "import sys; from pathlib import Path; from igpo_core.config import QuestionFiles; from tasks.data import prepare\n"
+        "import sys; from pathlib import Path; from igpo_core.config import QuestionFiles\n"
+        "from tasks.data.publishing import prepare\n"
         "search = {'kind': 'web', 'api': 'retriever', 'url': 'http://127.0.0.1:9'}\n"
         "data = {'kind': 'files', 'questions': [{'path': sys.argv[1]}], 'search': search}\n"
         "found = prepare(QuestionFiles.model_validate(data), Path(sys.argv[2]))\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.config import ExperimentConfig, RunSpec, code_version
-from tasks.runs import Run
+from tasks.runs.planned import Run
 
 
 def planned(home: Path, experiment: ExperimentConfig | None = None, **given: Any) -> Run:

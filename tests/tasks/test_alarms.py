@@ -2,8 +2,8 @@
 
 import pytest
 
-from tasks.alarms import alarms
-from tasks.sweeps import RunData, SweepData
+from tasks.report.alarms import alarms
+from tasks.report.sweeps import RunData, SweepData
 
 Histories = dict[str, dict[float, float]]
 

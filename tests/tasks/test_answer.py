@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tasks.statistics import Comparison, comparison, paired
-from tasks.wording import answer, outcome
+from tasks.report.statistics import Comparison, comparison, paired
+from tasks.report.wording import answer, outcome
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,

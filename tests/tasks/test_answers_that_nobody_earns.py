@@ -11,9 +11,9 @@ from igpo_core.config import QuestionFiles
 from igpo_core.data import load_questions
 from igpo_core.environments.qa import CUT, CorpusEnvironment
 from igpo_core.retrieval import Passage
-from tasks.data import prepare
-from tasks.reading import read
-from tasks.validation import Validation, validate
+from tasks.data.publishing import prepare
+from tasks.data.reading import read
+from tasks.data.validation import Validation, validate
 from tests.tasks.tables import PASSAGES, files, lines, row
 
 

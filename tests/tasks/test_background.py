@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tasks.background import Background
+from tasks.tracking.background import Background
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

@@ -11,9 +11,9 @@ import pytest
 
 from igpo_core.config import DenseSearch, LookupWorld, QuestionFile, QuestionFiles
 from igpo_core.errors import ConfigError, DataError, IgpoError
-from tasks.data import data_version, prepare, summary_rows
-from tasks.reading import read
-from tasks.validation import validate
+from tasks.data.publishing import data_version, prepare, summary_rows
+from tasks.data.reading import read
+from tasks.data.validation import validate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -176,7 +176,7 @@ def test_web_search_publishes_questions_alone_and_wants_its_key_first(tmp_path: 
 def test_folders_with_odd_names(tmp_path: Path) -> None:
     """Spaces, percent signs, #, brackets, letters of other scripts: prepared, found again, searched."""
     from igpo_core.environments.qa import CorpusEnvironment
-    from tasks.data import is_whole
+    from tasks.data.publishing import is_whole
 
     config, home = files(tmp_path / "donn\u00e9es [v1] 100% #1"), tmp_path / "my runs 100% #1 \u6771\u4eac"
     made = prepare(config, home)

@@ -8,8 +8,8 @@ import pytest
 
 from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
-from tasks import devices
-from tasks.devices import UNITS, at_a_time, borrowed_device, units
+from tasks.runs import devices
+from tasks.runs.devices import UNITS, at_a_time, borrowed_device, units
 
 
 @pytest.mark.parametrize(

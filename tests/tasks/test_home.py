@@ -48,14 +48,16 @@ def test_a_folder_of_before_is_closed(place: Path) -> None:
     assert mode(place) == 0o700
 
 
-@pytest.mark.parametrize("command", ["deployments.services status", "flows.command", "tasks.pruning", "tasks.sending"])
+@pytest.mark.parametrize(
+    "command", ["deployments.services status", "flows.command", "tasks.runs.pruning", "tasks.tracking.sending"]
+)
 def test_every_command_makes_the_folder_its_users_alone(place: Path, command: str) -> None:
     module, *arguments = command.split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     code = f"import os; os.umask(0o022); from {module} import main; "
     arguments = ["tiny", "--seeds", "0"] if module == "flows.command" else arguments
     place.mkdir()
-    call = "main()" if module == "tasks.sending" else f"main({arguments})"
+    call = "main()" if module == "tasks.tracking.sending" else f"main({arguments})"
     subprocess.run([sys.executable, "-c", code + call], cwd=ROOT, env=environment, capture_output=True, timeout=100)
     assert mode(place) == 0o700
 

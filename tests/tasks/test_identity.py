@@ -7,8 +7,8 @@ from typing import Any
 
 from igpo_core.config import QuestionFiles
 from igpo_core.data import identity_key
-from tasks.reading import read
-from tasks.validation import Validation, validate
+from tasks.data.reading import read
+from tasks.data.validation import Validation, validate
 
 PASSAGES = [
     {"passage_id": "p1", "title": "Brenn", "text": "Brenn is a market town whose bridge was built by Ida Holm."}

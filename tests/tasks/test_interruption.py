@@ -14,10 +14,10 @@ from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
 from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone
 from tasks import prefect_runs
-from tasks.interruption import leave_checkpoint
-from tasks.outbox import About, Outbox, write_status
 from tasks.prefect_runs import RunPage, away, patiently
-from tasks.training import Recorder, advance, open_training
+from tasks.runs.interruption import leave_checkpoint
+from tasks.runs.training import Recorder, advance, open_training
+from tasks.tracking.outbox import About, Outbox, write_status
 from tests.tasks.planned import planned
 
 

@@ -10,8 +10,8 @@ import pytest
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
-from tasks.outbox import Nowhere
-from tasks.training import open_training, train_to_end
+from tasks.runs.training import open_training, train_to_end
+from tasks.tracking.outbox import Nowhere
 from tests.igpo_core.judging import judging_server
 from tests.tasks.planned import planned
 

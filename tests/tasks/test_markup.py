@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from igpo_core.config import QuestionFiles
-from tasks.reading import read
-from tasks.validation import Validation, validate
+from tasks.data.reading import read
+from tasks.data.validation import Validation, validate
 
 PASSAGES = [
     {"passage_id": "p1", "title": "Brenn", "text": "Brenn is a market town whose bridge was built by Ida Holm."}
@@ -73,7 +73,7 @@ def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(
 
 def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Path) -> None:
     """16,000 of them took half a minute when the rest of the text was normalised at each."""
-    from tasks.validation import _names, _states
+    from tasks.data.validation import _names, _states
 
     started = time.monotonic()
     assert not _states("answer: x " * 16_000, ["ida holm"])
@@ -92,7 +92,7 @@ def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Pat
     ],
 )  # fmt: skip
 def test_what_states_an_answer(text: str, stated: bool) -> None:
-    from tasks.validation import _states
+    from tasks.data.validation import _states
 
     assert _states(text, ["ida holm", "no"]) is stated
 
@@ -102,7 +102,7 @@ def test_what_states_an_answer(text: str, stated: bool) -> None:
     [("who is ida holm", True), ("who is ida holmes", False), ("ida", False), ("yes or no", False), ("", False)],
 )
 def test_what_names_an_answer(key: str, named: bool) -> None:
-    from tasks.validation import _names
+    from tasks.data.validation import _names
 
     assert _names(key, ["ida holm", "yes", "no", ""]) is named
 
@@ -135,7 +135,7 @@ def rendered(text: str) -> tuple[set[str], list[str]]:
 
 def test_no_cell_of_a_markdown_table_is_markup() -> None:
     """Nor a column's name. Each shows as it was, on one line."""
-    from tasks.wording import _markdown_table
+    from tasks.report.wording import _markdown_table
 
     shown = [" ".join(text.split()) for text in CELLS]
     columns = {f"{number} {text}": text for number, text in enumerate(CELLS)}
@@ -154,7 +154,7 @@ def test_no_cell_of_a_markdown_table_is_markup() -> None:
 @pytest.mark.parametrize("text", CELLS)
 def test_a_cell_of_a_table_of_prefects_is_a_line_of_text(text: str) -> None:
     """Prefect's page shows each as markdown of its own."""
-    from tasks.wording import literal_rows
+    from tasks.report.wording import literal_rows
 
     ((kept,),) = (row.values() for row in literal_rows([{"what": text}]))
     kinds, lines = rendered(kept)
@@ -166,7 +166,7 @@ def test_a_cell_of_a_table_of_prefects_is_a_line_of_text(text: str) -> None:
 def test_the_message_of_a_night_quotes_a_row_as_text() -> None:
     """As a markdown artifact; a failed night names the row that it failed of."""
     from igpo_core.errors import DataError
-    from tasks.morning import failed, page
+    from tasks.report.morning import failed, page
 
     kinds, lines = rendered(page(failed("study", DataError("\n".join(CELLS)), "make up")))
     assert kinds <= {

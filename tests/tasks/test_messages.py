@@ -15,7 +15,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock, Matterm
 from prefect_email import EmailServerCredentials
 
 from igpo_core.errors import ConfigError
-from tasks.messages import Mail, Message, Notification, NotSent, _require_body, open_channel
+from tasks.report.messages import Mail, Message, Notification, NotSent, _require_body, open_channel
 
 MESSAGE = Message("igpo-lab, lookup: the verdict of 7 seeds", "igpo is better: +0.362.\n\nSeeds 1 → 2 – “q”.")
 SECRET = "T0KEN-that-nobody-may-read"

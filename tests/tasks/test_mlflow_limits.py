@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.outbox import About, Outbox
-from tasks.sending import Sender
-from tasks.traces import TraceRecord, TurnRecord, log_traces
-from tasks.tracking import client, experiment_id
+from tasks.tracking.outbox import About, Outbox
+from tasks.tracking.sending import Sender
+from tasks.tracking.server import client, experiment_id
+from tasks.tracking.traces import TraceRecord, TurnRecord, log_traces
 
 
 @pytest.fixture(autouse=True)

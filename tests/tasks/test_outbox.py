@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from igpo_core.errors import DataError
-from tasks.outbox import (
+from tasks.tracking.outbox import (
     About,
     Outbox,
     cut_torn_line,
@@ -19,7 +19,7 @@ from tasks.outbox import (
     read_traces,
     write_status,
 )
-from tasks.traces import TraceRecord, TurnRecord
+from tasks.tracking.traces import TraceRecord, TurnRecord
 
 
 def about(**params: Any) -> About:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from igpo_core.config import ExperimentConfig
-from tasks.planning import (
+from tasks.runs.planning import (
     REST,
     Timing,
     disk,

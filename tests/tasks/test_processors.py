@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from tasks.processors import joined, mixed, processor
+from tasks.runs.processors import joined, mixed, processor
 from tests.tasks.test_reporting import run
 
 

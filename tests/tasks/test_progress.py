@@ -1,6 +1,6 @@
 """What a sweep says of its progress, worked out by hand."""
 
-from tasks.progress import Progress
+from tasks.runs.progress import Progress
 
 
 def test_what_is_left_comes_from_what_was_expected_then_from_what_was_seen() -> None:

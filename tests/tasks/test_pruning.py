@@ -7,12 +7,12 @@ import pytest
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.folders import write_json
-from tasks.locks import locked
-from tasks.outbox import About, Outbox, write_status
-from tasks.pruning import DAY, Folder, Known, find_old, main, prune, short_of_room
-from tasks.runs import PLAN
-from tasks.sending import Sender, read_sent
-from tasks.tracking import client, experiment_id
+from tasks.runs.locks import locked
+from tasks.runs.planned import PLAN
+from tasks.runs.pruning import DAY, Folder, Known, find_old, main, prune, short_of_room
+from tasks.tracking.outbox import About, Outbox, write_status
+from tasks.tracking.sending import Sender, read_sent
+from tasks.tracking.server import client, experiment_id
 from tests.tasks.planned import planned
 
 NOW = 100 * DAY
@@ -111,7 +111,7 @@ def test_what_is_old_goes_from_disk_and_mlflow_and_nothing_else(
     newest sweep."""
     from mlflow import register_model
 
-    from tasks.tracking import tracking_uri
+    from tasks.tracking.server import tracking_uri
 
     study = "pruned"
     made = {seed: make(tmp_path, f"run{seed}", study, "pruned-1", seed, 100) for seed in range(6)}

@@ -6,11 +6,11 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from tasks.outbox import About, Outbox, write_status
-from tasks.reporting import write_report
-from tasks.sending import Sender
-from tasks.traces import TraceRecord, TurnRecord
-from tasks.tracking import client
+from tasks.report.reporting import write_report
+from tasks.tracking.outbox import About, Outbox, write_status
+from tasks.tracking.sending import Sender
+from tasks.tracking.server import client
+from tasks.tracking.traces import TraceRecord, TurnRecord
 from tests.tasks.test_reporting import PLACES, SPECIFICATION, five
 
 

@@ -11,12 +11,10 @@ import pytest
 import yaml
 
 from igpo_core.errors import DataError
-from tasks.outbox import About, Outbox, write_status
-from tasks.recompute import recompute
-from tasks.reporting import write_report
-from tasks.sending import Sender, read_sent
-from tasks.statistics import Reached, paired
-from tasks.summaries import (
+from tasks.report.recompute import recompute
+from tasks.report.reporting import write_report
+from tasks.report.statistics import Reached, paired
+from tasks.report.summaries import (
     ArmSummary,
     cell_reports,
     explain,
@@ -26,10 +24,21 @@ from tasks.summaries import (
     summarise,
     unequal_budgets,
 )
-from tasks.sweeps import RunData, SweepData, collect
-from tasks.traces import TraceRecord, TurnRecord
-from tasks.tracking import client, experiment_id
-from tasks.wording import Words, _certainty, _compared, penalty, sentences, short_table, table_rows, terminal_table
+from tasks.report.sweeps import RunData, SweepData, collect
+from tasks.report.wording import (
+    Words,
+    _certainty,
+    _compared,
+    penalty,
+    sentences,
+    short_table,
+    table_rows,
+    terminal_table,
+)
+from tasks.tracking.outbox import About, Outbox, write_status
+from tasks.tracking.sending import Sender, read_sent
+from tasks.tracking.server import client, experiment_id
+from tasks.tracking.traces import TraceRecord, TurnRecord
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,

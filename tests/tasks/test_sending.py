@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from igpo_core.errors import ConfigError, ServiceError
-from tasks import sending, tracking
-from tasks.locks import locked
-from tasks.outbox import About, Outbox, read_status, write_status
-from tasks.sending import Sender, Tracker, owes, read_sent, send_runs
-from tasks.traces import TraceRecord, TurnRecord
-from tasks.tracking import MlflowAway, client, experiment_id
+from tasks.runs.locks import locked
+from tasks.tracking import sending
+from tasks.tracking import server as tracking
+from tasks.tracking.outbox import About, Outbox, read_status, write_status
+from tasks.tracking.sending import Sender, Tracker, owes, read_sent, send_runs
+from tasks.tracking.server import MlflowAway, client, experiment_id
+from tasks.tracking.traces import TraceRecord, TurnRecord
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 

@@ -6,9 +6,9 @@ from math import comb
 import pytest
 
 from igpo_core.errors import ConfigError
-from tasks import morning
-from tasks.nights import Verdict
-from tasks.standing import (
+from tasks.report import morning
+from tasks.report.nights import Verdict
+from tasks.report.standing import (
     Change,
     State,
     Study,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.statistics import (
+from tasks.report.statistics import (
     Interval,
     Reached,
     _subsets,

@@ -15,17 +15,17 @@ from igpo_core.config import ExperimentConfig, QuestionFiles
 from igpo_core.environments.lookup import generate
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
-from tasks.locks import locked, locked_if_free
-from tasks.outbox import About, Nowhere, Outbox
-from tasks.runs import PLAN, Run, open_run, write_plan
-from tasks.together import Meeting, join, train_together
-from tasks.training import open_training, train_to_end
+from tasks.runs.locks import locked, locked_if_free
+from tasks.runs.planned import PLAN, Run, open_run, write_plan
+from tasks.runs.together import Meeting, join, train_together
+from tasks.runs.training import open_training, train_to_end
+from tasks.tracking.outbox import About, Nowhere, Outbox
 from tests.sockets import Watch
 from tests.tasks.planned import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = (
-    "import sys; from pathlib import Path; from tasks.locks import locked; from tasks.together import *\n"
+    "import sys; from pathlib import Path; from tasks.runs.locks import locked; from tasks.runs.together import *\n"
     "run = open_run(Path(sys.argv[1]))\n"
     "with locked(run.home, run.spec.run_key, print) as lock:\n"
     "    train_together(run, lock, print, lambda step: print('step', step, flush=True))\n"
@@ -33,7 +33,7 @@ STARTED = (
 
 
 JOINED = (
-    "import sys; from pathlib import Path; from tasks.together import *\n"
+    "import sys; from pathlib import Path; from tasks.runs.together import *\n"
     "join(Path(sys.argv[1]), 1, Meeting(sys.argv[2], int(sys.argv[3])), print)\n"
 )
 
@@ -82,7 +82,7 @@ def test_two_processes_listen_on_nothing_beyond_loopback(taught: Any, tmp_path: 
     with Watch(tmp_path) as watch:
         launch(run)
     assert watch.beyond == []
-    ranks = {listener.port for listener in watch.found if "tasks.together" in listener.command}
+    ranks = {listener.port for listener in watch.found if "tasks.runs.together" in listener.command}
     assert len(ranks) >= 2 and not list(run.folder.glob(".meeting-*"))
 
 
@@ -174,7 +174,7 @@ def test_a_process_that_dies_ends_the_run_with_its_last_words(taught: Any, tmp_p
 @pytest.mark.night
 def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp_path: Path) -> None:
     def kill_second(step: int) -> None:
-        processes = [p for p in psutil.Process().children(recursive=True) if "tasks.together" in p.cmdline()]
+        processes = [p for p in psutil.Process().children(recursive=True) if "tasks.runs.together" in p.cmdline()]
         next(p for p in processes if p.environ().get("RANK") == "1").kill()
 
     run = make_run(taught, tmp_path, "killed", 2, steps=400)
@@ -205,6 +205,6 @@ def test_another_machine_gets_the_search_key_before_its_processes_start(
     monkeypatch.setenv("SEARCH_API_KEY", "")
     monkeypatch.setattr("tasks.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
     keys: list[str] = []
-    monkeypatch.setattr("tasks.together._launch", lambda *_: keys.append(os.environ["SEARCH_API_KEY"]) or "")
+    monkeypatch.setattr("tasks.runs.together._launch", lambda *_: keys.append(os.environ["SEARCH_API_KEY"]) or "")
     join(run.folder, 1, Meeting("127.0.0.1", 1), print)
     assert keys == ["hush"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tasks import tracking
-from tasks.traces import TraceRecord, TurnRecord, log_traces, tag_of
-from tasks.tracking import client, experiment_id, find_runs, find_traces
+from tasks.tracking import server as tracking
+from tasks.tracking.server import client, experiment_id, find_runs, find_traces
+from tasks.tracking.traces import TraceRecord, TurnRecord, log_traces, tag_of
 
 SEARCH = TurnRecord(
     "<think> a </think> <tool_call> boss of F5 </tool_call>", "search", "boss of F5", "F9", -3.0, -1.0, 2.0

@@ -9,9 +9,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from igpo_core.errors import ConfigError, ServiceError
-from tasks import tracking
-from tasks.mlflow_runs import log_data
-from tasks.tracking import client, experiment_id, flatten, tag_filter
+from tasks.tracking import server as tracking
+from tasks.tracking.mlflow_runs import log_data
+from tasks.tracking.server import client, experiment_id, flatten, tag_filter
 
 
 def answer(status: int) -> requests.Response:

@@ -12,9 +12,9 @@ from flows.ablation import require_same_code
 from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, RewardConfig, identity, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError
-from tasks.locks import locked, locked_if_free
-from tasks.runs import PLAN, drop_moments, open_run, told_name, write_plan
-from tasks.stored_models import locate, require_vocabulary
+from tasks.runs.locks import locked, locked_if_free
+from tasks.runs.planned import PLAN, drop_moments, open_run, told_name, write_plan
+from tasks.runs.stored_models import locate, require_vocabulary
 from tests.tasks.planned import planned
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from igpo_core.config import LookupWorld, QuestionFiles
 from igpo_core.data import load_corpus, load_questions
-from tasks.reading import read
-from tasks.validation import Validation, validate
+from tasks.data.reading import read
+from tasks.data.validation import Validation, validate
 from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
 
 

@@ -4,8 +4,8 @@ import base64
 import json
 import zlib
 
-from tasks.tracking import client, experiment_id
-from tasks.views import show_view, view_state
+from tasks.tracking.server import client, experiment_id
+from tasks.tracking.views import show_view, view_state
 
 
 def test_the_view_is_of_the_sweeps_runs_by_arm(mlflow_server: str) -> None:

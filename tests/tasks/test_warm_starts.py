@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from igpo_core.config import ExperimentConfig, WarmStart
-from tasks import warm_starts
-from tasks.devices import device
-from tasks.warm_starts import ensure_warm_start
+from tasks.runs import warm_starts
+from tasks.runs.devices import device
+from tasks.runs.warm_starts import ensure_warm_start
 from tests.tasks.planned import planned
 
 STAGE = {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}

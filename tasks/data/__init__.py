@@ -1,0 +1,1 @@
+"""Questions and passages: read, validated, indexed and published."""

@@ -1,0 +1,92 @@
+"""From the data settings to tables: files of the hub fetched, files read and chosen from, worlds generated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas
+
+from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, WebSearch
+from igpo_core.data import CORPUS_SCHEMA, load_corpus, load_questions
+from igpo_core.errors import ConfigError
+
+Config = LookupWorld | AtlasWorld | QuestionFiles
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was read. dropped: rows that were left out because they were not asked for, by reason."""
+
+    questions: pandas.DataFrame
+    corpus: pandas.DataFrame | None
+    dropped: dict[str, int]
+
+
+def on_this_machine(config: Config) -> Config:
+    """The same with files of the hub fetched."""
+    if not isinstance(config, QuestionFiles):
+        return config
+    from igpo_core.hub import fetched
+
+    found = {
+        "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
+        "corpus": tuple(fetched(path) for path in config.corpus),
+        "evaluation": fetched(config.evaluation) if config.evaluation else None,
+    }
+    return config.model_copy(update=found)
+
+
+def read(config: Config) -> Tables:
+    """All rows that are asked for: generated for a synthetic world, loaded and chosen for files."""
+    if isinstance(config, QuestionFiles):
+        return _read_files(config)
+    if isinstance(config, LookupWorld):
+        from igpo_core.environments import lookup
+
+        return Tables(lookup.generate(config), None, {})
+    if isinstance(config, AtlasWorld):
+        from igpo_core.environments import atlas
+
+        return Tables(atlas.generate(config), None, {})
+    raise ConfigError(f"no way to read data of kind {config.kind!r}: add one to tasks/data/reading.py:read")
+
+
+def _read_files(config: QuestionFiles) -> Tables:
+    questions = pandas.concat([load_questions(file.path, split=file.split) for file in config.questions])
+    dropped: dict[str, int] = {}
+
+    def keep(wanted: "pandas.Series[Any]", reason: str) -> None:
+        nonlocal questions
+        dropped[reason] = int((~wanted).sum())
+        questions = questions[wanted]
+
+    if config.only_answerable:
+        keep(questions["answerable"], "marked as not answerable")
+    if config.evaluation is not None:
+        keep(questions["split"] != "test", "test row replaced by the evaluation file")
+        evaluation = load_questions(config.evaluation, split="test").assign(split="test")
+        # First, so that of two rows with one id the evaluation's is the one that stays.
+        questions = pandas.concat([evaluation, questions])
+    if config.sources:
+        others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
+        keep(~questions["source"].isin(others), "of another source")
+    corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
+    if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
+        from igpo_core.retrieval.web import search_key
+
+        search_key(config.search)
+    return Tables(questions.reset_index(drop=True), corpus, dropped)
+
+
+def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:
+    """The passages of all files; one that an earlier file has too, word for word, is counted in `dropped`."""
+    corpus = load_corpus(paths[0])
+    for path in paths[1:]:
+        more = load_corpus(path)
+        columns = list(CORPUS_SCHEMA)
+        known = pandas.MultiIndex.from_frame(more[columns]).isin(pandas.MultiIndex.from_frame(corpus[columns]))
+        reason = "passage of an earlier file"
+        dropped[reason] = dropped.get(reason, 0) + int(known.sum())
+        corpus = pandas.concat([corpus, more[~known]])
+    return corpus.reset_index(drop=True)

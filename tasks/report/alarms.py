@@ -1,0 +1,78 @@
+"""Collapses that a curve shows before its last value does: the ones seen at laptop scale, and where they happened."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tasks.report.sweeps import Curve, RunData, SweepData
+
+EARLY_TURNS = 0.6  # of the turns at the start: answers come before the evidence
+LOW_F1 = 0.5  # on dev at the end: fewer turns than at the start are a gain where the answers are right
+ENDLESS = 0.5  # of the rollouts spend all turns on searches
+MALFORMED = 0.5  # of the rollouts end in a malformed turn, half as many again as at the start
+NEARLY_ALL = 0.95  # where the start was as bad already
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What to look for in a run: the first step at which it holds, or None."""
+
+    name: str
+    advice: str
+    first: Callable[[RunData], float | None]
+
+
+def _first(curve: Curve, holds: Callable[[float], bool]) -> float | None:
+    return next((step for step in sorted(curve) if holds(curve[step])), None)
+
+
+def _early(run: RunData) -> float | None:
+    turns, f1 = run.histories.get("train/turns", {}), run.histories.get("eval/all/f1", {})
+    if not turns or not f1 or f1[max(f1)] >= LOW_F1:
+        return None
+    start = turns[min(turns)]
+    return _first(turns, lambda value: value < EARLY_TURNS * start)
+
+
+def _searched_out(run: RunData) -> Curve:
+    """The share of rollouts that ended on a search too many: the last turn allowed, or no room for what it returned."""
+    ends = [run.histories.get(f"train/status_{status}", {}) for status in ("turn_limit", "window_full")]
+    return {step: sum(end.get(step, 0.0) for end in ends) for end in ends for step in end}
+
+
+def _endless(run: RunData) -> float | None:
+    return _first(_searched_out(run), lambda share: share > ENDLESS)
+
+
+def _malformed(run: RunData) -> float | None:
+    rate, searched = run.histories.get("train/format_rate", {}), _searched_out(run)
+    if not rate:
+        return None
+    broken = {step: 1 - value - searched.get(step, 0.0) for step, value in rate.items()}
+    start = broken[min(broken)]
+    return _first(broken, lambda share: share > max(MALFORMED, min(NEARLY_ALL, 1.5 * start)))
+
+
+ALARMS = (
+    Alarm("EARLY ANSWERS", "turns fell below 60% of the start, and dev F1 ended low", _early),
+    Alarm(
+        "ENDLESS SEARCHING",
+        "more than half of the rollouts spent all their turns, or all their room, on searches",
+        _endless,
+    ),
+    Alarm("MALFORMED TURNS", "more than half of the rollouts ended in a malformed turn or one too long", _malformed),
+)
+
+
+def alarms(data: SweepData) -> list[str]:
+    """A line for each collapse that some run of an arm shows: which seeds, from which step on."""
+    lines = []
+    for alarm in ALARMS:
+        for arm in data.arms:
+            seen = [(run.seed, step) for run in data.finished(arm) if (step := alarm.first(run)) is not None]
+            if seen:
+                lines.append(f"{alarm.name} in {arm}: {alarm.advice}; {_where(seen)}.")
+    return lines
+
+
+def _where(seen: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"seed {seed} from step {step:g}" for seed, step in seen)

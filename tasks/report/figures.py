@@ -1,0 +1,294 @@
+"""Figures of a sweep: matplotlib without a screen, Okabe and Ito's colours, names beside the lines they name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.trajectory import TURNS_TOLD
+from tasks.report.statistics import Interval, Paired, curve_band
+from tasks.report.sweeps import HOPS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tasks.report.sweeps import SweepData
+
+# Okabe and Ito, "Color Universal Design", 2008, without their yellow, too pale for a line; then Tol's "muted" ones: told apart
+# by colour-blind readers
+COLOURS = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+    "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
+)  # fmt: skip
+FEW = 7  # arms up to which a line for each seed can be followed
+PANELS = (
+    ("f1", "eval/all/f1", "F1 on dev questions", (-0.02, 1.02)),
+    ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
+    ("turns", "train/turns", "Turns in a training rollout", None),
+)
+
+
+def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str, folder: Path) -> None:
+    """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
+    overview(data, pairs, baseline).savefig(folder / "overview.png", dpi=130)
+    colours = arm_colours(data.arms, baseline)
+    for name, metric, title, limits in PANELS:
+        figure, axes = _canvas(1, 1, (7.0, 4.2))
+        curves(axes[0][0], data, metric, title, limits, colours)
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    figure, axes = _canvas(1, 1, (7.0, 3.2))
+    forest(axes[0][0], pairs, baseline, colours)
+    figure.savefig(folder / "difference.png", dpi=130)
+
+
+def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "Figure":
+    """Four panels: dev F1, paired differences, dead groups, turns."""
+    figure, axes = _canvas(2, 2, (12.0, 7.6))
+    colours = arm_colours(data.arms, baseline)
+    for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), PANELS, strict=True):
+        curves(axis, data, metric, title, limits, colours)
+    forest(axes[0][1], pairs, baseline, colours)
+    seeds = len({run.seed for run in data.finished()})
+    figure.suptitle(
+        f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds"
+        + (", thin: one seed" if len(data.arms) <= FEW else ""),
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
+    return figure
+
+
+def efficiency(data: "SweepData", baseline: str) -> "Figure":
+    """Dev F1 against sampled tokens, what was reached for how much: a line a run, or where arms are many the means of an arm."""
+    figure, axes = _canvas(1, 1, (7.0, 4.2))
+    axis, colours = axes[0][0], arm_colours(data.arms, baseline)
+    for arm in data.arms:
+        lines = []
+        for run in data.finished(arm):
+            curve = run.histories.get("eval/all/f1", {})
+            points = [(run.at("progress/sampled_tokens", step), curve[step]) for step in sorted(curve)]
+            lines.append([(tokens, value) for tokens, value in points if tokens is not None])
+        if len(data.arms) > FEW:  # every run was evaluated at the same steps
+            lines = (
+                [[(mean(t for t, _ in at), mean(f for _, f in at)) for at in zip(*lines, strict=False)]]
+                if lines
+                else []
+            )
+        for number, known in enumerate(lines):
+            axis.plot(*zip(*known, strict=True), color=colours[arm], linewidth=1.4, label=None if number else arm)
+    axis.set_xlabel("tokens sampled in training")
+    axis.set_title("F1 on dev questions by sampled tokens", loc="left", fontsize=10)
+    axis.set_ylim(-0.02, 1.02)
+    _plain(axis, legend=True)
+    return figure
+
+
+def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
+    """The belief in the gold answer after each turn, of the trajectories that got so far, at the last evaluation: in all, in
+    solved and in unsolved ones."""
+    figure, axes = _canvas(1, 3, (12.0, 4.0))
+    colours = arm_colours(data.arms, baseline)
+    for axis, part, title in zip(axes[0], ("", "_solved", "_unsolved"), ("all", "solved", "unsolved"), strict=True):
+        for arm in data.arms:
+            by_turn: dict[int, list[tuple[float, float]]] = {}
+            for run in data.finished(arm):
+                for t in range(TURNS_TOLD):
+                    value, spread = (run.last(f"diagnostics/belief{std}{part}_turn_{t}") for std in ("", "_std"))
+                    if value is not None:
+                        by_turn.setdefault(t, []).append((value, spread or 0.0))
+            turns = sorted(by_turn)
+            means, stds = ([mean(pair[i] for pair in by_turn[t]) for t in turns] for i in (0, 1))
+            if turns:
+                axis.plot(turns, means, "o-", color=colours[arm], label=arm, markersize=4)
+                if len(data.arms) <= FEW:
+                    lows, highs = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
+                    axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_xlabel("turns done")
+        axis.set_title(f"Belief in the gold answer, {title}", loc="left", fontsize=9)
+        _plain(axis, legend=part == "")
+    return figure
+
+
+def turn_by_turn(data: "SweepData", baseline: str) -> "Figure":
+    """What turns earn, how far their advantages spread, and what evidence has been seen, by turn; and gains by hop. Means over
+    training, evidence at the last evaluation; then over seeds."""
+    colours = arm_colours(data.arms, baseline)
+    turns = [str(t) for t in range(1, TURNS_TOLD + 1)]
+    panels = (
+        ("Mean gain of a turn, in the arm's unit", "reward/gain_turn_", turns, False),
+        ("Gain by the hop that a search found", "reward/gain_", list(HOPS), False),
+        ("Standard deviation of advantages by turn", "advantage/std_turn_", turns, False),
+        ("Evidence recall after so many turns", "diagnostics/evidence_recall_turn_", turns, True),
+    )
+    shown = [
+        panel
+        for panel in panels
+        if any(panel[1] + name in run.histories for run in data.finished() for name in panel[2])
+    ]
+    figure, axes = _canvas(1, max(1, len(shown)), (4.0 * max(1, len(shown)), 3.8))
+    for axis, (title, metric, names, at_end) in zip(axes[0], shown, strict=False):
+        for arm in data.arms:
+            means = {}
+            for name in names:
+                runs = data.finished(arm)
+                values = [run.last(metric + name) if at_end else run.over_training(metric + name) for run in runs]
+                known = [value for value in values if value is not None]
+                if known:
+                    means[name] = mean(known)
+            if means:
+                places = [names.index(name) for name in means]
+                axis.plot(
+                    places, list(means.values()), "o-", color=colours[arm], label=arm, markersize=4, linewidth=1.2
+                )
+        used = [i for i, name in enumerate(names) if any(metric + name in run.histories for run in data.finished())]
+        axis.set_xticks(used, [names[i].replace("_", " ") for i in used], fontsize=8)
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set_title(title, loc="left", fontsize=9)
+        _plain(axis, legend=axis is axes[0][0])
+    return figure
+
+
+def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str) -> "Figure":
+    """The difference to the baseline in each cell, with its interval: how the effect moves with the factors."""
+    arms = list(dict.fromkeys(arm for _, pairs in cells for arm in pairs))
+    figure, axes = _canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
+    axis, colours = axes[0][0], arm_colours([baseline, *arms], baseline)
+    axis.axhline(0, color="#999999", linewidth=1)
+    named = set()
+    for number, arm in enumerate(arms):
+        shift = 0.5 * (number + 0.5) / len(arms) - 0.25
+        for place, (_, pairs) in enumerate(cells):
+            pair = pairs.get(arm)
+            if pair is None or pair.mean is None:
+                continue
+            if pair.interval:
+                axis.plot([place + shift] * 2, [pair.interval.low, pair.interval.high], color=colours[arm], linewidth=2)
+            axis.plot(place + shift, pair.mean, "o", color=colours[arm], label=None if arm in named else arm)
+            named.add(arm)
+    axis.set_xticks(range(len(cells)), [cell for cell, _ in cells], rotation=20, ha="right", fontsize=8)
+    axis.set_title(f"Test F1 minus that of {baseline}, 95% interval", loc="left", fontsize=10)
+    _plain(axis, legend=True)
+    return figure
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an SVG element to put into a page."""
+    import io
+    import re
+
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+
+
+def _plain(axis: Any, *, legend: bool) -> None:
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    if legend and axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:
+    """Black for the baseline; the others in order, round again where there are more arms than colours."""
+    others = [arm for arm in arms if arm != baseline]
+    return {baseline: COLOURS[0], **{arm: COLOURS[1 + i % (len(COLOURS) - 1)] for i, arm in enumerate(others)}}
+
+
+def _canvas(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def curves(
+    axis: Any,
+    data: "SweepData",
+    metric: str,
+    title: str,
+    limits: tuple[float, float] | None,
+    colours: Mapping[str, str],
+) -> None:
+    """Mean and interval by step for each arm, a thin line a seed where arms are few, the arm's name at the end of its line."""
+    ends = []
+    few = len(data.arms) <= FEW
+    for arm in data.arms:
+        rows = [run.histories[metric] for run in data.finished(arm) if run.histories.get(metric)]
+        for row in rows if few else ():
+            axis.plot(sorted(row), [row[step] for step in sorted(row)], color=colours[arm], alpha=0.3, linewidth=0.7)
+        band = curve_band(rows)
+        if not band:
+            continue
+        steps, means = [point.step for point in band], [point.mean for point in band]
+        edges = [point.interval or Interval(point.mean, point.mean) for point in band]
+        lows, highs = [edge.low for edge in edges], [edge.high for edge in edges]
+        axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12 if few else 0.05, linewidth=0)
+        axis.plot(steps, means, color=colours[arm], linewidth=2.2, solid_capstyle="round")
+        ends.append((means[-1], steps[-1], arm))
+    if limits is not None:
+        axis.set_ylim(*limits)
+    low, high = axis.get_ylim()
+    ends.sort()
+    for height, (_, step, arm) in zip(spread([end[0] for end in ends], low, high), ends, strict=True):
+        axis.annotate(
+            arm,
+            (step, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colours[arm],
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    if not ends:
+        axis.text(0.5, 0.5, f"no run has {metric}", transform=axis.transAxes, ha="center", color="#666666")
+    axis.set_xlabel("training step")
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.margins(x=0)
+    _plain(axis, legend=False)
+
+
+def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Rising heights moved apart to a readable distance, then back below the top, so that no two labels overlap."""
+    gap = (high - low) * 0.065
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = high
+    for place in range(len(placed) - 1, -1, -1):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - gap
+    return placed
+
+
+def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str]) -> None:
+    """Paired difference to the baseline with its interval, one row an arm; the first arm on top."""
+    shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
+    axis.axvline(0, color="#999999", linewidth=1, zorder=1)
+    for row, (arm, pair) in enumerate(reversed(shown)):
+        span = pair.interval
+        if span is not None:
+            axis.plot([span.low, span.high], [row, row], color=colours[arm], linewidth=2.5, solid_capstyle="butt")
+        axis.plot(pair.mean, row, "o", color=colours[arm], markersize=7)
+        bounds = f" [{span.low:+.3f}, {span.high:+.3f}]" if span else ""
+        axis.text(
+            0.0,
+            row + 0.2,
+            f"{arm}   {pair.mean:+.3f}{bounds}   {pair.verdict} (n={pair.n})",
+            transform=axis.get_yaxis_transform(),
+            color=colours[arm],
+            fontsize=9,
+            va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=1.5,  # above the line at zero, below every interval: with many arms rows are close
+        )
+    axis.set_yticks([])
+    axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
+    axis.set_xlabel(f"test F1 minus that of {baseline}, same seeds, 95% interval")
+    axis.set_title("Paired difference on test questions", loc="left", fontsize=10)
+    axis.spines[["top", "right", "left"]].set_visible(False)

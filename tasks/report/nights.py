@@ -1,0 +1,130 @@
+"""What MLflow knows of a standing study: its verdict, its checks, the scores of its runs.
+
+Nothing of it is kept elsewhere: the verdict is the newest report on all seeds of the study, and a check is a run tagged
+kind=check.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.errors import ConfigError, DataError
+from tasks.report.standing import Change, Scores
+from tasks.report.sweeps import SCORE, Place
+from tasks.report.watch import prefix
+from tasks.tracking.server import client, find_runs, run_url, tag_filter
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The report on all seeds of a study."""
+
+    run_id: str
+    url: str
+    sweep: str
+    answer: str
+    """The sentence that answers the question."""
+    made: datetime
+    """When it was written."""
+
+
+SEEDS = "night.seeds"  # tag of the study's experiment
+
+
+def find_verdict(experiment: str, comparison: str, seeds: int) -> Verdict | None:
+    """Return the newest report of the comparison (tasks.report.reporting.comparison_of) that lacks none of so many seeds;
+    None while there is none."""
+    reports = _whole(experiment, kind="report", specification=comparison)
+    run = next((run for run in reports if _pairs(run) == {seeds}), None)
+    if run is None:
+        return None
+    made, tags = datetime.fromtimestamp(run.info.end_time / 1000, UTC), run.data.tags
+    return Verdict(run.info.run_id, run_url(experiment, run.info.run_id), tags["sweep"], tags["answer"], made)
+
+
+def fix_seeds(experiment: str, seeds: int) -> None:
+    """Write down at the first night of how many seeds the study is. Raises ConfigError where it is of another number.
+
+    Whoever changes the number after a look at the result chooses when to stop.
+    """
+    before = client().get_experiment(experiment).tags.get(SEEDS)
+    if before is None:
+        client().set_experiment_tag(experiment, SEEDS, str(seeds))
+    elif int(before) != seeds:
+        raise ConfigError(
+            f"this study was begun with {before} seeds, and seeds={seeds} would choose when it ends: set seeds to {before}, or "
+            "give the specification another name, which makes it another study"
+        )
+
+
+def find_check(experiment: str, comparison: str, sweep: str) -> str:
+    """Return what the check of this sweep said; empty where there was none."""
+    checks = _whole(experiment, kind="check", specification=comparison, sweep=sweep)
+    return str(checks[0].data.tags["answer"]) if checks else ""
+
+
+def _whole(experiment: str, **tags: str) -> "Sequence[Run]":
+    """Finished runs with these tags, the newest first."""
+    asked = f"{tag_filter(**tags)} and attributes.status = 'FINISHED'"
+    found: Sequence[Run] = client().search_runs([experiment], asked, order_by=["attributes.end_time DESC"])
+    return found
+
+
+def _pairs(report: "Run") -> set[float]:
+    """How many seeds stand behind its arms; a report of a sweep in which runs failed has fewer."""
+    return {value for name, value in report.data.metrics.items() if name.endswith("/pairs")}
+
+
+def read_report(run_id: str) -> tuple[dict[str, Any], dict[str, list[Place]]]:
+    """Return versions.json of a report, and run key -> (cell, arm, seed) of its runs."""
+    with tempfile.TemporaryDirectory() as name:
+        mlflow = client()
+        versions = json.loads(Path(mlflow.download_artifacts(run_id, "versions.json", name)).read_text())
+        known = json.loads(Path(mlflow.download_artifacts(run_id, "places.json", name)).read_text())
+    return versions, {key: [tuple(place) for place in places] for key, places in known["places"].items()}
+
+
+def read_scores(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]]) -> Scores:
+    """Return the test F1 of these runs. Raises DataError where MLflow lacks one."""
+    found = find_runs([experiment], kind="train", sweep=sweep)
+    known = {
+        run.data.tags["run_key"]: run.data.metrics[SCORE]
+        for run in found
+        if run.info.status == "FINISHED" and SCORE in run.data.metrics
+    }
+    missing = [key for key in places if key not in known]
+    if missing:
+        raise DataError(
+            f"MLflow has no finished run {', '.join(missing)} of sweep {sweep}: `make send` sends what folders still have. "
+            "Without it start the whole study anew, as a sweep on all its seeds"
+        )
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for key, where in places.items():
+        for cell, arm, seed in where:
+            scores.setdefault(cell, {}).setdefault(arm, {})[seed] = known[key]
+    return scores
+
+
+def write_check(
+    experiment: str, comparison: str, sweep: str, seeds: Sequence[int], found: Sequence[Change], answer: str
+) -> str:
+    """Write down that the check seeds of this sweep were compared with the study. Returns the run's page."""
+    mlflow = client()
+    arms = ",".join(dict.fromkeys(change.arm for change in found))
+    tags = {
+        "kind": "check", "specification": comparison, "sweep": sweep, "arms": arms, "seeds": ",".join(map(str, seeds)),
+        "answer": answer, "mlflow.note.content": answer,
+    }  # fmt: skip
+    run = mlflow.create_run(experiment, tags=tags, run_name=f"check {sweep}, seeds {tags['seeds']}").info.run_id
+    for change in found:
+        for name in ("before", "now", "limit"):
+            mlflow.log_metric(run, f"{prefix(change.cell)}{change.arm}/{name}", getattr(change, name))
+    mlflow.set_terminated(run)
+    return run_url(experiment, run)

@@ -1,0 +1,315 @@
+"""The report of a sweep, made of its cells' tables and words: one run in MLflow with a page, texts, figures and tables."""
+
+import csv
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.config import fingerprint
+from tasks.report import wording
+from tasks.report.summaries import BY_SEED, ArmSummary, CellReport, cell_reports, seed_rows
+from tasks.report.sweeps import Place, RunData, collect
+from tasks.report.watch import Moved, moved, prefix, report_before
+from tasks.source import commit
+from tasks.tracking.server import (
+    artifact_url,
+    client,
+    experiment_id,
+    find_runs,
+    find_traces,
+    tag_filter,
+    trace_url,
+    tracking_uri,
+)
+from tasks.tracking.traces import tag_of
+from tasks.tracking.views import show_view
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MADE_OF = "made_of"  # tag of a report: the fingerprint of all that it is made of
+
+REPORT = "report.json"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report is, and what it says.
+
+    url: report.html in MLflow. compare: the curves by arm in MLflow.
+    answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. warnings: these,
+    with their cell. rows: the table as text cells. widest: the widest 95% interval of a difference, None where there is none.
+    made: when it was written.
+    reused: it was there, and nothing that it is made of has changed.
+    """
+
+    run_id: str
+    url: str
+    compare: str
+    answer: str
+    markdown: str
+    terminal: str
+    warnings: list[str]
+    rows: list[dict[str, str]]
+    widest: float | None
+    moved: list[Moved]
+    made: str
+    reused: bool
+
+    @property
+    def file(self) -> Path | None:
+        """Return report.html on this disk; None where MLflow's server keeps its artifacts elsewhere."""
+        from tasks.home import home
+
+        place = client().get_run(self.run_id).info.artifact_uri.removeprefix("mlflow-artifacts:/")
+        path = home() / "mlflow" / "artifacts" / place / PAGE
+        return path if path.is_file() else None
+
+
+def write_report(
+    specification: Mapping[str, Any],
+    sweep: str,
+    versions_by_cell: Mapping[str, str],
+    places: Mapping[str, Sequence[Place]],
+    cells: Sequence[str],
+    exploratory: Sequence[str] = (),
+) -> Report:
+    """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
+    as it is where nothing that it is made of has changed.
+
+    places: run key -> (cell, arm, seed) that the run stands for. exploratory: in what the sweep departs from the preset.
+    """
+    study = specification["name"]
+    experiment, comparison = experiment_id(study), comparison_of(specification)
+    before = report_before(experiment, comparison, sweep)
+    made_of = fingerprint(
+        dict(specification), dict(versions_by_cell), dict(places), [*exploratory], tracking_uri(), _code(),
+        before and before.info.run_id, _runs(experiment, sweep),
+    )  # fmt: skip
+    found = _find_report(experiment, sweep, specification)
+    if found is not None and found.data.tags.get(MADE_OF) == made_of:
+        return read_report(found.info.run_id)
+    reports = cell_reports(specification, collect(study, sweep, places), cells)  # raises where no run is finished
+    run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
+    client().set_tag(run_id, MADE_OF, "")  # until it is whole
+    left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
+    reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
+    told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
+    widths = [
+        row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
+    ]
+    answer = wording.answer(specification, told, exploratory)
+    compare = show_view(experiment, study, sweep, specification["arms"], specification["description"])
+    report = Report(
+        run_id=run_id,
+        url=artifact_url(experiment, run_id, PAGE),
+        compare=compare,
+        answer=answer,
+        markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
+        terminal=_terminal(reports, answer),
+        warnings=[f"{r.cell}: {line}" if r.cell else line for r in reports for line in r.words.warnings],
+        rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
+        widest=max(widths, default=None),
+        moved=left,
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        reused=False,
+    )
+    _write_files(report, specification, sweep, versions_by_cell, places, cells, reports)
+    for one in reports:
+        _log_summaries(run_id, one.summaries, one.cell)
+    client().set_tag(run_id, "answer", report.answer)  # what a night repeats
+    client().set_tag(run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
+    if client().get_run(run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
+        client().set_terminated(run_id)
+    client().set_tag(run_id, MADE_OF, made_of)
+    return report
+
+
+def read_report(run_id: str) -> Report:
+    """A report as it was written."""
+    import mlflow.artifacts
+
+    client()  # sets how long a call may take
+    mlflow.set_tracking_uri(tracking_uri())
+    content = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{REPORT}"))
+    return Report(**{**content, "moved": [Moved(**arm) for arm in content["moved"]], "reused": True})
+
+
+def _write_files(
+    report: Report,
+    specification: Mapping[str, Any],
+    sweep: str,
+    versions_by_cell: Mapping[str, str],
+    places: Mapping[str, Sequence[Place]],
+    cells: Sequence[str],
+    reports: Sequence[CellReport],
+) -> None:
+    """The artifacts of the report's run."""
+    import yaml
+
+    from tasks.report.figures import write_figures
+    from tasks.report.page import write_page
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        (folder / "report.md").write_text(report.markdown)
+        table = [{"cell": one.cell, **asdict(row)} for one in reports for row in one.summaries]
+        (folder / "table.json").write_text(json.dumps(table, indent=1))
+        _write_csv(folder / "table.csv", report.rows)
+        (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
+        (folder / "places.json").write_text(json.dumps({"cells": list(cells), "places": dict(places)}, indent=1))
+        computed_on = sorted({run.processor for one in reports for run in one.data.finished()})
+        (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell, computed_on), indent=1))
+        for one in reports:
+            inside = folder / "figures" / one.cell.replace(",", "_") if one.cell else folder
+            inside.mkdir(parents=True, exist_ok=True)
+            write_figures(one.data, one.pairs, specification["baseline"], inside)
+        trajectories = read_trajectories(reports)
+        write_page(folder / PAGE, sweep, report.answer, specification, reports, report.compare, trajectories)
+        client().log_artifacts(report.run_id, str(folder))
+
+
+def _answering(specification: Mapping[str, Any]) -> list[str]:
+    """igpo_core.config.AblationSpecification.answering."""
+    primary, baseline = specification["primary"], specification["baseline"]
+    return [primary] if primary else [arm for arm in specification["arms"] if arm != baseline]
+
+
+def _terminal(reports: Sequence[CellReport], answer: str) -> str:
+    """What is told at the end of a sweep: the table and the F1 of each seed, warnings, then the answer."""
+    parts = []
+    for report in reports:
+        parts += [f"== {report.cell}"] if report.cell else []
+        parts += [wording.short_table(report.rows), f"{BY_SEED}\n{wording.aligned(seed_rows(report.data))}"]
+        parts += [report.words.loud()] if report.words.warnings else []
+    return "\n\n".join([*parts, "ANSWER", wording.wrapped(answer)])
+
+
+def _runs(experiment: str, sweep: str) -> list[list[Any]]:
+    """The runs that MLflow has of the sweep, and when each ended."""
+    found = find_runs([experiment], sweep=sweep, kind="train")
+    return sorted([run.info.run_id, run.info.status, run.info.end_time] for run in found)
+
+
+def _code() -> dict[str, str]:
+    """What turns runs into a report: a change of it makes the report anew."""
+    from igpo_core.folders import file_hash
+
+    return {path.name: file_hash(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()}
+
+
+def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
+    """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
+    every run where there are too many."""
+    import mlflow.artifacts
+
+    from tasks.tracking.outbox import TRAJECTORIES
+
+    mlflow.set_tracking_uri(tracking_uri())  # load_text asks the server that this names, whichever client() asked
+    runs = [(report.cell, run) for report in reports for run in report.data.finished()]
+    found: list[dict[str, Any]] = []
+    for cell, run in runs:
+        if TRAJECTORIES not in {item.path for item in client().list_artifacts(run.run_id)}:
+            continue
+        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{TRAJECTORIES}")
+        lines = [json.loads(line) for line in text.splitlines()]
+        step = max(1, -(-len(lines) * len(runs) // most))
+        addresses = _traces(run)
+        for line in lines[::step]:
+            trace = addresses.get(tag_of(line["question_id"])) if line["split"] == "test" else None
+            found.append({"cell": cell, **line, "trace": trace})
+    return found
+
+
+def _traces(run: RunData) -> dict[str, str]:
+    """Question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
+    place = client().get_run(run.run_id).info.experiment_id
+    return {
+        trace.info.tags["question_id"]: trace_url(place, trace.info.trace_id)
+        for trace in find_traces(place, run.run_id, spans=False)
+        if "question_id" in trace.info.tags
+    }
+
+
+def comparison_of(specification: Mapping[str, Any]) -> str:
+    """The same for sweeps that compare the same: tasks/report/watch.py compares those."""
+    kept = ("name", "base", "arms", "baseline", "primary", "margin", "factors", "seeds")
+    return fingerprint({name: specification[name] for name in kept})
+
+
+def _tags(sweep: str, specification: Mapping[str, Any]) -> dict[str, str]:
+    """What tells reports apart: each choice of arms and seeds has one of its own, so that none overwrites another."""
+    arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
+    return {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
+
+
+def _find_report(place: str, sweep: str, specification: Mapping[str, Any]) -> "Run | None":
+    found = client().search_runs([place], tag_filter(**_tags(sweep, specification)), max_results=1)
+    return found[0] if found else None
+
+
+def _report_run(
+    found: "Run | None",
+    place: str,
+    sweep: str,
+    specification: Mapping[str, Any],
+    versions_by_cell: Mapping[str, str],
+    comparison: str,
+) -> str:
+    """Return the id of the report's run: the one that was found, or a new one."""
+    if found is not None:
+        return str(found.info.run_id)
+    tags = _tags(sweep, specification)
+    name = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
+    tags |= {"specification": comparison, "data_version": ",".join(sorted(set(versions_by_cell.values())))}
+    return str(client().create_run(place, tags=tags, run_name=name).info.run_id)
+
+
+def _log_summaries(run_id: str, summaries: Sequence[ArmSummary], cell: str) -> None:
+    """Numbers of the table as metrics; a report written again adds only those that changed."""
+    from mlflow.entities import Metric
+
+    mlflow, now = client(), int(time.time() * 1000)
+    known = mlflow.get_run(run_id).data.metrics
+    numbers = {
+        f"{prefix(cell)}{row.arm}/{name}": float(value)
+        for row in summaries
+        for name, value in vars(row).items()
+        if isinstance(value, (int, float))
+    }
+    fresh = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]
+    mlflow.log_batch(run_id, metrics=fresh)
+
+
+def _write_csv(path: Path, cells: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
+
+
+def versions(data_versions: Mapping[str, str], computed_on: Sequence[str]) -> dict[str, Any]:
+    """What computed the numbers: code, data, the runs' processors, interpreter, this machine and every installed package."""
+    from importlib.metadata import distributions
+
+    from igpo_core.config import code_version
+
+    return {
+        "data": sorted(set(data_versions.values())),
+        "code": code_version(),
+        "git": commit(),
+        "computed_on": list(computed_on),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": dict(sorted((item.metadata["Name"], item.version) for item in distributions())),
+    }

@@ -1,0 +1,193 @@
+"""A sweep as MLflow has it: one set of curves and last values for each arm and seed of each cell."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from igpo_core.trajectory import TURNS_TOLD
+from tasks.tracking.server import client, experiment_id, find_runs
+
+Curve = Mapping[float, float]
+Place = tuple[str, str, int]  # cell, arm, seed
+
+SCORE = "test/all/f1"  # what arms are compared on
+# what the report's table "What explains it" tells of every arm
+DIAGNOSTICS = {
+    "train/turns": "turns (searches: one less)",
+    "train/turns_solved": ".. of the solved",
+    "train/turns_unsolved": ".. of the unsolved",
+    "train/tokens": "tokens of a rollout",
+    "train/tokens_solved": ".. of the solved",
+    "train/tokens_unsolved": ".. of the unsolved",
+    "train/format_rate": "well-formed",
+    "train/status_malformed": ".. malformed",
+    "train/status_turn_truncated": ".. a turn too long",
+    "train/repeated_queries": "repeated queries",
+    "train/evidence_recall": "evidence recall",
+    "advantage/dead_groups": "dead groups",
+    "advantage/dead_groups_outcome": ".. of the outcome",
+    "advantage/dead_groups_gain": ".. of the gain",
+    "advantage/first_turn_by_turns": "first turn's advantage by turns (r)",
+    "advantage/gain_to_outcome": "gain part / outcome part",
+    "reward/gain_by_f1": "total gain by F1 (r)",
+    "reward/gain_up_answer_wrong": "gain up, answer wrong",
+    "reward/gain_down_answer_right": "gain down, answer right",
+    "diagnostics/gain_thought": "gain from the thought (nats)",
+    "diagnostics/gain_observation": "gain from the observation (nats)",
+    "train/entropy": "entropy",
+    "train/kl": "KL to the reference",
+    "train/clip_share": "clipped",
+    "train/ratio_error": "ratio error",
+    "train/grad_norm": "gradient norm",
+}
+PARTS = ("", "_solved", "_unsolved")
+BY_TURN = ("reward/gain_turn", "advantage/std_turn", "diagnostics/evidence_recall_turn")
+HOPS = (*(f"hop_{hop}" for hop in range(1, 6)), "miss")
+HISTORIES = (
+    "eval/all/f1",
+    "eval/all/turns",
+    "eval/all/format_rate",
+    "test/all/f1",
+    "test/all/em",
+    "test_greedy/all/f1",
+    "test_best/all/f1",
+    "train/status_turn_limit",
+    "train/status_window_full",
+    "test/all/questions",
+    "test/all/left_out",
+    "progress/rollouts",
+    "progress/questions",
+    "progress/sampled_tokens",
+    "progress/seconds",
+    *DIAGNOSTICS,
+    *(
+        f"diagnostics/{name}{part}_turn_{t}"
+        for name in ("belief", "belief_std")
+        for part in PARTS
+        for t in range(TURNS_TOLD)
+    ),
+    *(f"{name}_{t}" for name in BY_TURN for t in range(1, TURNS_TOLD + 1)),
+    *(f"reward/gain_{hop}" for hop in HOPS),
+)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of HISTORIES that the run
+    has; latest: the last value of every metric; processor: what it was computed on, empty where no tag says."""
+
+    run_id: str
+    arm: str
+    seed: int
+    status: str
+    histories: Mapping[str, Curve]
+    latest: Mapping[str, float]
+    processor: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED" and SCORE in self.histories
+
+    def last(self, metric: str) -> float | None:
+        """The value at the run's last step; None where it has none there. Of what is not in HISTORIES, the last one known."""
+        history = self.histories.get(metric)
+        return self.latest.get(metric) if history is None else history.get(self.steps)
+
+    def first(self, metric: str) -> float | None:
+        """The value at the first step that has one."""
+        history = self.histories.get(metric)
+        return history[min(history)] if history else None
+
+    def over_training(self, metric: str) -> float | None:
+        """The mean over the steps that have one."""
+        history = self.histories.get(metric)
+        return sum(history.values()) / len(history) if history else None
+
+    @property
+    def steps(self) -> float:
+        return max((step for history in self.histories.values() for step in history), default=0.0)
+
+    def at(self, metric: str, step: float) -> float | None:
+        """A counter's value once `step` steps were done: 0 before the first."""
+        return 0.0 if step == 0 else self.histories.get(metric, {}).get(step)
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """The runs of a sweep's cell, one for each arm and seed; `warnings` say what was left out on the way."""
+
+    experiment: str
+    sweep: str
+    arms: tuple[str, ...]
+    runs: tuple[RunData, ...]
+    warnings: tuple[str, ...] = ()
+
+    def finished(self, arm: str | None = None) -> list[RunData]:
+        return [run for run in self.runs if run.finished and arm in (None, run.arm)]
+
+    def scores(self, metric: str = SCORE) -> dict[str, dict[int, float]]:
+        """scores[arm][seed] of finished runs: the last value of the metric."""
+        return {
+            arm: {run.seed: value for run in self.finished(arm) if (value := run.last(metric)) is not None}
+            for arm in self.arms
+        }
+
+    def select(self, arms: Sequence[str], seeds: Sequence[int]) -> "SweepData":
+        """These arms, in this order, and seeds; a run asked for that did not finish gets a warning."""
+        runs = tuple(run for run in self.runs if run.arm in arms and run.seed in seeds)
+        status = {(run.arm, run.seed): run.status if not run.finished else "" for run in runs}
+        absent = [
+            f"{arm} seed {seed} ({status.get((arm, seed), 'no run')})"
+            for arm in arms
+            for seed in seeds
+            if status.get((arm, seed), "no run")
+        ]
+        told = (
+            (f"MISSING: {', '.join(absent)}. Arms are compared on the seeds that both sides have.",) if absent else ()
+        )
+        return replace(self, arms=tuple(arms), runs=runs, warnings=self.warnings + told)
+
+
+def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] | None = None) -> dict[str, SweepData]:
+    """Every training run of the sweep by cell ("" where there are no factors).
+
+    places: run key -> where that run counts (one run serves all cells that its arm does not tell apart); only these runs
+    are taken, so that no run of an arm edited since is taken for it. None: every run, where its tags say. Where an arm and
+    seed has several runs, the newest finished one counts.
+    """
+    mlflow, place = client(), experiment_id(experiment)
+    every = find_runs([place], "attributes.start_time ASC", sweep=sweep, kind="train")
+    found = [run for run in every if places is None or run.data.tags["run_key"] in places]
+
+    def curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
+        return {
+            name: {float(point.step): point.value for point in mlflow.get_metric_history(run_id, name)}
+            for name in names
+        }
+
+    with ThreadPoolExecutor(4) as pool:
+        histories = pool.map(
+            lambda run: curves(run.info.run_id, [name for name in HISTORIES if name in run.data.metrics]), found
+        )
+        read = list(zip(found, histories, strict=True))
+    cells: dict[str, dict[tuple[str, int], RunData]] = {}
+    doubled: dict[str, list[str]] = {}
+    for run, history in read:
+        tags = run.data.tags
+        own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
+        for cell, arm, seed in own if places is None else places[tags["run_key"]]:
+            latest, where = dict(run.data.metrics), tags.get("processor", "")
+            data = RunData(run.info.run_id, arm, seed, run.info.status, history, latest, where)
+            chosen = cells.setdefault(cell, {})
+            if (arm, seed) in chosen:
+                doubled.setdefault(cell, []).append(f"{arm} seed {seed}")
+            if (arm, seed) not in chosen or data.finished or not chosen[arm, seed].finished:
+                chosen[arm, seed] = data
+    result = {}
+    for cell, chosen in cells.items():
+        told = (
+            (f"SEVERAL RUNS of {', '.join(doubled[cell])}: the newest finished one counts.",) if cell in doubled else ()
+        )
+        arms = tuple(dict.fromkeys(arm for arm, _ in chosen))
+        result[cell] = SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told)
+    return result

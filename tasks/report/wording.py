@@ -1,0 +1,361 @@
+"""The report in words and tables: what was shown, and what was not."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.config.specification import spell_changes
+from tasks.report.statistics import ALPHA, MIN_SEEDS, Comparison, coverage, seeds_for_verdict
+
+if TYPE_CHECKING:
+    from tasks.report.summaries import ArmSummary
+
+
+MOST_NEEDED = 100  # seeds for the margin that are told as a number
+
+
+@dataclass(frozen=True)
+class Words:
+    """warnings: loud lines, first; shown: what the numbers say; limits: what they do not."""
+
+    warnings: tuple[str, ...]
+    shown: tuple[str, ...]
+    limits: tuple[str, ...]
+
+    def warn(self, lines: Sequence[str]) -> "Words":
+        """The same with more warnings."""
+        return replace(self, warnings=(*self.warnings, *lines))
+
+    def loud(self, width: int = 118) -> str:
+        """The warnings, for a terminal. The rest is in the report."""
+        return wrapped("\n".join(self.warnings), width)
+
+
+def wrapped(text: str, width: int = 118) -> str:
+    """Each line broken for a terminal."""
+    import textwrap
+
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+
+
+def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict[str, str]]:
+    """The table as text cells: one source for terminal, markdown, CSV and Prefect."""
+    return [
+        {
+            "arm": row.arm,
+            "seeds": str(row.seeds),
+            "F1": _number(row.f1),
+            "EM": _number(row.em),
+            "greedy F1": _number(row.greedy_f1),
+            "best-by-dev F1": _number(row.best_f1),
+            "IQM": _number(row.iqm),
+            "difference in F1 [95%]": difference(row),
+            "verdict": row.verdict,
+            "p": _number(row.p),
+            "P(better)": _number(row.improvement, 2),
+            "seeds for margin": _needed(row),
+            "dead groups": _number(row.dead_groups, 2),
+            "turns": _number(row.turns, 1),
+            f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
+            "steps": str(row.steps_to_threshold),
+            "rollouts": str(row.rollouts_to_threshold),
+            "tokens": str(row.tokens_to_threshold),
+            "seconds": str(row.seconds_to_threshold),
+            "s/run": _number(row.seconds, 0),
+        }
+        for row in summaries
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _needed(row: "ArmSummary") -> str:
+    """Nothing where the spread of few seeds would be taken for the spread, and no number that nobody will run."""
+    if row.difference is None or row.pairs < MIN_SEEDS:
+        return "-"
+    return f"more than {MOST_NEEDED}" if row.needed is None or row.needed > MOST_NEEDED else str(row.needed)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def difference(row: "ArmSummary") -> str:
+    if row.difference is None:
+        return "-"
+    bounds = "" if row.low is None or row.high is None else f" [{row.low:+.3f}, {row.high:+.3f}]"
+    return f"{row.difference:+.3f}{bounds}"
+
+
+IN_SHORT = ("arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p", "dead groups", "turns", "s/run")
+
+
+def short_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The columns that a first look wants, at most 120 wide."""
+    return aligned([{name: _shorten(row[name]) for name in IN_SHORT} for row in rows])
+
+
+def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
+    """Three blocks of aligned columns, at most 120 wide: scores, comparison, then behaviour and speed."""
+    names = list(cells[0])
+    compared, behaviour = names.index("difference in F1 [95%]"), names.index("dead groups")
+    blocks = []
+    for columns in (names[:compared], [names[0], *names[compared:behaviour]], [names[0], *names[behaviour:]]):
+        blocks.append(aligned([{name: _shorten(row[name]) for name in columns} for row in cells]))
+    return "\n\n".join(blocks)
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of text with columns under one another."""
+    texts = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    texts.insert(1, ["-" * width for width in widths])
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shorten(text: str, width: int = 36) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+Table = Sequence[Mapping[str, str]]
+
+
+def markdown(
+    sweep: str, answer: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, Table]]], compare: str
+) -> str:
+    """The whole report: the answer, then for each cell its table, words, and further tables by title."""
+    parts = [f"# {sweep}", *answer.splitlines()]
+    for cell, rows, words, further in cells:
+        parts += [f"# {cell}"] if cell else []
+        parts += [f"> **{text}**" for text in words.warnings]
+        parts.append(_markdown_table(rows))
+        parts += ["## What was shown", "\n".join(f"- {text}" for text in words.shown)]
+        parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
+        for title, table in further.items():
+            parts += [f"## {title}", _markdown_table(table)]
+    return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
+
+
+MARKUP = (
+    r"[\\`|*~]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)"  # code, columns, emphasis, entities; outcome_only and an address have none
+    r"|<(?=[\w/!?])|(?<=\])\("  # tags, links
+    r"|^[\[>]|^[-+#=](?=[-+#=\s]|$)|(?<=\d)[.)](?=\s|$)"  # what makes a line another thing than a paragraph
+)
+
+
+def literal(text: str) -> str:
+    """Text that is no markup in markdown: one line that shows as it is, in a table's cell and alone."""
+    return re.sub(MARKUP, r"\\\g<0>", " ".join(text.split()))
+
+
+def literal_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a table of Prefect's, which shows each cell as markdown of its own; numbers stay numbers."""
+    return [{name: literal(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
+
+
+def _markdown_table(rows: Table) -> str:
+    lines = [[literal(name) for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [[literal(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def answer(
+    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[str]
+) -> str:
+    """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
+    comparison answers it.
+
+    cells: the comparisons that answer in each cell. exploratory: in what the sweep departs from its preset, in words.
+    """
+    compared = max(1, len(specification["arms"]) - 1)
+    lines = []
+    for cell, comparisons in cells:
+        start = f"{cell}: " if cell else ""
+        lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
+    if exploratory:
+        lines.append(
+            f"Exploratory: {'; '.join(exploratory)}, against the preset. Whoever chooses seeds or arms after a look at the "
+            "result finds too many differences."
+        )
+    lines.append(worth(specification))
+    single = sum(len(comparisons) for _, comparisons in cells) == 1
+    return (" " if single else "\n").join(lines)
+
+
+def outcome(one: Comparison, margin: float, compared: int) -> str:
+    """Better, worse, no difference that matters, or not decided, with its numbers. compared: arms besides the baseline."""
+    arm, baseline, pair = one.arm, one.baseline, one.pair
+    if pair.mean is None:
+        return f"Not decided: {arm} and {baseline} have no finished seed in common."
+    span = pair.interval
+    numbers = (
+        f"test F1 {one.f1:.3f} against {one.baseline_f1:.3f}, a difference of {pair.mean:+.3f}"
+        + ("" if span is None else f" (95% interval {span.low:+.3f} to {span.high:+.3f})")
+        + f", above on {one.above} of {counted(pair.n, 'seed')}"
+    )
+    if pair.verdict in ("better", "worse"):
+        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f})."
+    if pair.verdict == "within margin":
+        return (
+            f"{arm} and {baseline} do not differ by an amount that matters: {numbers}. The whole interval lies within the "
+            f"margin of {margin:g}."
+        )
+    needed = seeds_for_verdict(compared)
+    few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"
+    if pair.verdict == "too few seeds":
+        reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."
+    else:
+        reason = (
+            f"Chance alone may do as much (p = {pair.p:.3f}), and the interval reaches beyond the margin of {margin:g}: "
+            "neither a difference nor its absence was shown."
+        )
+        if pair.n < needed:
+            reason += f" {few} alone: {needed} fixed before the first result are the fewest."
+    return f"Not decided whether {arm} is better or worse than {baseline}: {numbers}. {reason}"
+
+
+def worth(specification: Mapping[str, Any]) -> str:
+    """What an answer is of."""
+    base, crossed = specification["base"], bool(specification["factors"])
+    kind = base["data"]["kind"]
+    world = "these questions and passages" if kind == "files" else f"this world ({kind})"
+    start = (
+        "this warm start"
+        if base["warm_start"] is not None
+        else f"this start ({base['policy']['kind']} policy, no warm start)"
+    )
+    cell = ", each line for its own cell" if crossed else ""
+    if specification["changes"]:
+        world += f" with {spell_changes(specification['changes'])} set over the preset"
+    return f"It holds for {world}, this budget ({_budget(base)}) and {start}{cell}, and says nothing of others."
+
+
+def sentences(
+    summaries: Sequence["ArmSummary"],
+    specification: Mapping[str, Any],
+    baseline: str,
+    threshold: float,
+    warnings: Sequence[str],
+) -> Words:
+    """Plain words for a reader who does not want to believe it."""
+    base = specification["base"]
+    shown = [
+        f"Every run trained for {_budget(base)}. Its last checkpoint, and the one that was best on dev, were tested once, at the "
+        f"end, on up to {base['evaluation']['test_questions']} held-out questions. Columns are means over all finished seeds of "
+        "an arm, differences over the seeds that both arms have.",
+        *(_compared(row, baseline, specification["margin"]) for row in summaries if row.arm != baseline),
+        f"Until dev F1 {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
+        + "; ".join(_speed(row) for row in summaries)
+        + ".",
+    ]
+    return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, specification["factors"], baseline)))
+
+
+def _budget(base: Mapping[str, Any]) -> str:
+    training, rollout = base["training"], base["rollout"]
+    steps = training["epochs"] * training["steps_per_epoch"]
+    size = f"steps of {rollout['questions']} questions x {rollout['group_size']} rollouts"
+    if training["budget"] == "steps":
+        return f"{steps} {size}"
+    return f"{training['amount']:g} {training['budget'].replace('_', ' ')} in {size}, {steps} steps at most"
+
+
+def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
+    if row.difference is None:
+        return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
+    start = f"{row.arm} against {baseline}: {difference(row)} F1 over {counted(row.pairs, 'paired seed')}"
+    if row.verdict == "too few seeds":
+        return f"{start}: too few seeds for a verdict, whatever the numbers look like."
+    if row.verdict == "within margin":
+        return (
+            f"{start}: within the margin. The whole interval lies within {margin:g} F1, below which a difference does not matter "
+            "here (margin in the specification): no difference is claimed. A run that collapses in one seed of "
+            f"{row.pairs} would have been missed with a chance of {(1 - 1 / row.pairs) ** row.pairs:.0%}."
+        )
+    p = f" (p = {row.p:.3f}, adjusted)"
+    if row.verdict == "no difference shown":
+        apart = ""
+        if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
+            apart = " Its interval leaves zero out, as if no other arm were compared; adjusted for the others that is not enough."
+        return f"{start}: no difference was shown{p}.{apart} That is not evidence that there is none."
+    return f"{start}: {row.verdict} at this budget{p}."
+
+
+def _speed(row: "ArmSummary") -> str:
+    steps, rollouts = row.steps_to_threshold, row.rollouts_to_threshold
+    return (
+        f"{row.arm} {steps} steps, {rollouts} rollouts, {row.tokens_to_threshold} sampled tokens, {row.seconds_to_threshold} s "
+        f"({steps.reached} of {steps.of} runs got there)"
+    )
+
+
+def _certainty(pairs: int, compared: int) -> str:
+    """What the interval and the verdict of so many seeds can say at most."""
+    if not pairs:
+        return "Certainty: no seeds are paired."
+    text = (
+        f"Certainty beyond {counted(pairs, 'seed')}. The 95% interval is over seeds, not over questions: what no seed showed, "
+        "as a collapse in one run of many, is not in it. It holds the differences that a sign-flip test does not reject. A "
+        f"verdict is of that test, adjusted for the {counted(compared, 'arm')} compared here (Benjamini and Hochberg, "
+        f"{ALPHA:.0%}), each cell by itself."
+    )
+    if 2 <= pairs < MIN_SEEDS:
+        text += f" With {pairs} seeds the interval is the range of the differences, which covers at most {coverage(pairs):.0%}."
+    needed = seeds_for_verdict(compared)
+    if pairs < MIN_SEEDS:
+        few = f"{counted(pairs, 'seed')} cannot carry one: {needed} can"
+        return f"{text} {few}, where their number was fixed before the first result."
+    if pairs < needed:
+        return f"{text} With {pairs} seeds several arms can get one together, but none alone: for that {needed} are needed."
+    return text
+
+
+def penalty(reward: Mapping[str, Any]) -> str:
+    """Return the format penalty of an arm's reward in words."""
+    if reward["format_penalty"] == 0:
+        return "no format penalty"
+    places = {
+        "turn": "on the malformed turn",
+        "apart": "apart from the outcomes' pool",
+        "trajectory": "in the outcomes' pool, as the paper has it",
+    }
+    return f"a format penalty of {reward['format_penalty']:g} {places[reward['penalty_on']]}"
+
+
+def _other_penalty(reward: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
+    settings = {name for levels in factors.values() for level in levels.values() for name in level}
+    if settings & {"reward.format_penalty", "reward.penalty_on"}:
+        return "Other format penalties than those of the cells. A penalty decides how an arm fails."
+    own = penalty(reward)
+    paper = (
+        ""
+        if reward["penalty_on"] == "trajectory" and reward["format_penalty"]
+        else (
+            ". The paper has it in the outcomes' pool, so an arm as published is so in gain, normalisation, alias and floor"
+        )
+    )
+    return f"Another format penalty, which decides how an arm fails. Every arm had {own}{paper}. PRESET=penalties compares three."
+
+
+def _limits(
+    summaries: Sequence["ArmSummary"], base: Mapping[str, Any], factors: Mapping[str, Any], baseline: str
+) -> list[str]:
+    compared = max(1, len(summaries) - 1)
+    pairs = min((row.pairs for row in summaries if row.arm != baseline and row.pairs), default=0)
+    lines = [
+        "The ceiling. A gap at this budget may be one of speed alone: with more steps the arms may end level.",
+        _other_penalty(base["reward"], factors),
+        _certainty(pairs, compared),
+        f"Any other world, model size, learning rate or task than this one (data: {base['data']['kind']}).",
+    ]
+    if base["warm_start"] is not None:
+        lines.append(
+            "Any other sparsity of the outcome. How rarely the policy succeeds before training was made on purpose, by the "
+            "warm start's demonstrations, and the size of the effect depends on it."
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Planned runs: their folders, what trains them, and what they may take of this machine."""

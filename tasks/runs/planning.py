@@ -1,0 +1,161 @@
+"""What a sweep will take: time from a timed step, disk from the size of the weights.
+
+Measured once a sweep, in the process that made, or found, its first warm start: before that there is no policy to time.
+"""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpo_core.config import ExperimentConfig, fingerprint
+from igpo_core.folders import write_json
+
+if TYPE_CHECKING:
+    from tasks.runs.planned import Run, Say
+
+# weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
+KEPT = 3
+# A run that goes on: two checkpoints with two moments each, the best on dev, and at its end MLflow's copy
+COPIES = 2 * 3 + 1 + 1
+STARTING = 4.0  # seconds from the start of a run's process to its first step and at its end, on two cores
+REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
+
+
+@dataclass(frozen=True)
+class Timing:
+    """step: seconds of a training step of `rollouts` trajectories; rollout: seconds of one of them without its update;
+    warm_start: seconds, None where it was found; weights: bytes. policy: policy_key of what was timed; demonstrations: that
+    the warm start was taught, repeats counted.
+    """
+
+    step: float
+    rollouts: int
+    rollout: float
+    warm_start: float | None
+    weights: int
+    policy: str = ""
+    demonstrations: int = 0
+
+
+def timing_file(home: Path, sweep: str) -> Path:
+    return home / "timings" / f"{sweep}.json"
+
+
+def read_timing(home: Path, sweep: str) -> Timing | None:
+    """What was measured for the sweep; None before its first warm start."""
+    path = timing_file(home, sweep)
+    return Timing(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def policy_key(experiment: ExperimentConfig) -> str:
+    """The same for experiments whose rollouts cost about the same: same policy, same kind of processor."""
+    return fingerprint(
+        experiment.policy.model_dump(mode="json"), experiment.training.device, experiment.training.threads
+    )
+
+
+def demonstrations(experiment: ExperimentConfig) -> int:
+    """That the warm start is taught, repeats counted."""
+    return sum(stage.steps * stage.batch_size for stage in experiment.warm_start.stages) if experiment.warm_start else 0
+
+
+def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing | None:
+    """The newest on this machine: of the study, of whatever code and data, else of another one with the same policy. One that
+    timed a warm start comes first."""
+    own, others = [], []
+    for path in (home / "timings").glob("*.json"):
+        timing = Timing(**json.loads(path.read_text()))
+        entry = (timing.warm_start is not None, path.stat().st_mtime, timing)
+        if re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}", path.stem):
+            own.append(entry)
+        elif timing.policy == policy_key(experiment):
+            others.append(entry)
+    best = max(own or others, key=lambda entry: entry[:2], default=None)
+    return best[2] if best else None
+
+
+def time_a_step(run: "Run", seconds: float | None, say: "Say") -> Timing:
+    """Time the second of two training steps from the run's warm start, by this process alone. The run itself is not touched.
+
+    seconds: of the warm start.
+    """
+    from tasks.runs.training import open_training
+
+    # under another sweep it is another run, without checkpoints
+    trainer = open_training(replace(run, spec=run.spec.model_copy(update={"sweep": "timing"})), say).trainer
+    experiment = run.spec.experiment
+    trainer.run_step()
+    started = time.perf_counter()
+    metrics = trainer.run_step().metrics
+    step = time.perf_counter() - started
+    rollouts = experiment.rollout.questions * experiment.rollout.group_size
+    rollout = (step - metrics["time/update"]) / rollouts
+    weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
+    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
+
+
+def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
+    path = timing_file(home, sweep)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(timing))
+
+
+def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
+    """Of one run: its start, its steps (all of them, where a budget of tokens may end it earlier) and its evaluations."""
+    training, rollout, evaluation = experiment.training, experiment.rollout, experiment.evaluation
+    steps = training.steps * timing.step * rollout.questions * rollout.group_size / timing.rollouts
+    if training.budget == "seconds" and training.amount is not None:
+        steps = min(steps, training.amount)
+    decodings = len(evaluation.decoding)
+    dev = (
+        training.steps // evaluation.every + 1
+    ) * evaluation.dev_questions  # with the first decoding alone, and so is
+    test = evaluation.test_questions * (decodings + 1)  # the test of the checkpoint that was best on dev
+    return STARTING + steps + (dev + test) * timing.rollout
+
+
+def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
+    """Of making one, in proportion to what it is taught; its start alone where none was timed."""
+    if timing.warm_start is None or not timing.demonstrations:
+        return STARTING + (timing.warm_start or 0.0)
+    return STARTING + timing.warm_start * demonstrations(experiment) / timing.demonstrations
+
+
+def disk(runs: int, warm_starts: int, weights: int, at_a_time: int = 0) -> int:
+    """Return the bytes that runs and warm starts leave on disk; with at_a_time runs going on, the most that they ever take.
+
+    weights: bytes of what is trained, in float32.
+    """
+    return runs * (KEPT * weights + REST) + min(at_a_time, runs) * (COPIES - KEPT) * weights + warm_starts * weights
+
+
+def free_space(place: Path) -> int:
+    """Bytes."""
+    return shutil.disk_usage(place).free
+
+
+def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:
+    """In words: runs and warm_starts are those still to be made; place: where they are stored."""
+    if not runs:
+        return "nothing is left to train"
+    each = [run_seconds(run, timing) for run in runs]
+    total = (sum(each) + warm_starts * warm_start_seconds(runs[0], timing)) / min(workers, len(runs))
+    needed = disk(len(runs), warm_starts, timing.weights, workers)
+    free = free_space(place)
+    text = (
+        f"about {spell(total)} for {len(runs)} runs of about {spell(sum(each) / len(each))} (a step of {timing.rollouts} "
+        f"rollouts took {timing.step:.2g} s here), {needed / 1e9:.1f} GB on disk, where {free / 1e9:.0f} GB are free"
+    )
+    return text if needed < free else f"{text}\nwarning: the disk will be full before the sweep ends"
+
+
+def spell(seconds: float) -> str:
+    """90 -> "90 s", 600 -> "10 min", 9000 -> "2.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

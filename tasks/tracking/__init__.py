@@ -1,0 +1,1 @@
+"""What runs tell MLflow, and how it gets there."""

@@ -1,0 +1,385 @@
+"""What a run's folder has and MLflow lacks is sent: by a thread while the run works, or later by `make send`.
+
+Sending twice is harmless. A run is found by its key; MLflow keeps an equal (metric, timestamp, step, value) once, and
+timestamps are those of the file; traces and the model are looked up first. sent.json remembers what one server has.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.errors import IgpoError, ServiceError
+from igpo_core.folders import write_json
+from tasks.runs.locks import locked_if_free
+from tasks.runs.planned import drop_moments
+from tasks.tracking.outbox import (
+    TRAJECTORIES,
+    About,
+    Outbox,
+    Status,
+    read_about,
+    read_lines,
+    read_model,
+    read_status,
+    read_traces,
+    sync,
+    trajectories_hash,
+    write_status,
+)
+from tasks.tracking.server import (
+    MlflowAway,
+    answering,
+    client,
+    experiment_id,
+    find_runs,
+    flatten,
+    log_dataset,
+    log_model_checkpoint,
+    log_params,
+    run_url,
+    tracking_uri,
+)
+from tasks.tracking.traces import TraceRecord
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+Say = Callable[[str], None]
+METRICS_A_CALL = 1000  # MLflow's limit for one log_batch call
+EVERY_SECONDS = 5.0
+SLOWEST_SECONDS = 30.0  # between two attempts while MLflow is away
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one MLflow server has of a run. metrics: bytes of metrics.jsonl; the others: hashes of what was sent."""
+
+    server: str
+    experiment_id: str
+    run_id: str
+    metrics: int = 0
+    model: str = ""
+    traces: str = ""
+    trajectories: str = ""
+    status: str = ""
+
+
+class Sender:
+    """Sends one folder. Only one process at a time may: the one that holds the run's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._sent: Sent | None = None  # set once the server was seen to have the run
+
+    @property
+    def url(self) -> str | None:
+        """The run's page; None before the first `send` that reached MLflow."""
+        return run_url(self._sent.experiment_id, self._sent.run_id) if self._sent else None
+
+    def send(self) -> str:
+        """Bring MLflow up to date. Returns the run's page.
+
+        Raises ServiceError when MLflow does not answer (what was sent by then is remembered), or when it refuses.
+        """
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+
+        about = read_about(self.folder)
+        if about is None:
+            raise ServiceError(f"{self.folder} holds no tracking.json: nothing was ever tracked there")
+        try:
+            with answering():
+                self._send(about)
+        except (MlflowException, RequestException) as error:
+            raise ServiceError(
+                f"MLflow at {tracking_uri()} refuses what {self.folder} has to send: {error}. Everything is kept there; set "
+                "right what it names and call `make send`"
+            ) from error
+        assert self.url is not None
+        return self.url
+
+    def _send(self, about: About) -> None:
+        if self._sent is None:
+            self._sent = self._find_run(about)
+        status, ended = read_status(self.folder)  # before the metrics: what is written meanwhile is owed
+        if status == "RUNNING" and self._sent.status != status:
+            client().update_run(self._sent.run_id, status=status)
+            self._remember(status=status)
+        self._send_metrics()
+        self._send_model()
+        self._send_traces()
+        if status != "RUNNING":  # a file that grows is sent once
+            self._send_trajectories()
+        if status != self._sent.status:
+            client().set_terminated(self._sent.run_id, status, ended)
+            self._remember(status=status)
+
+    def _find_run(self, about: About) -> Sent:
+        """The run of this key, found or made with its tags, and its params.
+
+        A run of the key that began at another time belongs to a folder that is gone: two different curves in one run could
+        not be told apart, so it is tagged kind=superseded, keeps its curves, and a new run is made. Several that began at
+        the same time come from a request that was repeated, for the server was slow to answer: one of them is kept.
+        """
+        mlflow, experiment = client(), experiment_id(about.experiment)
+        ours = self._runs(about, experiment)
+        if not ours:
+            tags = {**about.tags, "run_key": about.run_key}
+            mlflow.create_run(experiment, start_time=about.started_ms, tags=tags, run_name=about.run_name)
+            ours = self._runs(about, experiment)
+        known = read_sent(self.folder)
+        if known and known.server != tracking_uri():
+            known = None
+        run = min(ours, key=lambda run: (known is None or run.info.run_id != known.run_id, run.info.run_id))
+        for other in ours:
+            if other is not run:
+                self._supersede(other.info.run_id, about.run_key)
+                mlflow.set_terminated(other.info.run_id, "KILLED")
+        log_params(run.info.run_id, {k: v for k, v in flatten(about.params).items() if k not in run.data.params})
+        if about.dataset and not (run.inputs and run.inputs.dataset_inputs):
+            log_dataset(run.info.run_id, about.dataset)
+        for name, value in about.tags.items():
+            if run.data.tags.get(name) != value:
+                mlflow.set_tag(run.info.run_id, name, value)
+        if known and known.run_id == run.info.run_id:
+            return replace(known, status=run.info.status)
+        return Sent(tracking_uri(), experiment, run.info.run_id, status=run.info.status)
+
+    def _runs(self, about: About, experiment: str) -> "list[Run]":
+        """MLflow's runs of this folder; those of a folder that is gone are superseded."""
+        ours = []
+        for run in find_runs([experiment], run_key=about.run_key):
+            if run.info.start_time == about.started_ms:
+                ours.append(run)
+            else:
+                self._supersede(run.info.run_id, about.run_key)
+        return ours
+
+    @staticmethod
+    def _supersede(run_id: str, run_key: str) -> None:
+        client().set_tag(run_id, "kind", "superseded")
+        client().set_tag(run_id, "run_key", f"{run_key}-superseded")
+
+    def _send_metrics(self) -> None:
+        from mlflow.entities import Metric
+
+        assert self._sent is not None
+        path = self.folder / "metrics.jsonl"
+        sync(
+            path
+        )  # MLflow must not have a line that a power cut takes from the file: computed again, it would be another
+        size = path.stat().st_size if path.is_file() else 0
+        lines, end = read_lines(path, self._sent.metrics if self._sent.metrics <= size else 0)
+        values = [
+            Metric(name, value, line["timestamp_ms"], line["step"])
+            for line in lines
+            for name, value in line["metrics"].items()
+        ]
+        if values:
+            _log_metrics(self._sent.run_id, values)
+            self._remember(metrics=end)
+
+    def _send_model(self) -> None:
+        from mlflow.entities import Metric
+
+        assert self._sent is not None
+        model, digest = read_model(self.folder)
+        if model is None or self._sent.model == digest:
+            return
+        run_id, step = self._sent.run_id, model["step"]
+        model_id = log_model_checkpoint(run_id, self.folder / model["checkpoint"], step)
+        values = [
+            # the run's own timestamps: with others the run would hold each value twice
+            Metric(name, point["value"], point["timestamp_ms"], step, model_id=model_id)
+            for name, point in model["metrics"].items()
+        ]
+        _log_metrics(run_id, values)
+        self._remember(model=digest)  # of what was read above: the run may have written another since
+
+    def _send_traces(self) -> None:
+        from tasks.tracking.traces import log_traces
+
+        assert self._sent is not None
+        records, digest = read_traces(self.folder)
+        if not records or self._sent.traces == digest:
+            return
+        log_traces(self._sent.run_id, self._sent.experiment_id, records)
+        self._remember(traces=digest)
+
+    def _send_trajectories(self) -> None:
+        assert self._sent is not None
+        digest = trajectories_hash(self.folder)
+        if digest and self._sent.trajectories != digest:
+            client().log_artifact(self._sent.run_id, str(self.folder / TRAJECTORIES))
+            self._remember(trajectories=digest)
+
+    def _remember(self, **sent: Any) -> None:
+        assert self._sent is not None
+        self._sent = replace(self._sent, **sent)
+        write_json(self.folder / "sent.json", asdict(self._sent))
+
+
+def read_sent(folder: Path) -> Sent | None:
+    import json
+
+    path = folder / "sent.json"
+    return Sent(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def _log_metrics(run_id: str, values: "list[Metric]") -> None:
+    for start in range(0, len(values), METRICS_A_CALL):
+        client().log_batch(run_id, metrics=values[start : start + METRICS_A_CALL])
+
+
+class Tracker(Outbox):
+    """An outbox with a thread that sends. `log` never waits for a server; a server that is away costs nothing."""
+
+    def __init__(self, folder: Path, about: About, say: Say, on_run: Callable[[str], None] = lambda url: None) -> None:
+        """on_run: called once, in the thread, with the run's page as soon as MLflow has the run."""
+        super().__init__(folder, about)
+        self._say, self._on_run = say, on_run
+        self._sender = Sender(folder)
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._refused: Exception | None = None
+        self._all_sent = False
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work,), name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Outbox.log. Raises what the thread died of: ServiceError where MLflow refused what was sent."""
+        if self._refused:
+            raise self._refused
+        super().log(step, metrics)
+
+    def set_traces(self, records: Sequence[TraceRecord]) -> None:
+        """Outbox.set_traces, sent at once: the run evaluates on meanwhile."""
+        super().set_traces(records)
+        self._wake.set()
+
+    def finish(self, status: Status, patience: float = 60.0) -> None:
+        """FINISHED, FAILED or KILLED. Waits until MLflow has everything, or was found to be away, or for `patience` s;
+        then says how the rest is sent."""
+        write_status(self.folder, status)
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(patience)
+        if self._refused:
+            self._say(f"warning: {self._refused}")
+        elif not self._all_sent:
+            self._say(
+                f"warning: MLflow at {tracking_uri()} lacks a part of this run, which is kept in {self.folder}: the sweep's "
+                "report sends it, and so does `make send`"
+            )
+
+    def _work(self) -> None:
+        """Send every few seconds; a last time when the run has ended."""
+        delay, told = EVERY_SECONDS, False
+        while True:
+            ending = self._ending.is_set()
+            try:
+                known = self._sender.url
+                url = self._sender.send()
+                if known is None:
+                    self._on_run(url)
+                if told:
+                    self._say("MLflow answers again and has everything that was owed")
+                delay, told = EVERY_SECONDS, False
+                self._all_sent = ending
+            except MlflowAway as error:
+                if not told:
+                    self._say(f"warning: {error}. The run goes on; what is owed is kept in {self.folder}")
+                delay, told = min(2 * delay, SLOWEST_SECONDS), True
+            except Exception as error:  # raised in the run's own thread by the next `log`
+                self._refused = error
+                return
+            if ending:
+                return
+            self._wake.wait(delay)
+            self._wake.clear()
+
+
+def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
+    """Send what the runs below `home` (these keys, or all) owe, or what MLflow has lost; returns how many that were.
+
+    A run that a process works on sends for itself. One that has its result is FINISHED, whatever ended its process after it;
+    another whose process died without a word is set FAILED first.
+    Raises MlflowAway, and after all others were sent ServiceError with every run that could not be.
+    """
+    count, problems = 0, []
+    for folder in sorted((home / "runs").glob("*")):
+        if (keys is not None and folder.name not in keys) or not (folder / "tracking.json").is_file():
+            continue
+        with locked_if_free(home, folder.name) as free:
+            if not free:
+                continue
+            try:
+                status = read_status(folder)[0]
+                if (folder / "result.json").is_file():  # whatever ended the process after it
+                    drop_moments(folder)
+                if (folder / "result.json").is_file() and status != "FINISHED":
+                    write_status(folder, "FINISHED")
+                elif status == "RUNNING":
+                    write_status(folder, "FAILED")
+                if owes(folder) or is_lost(folder):
+                    say(f"sent {folder.name}: {Sender(folder).send()}")
+                    count += 1
+            except MlflowAway:
+                raise
+            except (IgpoError, OSError, ValueError) as error:  # one damaged folder must not keep the others back
+                problems.append(f"{folder.name}: {error}")
+    if problems:
+        raise ServiceError("\n".join(["these runs could not be sent to MLflow:", *problems]))
+    return count
+
+
+def is_lost(folder: Path) -> bool:
+    """Whether MLflow no longer has the run that it was sent."""
+    from mlflow.exceptions import MlflowException
+
+    sent = read_sent(folder)
+    assert sent is not None
+    with answering():
+        try:
+            return str(client().get_run(sent.run_id).info.lifecycle_stage) != "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
+
+
+def owes(folder: Path) -> bool:
+    """Whether the MLflow server of now may lack a part of this run, as far as the folder knows."""
+    sent = read_sent(folder)
+
+    lines = folder / "metrics.jsonl"
+    return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.trajectories, sent.status) != (
+        tracking_uri(),
+        lines.stat().st_size if lines.is_file() else 0,
+        read_model(folder)[1],
+        read_traces(folder)[1],
+        trajectories_hash(folder),
+        read_status(folder)[0],
+    )
+
+
+def main() -> int:
+    """python -m tasks.tracking.sending: send what all runs of IGPO_HOME owe to MLflow."""
+    from tasks.home import open_home
+
+    started = time.monotonic()
+    try:
+        count = send_runs(open_home(), lambda line: print(line, flush=True))
+    except IgpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{count} runs owed something to {tracking_uri()}, which has it now ({time.monotonic() - started:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
