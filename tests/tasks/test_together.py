@@ -153,7 +153,7 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
     family = psutil.Process(owner.pid).children(recursive=True)
     assert len(family) >= 2
     owner.send_signal(signal.SIGKILL)
-    with locked_if_free(tmp_path, "killed") as free:
+    with locked_if_free(tmp_path, run.spec.run_key) as free:
         assert not free  # nobody goes on with the run before they have ended
     _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive
