@@ -179,7 +179,7 @@ def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp
 
     run = make_run(taught, tmp_path, "killed", 2, steps=400)
     with (
-        locked(tmp_path, "killed", print) as lock,
+        locked(tmp_path, run.spec.run_key, print) as lock,
         pytest.raises(IgpoError, match=r"exitcode: -9 \(pid: \d+\) \(SIGKILL\)"),
     ):
         train_together(run, lock, print, kill_second)
