@@ -42,14 +42,8 @@ UNLOADABLE = (
     TypeError,
     ValueError,
 )
-_FAULTS = (
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)  # of a model's own code
+# of a model's own code; RuntimeError is torch's, too, and has NotImplementedError in it
+_FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 LARGE = 100.0  # logits that the head is tried with: soft caps are about 15 to 50
 TRIED_TOKENS = 6
 
@@ -153,6 +147,8 @@ def require_plain_head(model: Any) -> None:
     try:
         with _giving(decoder, hidden) as calls:
             logits = model(input_ids=ids, use_cache=False).logits
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
     except _FAULTS as error:
         raise ConfigError(
             f"{type(model).__name__} has more between its decoder and its logits than its output embedding: {error}. Use another "
@@ -214,6 +210,8 @@ def require_plain_decoder(model: Any) -> None:
         whole = decoder(input_ids=ids, use_cache=False).last_hidden_state
         own = model(input_ids=ids, use_cache=False).logits
         stepwise = _stepwise(model, ids)
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
     except _FAULTS as error:
         raise ConfigError(
             f"the decoder of {type(model).__name__} cannot be called with masks, positions and a cache, as rollouts do: {error}. "

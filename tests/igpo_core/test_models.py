@@ -27,8 +27,9 @@ from transformers import (
 
 from flows.dry_run import describe
 from igpo_core.config import ExperimentConfig, PretrainedPolicy
-from igpo_core.errors import IgpoError
+from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.logprobs import target_logprobs
+from igpo_core.models import require_plain_decoder, require_plain_head
 from igpo_core.policies import load_policy
 
 SHAPE: dict[str, Any] = {
@@ -298,3 +299,22 @@ def test_a_decoder_that_sees_padding_is_refused(chat_policy: Any) -> None:
     require_plain_decoder(model)
     model.model.layers[0].mlp = torch.nn.Sequential(model.model.layers[0].mlp, Cumulative())
     assert "gives other numbers with masks, positions and a cache" in said(lambda: require_plain_decoder(model))
+
+
+def test_memory_that_does_not_suffice_is_no_fault_of_the_model(
+    chat_policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says it with a RuntimeError, as models say that they cannot be called so."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no masks here")
+
+    model = copy.deepcopy(chat_policy.model)
+    for error, raised in ((full, torch.OutOfMemoryError), (refuse, ConfigError)):
+        monkeypatch.setattr(model, "forward", error)
+        for check in (require_plain_head, require_plain_decoder):
+            with pytest.raises(raised):
+                check(model)
