@@ -9,10 +9,10 @@ import httpx
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
-from igpo_core.checkpoints import newest_checkpoint
+from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
-from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone
+from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone, read_best
 from tasks import prefect_runs
 from tasks.prefect_runs import RunPage, away, patiently
 from tasks.runs.interruption import leave_checkpoint
@@ -143,6 +143,31 @@ def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monke
     assert steps_with(training.folder, "time/diagnostics") == [2, 4, 6]
     assert steps_with(training.folder, "train/loss") == [1, 2, 3, 4, 5, 6]
     assert steps_with(training.folder, "test/all/f1") == [6]
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_that_claims_their_steps(
+    setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, _, tracker = setting
+    seen: list[tuple[list[int], bool]] = []
+
+    def sync() -> None:
+        seen.append((steps_with(training.folder, "train/loss"), checkpoint_folder(training.folder, 6).exists()))
+
+    monkeypatch.setattr(tracker, "sync", sync)
+    go_on(setting, Checkpointed, 6)
+    assert seen == [([1, 2, 3, 4, 5, 6], False)] and checkpoint_folder(training.folder, 6).exists()
+
+
+def test_the_best_weights_are_the_first_of_equals(setting: Any) -> None:
+    training, _, _ = setting
+    training._keep_best(0.5)
+    go_on(setting, StepDone, 1)
+    training._keep_best(0.5)
+    assert read_best(training.folder)["step"] == 0  # type: ignore[index]
+    training._keep_best(0.6)
+    assert read_best(training.folder) == {"step": 1, "f1": 0.6}
+    assert [path.name for path in (training.folder / "best").iterdir()] == ["step-000001"]
 
 
 def status(code: int) -> PrefectHTTPStatusError:
