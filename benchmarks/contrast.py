@@ -32,8 +32,8 @@ QUESTIONS, MEMBERS = 64, 8
 class Found:
     """One searching turn."""
 
-    hop: int | None
-    """Which fact of the chain its search found; None: none."""
+    label: str | None
+    """Which fact of the chain its search found, "hop_1" and so on; "miss": none."""
     plain: float
     """s_t - s_{t-1} of the gold answer, nats."""
     contrasted: float
@@ -57,16 +57,16 @@ def turns_of(config: ExperimentConfig, names: int) -> Iterator[Found]:
     policy = build_policy(config, environment)
     run_warm_start(config, environment, policy, progress=lambda *_: None)
     reward = config.reward.model_copy(update={"gain": "log_prob_diff", "contrast": names})
-    contrast = Contrast(contrast_pool(environment), names, config.seed, 0)
+    contrast = Contrast(environment, contrast_pool(environment), names, config.seed, 0)
     trajectories = rollout(
-        policy, environment, environment.questions("train")[:QUESTIONS], config.rollout,
-        members=MEMBERS, key=(config.seed, "benchmark", 0), probes=answer_probes(policy, reward, contrast),
+        policy, environment, environment.tasks("train")[:QUESTIONS], config.rollout,
+        members=MEMBERS, key=(config.seed, "benchmark", 0), probes=answer_probes(policy, environment, reward, contrast),
     )  # fmt: skip
-    for item in reward_trajectories(policy, trajectories, reward, contrast=contrast):
+    for item in reward_trajectories(policy, environment, trajectories, reward, contrast=contrast):
         assert item.beliefs is not None and item.gains is not None
         plain = information_gains(item.beliefs, "log_prob_diff")
         for turn, own, contrasted in zip(item.trajectory.turns, plain, item.gains, strict=False):
-            yield Found(turn.hop, own, contrasted)
+            yield Found(turn.label, own, contrasted)
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     for seed in map(int, given.seeds.split(",")):
         rows: dict[str, list[Found]] = defaultdict(list)
         for found in turns_of(specification.experiment(specification.baseline, seed), given.names):
-            rows["nothing" if found.hop is None else f"fact {found.hop + 1}"].append(found)
+            rows["nothing" if found.label == "miss" else str(found.label).replace("hop_", "fact ")].append(found)
         for name, turns in sorted(rows.items()):
             plain, contrasted = mean([turn.plain for turn in turns]), mean([turn.contrasted for turn in turns])
             print(

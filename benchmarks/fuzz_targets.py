@@ -220,11 +220,12 @@ def _numbers(value: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def words() -> Iterator[Check]:
+    from igpo_core.environments.searching import SEARCH_IN_A_WORLD, search_for
     from igpo_core.policies import word_tokenizer
     from igpo_core.protocol import WordProtocol
-    from igpo_core.trajectory import Answer, Search
+    from igpo_core.trajectory import Final
 
-    protocol = WordProtocol(word_tokenizer(["who", "done", "F1", "x", "lake", "Orla", "I", "know"]))
+    protocol = WordProtocol(word_tokenizer(["who", "done", "F1", "x", "lake", "Orla", "I", "know"]), SEARCH_IN_A_WORLD)
     inner = protocol.control - {protocol.ids["<unk>"]}
 
     def check(content: bytes) -> None:
@@ -234,12 +235,12 @@ def words() -> Iterator[Check]:
         said = [protocol.ids.get(word, int.from_bytes(word.encode()[:2])) for word in re.findall(r"</?\w+>|\S+", text)]
         _parsed(protocol, said)
         if text.split():
-            for action in (Answer(text), Search(text)):
+            for action in (Final(text), search_for(text)):
                 turn, body = protocol.turn("done", action)
                 written = protocol.decode(turn[body])
                 if protocol.ids["<unk>"] not in turn:
                     require(protocol.parse(turn) == type(action)(written), "a turn that was written is read as another")
-            require(turn[protocol.query_tokens(turn)] == turn[body], "the query's tokens are others")
+            require(turn[protocol.call_tokens(turn)] == turn[body], "the query's tokens are others")
 
     yield check
 
@@ -249,9 +250,10 @@ def chat() -> Iterator[Check]:
     """Text from outside and turns of the policy's, with tokenizers that merge, normalise, and have letters as added tokens."""
     import unicodedata
 
-    from igpo_core.protocol import MARKERS, PROBE_THOUGHT
+    from igpo_core.environments.searching import search_for
+    from igpo_core.protocol import MARKERS
     from igpo_core.text import one_form
-    from igpo_core.trajectory import Answer, Search
+    from igpo_core.trajectory import Final, ToolCall
 
     protocols = _chat_protocols()
     harmless = {
@@ -278,15 +280,16 @@ def chat() -> Iterator[Check]:
             )
             if not text:
                 continue
-            turn, _ = protocol.turn(text, Search(text))
+            turn, _ = protocol.turn(text, search_for(text))
             action = protocol.parse(turn)
-            require(isinstance(action, Search), "a turn that was written is not read")
+            require(isinstance(action, ToolCall), "a turn that was written is not read")
             probe = protocol.probe(text)
             whole = [*probe.prefix_ids, *probe.answer_ids, *probe.suffix_ids]
-            require(whole == protocol.turn(PROBE_THOUGHT, Answer(text))[0], "a probe is not the turn that answers")
+            answering, _ = protocol.turn(protocol.interface.final_thought, Final(text))
+            require(whole == answering, "a probe is not the turn that answers")
             if name != "folding":  # the others change no text but to NFC
                 shown = unicodedata.normalize("NFC", plain)
-                require(action == Search(shown.strip()), "a query that was written is read as another")
+                require(action == search_for(shown.strip()), "a query that was written is read as another")
                 require(shown in protocol.decode(whole), "a probe's tokens do not give its text")
                 start, stop = (
                     len(protocol.decode(probe.prefix_ids)),
@@ -301,17 +304,17 @@ def chat() -> Iterator[Check]:
 
 def _parsed(protocol: Any, ids: Sequence[int]) -> None:
     """Any ids whatever are a search with a query, an answer with a text, or malformed with a reason."""
-    from igpo_core.trajectory import Malformed, Search
+    from igpo_core.trajectory import Malformed, ToolCall
 
     action = protocol.parse(ids)
     if isinstance(action, Malformed):
         require(bool(action.reason), "malformed without a reason")
         return
-    text = action.query if isinstance(action, Search) else action.text
+    text = action.arguments["query"] if isinstance(action, ToolCall) else action.text
     require(bool(text.strip()) and text == text.strip(), "an action without a text")
     text.encode()
-    if isinstance(action, Search):
-        found = protocol.query_tokens(ids)
+    if isinstance(action, ToolCall):
+        found = protocol.call_tokens(ids)
         require(0 <= found.start <= found.stop <= len(ids), "the query's tokens lie outside the turn")
 
 
@@ -322,6 +325,7 @@ def _chat_protocols() -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast
 
     from igpo_core.config import NewPolicy
+    from igpo_core.environments.searching import SEARCH
     from igpo_core.policies import chat_tokenizer
     from igpo_core.protocol import ChatProtocol
 
@@ -340,7 +344,8 @@ def _chat_protocols() -> dict[str, Any]:
         tokenizer_object=Tokenizer.from_str(json.dumps(content)), pad_token="<|endoftext|>", eos_token="<|im_end|>"
     )
     folding.chat_template = plain.chat_template
-    return {"plain": ChatProtocol(plain), "letters": ChatProtocol(letters), "folding": ChatProtocol(folding)}
+    tokenizers = {"plain": plain, "letters": letters, "folding": folding}
+    return {name: ChatProtocol(tokenizer, SEARCH) for name, tokenizer in tokenizers.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- HTTP services
@@ -496,13 +501,14 @@ def served() -> Iterator[Check]:
     import torch
 
     from igpo_core.config import RolloutConfig, VllmEngine
+    from igpo_core.environments.searching import SEARCH_IN_A_WORLD
     from igpo_core.policies import Policy, word_tokenizer
     from igpo_core.protocol import WordProtocol
     from igpo_core.rollout.rows import begin
     from igpo_core.rollout.served_engine import ServedEngine
     from igpo_core.trajectory import Question
 
-    protocol = WordProtocol(word_tokenizer(["who", "done", "F1"]))
+    protocol = WordProtocol(word_tokenizer(["who", "done", "F1"]), SEARCH_IN_A_WORLD)
     model: Any = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(len(protocol.ids), 2))
     policy = Policy(model, protocol, 100)
     config = RolloutConfig.model_validate({"max_new_tokens": 12, "max_tokens": 64})

@@ -29,24 +29,22 @@ from igpo_core.training import Trainer
 from igpo_core.trajectory import Trajectory
 
 
-class Fixed:
+class Fixed(ConstantSearch):
     """An environment of given questions: what a Trainer asks for."""
 
-    def __init__(self, asked: Sequence[Any], search: ConstantSearch) -> None:
-        self.asked, self.tool = asked, search
+    def __init__(self, asked: Sequence[Any], length: int) -> None:
+        super().__init__(length)
+        self.asked = asked
 
-    def questions(self, split: str) -> Sequence[Any]:
+    def tasks(self, split: str) -> Sequence[Any]:
         return self.asked
-
-    def search(self, requests: Any) -> Any:
-        return self.tool.search(requests)
 
 
 def step_of(config: ExperimentConfig, of: Policy, environment: Any, members: int) -> Callable[[], None]:
     """Rollout, reward and one update of all trajectories, the same ones each time it is called; members: of each question."""
     trainer = Trainer(config, environment, of)
-    asked = environment.questions("train")[: config.rollout.questions]
-    probes = answer_probes(of, config.reward) if config.reward.needs_gain else None
+    asked = environment.tasks("train")[: config.rollout.questions]
+    probes = answer_probes(of, environment, config.reward) if config.reward.needs_gain else None
 
     def step() -> None:
         trajectories = rollout(
@@ -58,7 +56,7 @@ def step_of(config: ExperimentConfig, of: Policy, environment: Any, members: int
             key=(0, "bench", 0),
             probes=probes,
         )
-        reward_trajectories(of, trajectories, config.reward)
+        reward_trajectories(of, environment, trajectories, config.reward)
         # every trajectory is updated on both sides: outcome_only must not win by its dead groups
         trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])
         if torch.cuda.is_available():
@@ -82,7 +80,7 @@ def configuration(reward: str, **rollout_settings: Any) -> ExperimentConfig:
 def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: int) -> None:
     of = policy(shape)
     script = turn_script(of, 8)
-    environment = Fixed(questions(1), ConstantSearch(87))
+    environment = Fixed(questions(1), 87)
     settings = {
         "questions": 1,
         "group_size": max(2, group),

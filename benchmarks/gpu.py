@@ -75,17 +75,15 @@ WORKS = {
 }
 
 
-class Fixed:
+class Fixed(ConstantSearch):
     """Questions, and a search of constant length."""
 
     def __init__(self, asked: Sequence[Question], length: int) -> None:
-        self.asked, self._search = asked, ConstantSearch(length)
+        super().__init__(length)
+        self.asked = asked
 
-    def questions(self, split: str) -> Sequence[Question]:
+    def tasks(self, split: str) -> Sequence[Question]:
         return self.asked
-
-    def search(self, requests: Any) -> Any:
-        return self._search.search(requests)
 
 
 def timed(call: Callable[[], object], repeats: int) -> float:
@@ -181,7 +179,7 @@ def step(trainer: Trainer, of: Policy, environment: Fixed, config: ExperimentCon
     trajectories = trainer._roll_out(list(enumerate(environment.asked)), times)
     rolled = now(DEVICE)
     rolling = peak()
-    reward_trajectories(of, trajectories, config.reward)
+    reward_trajectories(of, environment, trajectories, config.reward)
     scored = now(DEVICE)
     # every trajectory is updated on all sides: outcome_only must not win by its dead groups
     trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])

@@ -112,7 +112,7 @@ def main() -> None:
         "questions": PROMPTS, "group_size": MEMBERS, "max_turns": chosen.turns, "max_new_tokens": len(own_script),
         "max_tokens": 8192,
     }  # fmt: skip
-    environment = Fixed(questions(PROMPTS), search)
+    environment = Fixed(questions(PROMPTS), 60)
     own_step = step_of(configuration("outcome_only", **rollout_settings), ours, environment, MEMBERS)
     own_gain_step = step_of(configuration("outcome_and_gain", **rollout_settings), ours, environment, MEMBERS)
     with scripted(own_script):

@@ -1,17 +1,16 @@
 """Random models of real shapes, a chat tokenizer trained on made-up text, and a search tool of constant length."""
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
-from igpo_core.config import NewPolicy
-from igpo_core.environments.base import Observation
-from igpo_core.policies import Policy, chat_tokenizer, speak
-from igpo_core.protocol import PROBE_THOUGHT, SYSTEM_PROMPT
-from igpo_core.trajectory import Question, Search
+from igpo_core.config import LookupWorld, NewPolicy
+from igpo_core.environments.lookup import LookupEnvironment
+from igpo_core.environments.searching import SEARCH, search_for
+from igpo_core.policies import Policy, chat_tokenizer, make_policy
+from igpo_core.trajectory import Episode, Observation, Question, ToolCall
 
 QWEN2_HALF_BILLION = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -55,7 +54,7 @@ def policy(
 ) -> Policy:
     """A random model of this shape, on the GPU where there is one, made there."""
     # English as well, or the fixed sentences of prompt and probe would have three times the tokens that Qwen's give them
-    english = f"{SYSTEM_PROMPT} <think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n</answer> "
+    english = f"{SEARCH.system_prompt} <think>\n{SEARCH.final_thought}\n</think>\n<answer>\n</answer> "
     tokenizer = chat_tokenizer(
         [words(20_000, 0), english * 100], NewPolicy(tokenizer="chat", architecture="qwen2", vocabulary=2_000)
     )
@@ -69,17 +68,18 @@ def policy(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-    return speak(model, tokenizer)
+    return make_policy(model, tokenizer, SEARCH)
 
 
-class ConstantSearch:
+class ConstantSearch(LookupEnvironment):
     """Every query finds the same text."""
 
     def __init__(self, length: int) -> None:
+        super().__init__(LookupWorld(), [], 1)
         self.text = words(length, 1)
 
-    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
-        return [Observation(self.text) for _ in requests]
+    def call(self, episode: Episode, call: ToolCall) -> Observation:
+        return Observation(self.text)
 
 
 def questions(count: int, answer_words: int = 2) -> list[Question]:
@@ -91,5 +91,5 @@ def questions(count: int, answer_words: int = 2) -> list[Question]:
 
 def turn_script(of: Policy, thought_words: int) -> list[int]:
     """The ids of a searching turn with a thought of so many words."""
-    ids, _ = of.protocol.turn(words(thought_words, 7), Search(words(4, 8)))
+    ids, _ = of.protocol.turn(words(thought_words, 7), search_for(words(4, 8)))
     return ids

@@ -15,7 +15,7 @@ from benchmarks.models import QWEN2_TINY, ConstantSearch, policy, questions, tur
 from igpo_core.config import RolloutConfig
 from igpo_core.policies import Policy
 from igpo_core.rollout.transformers_engine import rollout
-from igpo_core.trajectory import Question, Search
+from igpo_core.trajectory import Episode, Question, ToolCall
 
 
 class Script(LogitsProcessor):  # type: ignore[misc]
@@ -54,8 +54,8 @@ def generate_anew(
         if turn < turns - 1:
             for question, history in zip(everyone, histories, strict=True):
                 action = of.protocol.parse(history[-len(script) :])
-                assert isinstance(action, Search)
-                history += of.protocol.observation(search.search([(question, action.query)])[0].text)
+                assert isinstance(action, ToolCall)
+                history += of.protocol.observation(search.step([(Episode(question), action)])[0].text)
     return len(histories[0])
 
 

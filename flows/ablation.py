@@ -230,7 +230,9 @@ def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
     if reason:
         say(f"warning: {title} FAILED: {reason} · {far}")
     elif name == "train":
-        say(f"{run.spec.name}: test F1 {run.result()['metrics']['test/all/f1']:.2f} · {far}")
+        data = run.spec.experiment.data
+        score = run.result()["metrics"][f"test/all/{data.headline}"]
+        say(f"{run.spec.name}: test {data.headline_title} {score:.2f} · {far}")
     else:
         say(f"{title} · {far}")
     return reason
@@ -303,13 +305,16 @@ def show_links(specification: AblationSpecification, sweep: str, say: Say) -> di
     say(f"Prefect  {page}")
     try:
         with answering():
-            curves = show_view(experiment_id(study), study, sweep, specification.arms, specification.description)
+            arms, about, rubric = specification.arms, specification.description, specification.base.data.rubric
+            curves = show_view(experiment_id(study), study, sweep, arms, about, rubric)
     except MlflowAway as error:
         say(f"warning: {error}. The sweep goes on; its runs send what they owe when MLflow answers")
         return {"prefect": page}
     say(f"Curves   {curves}")
     create_link_artifact(
-        link=curves, link_text="Curves by arm in MLflow", description="Dev F1, turns and dead groups by arm, in MLflow"
+        link=curves,
+        link_text="Curves by arm in MLflow",
+        description="Dev scores, turns and dead groups by arm, in MLflow",
     )
     return {"prefect": page, "curves": curves}
 

@@ -1,7 +1,7 @@
 """What a preset would do, in seconds and without an accelerator: python -m flows.dry_run PRESET.
 
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
-the data, asks the search once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
+the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
 renders a first batch and probes, and counts memory, disk and time: on this machine's processor from steps that were timed here
 before, on accelerators from their makers' figures. What these would stop the run for stops this. Not looked at: the weights
 themselves, this machine's accelerators, other machines, MLflow and Prefect, whether a judge answers.
@@ -74,13 +74,13 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     yield from (f"  warning: {warning}" for warning in data.warnings)
     environment = open_environment(costly, data.folder)
     policy, shape = describe(costly, environment)
-    yield from servers(costly, policy.protocol.prompt(environment.questions("train")[0].text))
+    yield from servers(costly, policy.protocol.prompt(environment.tasks("train")[0].text))
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
     )
-    if isinstance(policy.protocol, ChatProtocol) and not policy.protocol.shows_tool:
+    if isinstance(policy.protocol, ChatProtocol) and not policy.protocol.shows_tools:
         yield (
-            "  warning: this chat template does not tell of the search tool: the policy knows its form from a warm start alone; "
+            "  warning: this chat template does not tell of the tools: the policy knows their form from a warm start alone; "
             "write tools into the model's chat_template.jinja, or take a model whose template has them"
         )
     lengths = first_batch(costly, environment, policy)
@@ -89,8 +89,8 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
-    every = [question for split in SPLITS for question in environment.questions(split)]
-    unsaid = unsaid_answers(policy, costly.rollout, every)
+    every = [question for split in SPLITS for question in environment.tasks(split)]
+    unsaid = unsaid_answers(policy, environment, costly.rollout, every)
     if unsaid:
         yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, workers)
@@ -117,7 +117,7 @@ def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
 
 
 def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
-    """The policy's grammar and window, without its weights (model is None), and its shape. Raises ConfigError when its
+    """The policy's protocol and window, without its weights (model is None), and its shape. Raises ConfigError when its
     configuration or tokenizer cannot be loaded, its template cannot be continued token for token, its logits are scaled or
     capped, or what is asked of the model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
     import torch
@@ -131,7 +131,7 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
         window,
         without_sdpa,
     )
-    from igpo_core.policies import Policy, build_policy, grammar, remote_code, require_window
+    from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
     from igpo_core.weights import add_lora, require_no_dropout
 
     if isinstance(config.policy, NewPolicy):
@@ -164,7 +164,7 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
     if config.policy.lora:
         with torch.device("meta"):
             add_lora(model, config.policy.lora, config.seed)
-    protocol = grammar(tokenizer)
+    protocol = protocol_for(tokenizer, config.data.interface)
     require_embeddings(model, protocol)
     return Policy(None, protocol, window(shape)), Shape.of(shape)
 
@@ -178,26 +178,28 @@ def _require_safetensors(folder: Path) -> None:
 
 
 def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
-    """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or the search fails."""
+    """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or a tool fails."""
     from igpo_core.rewards.contrast import Contrast, contrast_pool
     from igpo_core.rewards.scoring import answer_probes, require_room
     from igpo_core.rollout.rows import prompt_fits
+    from igpo_core.trajectory import Episode
 
-    every = [q for q in environment.questions("train") if prompt_fits(policy, config.rollout, q)]
+    every = [q for q in environment.tasks("train") if prompt_fits(policy, config.rollout, q)]
     if not every:
         raise ConfigError(
             f"no train question leaves room for a turn within rollout.max_tokens={config.rollout.max_tokens}"
         )
     names = contrast_pool(environment) if config.reward.contrast else ()
-    contrast = Contrast(names, config.reward.contrast, config.seed, 0) if names else None
-    require_room(policy, every, config, contrast)
+    contrast = Contrast(environment, names, config.reward.contrast, config.seed, 0) if names else None
+    require_room(policy, environment, every, config, contrast)
     questions = every[: config.rollout.questions]
     prompts = [len(policy.protocol.prompt(question.text)) for question in questions]
-    found = environment.search([(questions[0], questions[0].text)])
+    call = environment.example_call(questions[0])
+    found = environment.step([(Episode(questions[0]), call)])
     if found[0].failed:
-        raise ConfigError(f"the search failed for {questions[0].text!r}: see to its back end")
+        raise ConfigError(f"the tool {call.name} failed for {call.text!r}: see to its back end")
     observation = len(policy.protocol.observation(found[0].text))
-    probes = answer_probes(policy, config.reward, contrast) if config.reward.needs_beliefs else None
+    probes = answer_probes(policy, environment, config.reward, contrast) if config.reward.needs_beliefs else None
     probe = (
         max((len(p.prefix_ids) + len(p.answer_ids) for q in questions for p in probes(q)), default=0) if probes else 0
     )

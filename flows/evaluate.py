@@ -47,7 +47,7 @@ def evaluate(
     policy = load_policy(folder, experiment)
     environment = open_environment(experiment, data.folder)
     require_vocabulary(policy, environment, folder)
-    questions = limit or len(environment.questions(split))
+    questions = limit or len(environment.tasks(split))
     metrics: dict[str, float] = {}
     records = []
     with borrowed_device(experiment, run_log()) as place:
@@ -57,7 +57,10 @@ def evaluate(
             records += result.records
         policy.model.to("cpu")
     url = log_evaluation(specification.name, folder, data.version, metrics, records)
-    create_table_artifact(literal_rows(metric_rows(metrics)), description=f"{literal(model)} on {split}")
+    create_table_artifact(
+        literal_rows(metric_rows(metrics, experiment.data.rubric)), description=f"{literal(model)} on {split}"
+    )
     create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")
-    run_log()(f"{folder} on {split}: F1 {metrics[f'{split}/all/f1']:.3f}, {url}")
+    score = metrics[f"{split}/all/{experiment.data.headline}"]
+    run_log()(f"{folder} on {split}: {experiment.data.headline_title} {score:.3f}, {url}")
     return metrics

@@ -170,8 +170,9 @@ def check_verdict(
         send_runs(home(), say, checked.keys())
         place = experiment_id(specification.name)
         made_with, places = read_report(verdict.run_id)
-        now = read_scores(place, sweep, checked)
-        found = changes(read_scores(place, verdict.sweep, places), now, specification.baseline, study.checks)
+        headline = specification.base.data.headline
+        now = read_scores(place, sweep, checked, headline)
+        found = changes(read_scores(place, verdict.sweep, places, headline), now, specification.baseline, study.checks)
         changed = what_changed(made_with, versions_now(versions, []))
         said = morning.checked(study, verdict, changed, found, _again(specification))
         comparison = comparison_of(specification.model_dump(mode="json"))

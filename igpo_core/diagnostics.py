@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from igpo_core.config import RewardConfig
-from igpo_core.metrics import SOLVED, evidence_recall, mean, std
+from igpo_core.environments.base import Environment
+from igpo_core.metrics import SOLVED, mean, std
 from igpo_core.policies import Policy
 from igpo_core.rewards.contrast import Contrast
 from igpo_core.rewards.counterfactual import instead_of_observations
@@ -12,13 +13,17 @@ from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
 from igpo_core.trajectory import TURNS_TOLD
 
 
-def fits_window(policy: Policy, item: Scored, config: RewardConfig, contrast: Contrast | None = None) -> bool:
+def fits_window(
+    policy: Policy, environment: Environment, item: Scored, config: RewardConfig, contrast: Contrast | None = None
+) -> bool:
     """Return whether the longest answer that is probed for fits behind the trajectory."""
     room = policy.window - len(item.trajectory.token_ids)
-    return room >= longest_probe(policy, item.trajectory.question, config, contrast)
+    return room >= longest_probe(policy, environment, item.trajectory.question, config, contrast)
 
 
-def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardConfig) -> dict[str, float]:
+def belief_metrics(
+    policy: Policy, environment: Environment, explained: Sequence[Scored], config: RewardConfig
+) -> dict[str, float]:
     """diagnostics/: beliefs (as probabilities) by turn, of the trajectories that got so far, for solved and unsolved ones too;
     and whence a turn's gain in
     log-probability comes: gain_thought, what the policy wrote itself (the belief after the call with an empty result,
@@ -29,8 +34,8 @@ def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardCo
     metrics: dict[str, float] = {}
     parts = {
         "": explained,
-        "_solved": [item for item in explained if item.f1 >= SOLVED],
-        "_unsolved": [item for item in explained if item.f1 < SOLVED],
+        "_solved": [item for item in explained if item.score >= SOLVED],
+        "_unsolved": [item for item in explained if item.score < SOLVED],
     }
     for name, items in parts.items():
         beliefs = [item.beliefs for item in items if item.beliefs is not None]
@@ -41,7 +46,8 @@ def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardCo
     trajectories = [item.trajectory for item in explained]
     empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
     thought, observation = [], []
-    called = score_histories(policy, trajectories, [[ids for (ids,) in row] for row in empty], config)
+    histories = [[ids for (ids,) in row] for row in empty]
+    called = score_histories(policy, environment, trajectories, histories, config)
     for item, row in zip(explained, called, strict=True):
         assert item.beliefs is not None
         for t, after_call in enumerate(row):
@@ -49,7 +55,8 @@ def belief_metrics(policy: Policy, explained: Sequence[Scored], config: RewardCo
             observation.append(item.beliefs[t + 1] - after_call)
     if thought:
         metrics["diagnostics/gain_thought"], metrics["diagnostics/gain_observation"] = mean(thought), mean(observation)
-    titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
-    for t in range(min(max((len(item.observations) for item in titled), default=0), TURNS_TOLD)):
-        metrics[f"diagnostics/evidence_recall_turn_{t + 1}"] = mean([evidence_recall(item, t + 1) for item in titled])
+    shares = [shown for item in trajectories if (shown := environment.evidence(item.episode)) is not None]
+    for t in range(min(max(map(len, shares), default=0), TURNS_TOLD)):
+        so_far = [shown[min(t, len(shown) - 1)] if shown else 0.0 for shown in shares]
+        metrics[f"diagnostics/evidence_recall_turn_{t + 1}"] = mean(so_far)
     return metrics

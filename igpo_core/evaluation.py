@@ -18,13 +18,16 @@ from igpo_core.trajectory import Question
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """metrics: "all/f1", "<source>/f1", "<source>/hops_3/f1", ...; records: one row a question; scored: the same with
-    tokens (beliefs are None); left_out: questions whose prompt does not fit the window."""
+    """What a policy did on a set of questions."""
 
     metrics: dict[str, float]
+    """"all/turns", "<source>/turns", "<source>/hops_3/turns", and so on; scores likewise."""
     records: list[dict[str, Any]]
+    """One row a question."""
     scored: list[Scored]
+    """The same with tokens, without beliefs."""
     left_out: int
+    """Questions whose prompt does not fit the window."""
 
 
 def evaluate(
@@ -41,7 +44,7 @@ def evaluate(
 ) -> EvaluationResult:
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
-    questions = list(environment.questions(split))[:limit]
+    questions = list(environment.tasks(split))[:limit]
     fitting = [question for question in questions if prompt_fits(policy, config.rollout, question)]
     if not fitting:
         raise DataError(
@@ -63,7 +66,7 @@ def evaluate(
     )
     trajectories = ranks.gathered([(place, item) for (place, _), item in zip(asked, own, strict=True)])
     outcome_only = config.reward.model_copy(update={"reward": "outcome_only"})
-    scored = reward_trajectories(policy, trajectories, outcome_only)
+    scored = reward_trajectories(policy, environment, trajectories, outcome_only)
     metrics = {
         f"{name}/{key}": value
         for name, members in _slices(fitting, scored)
@@ -72,7 +75,7 @@ def evaluate(
     metrics["all/questions"] = float(len(fitting))
     metrics["all/left_out"] = float(len(questions) - len(fitting))
     metrics["all/seconds"] = times.total
-    metrics["all/search_seconds"] = times.search
+    metrics["all/tool_seconds"] = times.tools
     return EvaluationResult(
         metrics, [_record(item, step, decoding) for item in scored], scored, len(questions) - len(fitting)
     )
@@ -132,8 +135,7 @@ def _record(item: Scored, step: int, decoding: Decoding) -> dict[str, Any]:
         "status": str(trajectory.status),
         "answer": trajectory.answer,
         "answers": list(trajectory.question.answers),
-        "f1": item.f1,
-        "em": item.em,
+        **item.scores,
         "turns": len(trajectory.turns),
         "tokens": len(trajectory.token_ids),
     }

@@ -2,14 +2,13 @@
 
 import itertools
 import math
-import re
 from collections.abc import Hashable, Sequence
 
 from igpo_core.credit import Credit
 from igpo_core.rewards.scoring import Scored
-from igpo_core.trajectory import TURNS_TOLD, RolloutStatus, Search, Trajectory
+from igpo_core.trajectory import TURNS_TOLD, RolloutStatus, ToolCall
 
-SOLVED = 0.5  # F1 from which an answer counts as right
+SOLVED = 0.5  # headline score from which an answer counts as right
 
 
 def rollout_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequence[Hashable]) -> dict[str, float]:
@@ -63,42 +62,31 @@ def dead_share(rows: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> f
 def behaviour(scored: Sequence[Scored]) -> dict[str, float]:
     """What the policy did and how well: the same names in training and evaluation."""
     trajectories = [item.trajectory for item in scored]
-    values = {
-        "f1": mean([item.f1 for item in scored]),
-        "em": mean([item.em for item in scored]),
+    values = {name: mean([item.scores[name] for item in scored]) for name in (scored[0].scores if scored else ())}
+    values |= {
         "format_rate": mean([float(item.status is RolloutStatus.ANSWERED) for item in trajectories]),
         "turns": mean([float(len(item.turns)) for item in trajectories]),
-        "searches": mean([float(len(item.turns) - 1) for item in trajectories]),
+        "tool_calls": mean([float(len(item.turns) - 1) for item in trajectories]),
         "tokens": mean([float(len(item.token_ids)) for item in trajectories]),
     }
     for status in RolloutStatus:
         values[f"status_{status}"] = mean([float(item.status is status) for item in trajectories])
     for name, kept in (("solved", True), ("unsolved", False)):
-        some = [item.trajectory for item in scored if (item.f1 >= SOLVED) is kept]
+        some = [item.trajectory for item in scored if (item.score >= SOLVED) is kept]
         if some:
             values[f"turns_{name}"] = mean([float(len(item.turns)) for item in some])
             values[f"tokens_{name}"] = mean([float(len(item.token_ids)) for item in some])
-    queries = [[turn.action.query for turn in item.turns if isinstance(turn.action, Search)] for item in trajectories]
-    values["repeated_queries"] = mean([1 - len(set(row)) / len(row) for row in queries if row])
-    values["failed_searches"] = mean([float(turn.search_failed) for item in trajectories for turn in item.turns[:-1]])
-    titled = [item for item in trajectories if item.question.supporting_titles and item.question.facts is None]
-    if titled:
-        values["evidence_recall"] = mean([evidence_recall(item) for item in titled])
-    hops = max((item.question.hops or 0 for item in trajectories), default=0)
-    if any(item.question.facts is not None for item in trajectories):
-        for hop in range(hops):  # reach, hop by hop: EM alone hides lucky guesses
-            values[f"reached_hop_{hop + 1}"] = mean(
-                [float(any(turn.hop == hop for turn in item.turns)) for item in trajectories]
-            )
-    return values
-
-
-def evidence_recall(item: Trajectory, turns: int | None = None) -> float:
-    """The share of the question's supporting titles that the first `turns` observations (None: all) show as a passage's
-    title: "1. Title: text"."""
-    seen = "\n".join(item.observations[:turns])
-    wanted = [re.escape(" ".join(title.split())) for title in item.question.supporting_titles]
-    return mean([float(re.search(rf"^\d+\. {title}: ", seen, re.MULTILINE) is not None) for title in wanted])
+    calls = [
+        [(turn.action.name, turn.action.text) for turn in item.turns if isinstance(turn.action, ToolCall)]
+        for item in trajectories
+    ]
+    values["repeated_calls"] = mean([1 - len(set(row)) / len(row) for row in calls if row])
+    values["failed_calls"] = mean([float(turn.failed) for item in trajectories for turn in item.turns[:-1]])
+    told: dict[str, list[float]] = {}
+    for item in scored:
+        for name, value in item.metrics.items():
+            told.setdefault(name, []).append(value)
+    return values | {name: mean(several) for name, several in sorted(told.items())}
 
 
 def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
@@ -107,27 +95,30 @@ def _gain_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     earned = [(item, item.gains) for item in scored if item.gains is not None]
     flat = [value for _, row in earned for value in row]
     if flat:
+        headline = next(iter(scored[0].scores))
         metrics |= {
             "reward/gain_mean": mean(flat),
             "reward/gain_std": std(flat),
             "reward/gain_share_positive": mean([float(value > 0) for value in flat]),
-            "reward/gain_by_f1": correlation([math.fsum(row) for _, row in earned], [item.f1 for item, _ in earned]),
+            f"reward/gain_by_{headline}": correlation(
+                [math.fsum(row) for _, row in earned], [item.score for item, _ in earned]
+            ),
             # a gain in all, and a wrong answer; no gain in all, and a right one
             "reward/gain_up_answer_wrong": mean(
-                [float(math.fsum(row) > 0 and item.f1 == 0) for item, row in earned if row]
+                [float(math.fsum(row) > 0 and item.score == 0) for item, row in earned if row]
             ),
             "reward/gain_down_answer_right": mean(
-                [float(math.fsum(row) <= 0 and item.f1 > 0) for item, row in earned if row]
+                [float(math.fsum(row) <= 0 and item.score > 0) for item, row in earned if row]
             ),
         }
         for t in range(min(max(len(row) for _, row in earned), TURNS_TOLD)):
             metrics[f"reward/gain_turn_{t + 1}"] = mean([row[t] for _, row in earned if len(row) > t])
-        by_hop: dict[str, list[float]] = {}
+        by_label: dict[str, list[float]] = {}
         for item, row in earned:
-            if item.trajectory.question.facts is not None:
-                for turn, value in zip(item.trajectory.turns[:-1], row, strict=True):
-                    by_hop.setdefault("miss" if turn.hop is None else f"hop_{turn.hop + 1}", []).append(value)
-        metrics |= {f"reward/gain_{name}": mean(values) for name, values in sorted(by_hop.items())}
+            for turn, value in zip(item.trajectory.turns[:-1], row, strict=True):
+                if turn.label is not None:
+                    by_label.setdefault(turn.label, []).append(value)
+        metrics |= {f"reward/gain_at_{label}": mean(values) for label, values in sorted(by_label.items())}
     alone = [item.without_contrast for item in scored if item.without_contrast is not None]
     if alone and flat:
         metrics["reward/gains_without_contrast"] = sum(alone) / len(flat)

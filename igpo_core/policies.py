@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
-from igpo_core.environments.base import Environment
+from igpo_core.environments.base import Environment, Interface
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.models import (
     UNLOADABLE,
@@ -55,8 +55,8 @@ CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qw
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal LM and the grammar it speaks. window: the longest sequence it takes, in tokens. half: whether it computes in
-    bfloat16. other_ends: tokens that its generation_config ends at and the grammar does not stop at; Qwen2.5 ends at <|im_end|>,
+    """A causal LM and how it writes turns. window: the longest sequence it takes, in tokens. half: whether it computes in
+    bfloat16. other_ends: tokens that its generation_config ends at and the protocol does not stop at; Qwen2.5 ends at <|im_end|>,
     which stops a turn, and at <|endoftext|>."""
 
     model: Any
@@ -67,7 +67,7 @@ class Policy:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a turn: the grammar's stop tokens, then other_ends, with which a turn is malformed."""
+        """The tokens that end a turn: the protocol's stop tokens, then other_ends, with which a turn is malformed."""
         return (*self.protocol.stop_ids, *self.other_ends)
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -91,7 +91,8 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
         tokenizer = word_tokenizer(environment.vocabulary())
     else:
         tokenizer = chat_tokenizer(environment.texts(), config.policy)
-    return speak(new_model(config.policy, len(tokenizer), tokenizer, config.seed), tokenizer)
+    model = new_model(config.policy, len(tokenizer), tokenizer, config.seed)
+    return make_policy(model, tokenizer, config.data.interface)
 
 
 def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
@@ -137,7 +138,7 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed, settings.revision)
     align(model)
-    return speak(model, tokenizer, half)
+    return make_policy(model, tokenizer, config.data.interface, half)
 
 
 def _needs_code(folder: Path, settings: PretrainedPolicy) -> bool:
@@ -235,10 +236,11 @@ def export_policy(policy: Policy, folder: Path) -> None:
     save_policy(policy, folder)
 
 
-def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
-    """A model with the grammar that its tokenizer speaks. Raises ConfigError where it has no embedding for a token of it."""
+def make_policy(model: Any, tokenizer: Any, interface: Interface, half: bool = False) -> Policy:
+    """Return a model with the protocol that its tokenizer writes. Raises ConfigError where it has no embedding for a token of
+    it."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
-    protocol = grammar(tokenizer)
+    protocol = protocol_for(tokenizer, interface)
     require_embeddings(model, protocol)
     known: int | list[int] | None = model.generation_config.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else known
@@ -246,10 +248,11 @@ def speak(model: Any, tokenizer: Any, half: bool = False) -> Policy:
     return Policy(model, protocol, window(model.config), half, others)
 
 
-def grammar(tokenizer: Any) -> TurnProtocol:
-    """Raises ConfigError for a tokenizer that speaks none of those known here."""
-    speaks_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
-    return WordProtocol(tokenizer) if speaks_words else ChatProtocol(tokenizer)
+def protocol_for(tokenizer: Any, interface: Interface) -> TurnProtocol:
+    """Return how a policy with this tokenizer writes turns. Raises ConfigError for a tokenizer that writes none that is known
+    here."""
+    has_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
+    return WordProtocol(tokenizer, interface) if has_words else ChatProtocol(tokenizer, interface)
 
 
 def require_window(model_config: Any, config: ExperimentConfig, name: str | Path) -> None:

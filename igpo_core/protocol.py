@@ -1,24 +1,25 @@
-"""The think/search/answer grammar, once for a word-level tokenizer and once for chat-template models.
+"""How a turn is written, a thought and then a tool call or an answer: for one token a word, and for models with a chat template.
 
 A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled. Sampled ids
-stay as they are; the query or the answer that is read from them is in one_form.
+stay as they are; the arguments or the answer that are read from them are in one_form.
 Text from outside (questions, passages, answers, web pages) goes through `neutralise` and can never become a control
 token; that is checked on the ids of every observation, not only on its text.
 """
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from igpo_core.environments.base import Interface, Parameter, Tool
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.templates import Template
 from igpo_core.text import one_form
-from igpo_core.trajectory import Action, Answer, Malformed, Search
+from igpo_core.trajectory import Action, Final, Malformed, ToolCall
 
-PROBE_THOUGHT = "Now there's enough information to answer"  # the authors' wording
 MARKERS = (
     "<think>",
     "</think>",
@@ -77,29 +78,40 @@ def behind_prefix(probe: AnswerProbe, prefix: Sequence[int]) -> AnswerProbe:
 
 
 class TurnProtocol(Protocol):
-    """What rollout, scoring and warm start ask of a grammar."""
+    """What rollout, scoring and warm start ask of a way to write turns."""
 
     tokenizer: Any
+    interface: Interface
     stop_ids: tuple[int, ...]
     pad_id: int
 
     def prompt(self, question: str) -> list[int]: ...
     def parse(self, ids: Sequence[int]) -> Action: ...
     def observation(self, text: str) -> list[int]: ...
-    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]: ...
+    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]: ...
     def probe(self, answer: str) -> AnswerProbe: ...
     def lesson(self, words: Sequence[str]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def query_tokens(self, ids: Sequence[int]) -> slice: ...
+    def call_tokens(self, ids: Sequence[int]) -> slice: ...
 
 
 class WordProtocol:
-    """One token a word. A turn: `<think> .. </think> <tool_call> .. </tool_call>` or `.. <answer> .. </answer>`."""
+    """One token a word. A turn: `<think> .. </think> <tool_call> .. </tool_call>` or `.. <answer> .. </answer>`.
+
+    A call is the words of its argument alone, so that there is one tool with one text.
+    """
 
     CONTROL = ("<pad>", "<unk>", "<bos>", "<eos>", *MARKERS)
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, interface: Interface) -> None:
         self.tokenizer: Any = tokenizer
+        self.interface = interface
+        if [[item.kind for item in tool.parameters] for tool in interface.tools] != [["string"]]:
+            raise ConfigError(
+                "policy.tokenizer=words writes calls of one tool with one text: use tokenizer=chat, or a pretrained policy, for "
+                f"the tools {', '.join(tool.name for tool in interface.tools)}"
+            )
+        (self._tool,) = interface.tools
         self.ids: dict[str, int] = tokenizer.get_vocab()
         self.words = {index: word for word, index in self.ids.items()}
         self.control = frozenset(self.ids[word] for word in self.CONTROL)
@@ -112,11 +124,11 @@ class WordProtocol:
     def observation(self, text: str) -> list[int]:
         return [self.ids["<tool_response>"], *self._plain(text), self.ids["</tool_response>"]]
 
-    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
-        """Ids of a whole turn, and the slice of the query's or answer's own tokens."""
+    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
+        """Ids of a whole turn, and the slice of the argument's or answer's own tokens."""
         opening, body, closing = (
-            ("<tool_call>", action.query, "</tool_call>")
-            if isinstance(action, Search)
+            ("<tool_call>", action.arguments[self._tool.parameters[0].name], "</tool_call>")
+            if isinstance(action, ToolCall)
             else ("<answer>", action.text, "</answer>")
         )
         head = [self.ids["<think>"], *self._plain(thought), self.ids["</think>"], self.ids[opening]]
@@ -131,16 +143,21 @@ class WordProtocol:
             return Malformed("a token that no text stands for")
         middle = list(ids).index(end_think)
         thought, rest = ids[1:middle], ids[middle + 1 :]
-        for opening, closing, kind in (("<tool_call>", "</tool_call>", Search), ("<answer>", "</answer>", Answer)):
+        for opening, closing in (("<tool_call>", "</tool_call>"), ("<answer>", "</answer>")):
             if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
                 if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
-                    return Malformed("a control token inside the thought, the query or the answer")
+                    return Malformed("a control token inside the thought, the call or the answer")
                 text = one_form(self._text(rest[1:-1]))
-                return kind(text) if text else Malformed(f"nothing between {opening} and {closing}")
+                if not text:
+                    return Malformed(f"nothing between {opening} and {closing}")
+                if opening == "<answer>":
+                    return Final(text)
+                return ToolCall(self._tool.name, {self._tool.parameters[0].name: text})
         return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
 
     def probe(self, answer: str) -> AnswerProbe:
-        prefix = [self.ids["<think>"], *self._plain("done"), self.ids["</think>"], self.ids["<answer>"]]
+        thought = self._plain(self.interface.final_thought)
+        prefix = [self.ids["<think>"], *thought, self.ids["</think>"], self.ids["<answer>"]]
         return AnswerProbe(prefix, self._plain(answer), (self.ids["</answer>"],))
 
     def lesson(self, words: Sequence[str]) -> list[int]:
@@ -149,8 +166,8 @@ class WordProtocol:
     def decode(self, ids: Sequence[int]) -> str:
         return self._text(ids)
 
-    def query_tokens(self, ids: Sequence[int]) -> slice:
-        """Where the query stands within the tokens of a searching turn: between <tool_call> and </tool_call>."""
+    def call_tokens(self, ids: Sequence[int]) -> slice:
+        """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>."""
         return _between(ids, self.ids["<tool_call>"], self.ids["</tool_call>"])
 
     def _plain(self, text: str) -> list[int]:
@@ -162,23 +179,6 @@ class WordProtocol:
     def _text(self, ids: Sequence[int]) -> str:
         return " ".join(self.words.get(index, "<unk>") for index in ids)
 
-
-SYSTEM_PROMPT = """You answer questions by searching. In every turn think first, between <think> and </think>.
-Then either call the search tool once, or give the final answer between <answer> and </answer>.
-Keep the answer as short as possible: a name, a number, a date, or yes or no."""
-
-SEARCH_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search the passages and return the best matches.",
-        "parameters": {
-            "type": "object",
-            "properties": {"query": {"type": "string", "description": "What to look for."}},
-            "required": ["query"],
-        },
-    },
-}
 
 REPLACED = "\ufffd"  # for outside text that no space makes harmless
 ROUNDS = 8  # of making normalised text harmless
@@ -197,10 +197,10 @@ def _turn_parts(text: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _template_text(tokenizer: Any) -> str:
+def _template_text(tokenizer: Any, tools: Sequence[Tool]) -> str:
     """The chat template that is used: some tokenizers have several, by name, one of them for conversations with tools."""
     try:
-        return str(tokenizer.get_chat_template(tools=[SEARCH_TOOL]))
+        return str(tokenizer.get_chat_template(tools=[tool.schema for tool in tools]))
     except ValueError as error:
         raise ConfigError(
             f"this tokenizer's chat templates have none for conversations with tools: {error}. Name one of them default in the "
@@ -230,18 +230,19 @@ class ChatProtocol:
     The frame around an observation is what the template itself puts between an assistant's turn and the next
     generation prompt, found once with placeholders; a template that rewrites earlier turns, or changes what is put into
     it, is refused (igpo_core/templates.py), because the history that was sampled would no longer be the history that the
-    template gives. shows_tool: whether its prompt tells of the search tool.
+    template gives. shows_tools: whether its prompt tells of the tools.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, interface: Interface) -> None:
         self.tokenizer: Any = tokenizer
+        self.interface = interface
         if not tokenizer.is_fast:
             raise ConfigError("this tokenizer does not tell where its tokens stand: use a model with a tokenizer.json")
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
             )
-        if "strftime_now" in _template_text(tokenizer):
+        if "strftime_now" in _template_text(tokenizer, interface.tools):
             raise ConfigError(
                 "this chat template writes today's date into the prompt (strftime_now), so that the same run would see other "
                 "prompts tomorrow: write a fixed date in its place into the model's chat_template.jinja"
@@ -274,14 +275,14 @@ class ChatProtocol:
         self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
         frames = Template(
             tokenizer,
-            SYSTEM_PROMPT,
-            SEARCH_TOOL,
-            turn=lambda thought, query: self._turn_text(thought, Search(query)),
+            interface.system_prompt,
+            [tool.schema for tool in interface.tools],
+            turn=lambda thought, text: self._turn_text(thought, _call_of(interface.tools[0], text)),
             harmless=self.neutralise,
             end=self._stop_text,
         ).frames()
         self._prompt_frame, self._observation_frame = frames.question, frames.reply
-        self.shows_tool = frames.shows_tool
+        self.shows_tools = frames.shows_tools
 
     def prompt(self, question: str) -> list[int]:
         return self._framed(self._prompt_frame, question.strip())
@@ -289,15 +290,18 @@ class ChatProtocol:
     def observation(self, text: str) -> list[int]:
         return self._framed(self._observation_frame, text.strip())
 
-    def turn(self, thought: str, action: Search | Answer) -> tuple[list[int], slice]:
+    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
         """Ids of a whole turn with its stop token, and the slice of everything (a BPE has no borders to cut at)."""
-        plain: Search | Answer = (
-            Search(self.neutralise(action.query))
-            if isinstance(action, Search)
-            else Answer(self.neutralise(action.text))
+        plain: ToolCall | Final = (
+            ToolCall(action.name, {name: self._harmless(value) for name, value in action.arguments.items()})
+            if isinstance(action, ToolCall)
+            else Final(self.neutralise(action.text))
         )
         ids = self._encode(self._turn_text(self.neutralise(thought), plain) + self._stop_text)
         return ids, slice(0, len(ids))
+
+    def _harmless(self, value: Any) -> Any:
+        return self.neutralise(value) if isinstance(value, str) else value
 
     def parse(self, ids: Sequence[int]) -> Action:
         if not ids or ids[-1] not in self.stop_ids:
@@ -310,11 +314,11 @@ class ChatProtocol:
         if parts is None or any(marker in parts[0] for marker in MARKERS):
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
         if parts[1] == "<tool_call>":
-            return _parse_call(parts[2])
+            return _parse_call(parts[2], self.interface)
         answer = one_form(parts[2])
         if not answer or any(marker in answer for marker in MARKERS):
             return Malformed("the answer is empty or contains a marker")
-        return Answer(answer)
+        return Final(answer)
 
     def probe(self, answer: str) -> AnswerProbe:
         """Return the tokens of an answering turn, cut at the answer.
@@ -322,7 +326,8 @@ class ChatProtocol:
         The turn is encoded whole, because a BPE merges across the answer's borders: Qwen2.5 writes the end of "D.C." and the
         newline behind it as one token. The answer's tokens are those that cover any of its characters.
         """
-        before, text = f"<think>\n{PROBE_THOUGHT}\n</think>\n<answer>\n", self.neutralise(answer)
+        before = f"<think>\n{self.interface.final_thought}\n</think>\n<answer>\n"
+        text = self.neutralise(answer)
         after = f"\n</answer>{self._stop_text}"
         encoded = self.tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
         ids, spans = list(encoded["input_ids"]), encoded["offset_mapping"]
@@ -347,8 +352,8 @@ class ChatProtocol:
                 )
         return "".join(parts)
 
-    def query_tokens(self, ids: Sequence[int]) -> slice:
-        """Where the tool call stands within the tokens of a searching turn: between <tool_call> and </tool_call>.
+    def call_tokens(self, ids: Sequence[int]) -> slice:
+        """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>.
 
         Empty where the policy wrote one of the two in pieces: `parse` reads text, and there is no border to cut at.
         Raises ConfigError when these are no tokens of their own in this tokenizer.
@@ -419,11 +424,16 @@ class ChatProtocol:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @staticmethod
-    def _turn_text(thought: str, action: Search | Answer) -> str:
-        if isinstance(action, Search):
-            call = json.dumps({"name": "search", "arguments": {"query": action.query}}, ensure_ascii=False)
+    def _turn_text(thought: str, action: ToolCall | Final) -> str:
+        if isinstance(action, ToolCall):
+            call = json.dumps({"name": action.name, "arguments": dict(action.arguments)}, ensure_ascii=False)
             return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
         return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def _call_of(tool: Tool, text: str) -> ToolCall:
+    """A call of the tool with this text in every parameter that takes one."""
+    return ToolCall(tool.name, {item.name: text if item.kind == "string" else 1 for item in tool.parameters})
 
 
 def _original_length(normal: Any, start: int, stop: int) -> int:
@@ -444,17 +454,35 @@ def _between(ids: Sequence[int], opening: int, closing: int) -> slice:
     return slice(len(ids) - backwards.index(opening), len(ids) - 1 - backwards.index(closing))
 
 
-def _parse_call(text: str) -> Action:
-    """The JSON between <tool_call> and </tool_call>: {"name": "search", "arguments": {"query": <text>}}."""
+def _parse_call(text: str, interface: Interface) -> Action:
+    """The JSON between <tool_call> and </tool_call>: {"name": <a tool>, "arguments": {<parameter>: <value>, ..}}."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
         return Malformed("the tool call is not JSON")
-    if not isinstance(call, dict) or call.get("name") != "search" or not isinstance(call.get("arguments"), dict):
-        return Malformed('the tool call is not {"name": "search", "arguments": {..}}')
-    query = call["arguments"].get("query")
-    if not isinstance(query, str) or not one_form(query):
-        return Malformed("the tool call has no query text")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in query):
-        return Malformed("the query holds half a character (an unpaired surrogate)")
-    return Search(one_form(query))
+    names = " or ".join(f'"{tool.name}"' for tool in interface.tools)
+    if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
+        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
+    tool = interface.tool(call["name"]) if isinstance(call.get("name"), str) else None
+    if tool is None:
+        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
+    arguments = {}
+    for parameter in tool.parameters:
+        value = _argument(parameter, call["arguments"].get(parameter.name))
+        if isinstance(value, Malformed):
+            return value
+        arguments[parameter.name] = value
+    return ToolCall(tool.name, arguments)
+
+
+def _argument(parameter: Parameter, value: Any) -> Any:
+    """A parameter's value as the tool gets it; Malformed, in words, where it is of another kind."""
+    if parameter.kind == "number":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return Malformed(f"the tool call has no number as {parameter.name}")
+        return value
+    if not isinstance(value, str) or not one_form(value):
+        return Malformed(f"the tool call has no {parameter.name} text")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+        return Malformed(f"the {parameter.name} holds half a character (an unpaired surrogate)")
+    return one_form(value)

@@ -32,7 +32,7 @@ from igpo_core.rewards.scoring import Scored, explain_trajectories
 from igpo_core.rollout.rows import unsaid_answers
 from igpo_core.training import StepResult, Trainer
 
-BEST = "best.json"  # {"step", "f1"} of the best evaluation on dev so far
+BEST = "best.json"  # {"step", "score"} of the best evaluation on dev so far
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class TrainingRun:
         self._said: list[Said] = []
         if self.trainer.left_out:
             self._say(f"{self.trainer.left_out} train questions do not fit rollout.max_tokens and are left out")
-        unsaid = unsaid_answers(policy, config.rollout, self.trainer.questions)
+        unsaid = unsaid_answers(policy, environment, config.rollout, self.trainer.questions)
         if unsaid:
             self._say(f"warning: {unsaid}")
         checkpoint = newest_checkpoint(folder, lambda damage: self._say(f"warning: {damage}"))
@@ -189,20 +189,26 @@ class TrainingRun:
         and these trajectories with the beliefs and gains that the step trained on, where the arm has any; nothing in other
         processes than the first."""
         trainer = self.trainer
-        config, policy = trainer.config, trainer.policy
+        config, policy, environment = trainer.config, trainer.policy, trainer.environment
         started = time.perf_counter()
         with trainer.whole_weights():
             if not trainer.ranks.first:
                 return {}, (), ()
             contrast = trainer.contrast(trainer.step)
-            fitting = (n for n, item in enumerate(result.scored) if fits_window(policy, item, config.reward, contrast))
+            fitting = (
+                n
+                for n, item in enumerate(result.scored)
+                if fits_window(policy, environment, item, config.reward, contrast)
+            )
             sample = list(islice(fitting, config.evaluation.diagnostics))
             if not sample:
                 return {}, (), ()
             trajectories = [result.scored[n].trajectory for n in sample]
             key = (config.seed, trainer.step)
-            explained = explain_trajectories(policy, trajectories, config.reward, key=key, contrast=contrast)
-            metrics = belief_metrics(policy, explained, config.reward)
+            explained = explain_trajectories(
+                policy, environment, trajectories, config.reward, key=key, contrast=contrast
+            )
+            metrics = belief_metrics(policy, environment, explained, config.reward)
             trained_on = [result.scored[n] for n in sample]
             shown = tuple(
                 item if own.beliefs is None else replace(item, beliefs=own.beliefs, gains=own.gains)
@@ -229,24 +235,24 @@ class TrainingRun:
         for prefix, result in self._decode(config, "dev", config.evaluation.dev_questions, trainer.step):
             found |= {f"eval{prefix}{name}": value for name, value in result.metrics.items()}
         found["time/evaluation"] = time.perf_counter() - started
-        self._keep_best(found["eval/all/f1"])
+        self._keep_best(found[f"eval/all/{trainer.config.data.headline}"])
         return Evaluated(trainer.step, found)
 
-    def _keep_best(self, f1: float) -> None:
-        """Keep the weights of this step when dev F1 is higher than at any step before (the first of equals).
+    def _keep_best(self, score: float) -> None:
+        """Keep the weights of this step when the headline score on dev is higher than at any step before (the first of equals).
 
         A run that is killed and goes on from an earlier step meets the same values again and ends with the same best.
         """
         trainer = self.trainer
         known = trainer.ranks.agreed(read_best(self.folder))
-        if known is not None and f1 <= known["f1"]:
+        if known is not None and score <= known["score"]:
             return
         folder = self.folder / "best" / f"step-{trainer.step:06d}"
         if not trainer.ranks.agreed(folder.exists()):
             trainer.save_policy(folder)
         if not trainer.ranks.first:
             return
-        write_json(self.folder / BEST, {"step": trainer.step, "f1": f1})
+        write_json(self.folder / BEST, {"step": trainer.step, "score": score})
         for other in folder.parent.glob("step-*"):
             if other != folder:
                 shutil.rmtree(other)
@@ -290,14 +296,14 @@ class TrainingRun:
         trainer = self.trainer
         best = trainer.ranks.agreed(read_best(self.folder))
         assert best is not None  # dev is evaluated before the first step
-        found = {name: last[f"test/all/{name}"] for name in ("f1", "em")}
+        found = {name: last[f"test/all/{name}"] for name in trainer.config.data.rubric}
         if best["step"] != trainer.step:
             folder = self.folder / "best" / f"step-{best['step']:06d}"
             verify_folder(folder)
             trainer.load_policy(folder)
             config = first_decoding(trainer.config)
             for _, result in self._decode(config, "test", config.evaluation.test_questions, best["step"]):
-                found = {name: result.metrics[f"all/{name}"] for name in ("f1", "em")}
+                found = {name: result.metrics[f"all/{name}"] for name in config.data.rubric}
         return {
             **{f"test_best/all/{name}": value for name, value in found.items()},
             "test_best/step": float(best["step"]),
@@ -305,7 +311,7 @@ class TrainingRun:
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
-    """Return {"step", "f1"} of the best evaluation on dev of a run's folder; None before the first."""
+    """Return {"step", "score"} of the best evaluation on dev of a run's folder; None before the first."""
     path = folder / BEST
     if not path.is_file():
         return None

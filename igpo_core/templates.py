@@ -30,12 +30,12 @@ TRIED = (
 
 @dataclass(frozen=True)
 class Frames:
-    """What stands before and behind a question, and before and behind a tool's reply. shows_tool: whether the prompt tells of
-    the tool."""
+    """What stands before and behind a question, and before and behind a tool's reply. shows_tools: whether the prompt tells of
+    the tools."""
 
     question: tuple[str, str]
     reply: tuple[str, str]
-    shows_tool: bool
+    shows_tools: bool
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class _Piece:
 
 
 class Template:
-    """The chat template of a tokenizer, with a system message and one tool.
+    """The chat template of a tokenizer, with a system message and tools.
 
-    turn: the text of a turn that thinks and searches, from its thought and its query. harmless: outside text as it is given to
-    the template, without markers. end: the text of the token that ends a turn.
+    turn: the text of a turn that thinks and calls a tool, from its thought and an argument. harmless: outside text as it is given
+    to the template, without markers. end: the text of the token that ends a turn.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         system: str,
-        tool: dict[str, Any],
+        tools: Sequence[dict[str, Any]],
         *,
         turn: Callable[[str, str], str],
         harmless: Callable[[str], str],
         end: str,
     ) -> None:
-        self._tokenizer, self._system, self._tool = tokenizer, system, tool
+        self._tokenizer, self._system, self._tools = tokenizer, system, list(tools)
         self._turn, self._harmless, self._end = turn, harmless, end
 
     def frames(self) -> Frames:
@@ -79,7 +79,7 @@ class Template:
         self._require_no_thought(after)
         if self._render(self._messages(asked, system="another")) == prompt:
             raise ConfigError(
-                "this chat template drops the system message, which tells the policy how to think, search and answer: write "
+                "this chat template drops the system message, which tells the policy how to think, call tools and answer: write "
                 f"{{{{ message.content }}}} for a system message {EDIT}"
             )
         turn = self._turn("PLACEHOLDER-T", "PLACEHOLDER-S")
@@ -95,8 +95,8 @@ class Template:
             )
         first, last = behind.split(seen)
         self._require_no_thought(last)
-        without = self._render(self._messages(asked), with_tool=False)
-        frames = Frames((before, after), (first, last), shows_tool=without != prompt)
+        without = self._render(self._messages(asked), with_tools=False)
+        frames = Frames((before, after), (first, last), shows_tools=without != prompt)
         self._require_same(frames, asked, turn, seen)
         self._require_same(frames, asked, turn.replace("\n", " "), seen)  # as a policy may write it too
         for text in TRIED:
@@ -116,10 +116,10 @@ class Template:
             messages += [{"role": "assistant", "content": turn}, {"role": "tool", "content": reply}]
         return messages
 
-    def _render(self, messages: list[dict[str, Any]], *, with_tool: bool = True) -> str:
+    def _render(self, messages: list[dict[str, Any]], *, with_tools: bool = True) -> str:
         from jinja2 import TemplateError
 
-        tools = [self._tool] if with_tool else None
+        tools = self._tools if with_tools else None
         try:
             text = self._tokenizer.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=True, tokenize=False

@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, environment: Environment, policy: Policy) -> None:
         self.config, self.environment, self.policy = config, environment, policy
-        every = environment.questions("train")
+        every = environment.tasks("train")
         self.questions = [question for question in every if prompt_fits(policy, config.rollout, question)]
         self.left_out = len(every) - len(self.questions)
         if not self.questions:
@@ -69,7 +69,7 @@ class Trainer:
                 f"{config.rollout.max_tokens}: raise it, or give shorter questions"
             )
         self._names = contrast_pool(environment) if config.reward.contrast else ()
-        require_room(policy, self.questions, config, self.contrast(0))
+        require_room(policy, environment, self.questions, config, self.contrast(0))
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
         device = policy.model.device.type
@@ -136,7 +136,7 @@ class Trainer:
     def contrast(self, step: int) -> Contrast | None:
         """Return the other answers of a step that gains are compared with; None where the arm has no contrast."""
         count = self.config.reward.contrast
-        return Contrast(self._names, count, self.config.seed, step) if count else None
+        return Contrast(self.environment, self._names, count, self.config.seed, step) if count else None
 
     @property
     def _lags(self) -> bool:
@@ -175,8 +175,8 @@ class Trainer:
         metrics = {
             **seen,
             **update,
-            "time/rollout": times.total - times.search - times.scoring,
-            "time/search": times.search,
+            "time/rollout": times.total - times.tools - times.scoring,
+            "time/search": times.tools,
             "time/scoring": times.scoring,
             "time/update": ended - weighed,
             "time/step": ended - started,
@@ -218,7 +218,9 @@ class Trainer:
         key = (config.seed, purpose, self.step)
         size = config.rollout.group_size
         if self.served is None:
-            probes = answer_probes(self.policy, config.reward, self.contrast(self.step)) if self._rides else None
+            probes = None
+            if self._rides:
+                probes = answer_probes(self.policy, self.environment, config.reward, self.contrast(self.step))
             with self.whole_weights():
                 return self._own_engine(
                     self.policy, self.environment, questions, config.rollout,
@@ -242,11 +244,22 @@ class Trainer:
         key = (config.seed, self.step)
         if config.reward.needs_gain and config.reward.credit == "query":
             return reward_trajectories(
-                self.policy, self.ranks.gathered(placed), config.reward, key=key, served=not self._rides
+                self.policy,
+                self.environment,
+                self.ranks.gathered(placed),
+                config.reward,
+                key=key,
+                served=not self._rides,
             )
         scored = (
             reward_trajectories(
-                self.policy, own, config.reward, key=key, served=not self._rides, contrast=self.contrast(self.step)
+                self.policy,
+                self.environment,
+                own,
+                config.reward,
+                key=key,
+                served=not self._rides,
+                contrast=self.contrast(self.step),
             )
             if own
             else []

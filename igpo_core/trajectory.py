@@ -2,9 +2,11 @@
 
 Nothing here is ever re-found in text: training, scoring and tracing all read these spans (token in, token out)."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 TURNS_TOLD = 10  # metrics by turn go so far: the paper's most turns
 
@@ -31,22 +33,30 @@ class RolloutStatus(StrEnum):
     """Every way a rollout can end. Only ANSWERED has an answer; the others get the format penalty as outcome."""
 
     ANSWERED = "answered"
-    MALFORMED = "malformed"  # the last turn is neither one search nor one answer
+    MALFORMED = "malformed"  # the last turn is neither one tool call nor one answer
     TURN_TRUNCATED = "turn_truncated"  # the last turn hit max_new_tokens without a stop token
-    TURN_LIMIT = "turn_limit"  # max_turns used up on searches
+    TURN_LIMIT = "turn_limit"  # max_turns used up on tool calls
     WINDOW_FULL = "window_full"  # the next observation or turn would not fit into max_tokens
 
 
 @dataclass(frozen=True)
-class Search:
-    """A well-formed turn that asks the search tool."""
+class ToolCall:
+    """A well-formed turn that calls a tool of the environment."""
 
-    query: str
+    name: str
+    arguments: Mapping[str, Any]
+    """Value by parameter. Text is in one form (igpo_core.text.one_form)."""
+
+    @property
+    def text(self) -> str:
+        """Return the call for people: the value of its only argument, or all of them as JSON."""
+        values = list(self.arguments.values())
+        return str(values[0]) if len(values) == 1 else json.dumps(dict(self.arguments), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A well-formed turn that ends the trajectory."""
+class Final:
+    """A well-formed turn that ends the trajectory with an answer."""
 
     text: str
 
@@ -58,15 +68,40 @@ class Malformed:
     reason: str
 
 
-Action = Search | Answer | Malformed
+Action = ToolCall | Final | Malformed
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a tool returned."""
+
+    text: str
+    """Plain text: no part of it can become a control token."""
+    label: str | None = None
+    """What the environment says of the call, as part of a metric's name ("hop_1", "miss"); None: nothing."""
+    failed: bool = False
+    """Whether the tool's back end failed, so that the text is a short error."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A rollout as its environment sees it: without tokens."""
+
+    question: Question
+    calls: tuple[ToolCall, ...] = ()
+    """The calls that were answered so far, in order."""
+    observations: tuple[Observation, ...] = ()
+    """One for each call."""
+    answer: str | None = None
+    """The final answer; None before it, and where there is no well-formed one."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Tokens [start, end) were sampled by the policy; [end, observation_end) were returned by the search tool.
+    """Tokens [start, end) were sampled by the policy; [end, observation_end) were returned by a tool.
 
     observation_end == end: no observation (only the last turn of a trajectory). logprobs: the log-probability of each
-    sampled token at the sampling temperature, one for each token in [start, end).
+    sampled token at the sampling temperature, one for each token in [start, end). label, failed: of the observation.
     """
 
     start: int
@@ -74,8 +109,8 @@ class Turn:
     observation_end: int
     action: Action
     logprobs: tuple[float, ...]
-    hop: int | None = None  # which fact of the chain the search found (synthetic worlds), None: none or unknown
-    search_failed: bool = False  # the observation is the error of a search back end
+    label: str | None = None
+    failed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= self.observation_end:
@@ -122,7 +157,17 @@ class Trajectory:
     def answer(self) -> str | None:
         """The answer's text, or None when the trajectory has no well-formed answer."""
         action = self.turns[-1].action
-        return action.text if self.status is RolloutStatus.ANSWERED and isinstance(action, Answer) else None
+        return action.text if self.status is RolloutStatus.ANSWERED and isinstance(action, Final) else None
+
+    @property
+    def episode(self) -> Episode:
+        """Return what the environment sees of it."""
+        calls = tuple(turn.action for turn in self.turns[:-1] if isinstance(turn.action, ToolCall))
+        seen = tuple(
+            Observation(text, turn.label, turn.failed)
+            for text, turn in zip(self.observations, self.turns, strict=False)
+        )
+        return Episode(self.question, calls, seen, self.answer)
 
     @property
     def cuts(self) -> tuple[int, ...]:

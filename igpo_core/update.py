@@ -28,15 +28,15 @@ def training_mode(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
 def token_advantages(
     protocol: TurnProtocol, item: Trajectory, turns: Sequence[float], queries: Sequence[float] | None
 ) -> list[float]:
-    """Return one value for each sampled token: its turn's, and in a query its share of what the query's tokens have besides.
+    """Return one value for each sampled token: its turn's, and in a tool call its share of what the call's tokens have besides.
 
-    A turn whose query has no tokens of its own (it wrote a marker in pieces) has the turn's value alone.
+    A turn whose call has no tokens of its own (it wrote a marker in pieces) has the turn's value alone.
     """
     values = []
     for t, (turn, advantage) in enumerate(zip(item.turns, turns, strict=True)):
         own = [advantage] * (turn.end - turn.start)
         if queries is not None and t < len(queries):
-            place = protocol.query_tokens(item.token_ids[turn.start : turn.end])
+            place = protocol.call_tokens(item.token_ids[turn.start : turn.end])
             inside = range(*place.indices(len(own)))
             for j in inside:
                 own[j] += queries[t] / len(inside)

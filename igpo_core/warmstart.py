@@ -18,7 +18,7 @@ from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy, save_policy
 from igpo_core.protocol import TurnProtocol
 from igpo_core.seeds import python_rng
-from igpo_core.trajectory import Search
+from igpo_core.trajectory import ToolCall
 from igpo_core.weights import trained
 
 SECONDS = 120.0  # between two checkpoints of a warm start
@@ -46,8 +46,10 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     for turn in item.turns:
         tokens, body = protocol.turn(turn.thought, turn.action)
         if turn.target:
-            soft[len(ids) + body.start] = tuple((_token(protocol, word), share) for word, share in turn.target)
-        inner = 1.0 if isinstance(turn.action, Search) else turn.answer_weight
+            soft[len(ids) + body.start + turn.target_place] = tuple(
+                (_token(protocol, word), share) for word, share in turn.target
+            )
+        inner = 1.0 if isinstance(turn.action, ToolCall) else turn.answer_weight
         weights += [inner if body.start <= k < body.stop else 1.0 for k in range(len(tokens))]
         ids += tokens
         if turn.observation is not None:

@@ -2,11 +2,11 @@
 
 import os
 
-from igpo_core.config import AtlasWorld, ExperimentConfig, HttpSettings, LookupWorld, QuestionFiles, WebSearch
+from igpo_core.config import DataConfig, ExperimentConfig, HttpSettings, QuestionFiles, WebSearch
 from igpo_core.errors import ConfigError
 
 
-def provide(config: LookupWorld | AtlasWorld | QuestionFiles) -> None:
+def provide(config: DataConfig) -> None:
     """The key of a web search, into this process's environment. A missing one is reported by who needs it."""
     search = config.search if isinstance(config, QuestionFiles) else None
     if isinstance(search, WebSearch) and search.api != "retriever" and search.mode != "replay":

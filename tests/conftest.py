@@ -81,8 +81,9 @@ def chat_config() -> ExperimentConfig:
 
 @pytest.fixture(scope="session")
 def chat_policy(chat_config: ExperimentConfig) -> Any:
-    from igpo_core.policies import chat_tokenizer, new_model, speak
+    from igpo_core.environments.searching import SEARCH
+    from igpo_core.policies import chat_tokenizer, make_policy, new_model
 
     assert isinstance(chat_config.policy, NewPolicy) and isinstance(chat_config.data, QuestionFiles)
     tokenizer = chat_tokenizer(CORPUS * 5, chat_config.policy)
-    return speak(new_model(chat_config.policy, len(tokenizer), tokenizer, 0), tokenizer)
+    return make_policy(new_model(chat_config.policy, len(tokenizer), tokenizer, 0), tokenizer, SEARCH)

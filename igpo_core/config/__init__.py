@@ -4,14 +4,11 @@ Class defaults are the vetted laptop settings; presets in deployments/presets ch
 Limits stand in Field() so that Prefect's form refuses a bad value before a run exists.
 """
 
-from igpo_core.config.base import Decoding, Settings, Share, Source
 from igpo_core.config.data import (
-    AtlasWorld,
     BM25Search,
     DataConfig,
     DenseSearch,
     HttpSettings,
-    LookupWorld,
     QuestionFile,
     QuestionFiles,
     SearchConfig,
@@ -21,9 +18,7 @@ from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_on_disk, code_version, fingerprint
 from igpo_core.config.plan import Plan, RunSpec, make_plan, plan_run, warm_start_key
 from igpo_core.config.policy import (
-    AtlasDemonstrations,
     FileDemonstrations,
-    LookupDemonstrations,
     Lora,
     NewPolicy,
     PolicyConfig,
@@ -44,12 +39,18 @@ from igpo_core.config.training import (
     TransformersEngine,
     VllmEngine,
 )
+from igpo_core.environments.atlas import AtlasDemonstrations, AtlasWorld
+from igpo_core.environments.calculator import CalculatorDemonstrations, CalculatorWorld
+from igpo_core.environments.lookup import LookupDemonstrations, LookupWorld
+from igpo_core.settings import Decoding, Settings, Share, Source
 
 __all__ = [
     "AblationSpecification",
     "AtlasDemonstrations",
     "AtlasWorld",
     "BM25Search",
+    "CalculatorDemonstrations",
+    "CalculatorWorld",
     "ContinuousEngine",
     "DataConfig",
     "Decoding",

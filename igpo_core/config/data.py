@@ -1,62 +1,26 @@
 """Questions, and what is searched for their answers."""
 
 import re
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from igpo_core.config.base import Settings, Share, Source
+from igpo_core.environments.atlas import AtlasWorld
+from igpo_core.environments.base import Interface, Need, WorldSettings
+from igpo_core.environments.calculator import CalculatorWorld
+from igpo_core.environments.lookup import LookupWorld
+from igpo_core.environments.searching import OFFERS, OPEN_TOOL, RUBRIC, SEARCH, with_tools
+from igpo_core.settings import Settings, Share, Source
+
+if TYPE_CHECKING:
+    from igpo_core.environments.qa import CorpusEnvironment
 
 KEY_VARIABLE = r"^[A-Z][A-Z0-9_]*_API_KEY$"  # else a preset of somebody else could send any variable anywhere
 SECRET_NAME = re.compile(r"api.?key|(^|[^a-z])key([^a-z]|$)|token|secret|passw|authori|credential", re.IGNORECASE)
-
-
-class LookupWorld(Settings):
-    """World `lookup`: a chain of facts that can be known only by searching; the gold is named by the last one alone.
-
-    "who is the r3 of the r2 of the r1 of F5 ?"; a search "r of E" finds the fact when it is on the question's chain.
-    """
-
-    kind: Literal["lookup"] = "lookup"
-    seed: int = Field(0, description="Seed of the questions; the same for every arm and run seed.")
-    hops: int = Field(3, ge=1, le=8, description="Facts between the question and its answer.")
-    names: int = Field(40, ge=4, le=1000, description="Names in the vocabulary.")
-    people: int = Field(32, ge=4, le=1000, description="People in one question's world.")
-    distractors: int = Field(0, ge=0, le=8, description="Facts off the chain that each search result carries besides.")
-    train: int = Field(4096, ge=1, description="Training questions.")
-    dev: int = Field(512, ge=1)
-    test: int = Field(512, ge=1)
-
-    @model_validator(mode="after")
-    def _people_have_names(self) -> "LookupWorld":
-        if self.people > self.names:
-            raise ValueError(f"people={self.people} exceeds names={self.names}: raise names or lower people")
-        if self.people <= self.hops:
-            raise ValueError(f"people={self.people} cannot form a chain of {self.hops} hops: raise people")
-        return self
-
-
-class AtlasWorld(Settings):
-    """World `atlas`: each hop's result narrows the answer (continent, country, city), so belief grows hop by hop.
-
-    The tool understands key words @i; which relation word means which key is fixed and never taught.
-    """
-
-    kind: Literal["atlas"] = "atlas"
-    seed: int = Field(0, description="Seed of the questions and of the geography.")
-    hops: int = Field(3, ge=2, le=5)
-    names: int = Field(40, ge=6, le=1000)
-    key_count: int = Field(
-        12, ge=6, le=64, description="Key words the tool knows; a blind hit has chance 1 / key_count."
-    )
-    continents: int = Field(4, ge=2, le=16)
-    branching: int = Field(4, ge=2, le=16, description="Countries in a continent, and cities in a country.")
-    train: int = Field(4096, ge=1)
-    dev: int = Field(512, ge=1)
-    test: int = Field(512, ge=1)
 
 
 class QuestionFile(Settings):
@@ -162,8 +126,11 @@ class WebSearch(HttpSettings):
 SearchConfig = Annotated[BM25Search | DenseSearch | WebSearch, Field(discriminator="kind")]
 
 
-class QuestionFiles(Settings):
+class QuestionFiles(WorldSettings):
     """Question tables and a passage corpus from files, in any format that igpo_core.data reads."""
+
+    rubric: ClassVar[Mapping[str, str]] = RUBRIC
+    offers: ClassVar[frozenset[Need]] = OFFERS | {"texts"}
 
     kind: Literal["files"] = "files"
     questions: tuple[QuestionFile, ...] = Field(min_length=1, description="Question files, each with its split.")
@@ -183,6 +150,11 @@ class QuestionFiles(Settings):
     max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
     max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
+    open_words: int = Field(
+        0,
+        ge=0,
+        description="Words that the tool `open` shows of a passage that the policy names by its title; 0: there is no such tool.",
+    )
 
     @model_validator(mode="after")
     def _corpus_to_search(self) -> "QuestionFiles":
@@ -191,7 +163,23 @@ class QuestionFiles(Settings):
                 f"search.kind={self.search.kind} with {len(self.corpus)} corpus files: bm25 and dense search a corpus, web "
                 "search has none; give data.corpus, or leave it out"
             )
+        if self.open_words and not self.corpus:
+            raise ValueError(
+                f"open_words={self.open_words} gives a tool that opens passages of a corpus, and search.kind=web has none: leave "
+                "open_words at 0"
+            )
         return self
 
+    @property
+    def interface(self) -> Interface:
+        """Return the search tool, and with open_words the tool that opens a passage."""
+        return with_tools(SEARCH, OPEN_TOOL) if self.open_words else SEARCH
 
-DataConfig = Annotated[LookupWorld | AtlasWorld | QuestionFiles, Field(discriminator="kind")]
+    def open(self, folder: Path, max_turns: int) -> "CorpusEnvironment":
+        """Return the environment over published questions and their index."""
+        from igpo_core.environments.qa import CorpusEnvironment
+
+        return CorpusEnvironment(self, folder)
+
+
+DataConfig = Annotated[LookupWorld | AtlasWorld | CalculatorWorld | QuestionFiles, Field(discriminator="kind")]

@@ -2,11 +2,13 @@
 
 from pydantic import Field, model_validator
 
-from igpo_core.config.base import Settings
-from igpo_core.config.data import DataConfig, LookupWorld
+from igpo_core.config.data import DataConfig
 from igpo_core.config.policy import NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
 from igpo_core.config.reward import RewardConfig
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
+from igpo_core.environments.base import NEEDS
+from igpo_core.environments.lookup import LookupWorld
+from igpo_core.settings import Settings
 
 
 class ExperimentConfig(Settings):
@@ -28,13 +30,14 @@ class ExperimentConfig(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> "ExperimentConfig":
         if isinstance(self.policy, NewPolicy):
-            if self.policy.tokenizer == "words" and self.data.kind == "files":
+            if self.policy.tokenizer == "words" and "vocabulary" not in self.data.offers:
                 raise ValueError(
-                    "policy.tokenizer=words knows a synthetic world's words only: use tokenizer=chat for files"
+                    f"policy.tokenizer=words knows a closed vocabulary only, which data.kind={self.data.kind} lacks: use "
+                    "tokenizer=chat"
                 )
-            if self.policy.tokenizer == "chat" and self.data.kind != "files":
+            if self.policy.tokenizer == "chat" and "texts" not in self.data.offers:
                 raise ValueError(
-                    "policy.tokenizer=chat is trained on a corpus, which a synthetic world lacks: use words"
+                    f"policy.tokenizer=chat is trained on texts, which data.kind={self.data.kind} lacks: use tokenizer=words"
                 )
             if self.rollout.max_tokens > self.policy.window:
                 raise ValueError(
@@ -55,6 +58,15 @@ class ExperimentConfig(Settings):
         if self.reward.needs_gain and self.reward.credit == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
+            )
+        for need in sorted(self.reward.needs - self.data.offers):
+            raise ValueError(
+                f"reward asks for {NEEDS[need]}, which data.kind={self.data.kind} does not offer: use another reward"
+            )
+        if self.reward.outcome is not None and self.reward.outcome not in self.data.rubric:
+            raise ValueError(
+                f"reward.outcome={self.reward.outcome} is no score of data.kind={self.data.kind}: it has "
+                f"{', '.join(self.data.rubric)}"
             )
         for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1):
             if stage.demonstrations.kind != self.data.kind:

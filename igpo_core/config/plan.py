@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
-from igpo_core.config.base import Settings
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_version, fingerprint
 from igpo_core.config.policy import PretrainedPolicy
 from igpo_core.config.specification import AblationSpecification
+from igpo_core.settings import Settings
 
 Place = tuple[str, str, int]  # cell, arm, seed
 

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from igpo_core.config.base import Settings, Share
+from igpo_core.environments.atlas import AtlasDemonstrations
+from igpo_core.environments.calculator import CalculatorDemonstrations
+from igpo_core.environments.lookup import LookupDemonstrations
+from igpo_core.settings import Settings, Share
 
 
 class Lora(Settings):
@@ -74,31 +77,6 @@ class PretrainedPolicy(Settings):
 PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind")]
 
 
-class LookupDemonstrations(Settings):
-    """How careful the demonstrator of world `lookup` is; each value is a probability."""
-
-    kind: Literal["lookup"] = "lookup"
-    right_query: tuple[Share, Share] = Field((0.2, 1.0), description="Range; each demonstration draws its own rate.")
-    stop_early: Share = Field(0.05, description="Answers before the chain is complete.")
-    answer_when_done: Share = 0.8
-    wrong_answer: Share = Field(0.0, description="Names the person in the question or one mentioned in the results.")
-    lazy_query: Share = Field(0.3, description="A wrong query asks the outermost relation of the person named.")
-
-
-class AtlasDemonstrations(Settings):
-    """How the demonstrator of world `atlas` searches. The key token is trained towards a soft target."""
-
-    kind: Literal["atlas"] = "atlas"
-    right_history: tuple[Share, Share] = Field(
-        (0.4, 1.0), description="Range of the rate of right keys in the history."
-    )
-    right_key: Share | None = Field(None, description="Probability of the right key in the target; None: uniform.")
-    stop_early: Share = 0.1
-    answer_when_done: Share = 0.9
-    geography_lines: int = Field(0, ge=0, description="Lines of geography lessons added to each batch.")
-    geography_weight: float = Field(5.0, ge=0)
-
-
 class FileDemonstrations(Settings):
     """Demonstrations over a corpus: search for the supporting titles, then answer. They teach the format."""
 
@@ -114,7 +92,9 @@ class WarmStartStage(Settings):
     final_share: Share = Field(0.1, description="Share of the learning rate at the stage's end.")
     batch_size: int = Field(64, ge=1)
     warmup_steps: int = Field(50, ge=0)
-    demonstrations: LookupDemonstrations | AtlasDemonstrations | FileDemonstrations = Field(discriminator="kind")
+    demonstrations: LookupDemonstrations | AtlasDemonstrations | CalculatorDemonstrations | FileDemonstrations = Field(
+        discriminator="kind"
+    )
 
 
 class WarmStart(Settings):

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from igpo_core.config.base import Settings
+from igpo_core.environments.base import Need
+from igpo_core.settings import Settings
 
 GainName = Literal["log_prob_diff", "prob_diff", "log_ratio_gap", "watermark", "first_exposure", "leave_one_turn_out"]
 
@@ -70,7 +71,11 @@ class RewardConfig(Settings):
     aliases: Literal["first", "logsumexp", "max", "shortest"] = Field(
         "first", description="How the beliefs in several accepted answers become one; first: as the paper has it."
     )
-    outcome: Literal["f1", "paper_f1"] = Field("f1", description="f1: SQuAD's; paper_f1: the authors' (token sets).")
+    outcome: str | None = Field(
+        None,
+        description="Which score of the environment's rubric is the reward; empty: the first one. Of search questions: f1 "
+        "(SQuAD's), em, paper_f1 (the authors', token sets).",
+    )
     format_penalty: float = Field(-1.0, le=0, description="For a trajectory without a well-formed answer.")
     penalty_on: Literal["turn", "apart", "trajectory"] = Field(
         "turn",
@@ -88,6 +93,20 @@ class RewardConfig(Settings):
     def needs_beliefs(self) -> bool:
         """Whether a model is asked for beliefs; otherwise no scoring pass is made at all."""
         return self.needs_gain and self.gain != "first_exposure"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the arm asks of an environment."""
+        asked: set[Need] = set()
+        if self.needs_beliefs:
+            asked.add("beliefs")
+        if self.needs_gain and self.contrast:
+            asked.add("other_answers")
+        if self.needs_gain and self.gain == "first_exposure":
+            asked.add("exposure")
+        if self.reward == "gigpo":
+            asked.add("states")
+        return frozenset(asked)
 
     @property
     def beliefs_while_rolling_out(self) -> bool:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from igpo_core.config.base import WHERE, Decoding, Settings, Share
 from igpo_core.config.data import KEY_VARIABLE, HttpSettings
+from igpo_core.settings import WHERE, Decoding, Settings, Share
 
 
 class TransformersEngine(Settings):

@@ -8,24 +8,31 @@ the last one its city: "@j of F12 is C9 in K7 .", answer "C9 K7". Which key mean
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from igpo_core.config import AtlasDemonstrations, AtlasWorld
+from pydantic import Field
+
 from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
+from igpo_core.environments.searching import search_for
 from igpo_core.environments.synthetic import (
     COMMON_WORDS,
     DONE,
     RELATIONS,
-    SyntheticEnvironment,
+    SearchWorld,
+    SyntheticSearch,
     draw_in_split,
+    hop_of,
     nested_of,
     observe,
     person_names,
+    published,
     question_table,
     rows,
 )
 from igpo_core.seeds import python_rng
-from igpo_core.trajectory import Answer, Question, Search
+from igpo_core.settings import Settings, Share
+from igpo_core.trajectory import Final, Question
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +40,44 @@ if TYPE_CHECKING:
 SOURCE = "atlas"
 ATLAS_RELATIONS = RELATIONS[:6]  # shared by all hops: words of the last hop alone stay unlearned
 LESSON_FACTS = 6  # facts in one line of a geography lesson
+
+
+class AtlasWorld(SearchWorld):
+    """World `atlas`: each hop's result narrows the answer (continent, country, city), so belief grows hop by hop.
+
+    The tool understands key words @i; which relation word means which key is fixed and never taught.
+    """
+
+    kind: Literal["atlas"] = "atlas"
+    hops: int = Field(3, ge=2, le=5)
+    names: int = Field(40, ge=6, le=1000)
+    key_count: int = Field(
+        12, ge=6, le=64, description="Key words the tool knows; a blind hit has chance 1 / key_count."
+    )
+    continents: int = Field(4, ge=2, le=16)
+    branching: int = Field(4, ge=2, le=16, description="Countries in a continent, and cities in a country.")
+
+    def generate(self) -> "pandas.DataFrame":
+        """Return the question table (see the function of that name)."""
+        return generate(self)
+
+    def open(self, folder: Path, max_turns: int) -> "AtlasEnvironment":
+        """Return the environment over the published question table."""
+        return AtlasEnvironment(self, published(folder), max_turns)
+
+
+class AtlasDemonstrations(Settings):
+    """How the demonstrator of world `atlas` searches. The key token is trained towards a soft target."""
+
+    kind: Literal["atlas"] = "atlas"
+    right_history: tuple[Share, Share] = Field(
+        (0.4, 1.0), description="Range of the rate of right keys in the history."
+    )
+    right_key: Share | None = Field(None, description="Probability of the right key in the target; None: uniform.")
+    stop_early: Share = 0.1
+    answer_when_done: Share = 0.9
+    geography_lines: int = Field(0, ge=0, description="Lines of geography lessons added to each batch.")
+    geography_weight: float = Field(5.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -173,12 +218,12 @@ def _question(chain: AtlasChain, world: Geography, identity: str, split: str) ->
     )
 
 
-class AtlasEnvironment(SyntheticEnvironment):
+class AtlasEnvironment(SyntheticSearch):
     """Environment of world `atlas`. max_turns: the most turns of a demonstration, the answer included."""
 
     def __init__(self, config: AtlasWorld, questions: Sequence[Question], max_turns: int) -> None:
         super().__init__(questions, config.seed)
-        self._config = config
+        self.settings = self._config = config
         self._world = geography(config)
         self._keys = key_words(config)
         self._max_turns = max_turns
@@ -209,19 +254,20 @@ class AtlasEnvironment(SyntheticEnvironment):
             relation, person = chain.relations[goal], chain.people[goal]
             right_key = self._world.key_of[relation]
             key = right_key if rng.random() < right_rate else rng.choice(self._keys)
-            observation = observe(question, f"{key} of {person}", self._config.seed)
+            query = f"{key} of {person}"
             turns.append(
                 DemonstrationTurn(
                     thought=f"{relation} of {person}",
-                    action=Search(f"{key} of {person}"),
-                    observation=observation.text,
+                    action=search_for(query),
+                    observation=observe(question, query, self._config.seed).text,
                     target=self._key_target(right_key, settings.right_key),
                 )
             )
-            if observation.hop is not None:
-                hop = observation.hop + 1
+            found = hop_of(question, query)
+            if found is not None:
+                hop = found + 1
         city = rng.choice(possible_cities(self._world, chain, hop))
-        answer = Answer(f"{city} {self._world.country_of[city]}")
+        answer = Final(f"{city} {self._world.country_of[city]}")
         turns.append(DemonstrationTurn(DONE, answer, answer_weight=settings.geography_weight))
         return Demonstration(question, tuple(turns))
 

@@ -7,24 +7,31 @@ the answer. A query off the chain returns "no result .". Only the last fact name
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from igpo_core.config import LookupDemonstrations, LookupWorld
+from pydantic import Field, model_validator
+
 from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
+from igpo_core.environments.searching import search_for
 from igpo_core.environments.synthetic import (
     COMMON_WORDS,
     DONE,
     RELATIONS,
-    SyntheticEnvironment,
+    SearchWorld,
+    SyntheticSearch,
     draw_in_split,
+    hop_of,
     nested_of,
     observe,
     person_names,
+    published,
     question_table,
     rows,
 )
 from igpo_core.seeds import python_rng
-from igpo_core.trajectory import Answer, Question, Search
+from igpo_core.settings import Settings, Share
+from igpo_core.trajectory import Final, Question
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +40,46 @@ SOURCE = "lookup"
 
 # Off-chain facts stored with a question for each one shown, so that different queries show different ones.
 DISTRACTOR_POOL = 4
+
+
+class LookupWorld(SearchWorld):
+    """World `lookup`: a chain of facts that can be known only by searching; the gold is named by the last one alone.
+
+    "who is the r3 of the r2 of the r1 of F5 ?"; a search "r of E" finds the fact when it is on the question's chain.
+    """
+
+    kind: Literal["lookup"] = "lookup"
+    hops: int = Field(3, ge=1, le=8, description="Facts between the question and its answer.")
+    names: int = Field(40, ge=4, le=1000, description="Names in the vocabulary.")
+    people: int = Field(32, ge=4, le=1000, description="People in one question's world.")
+    distractors: int = Field(0, ge=0, le=8, description="Facts off the chain that each search result carries besides.")
+
+    @model_validator(mode="after")
+    def _people_have_names(self) -> "LookupWorld":
+        if self.people > self.names:
+            raise ValueError(f"people={self.people} exceeds names={self.names}: raise names or lower people")
+        if self.people <= self.hops:
+            raise ValueError(f"people={self.people} cannot form a chain of {self.hops} hops: raise people")
+        return self
+
+    def generate(self) -> "pandas.DataFrame":
+        """Return the question table (see the function of that name)."""
+        return generate(self)
+
+    def open(self, folder: Path, max_turns: int) -> "LookupEnvironment":
+        """Return the environment over the published question table."""
+        return LookupEnvironment(self, published(folder), max_turns)
+
+
+class LookupDemonstrations(Settings):
+    """How careful the demonstrator of world `lookup` is; each value is a probability."""
+
+    kind: Literal["lookup"] = "lookup"
+    right_query: tuple[Share, Share] = Field((0.2, 1.0), description="Range; each demonstration draws its own rate.")
+    stop_early: Share = Field(0.05, description="Answers before the chain is complete.")
+    answer_when_done: Share = 0.8
+    wrong_answer: Share = Field(0.0, description="Names the person in the question or one mentioned in the results.")
+    lazy_query: Share = Field(0.3, description="A wrong query asks the outermost relation of the person named.")
 
 
 @dataclass(frozen=True)
@@ -112,12 +159,12 @@ def _draw_distractors(config: LookupWorld, chain: LookupChain, rng: random.Rando
     return tuple(f"{r} of {e} is {rng.choice([p for p in people if p != e])} ." for r, e in chosen)
 
 
-class LookupEnvironment(SyntheticEnvironment):
+class LookupEnvironment(SyntheticSearch):
     """Environment of world `lookup`. max_turns: the most turns of a demonstration, the answer included."""
 
     def __init__(self, config: LookupWorld, questions: Sequence[Question], max_turns: int) -> None:
         super().__init__(questions, config.seed, config.distractors)
-        self._config = config
+        self.settings = self._config = config
         self._max_turns = max_turns
 
     def vocabulary(self) -> list[str]:
@@ -155,15 +202,16 @@ class LookupEnvironment(SyntheticEnvironment):
             else:
                 query = _stray_query(chain, hop, mentioned, rng)
             observation = observe(question, query, self._config.seed, self._config.distractors)
-            turns.append(DemonstrationTurn(chain.queries[goal], Search(query), observation.text))
+            turns.append(DemonstrationTurn(chain.queries[goal], search_for(query), observation.text))
             mentioned += [word for word in observation.text.split() if word in names]
-            if observation.hop is not None:
-                last = chain.people[observation.hop + 1]
-                hop = max(hop, observation.hop + 1)
+            found = hop_of(question, query)
+            if found is not None:
+                last = chain.people[found + 1]
+                hop = max(hop, found + 1)
         if rng.random() < settings.wrong_answer:
             # Careless, not always wrong: a mention can be of the answer itself, as in the measured warm start.
             last = chain.people[0] if rng.random() < 0.5 else rng.choice(mentioned)
-        turns.append(DemonstrationTurn(DONE, Answer(last)))
+        turns.append(DemonstrationTurn(DONE, Final(last)))
         return Demonstration(question, tuple(turns))
 
 

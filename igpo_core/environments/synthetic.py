@@ -6,14 +6,17 @@ and no state: the observation is a pure function of (question, query).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-from igpo_core.config import AtlasWorld, LookupWorld
-from igpo_core.environments.base import Observation
+from pydantic import Field
+
+from igpo_core.environments.base import Interface, Need, WorldSettings
+from igpo_core.environments.searching import OFFERS, RUBRIC, SEARCH_IN_A_WORLD, SearchEnvironment, search_for
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.seeds import python_rng
-from igpo_core.trajectory import Question
+from igpo_core.trajectory import Episode, Observation, Question, ToolCall
 
 if TYPE_CHECKING:
     import pandas
@@ -27,6 +30,36 @@ DONE = "done"  # the thought before an answer
 # A split is about a tenth of all texts: 3 of the 32 that the smallest world has (one hop, four names). A thousand draws
 # miss that once in 1e42, so running out means that the split is empty.
 MAX_DRAWS = 1000
+
+
+class SyntheticSettings(WorldSettings):
+    """What the settings of all synthetic worlds have: sizes of the question table, which `generate` makes."""
+
+    offers: ClassVar[frozenset[Need]] = frozenset({"beliefs", "demonstrations", "vocabulary"})
+
+    seed: int = Field(0, description="Seed of the questions; the same for every arm and run seed.")
+    train: int = Field(4096, ge=1, description="Training questions.")
+    dev: int = Field(512, ge=1)
+    test: int = Field(512, ge=1)
+
+    def generate(self) -> "pandas.DataFrame":
+        """Return the question table; each row is a pure function of (settings, split, index).
+
+        Raises ConfigError when a split cannot be filled because there are too few question texts.
+        """
+        raise NotImplementedError
+
+
+class SearchWorld(SyntheticSettings):
+    """A synthetic world of search questions."""
+
+    rubric: ClassVar[Mapping[str, str]] = RUBRIC
+    offers: ClassVar[frozenset[Need]] = OFFERS | SyntheticSettings.offers
+
+    @property
+    def interface(self) -> Interface:
+        """Return the search tool."""
+        return SEARCH_IN_A_WORLD
 
 
 class WorldDraw(Protocol):
@@ -75,7 +108,7 @@ def draw_in_split(split: str, draw: Callable[[], Drawn], space: str) -> Drawn:
     )
 
 
-def rows(config: LookupWorld | AtlasWorld) -> Iterator[tuple[str, int]]:
+def rows(config: SyntheticSettings) -> Iterator[tuple[str, int]]:
     """(split, index) of every row of the question table, in table order."""
     for split, size in zip(SPLITS, (config.train, config.dev, config.test), strict=True):
         for index in range(size):
@@ -102,48 +135,83 @@ def question_table(questions: Sequence[Question]) -> "pandas.DataFrame":
     )
 
 
-def observe(question: Question, query: str, seed: int, distractors: int = 0) -> Observation:
-    """What the search tool returns: the chain's fact for exactly this query, else "no result ."; then `distractors`
-    facts off the chain, drawn from the question's own by (seed, question id, query).
+def published(folder: Path) -> list[Question]:
+    """Return the questions of a published data folder. Raises DataError when it is none."""
+    import pandas
 
-    hop: 0-based place in the chain of the fact found. Raises DataError when the question carries no facts, or fewer
-    distractors than asked for.
+    from igpo_core.data import to_questions
+
+    table = folder / "questions.parquet"
+    if not table.is_file():
+        raise DataError(f"{folder} holds no published data ({table.name} is missing): run the prepare-data flow")
+    return to_questions(pandas.read_parquet(table))
+
+
+def hop_of(question: Question, query: str) -> int | None:
+    """Return the 0-based place in the question's chain of the fact that a query finds; None where it finds none.
+
+    Raises DataError when the question carries no facts.
     """
     if question.facts is None:
         raise DataError(
             f"question {question.id!r} carries no facts: only questions of a synthetic world can be searched"
         )
+    key = " ".join(query.split())  # the words count, not how a tokenizer spaced them
+    return list(question.facts).index(key) if key in question.facts else None
+
+
+def observe(question: Question, query: str, seed: int, distractors: int = 0) -> Observation:
+    """Return what the search tool answers: the chain's fact for exactly this query, else "no result ."; then `distractors`
+    facts off the chain, drawn from the question's own by (seed, question id, query).
+
+    Its label is "hop_1", "hop_2", .. by the place of the fact in the chain, or "miss". Raises DataError when the question carries
+    no facts, or fewer distractors than asked for.
+    """
+    hop = hop_of(question, query)
+    assert question.facts is not None
     if distractors > len(question.distractors):
         raise DataError(
             f"question {question.id!r} carries {len(question.distractors)} distractors, {distractors} are asked for: "
             "generate the data again with the same data.distractors"
         )
-    key = " ".join(query.split())  # the words count, not how a tokenizer spaced them
-    hop = list(question.facts).index(key) if key in question.facts else None
+    key = " ".join(query.split())
     found = NO_RESULT if hop is None else question.facts[key]
     others: list[str] = []
     if distractors:
         others = python_rng(seed, "observation", question.id, key).sample(question.distractors, distractors)
     # Best match first: a small policy does not learn to pick it out of a random order.
-    return Observation(text=" ".join([found, *others]), hop=hop)
+    return Observation(" ".join([found, *others]), "miss" if hop is None else f"hop_{hop + 1}")
 
 
-class SyntheticEnvironment:
-    """Questions by split and the search tool: the part of an Environment that does not depend on the world."""
+class TableOfTasks:
+    """Tasks by split, of a table in memory."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._by_split = {split: tuple(q for q in questions if q.split == split) for split in SPLITS}
+
+    def tasks(self, split: str) -> Sequence[Question]:
+        """Return all tasks of "train", "dev" or "test", in table order; another name raises KeyError."""
+        return self._by_split[split]
+
+
+class SyntheticSearch(TableOfTasks, SearchEnvironment):
+    """Questions by split and the search tool: the part of a search world that does not depend on which one it is."""
 
     def __init__(self, questions: Sequence[Question], seed: int, distractors: int = 0) -> None:
-        self._by_split = {split: tuple(q for q in questions if q.split == split) for split in SPLITS}
+        super().__init__(questions)
         self._seed = seed
         self._distractors = distractors
 
-    def questions(self, split: str) -> Sequence[Question]:
-        """All questions of "train", "dev" or "test", in table order; another name raises KeyError."""
-        return self._by_split[split]
+    def call(self, episode: Episode, call: ToolCall) -> Observation:
+        """Return the fact that the query finds."""
+        return observe(episode.question, call.arguments["query"], self._seed, self._distractors)
 
-    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
-        """One observation a request, in order."""
-        return [observe(question, query, self._seed, self._distractors) for question, query in requests]
+    def example_call(self, question: Question) -> ToolCall:
+        """Return the search for the first fact."""
+        return search_for(next(iter(question.facts or {"": ""})))
 
-    def texts(self) -> Iterable[str]:
-        """None: a world's vocabulary is closed, no subword tokenizer is trained on it."""
-        return ()
+    def metrics(self, episode: Episode) -> dict[str, float]:
+        """Return by hop whether its fact was found: EM alone hides lucky guesses."""
+        seen = {observation.label for observation in episode.observations}
+        hops = range(1, (episode.question.hops or 0) + 1)
+        return {f"reached_hop_{hop}": float(f"hop_{hop}" in seen) for hop in hops}

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,10 @@ class Retriever(Protocol):
     def search(self, queries: Sequence[str], k: int) -> Sequence[Found]:
         """The best passages of each query, at most k, best first; none for a query that matches nothing."""
         ...
+
+
+class Library(Retriever, Protocol):
+    """A search over a corpus that lies on this machine."""
+
+    passages: "pyarrow.Table"
+    """Columns passage_id, title, text."""

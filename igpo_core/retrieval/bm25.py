@@ -46,7 +46,7 @@ class BM25:
     def __init__(self, index: Any, words: pyarrow.Table, passages: pyarrow.Table) -> None:
         self._index = index
         self._vocabulary = _Words(words.column("word"))
-        self._passages = passages
+        self.passages = passages
 
     @classmethod
     def build(cls, corpus: "pandas.DataFrame", folder: Path) -> None:
@@ -96,12 +96,12 @@ class BM25:
 
     def __len__(self) -> int:
         """Passages in the corpus."""
-        count: int = self._passages.num_rows
+        count: int = self.passages.num_rows
         return count
 
     def passage(self, row: int) -> Passage:
-        """The passage of a row of the corpus table."""
-        return Passage(*(self._passages.column(name)[row].as_py() for name in ("passage_id", "title", "text")))
+        """Return the passage of a row of the corpus table."""
+        return Passage(*(self.passages.column(name)[row].as_py() for name in ("passage_id", "title", "text")))
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """At most k passages a query, best score first, equal scores in table order.

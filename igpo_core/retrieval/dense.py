@@ -33,7 +33,7 @@ class Dense:
 
     def __init__(self, config: DenseSearch, encoder: Any, embeddings: Any, passages: pyarrow.Table, graph: Any) -> None:
         self.config, self._encoder = config, encoder
-        self._embeddings, self._passages, self._graph = embeddings, passages, graph
+        self._embeddings, self.passages, self._graph = embeddings, passages, graph
 
     @classmethod
     def build(cls, corpus: "pandas.DataFrame", folder: Path, config: DenseSearch) -> None:
@@ -79,8 +79,8 @@ class Dense:
         return len(self._embeddings)
 
     def passage(self, row: int) -> Passage:
-        """The passage of a row of the corpus table."""
-        return Passage(*(self._passages.column(name)[row].as_py() for name in ("passage_id", "title", "text")))
+        """Return the passage of a row of the corpus table."""
+        return Passage(*(self.passages.column(name)[row].as_py() for name in ("passage_id", "title", "text")))
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """The k passages with the largest inner product, equal ones in table order; none for an empty query.

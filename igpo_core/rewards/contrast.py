@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
-from igpo_core.rewards.outcome import squad_normalise
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Question
 
@@ -19,6 +18,7 @@ from igpo_core.trajectory import Question
 class Contrast:
     """The other answers that a question's gold answer is compared with."""
 
+    environment: Environment
     pool: tuple[str, ...]
     """Names to draw from: the first accepted answer of every train question, each once."""
     count: int
@@ -35,8 +35,9 @@ class Contrast:
         """
         if question.id in self._drawn:
             return self._drawn[question.id]
-        accepted = {squad_normalise(answer) for answer in question.answers}
-        text = squad_normalise(question.text)
+        comparable = self.environment.comparable
+        accepted = {comparable(answer) for answer in question.answers}
+        text = comparable(question.text)
         rng = python_rng(self.seed, "contrast", self.step, question.id)
         seen: set[int] = set()
         found: list[str] = []
@@ -46,7 +47,7 @@ class Contrast:
                 continue
             seen.add(place)
             name = self.pool[place]
-            if squad_normalise(name) not in accepted and not stands_in(name, text):
+            if comparable(name) not in accepted and not self.stands_in(name, text):
                 found.append(name)
             if len(found) == self.count:
                 self._drawn[question.id] = tuple(found)
@@ -57,21 +58,16 @@ class Contrast:
             "questions"
         )
 
+    def stands_in(self, name: str, comparable_text: str) -> bool:
+        """Return whether the name stands as whole words in a text in comparable form."""
+        return f" {self.environment.comparable(name)} " in f" {comparable_text} "
+
 
 def contrast_pool(environment: Environment) -> tuple[str, ...]:
-    """Return the first accepted answer of every train question that normalises to a text, each once, in table order."""
-    return tuple(
-        {
-            squad_normalise(question.answers[0]): question.answers[0]
-            for question in environment.questions("train")
-            if squad_normalise(question.answers[0])
-        }.values()
-    )
-
-
-def stands_in(name: str, normalised_text: str) -> bool:
-    """Return whether the name stands in a text, normalised by squad_normalise, as whole words."""
-    return f" {squad_normalise(name)} " in f" {normalised_text} "
+    """Return the main answer of every train task, each once, in table order; those without a comparable form are left out."""
+    answers = [environment.belief_targets(task)[0] for task in environment.tasks("train")]
+    forms = {environment.comparable(answer): answer for answer in answers}
+    return tuple(answer for form, answer in forms.items() if form)
 
 
 def contrast_gains(

@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from igpo_core.rewards.outcome import squad_normalise
-
 Aliases = Literal["logsumexp", "max", "shortest", "first"]
 BoundaryGain = Literal["log_prob_diff", "prob_diff", "log_ratio_gap", "watermark"]
 GAP = 0.1  # TRACE's eps: the gap of a belief of probability 1
@@ -75,14 +73,10 @@ def leave_one_turn_out(last: float, without: Sequence[float]) -> list[float]:
     return [last - value for value in without]
 
 
-def first_exposure(observations: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """1 for the first observation that holds one of the answers as whole words, else 0 (TSPO, arXiv 2601.22776). Needs no
-    model. Yes and no are in most texts: they never count."""
-    wanted = [f" {text} " for text in map(squad_normalise, answers) if text and text not in ("yes", "no")]
-    gains = [0.0] * len(observations)
-    for t, observation in enumerate(observations):
-        text = f" {squad_normalise(observation)} "
-        if any(answer in text for answer in wanted):
-            gains[t] = 1.0
-            break
-    return gains
+def first_exposure(shown: Sequence[bool]) -> list[float]:
+    """Return 1 for the first observation that shows the answer, else 0 (TSPO, arXiv 2601.22776). Needs no model.
+
+    shown: of each observation, in order (Environment.exposes).
+    """
+    first = next((t for t, value in enumerate(shown) if value), None)
+    return [float(t == first) for t in range(len(shown))]

@@ -5,52 +5,64 @@ for replays, for an older scorer and for trajectories of an evaluation. Both giv
 within 1e-6 of log p, in bfloat16 (policy.dtype) within 0.002 of it on the tests' policy; tests hold both.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igpo_core.config import ExperimentConfig, RewardConfig
 from igpo_core.credit import TurnRewards
+from igpo_core.environments.base import Environment, score_zero
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe, behind_prefix, with_shared_prefix
-from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
+from igpo_core.rewards.contrast import Contrast, contrast_gains
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
 from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
 from igpo_core.rewards.information_gain import score_beliefs
-from igpo_core.rewards.outcome import answer_f1, exact_match, paper_f1_score, squad_normalise
 from igpo_core.trajectory import Question, Trajectory
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A trajectory with what it earned.
-
-    f1, em: of the answer, by its source's rule, 0 without one. reward: the configured F1, 0 without an answer. outcome: the
-    same, or the format penalty without a well-formed answer. beliefs: s_0..s_{T-1}, None where none were asked for
-    (outcome_only makes no scoring pass at all). gains: g_1..g_{T-1}, None where turns earn nothing of their own.
-    without_contrast: gains for which no other answer was absent from the history, so that nothing was subtracted; None where
-    the arm has no contrast.
-    """
+    """A trajectory with what it earned."""
 
     trajectory: Trajectory
-    f1: float
-    em: float
+    scores: Mapping[str, float]
+    """The environment's rubric, the headline first; all 0 without an answer."""
     reward: float
+    """The score that reward.outcome names, 0 without an answer."""
     outcome: float
-    beliefs: tuple[float, ...] | None
+    """The same, or the format penalty without a well-formed answer."""
+    beliefs: tuple[float, ...] | None = None
+    """s_0..s_{T-1}; None where none were asked for (outcome_only makes no scoring pass at all)."""
     gains: tuple[float, ...] | None = None
+    """g_1..g_{T-1}; None where turns earn nothing of their own."""
     without_contrast: int | None = None
+    """Gains for which no other answer was absent from the history, so that nothing was subtracted; None where the arm has no
+    contrast."""
+    states: tuple[Hashable, ...] = ()
+    """For each turn the state that it stood at, where the arm asks for states."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What else the environment tells of the episode."""
+
+    @property
+    def score(self) -> float:
+        """Return the headline score."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def em(self) -> float:
+        """Return the exact match, or the headline score where the rubric has none."""
+        return self.scores.get("em", self.score)
 
     def turn_rewards(self) -> TurnRewards:
-        """What assign_credit takes; the state before a turn is the set of observations seen so far."""
-        trajectory = self.trajectory
+        """Return what assign_credit takes."""
         return TurnRewards(
-            turns=len(trajectory.turns),
+            turns=len(self.trajectory.turns),
             gains=self.gains or (),
             outcome=self.reward,
-            answered=trajectory.answer is not None,
-            states=tuple(frozenset(trajectory.observations[:t]) for t in range(len(trajectory.turns))),
+            answered=self.trajectory.answer is not None,
+            states=self.states,
         )
 
 
@@ -58,14 +70,17 @@ Probes = Callable[[Question], list[AnswerProbe]]
 Scores = Sequence[Sequence[float]]  # of one trajectory, [cut][answer]
 
 
-def answers_asked(question: Question, config: RewardConfig) -> tuple[str, ...]:
-    """Return the accepted answers that config.aliases looks at."""
-    return question.answers[:1] if config.aliases == "first" else question.answers
+def answers_asked(environment: Environment, question: Question, config: RewardConfig) -> tuple[str, ...]:
+    """Return the answers that beliefs are read in, as config.aliases has it."""
+    targets = environment.belief_targets(question)
+    return targets[:1] if config.aliases == "first" else targets
 
 
-def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | None = None) -> Probes:
-    """Return what makes the probes of a question: one for each accepted answer that config.aliases looks at, then one for
-    each other answer of the contrast. Each is rendered once."""
+def answer_probes(
+    policy: Policy, environment: Environment, config: RewardConfig, contrast: Contrast | None = None
+) -> Probes:
+    """Return what makes the probes of a question: one for each answer that config.aliases looks at, then one for each other
+    answer of the contrast. Each is rendered once."""
     rendered: dict[str, AnswerProbe] = {}
 
     def render(answer: str) -> AnswerProbe:
@@ -74,7 +89,7 @@ def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | Non
         return rendered[answer]
 
     def probes(question: Question) -> list[AnswerProbe]:
-        own = with_shared_prefix([render(answer) for answer in answers_asked(question, config)])
+        own = with_shared_prefix([render(answer) for answer in answers_asked(environment, question, config)])
         names = contrast.names(question) if contrast else ()
         return [*own, *(behind_prefix(render(name), own[0].prefix_ids) for name in names)]
 
@@ -83,6 +98,7 @@ def answer_probes(policy: Policy, config: RewardConfig, contrast: Contrast | Non
 
 def reward_trajectories(
     policy: Policy,
+    environment: Environment,
     trajectories: Sequence[Trajectory],
     config: RewardConfig,
     *,
@@ -98,23 +114,21 @@ def reward_trajectories(
     counterfactual observations. contrast: the other answers, the same as in the rollout's probes. Raises ValueError when the
     reward needs beliefs of the rollout and a trajectory was rolled out without probes.
     """
-    outcomes = [_score(item, config) for item in trajectories]
+    outcomes = [_score(environment, item, config) for item in trajectories]
     if not config.needs_gain:
         return outcomes
     if config.gain == "first_exposure":
-        return [
-            replace(item, gains=tuple(first_exposure(item.trajectory.observations, item.trajectory.question.answers)))
-            for item in outcomes
-        ]
+        return [replace(item, gains=_exposures(environment, item.trajectory)) for item in outcomes]
     if config.beliefs_while_rolling_out and not served:
         scores: Sequence[Scores | None] = [item.answer_scores for item in trajectories]
     else:
-        scores = answer_scores(policy, trajectories, config, contrast)
-    return _with_gains(policy, outcomes, scores, config, key, contrast)
+        scores = answer_scores(policy, environment, trajectories, config, contrast)
+    return _with_gains(policy, environment, outcomes, scores, config, key, contrast)
 
 
 def explain_trajectories(
     policy: Policy,
+    environment: Environment,
     trajectories: Sequence[Trajectory],
     config: RewardConfig,
     *,
@@ -123,22 +137,25 @@ def explain_trajectories(
 ) -> list[Scored]:
     """What reward_trajectories gives, for people to look at: beliefs are the policy's of now and scored afterwards, for
     every arm alike; gains are the arm's own, or log_prob_diff where it has none. Costs scoring passes."""
+    outcomes = [_score(environment, item, config) for item in trajectories]
     if config.needs_beliefs:
-        scores = answer_scores(policy, trajectories, config, contrast)
-        return _with_gains(policy, [_score(item, config) for item in trajectories], scores, config, key, contrast)
-    beliefs = score_trajectories(policy, trajectories, config)
+        scores = answer_scores(policy, environment, trajectories, config, contrast)
+        return _with_gains(policy, environment, outcomes, scores, config, key, contrast)
+    beliefs = score_trajectories(policy, environment, trajectories, config)
     if config.needs_gain:
-        gains = [first_exposure(item.observations, item.question.answers) for item in trajectories]
+        gains = [_exposures(environment, item) for item in trajectories]
     else:
-        gains = [information_gains(seen, "log_prob_diff") for seen in beliefs]
-    return [
-        replace(_score(item, config), beliefs=seen, gains=tuple(own))
-        for item, seen, own in zip(trajectories, beliefs, gains, strict=True)
-    ]
+        gains = [tuple(information_gains(seen, "log_prob_diff")) for seen in beliefs]
+    return [replace(item, beliefs=seen, gains=own) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)]
+
+
+def _exposures(environment: Environment, item: Trajectory) -> tuple[float, ...]:
+    return tuple(first_exposure([environment.exposes(item.question, seen) for seen in item.observations]))
 
 
 def _with_gains(
     policy: Policy,
+    environment: Environment,
     outcomes: Sequence[Scored],
     scores: Sequence[Scores | None],
     config: RewardConfig,
@@ -147,16 +164,16 @@ def _with_gains(
 ) -> list[Scored]:
     """Add beliefs and gains to the outcomes; scores: of the accepted answers, then of the contrast's."""
     trajectories = [item.trajectory for item in outcomes]
-    probes = answer_probes(policy, config, contrast)
-    beliefs = [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
+    probes = answer_probes(policy, environment, config, contrast)
+    beliefs = [_beliefs(environment, item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
     if config.contrast:
         if contrast is None:
             raise ValueError(f"reward.contrast={config.contrast} compares with other answers, and none were given")
         return [
-            _contrasted(policy, item, seen, own, config, contrast)
+            _contrasted(policy, environment, item, seen, own, config, contrast)
             for item, seen, own in zip(outcomes, beliefs, scores, strict=True)
         ]
-    gains = _gains(policy, trajectories, beliefs, config, key)
+    gains = _gains(policy, environment, trajectories, beliefs, config, key)
     return [
         replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
     ]
@@ -164,6 +181,7 @@ def _with_gains(
 
 def _contrasted(
     policy: Policy,
+    environment: Environment,
     item: Scored,
     beliefs: tuple[float, ...],
     scores: Scores | None,
@@ -172,27 +190,29 @@ def _contrasted(
 ) -> Scored:
     assert scores is not None  # _beliefs raised before
     trajectory = item.trajectory
-    names, asked = contrast.names(trajectory.question), len(answers_asked(trajectory.question, config))
-    histories = [squad_normalise(policy.protocol.decode(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
-    absent = [[not stands_in(name, history) for name in names] for history in histories]
+    names, asked = contrast.names(trajectory.question), len(answers_asked(environment, trajectory.question, config))
+    histories = [environment.comparable(policy.protocol.decode(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
+    absent = [[not contrast.stands_in(name, history) for name in names] for history in histories]
     gains, alone = contrast_gains(beliefs, [row[asked:] for row in scores], absent, config.gain)
     return replace(item, beliefs=beliefs, gains=tuple(gains), without_contrast=alone)
 
 
 def _gains(
     policy: Policy,
+    environment: Environment,
     trajectories: Sequence[Trajectory],
     beliefs: Sequence[tuple[float, ...]],
     config: RewardConfig,
     key: tuple[int, int],
 ) -> list[list[float]]:
     if config.gain == "leave_one_turn_out":
-        without = score_histories(policy, trajectories, [without_each_turn(item) for item in trajectories], config)
+        shorter = [without_each_turn(item) for item in trajectories]
+        without = score_histories(policy, environment, trajectories, shorter, config)
         return [leave_one_turn_out(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
     if config.credit in ("observation", "query"):
         histories = instead_of_observations(policy.protocol, trajectories, config.credit, key)
         flat = [[ids for several in row for ids in several] for row in histories]
-        scores = [iter(row) for row in score_histories(policy, trajectories, flat, config)]
+        scores = [iter(row) for row in score_histories(policy, environment, trajectories, flat, config)]
         # where no other question searched there is nothing to compare with: the turn gains nothing against itself
         others = [
             [[next(own) for _ in several] or [seen[t + 1]] for t, several in enumerate(row)]
@@ -202,9 +222,15 @@ def _gains(
     return [information_gains(seen, config.gain) for seen in beliefs]
 
 
-def longest_probe(policy: Policy, question: Question, config: RewardConfig, contrast: Contrast | None = None) -> int:
+def longest_probe(
+    policy: Policy,
+    environment: Environment,
+    question: Question,
+    config: RewardConfig,
+    contrast: Contrast | None = None,
+) -> int:
     """Return the tokens that the longest probe of this question adds to a history."""
-    return max(map(_tokens, answer_probes(policy, config, contrast)(question)))
+    return max(map(_tokens, answer_probes(policy, environment, config, contrast)(question)))
 
 
 def _tokens(probe: AnswerProbe) -> int:
@@ -226,7 +252,11 @@ def longest_history(policy: Policy, config: ExperimentConfig) -> int:
 
 
 def require_room(
-    policy: Policy, questions: Sequence[Question], config: ExperimentConfig, contrast: Contrast | None = None
+    policy: Policy,
+    environment: Environment,
+    questions: Sequence[Question],
+    config: ExperimentConfig,
+    contrast: Contrast | None = None,
 ) -> None:
     """Raise ConfigError when the longest history that can be scored and a probe exceed the policy's window. Any name of the
     contrast may be drawn for any question."""
@@ -235,7 +265,7 @@ def require_room(
     history = longest_history(policy, config)
     others = max((_tokens(policy.protocol.probe(name)) for name in contrast.pool), default=0) if contrast else 0
     for question in questions:
-        longest = max(others, longest_probe(policy, question, config.reward))
+        longest = max(others, longest_probe(policy, environment, question, config.reward))
         if history + longest > policy.window:
             raise ConfigError(
                 f"question {question.id!r}: with rollout.max_tokens={config.rollout.max_tokens} a history that is scored has up "
@@ -245,13 +275,17 @@ def require_room(
 
 
 def answer_scores(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig, contrast: Contrast | None = None
+    policy: Policy,
+    environment: Environment,
+    trajectories: Sequence[Trajectory],
+    config: RewardConfig,
+    contrast: Contrast | None = None,
 ) -> list[list[list[float]]]:
     """Return what Trajectory.answer_scores has, read from finished trajectories: each history once, then all probes.
 
     The result is indexed [trajectory][cut][answer], in mean log-probability; answers in the order of answer_probes.
     """
-    probes = answer_probes(policy, config, contrast)
+    probes = answer_probes(policy, environment, config, contrast)
     with policy.precision():
         return score_beliefs(
             policy.model,
@@ -263,21 +297,23 @@ def answer_scores(
 
 
 def score_trajectories(
-    policy: Policy, trajectories: Sequence[Trajectory], config: RewardConfig
+    policy: Policy, environment: Environment, trajectories: Sequence[Trajectory], config: RewardConfig
 ) -> list[tuple[float, ...]]:
-    """Return the beliefs s_0..s_{T-1} of each trajectory in its question's accepted answers."""
-    probes, scores = answer_probes(policy, config), answer_scores(policy, trajectories, config)
-    return [_beliefs(item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
+    """Return the beliefs s_0..s_{T-1} of each trajectory in its question's answers."""
+    probes = answer_probes(policy, environment, config)
+    scores = answer_scores(policy, environment, trajectories, config)
+    return [_beliefs(environment, item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
 
 
 def score_histories(
     policy: Policy,
+    environment: Environment,
     trajectories: Sequence[Trajectory],
     histories: Sequence[Sequence[Sequence[int]]],
     config: RewardConfig,
 ) -> list[list[float]]:
     """The belief at the end of each history; histories[i]: any token sequences that belong to trajectory i's question."""
-    probes = answer_probes(policy, config)
+    probes = answer_probes(policy, environment, config)
     flat = [(item, list(ids)) for item, row in zip(trajectories, histories, strict=True) for ids in row]
     with policy.precision():
         scores = score_beliefs(
@@ -294,18 +330,25 @@ def score_histories(
     return [[next(found) for _ in row] for row in histories]
 
 
-def _beliefs(item: Trajectory, scores: Scores | None, probes: Probes, config: RewardConfig) -> tuple[float, ...]:
+def _beliefs(
+    environment: Environment, item: Trajectory, scores: Scores | None, probes: Probes, config: RewardConfig
+) -> tuple[float, ...]:
     if scores is None:
         raise ValueError(f"{item.question.id}: a gain needs beliefs, but this trajectory was rolled out without probes")
-    asked = len(answers_asked(item.question, config))
+    asked = len(answers_asked(environment, item.question, config))
     lengths = [len(probe.answer_ids) for probe in probes(item.question)[:asked]]
     return tuple(belief(values[:asked], lengths, config.aliases) for values in scores)
 
 
-def _score(item: Trajectory, config: RewardConfig) -> Scored:
-    if item.answer is None:
-        return Scored(item, 0.0, 0.0, 0.0, config.format_penalty, None)
-    answers = item.question.answers
-    f1 = answer_f1(item.answer, item.question)
-    outcome = f1 if config.outcome == "f1" else paper_f1_score(item.answer, answers)
-    return Scored(item, f1, exact_match(item.answer, answers), outcome, outcome, None)
+def _score(environment: Environment, item: Trajectory, config: RewardConfig) -> Scored:
+    episode, settings = item.episode, environment.settings
+    scores = score_zero(settings) if episode.answer is None else environment.rubric(episode)
+    reward = scores[config.outcome or settings.headline]
+    seen = item.observations
+    states = (
+        tuple(environment.state_key(item.question, seen[:t]) for t in range(len(item.turns)))
+        if config.reward == "gigpo"
+        else ()
+    )
+    outcome = config.format_penalty if episode.answer is None else reward
+    return Scored(item, scores, reward, outcome, states=states, metrics=environment.metrics(episode))

@@ -1,14 +1,14 @@
 """Multi-turn rollout on one GPU, with continuous batching: as many slots as rollout.batch_size, each an episode's history.
 
 Tokens are sampled for all slots together, a CUDA graph a token, and looked at every few tokens. An episode whose turn has ended
-searches while the others go on; what its search returns is appended behind its cached history, and when it ends its slot is
+calls a tool while the others go on; what the tool returns is appended behind its cached history, and when it ends its slot is
 given to the next episode. The prompt is encoded once a group. Answer probes stand behind the prompt or the observation in the
 same pass: nothing sees them, and the turn overwrites them.
 
 Uniform numbers are those of transformers_engine, keyed by (seed, purpose, step, question, member), so that in float32 both
 engines sample the same trajectories. On a GPU a decoding step has one shape, whatever its slots hold, so that a row's numbers
 do not depend on the others'; a pass over prompts or observations has the shape of what came together. Two runs of a seed sample
-the same tokens as long as the same episodes come together, which a search of varying duration changes, and otherwise up to
+the same tokens as long as the same episodes come together, which a tool of varying duration changes, and otherwise up to
 rounding.
 """
 
@@ -33,19 +33,17 @@ from igpo_core.errors import ConfigError
 from igpo_core.logprobs import belief_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
-from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
+from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.rollout.slots import Block, Sampling, SlotModel
 from igpo_core.seeds import numpy_rng
-from igpo_core.trajectory import Action, Question, Trajectory
+from igpo_core.trajectory import Question, Trajectory
 
 STEPS_BETWEEN_LOOKS = 4  # tokens that are sampled before anyone asks which turns have ended
 TOKENS_A_PASS = 16_384  # of prompts, observations and probes
 ROWS_TOGETHER = 8  # a pass over fewer than one slot in so many waits for more, while others sample
-PATIENCE = (
-    0.005  # seconds that a look waits for searches, so that quick ones come together; the device samples meanwhile
-)
+PATIENCE = 0.005  # seconds that a look waits for tools, so that quick ones come together; the device samples meanwhile
 PATIENCE_WHEN_IDLE = 0.03  # the same where nothing is sampled
-SEARCHES = 64  # at a time
+CALLS = 64  # of tools, at a time
 
 
 @dataclass
@@ -63,8 +61,8 @@ Probes = Callable[[Question], Sequence[AnswerProbe]]
 
 
 class _Threads:
-    """At most so many threads for searches. They are daemons, which those of concurrent.futures are not: a run that fails or is
-    told to end does not wait for a search that hangs."""
+    """At most so many threads for tool calls. They are daemons, which those of concurrent.futures are not: a run that fails or is
+    told to end does not wait for a tool that hangs."""
 
     def __init__(self, most: int) -> None:
         self._most, self._started = most, 0
@@ -75,7 +73,7 @@ class _Threads:
         future: Future[Any] = Future()
         self._work.put((future, call))
         if self._started < self._most:
-            threading.Thread(target=self._run, name=f"search_{self._started}", daemon=True).start()
+            threading.Thread(target=self._run, name=f"tool_{self._started}", daemon=True).start()
             self._started += 1
         return future
 
@@ -153,7 +151,7 @@ class ContinuousRollout:
         slots = min(config.batch_size, len(episodes))
         model = self._fitting(slots, config, max((_room(item.probes) for item in episodes), default=0))
         sampling = Sampling(config.temperature, decoding == "greedy", config.max_new_tokens)
-        threads = _Threads(SEARCHES)
+        threads = _Threads(CALLS)
         try:
             _Run(policy, environment, config, model, slots, sampling, times, threads, episodes).play()
         finally:
@@ -200,15 +198,15 @@ class _Run:
         self.free = list(range(slots))[::-1]
         self.blocks: list[tuple[_Episode, list[int]]] = []  # what waits for a pass, behind `cached` tokens
         self.sampling_in: dict[int, _Episode] = {}  # by slot
-        self.searches: dict[Future[tuple[list[int], float]], _Episode] = {}
-        self.searching = 0.0  # seconds of all episodes' searches
+        self.calling: dict[Future[tuple[list[int], float]], _Episode] = {}
+        self.called = 0.0  # seconds of all episodes' tool calls
         self.prompts: dict[str, dict[int, _Episode]] = {}  # by group and slot: who has the group's prompt in its slot
         self.prompt_scores: dict[str, tuple[float, ...]] = {}
 
     def play(self) -> None:
         """Every episode to its end."""
         episodes = len(self.waiting)
-        while self.waiting or self.blocks or self.sampling_in or self.searches:
+        while self.waiting or self.blocks or self.sampling_in or self.calling:
             self._admit()
             if self.blocks and (not self.sampling_in or len(self.blocks) * ROWS_TOGETHER >= self.slots):
                 self._pass()
@@ -216,7 +214,7 @@ class _Run:
                 self.model.decode(self.slots, STEPS_BETWEEN_LOOKS, self.sampling)
             self._collect()  # while the device samples
             self._look()
-        self.times.search += self.searching / episodes
+        self.times.tools += self.called / episodes
 
     def _admit(self) -> None:
         """Give free slots to episodes that wait. Who comes with its group, or finds one of it at work, takes over its prompt."""
@@ -247,29 +245,29 @@ class _Run:
         self._begin(targets)
 
     def _collect(self) -> None:
-        """Append what searches found to their episodes' histories. Searches are waited for where nothing else is to be done."""
-        if not self.searches:
+        """Append what tools returned to their episodes' histories. Tools are waited for where nothing else is to be done."""
+        if not self.calling:
             return
         idle = not self.sampling_in and not self.blocks
         if idle:
-            wait(self.searches, return_when=FIRST_COMPLETED)
-        wait(self.searches, PATIENCE_WHEN_IDLE if idle else PATIENCE)
-        for found in [future for future in self.searches if future.done()]:  # in the order of asking
-            episode = self.searches.pop(found)
+            wait(self.calling, return_when=FIRST_COMPLETED)
+        wait(self.calling, PATIENCE_WHEN_IDLE if idle else PATIENCE)
+        for found in [future for future in self.calling if future.done()]:  # in the order of asking
+            episode = self.calling.pop(found)
             ids, seconds = found.result()
-            self.searching += seconds
+            self.called += seconds
             if ids:
                 self.blocks.append((episode, ids))
             else:
                 self._leave(episode)
 
-    def _search(self, episode: _Episode, action: Action) -> tuple[list[int], float]:
-        """In a thread of its own: what stands behind the cached history once the search has answered, [] where the episode ends
-        with that, and the seconds of the search."""
+    def _call(self, episode: _Episode) -> tuple[list[int], float]:
+        """In a thread of its own: what stands behind the cached history once the tool has answered, [] where the episode ends
+        with that, and the seconds of the call."""
         started = time.perf_counter()
-        (observation,) = search(self.environment, [(episode.question, action)])
+        (observation,) = call_tools(self.environment, [episode])
         seconds, last = time.perf_counter() - started, episode.ids[-1]
-        ids = episode.see(self.policy.protocol, observation, self.config)
+        ids = episode.append_observation(self.policy.protocol, observation, self.config)
         return [last, *ids] if ids else [], seconds
 
     def _pass(self) -> None:
@@ -362,7 +360,7 @@ class _Run:
             self.sampling_in[episode.slot] = episode
 
     def _look(self) -> None:
-        """Take the turns that have ended: they answer, fail, or search."""
+        """Take the turns that have ended: they answer, fail, or call a tool."""
         if not self.sampling_in:
             return
         active, places = torch.stack([self.model.active.long(), self.model.places]).tolist()
@@ -374,9 +372,9 @@ class _Run:
         for slot, ids, logprobs in sampled:
             episode, count = self.sampling_in.pop(slot), places[slot]
             episode.cached += count  # all but the last one, and the one before the turn
-            action = episode.take(self.policy, ids[:count], logprobs[:count], self.config)
+            episode.append_turn(self.policy, ids[:count], logprobs[:count], self.config)
             if episode.status is None:
-                self.searches[self.threads.submit(partial(self._search, episode, action))] = episode
+                self.calling[self.threads.submit(partial(self._call, episode))] = episode
             else:
                 self._leave(episode)
 

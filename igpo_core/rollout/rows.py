@@ -5,22 +5,31 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from igpo_core.config import Decoding, RolloutConfig
-from igpo_core.environments.base import Environment, Observation
+from igpo_core.environments.base import Environment
 from igpo_core.policies import Policy
 from igpo_core.protocol import TurnProtocol
-from igpo_core.rewards.outcome import exact_match
-from igpo_core.trajectory import Action, Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.trajectory import (
+    Episode,
+    Final,
+    Malformed,
+    Observation,
+    Question,
+    RolloutStatus,
+    ToolCall,
+    Trajectory,
+    Turn,
+)
 
 
 @dataclass
 class RolloutTimes:
-    """Seconds spent in the search tool, on probes and in the rollout as a whole.
+    """Seconds spent in tools, on probes and in the rollout as a whole.
 
     scoring: reading the probes' values, and that share of each prefill's time which their columns have of all columns.
-    search: of episodes that go on at the same time, the mean of their searches' seconds.
+    tools: of episodes that go on at the same time, the mean of their calls' seconds.
     """
 
-    search: float = 0.0
+    tools: float = 0.0
     scoring: float = 0.0
     total: float = 0.0
 
@@ -34,11 +43,11 @@ class Row:
     ids: list[int]
     prompt_length: int
     turns: list[Turn] = field(default_factory=list)
-    observations: list[str] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
     answer_scores: list[tuple[float, ...]] = field(default_factory=list)
     status: RolloutStatus | None = None
 
-    def take(self, policy: Policy, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig) -> Action:
+    def append_turn(self, policy: Policy, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig) -> None:
         """Append a sampled turn; the status is set where the trajectory ends with it."""
         action = policy.protocol.parse(ids)
         start = len(self.ids)
@@ -48,14 +57,13 @@ class Row:
             self.status = RolloutStatus.TURN_TRUNCATED
         elif isinstance(action, Malformed):
             self.status = RolloutStatus.MALFORMED
-        elif isinstance(action, Answer):
+        elif isinstance(action, Final):
             self.status = RolloutStatus.ANSWERED
         elif len(self.turns) == config.max_turns:
             self.status = RolloutStatus.TURN_LIMIT
-        return action
 
-    def see(self, protocol: TurnProtocol, observation: Observation, config: RolloutConfig) -> list[int]:
-        """Append what the search returned, its tokens are returned; [] where no turn would fit behind it, which ends the
+    def append_observation(self, protocol: TurnProtocol, observation: Observation, config: RolloutConfig) -> list[int]:
+        """Append what the tool returned, and return its tokens; [] where no turn would fit behind it, which ends the
         trajectory."""
         ids = protocol.observation(observation.text)
         if len(self.ids) + len(ids) + config.max_new_tokens > config.max_tokens:
@@ -63,9 +71,9 @@ class Row:
             return []
         self.ids += ids
         self.turns[-1] = replace(
-            self.turns[-1], observation_end=len(self.ids), hop=observation.hop, search_failed=observation.failed
+            self.turns[-1], observation_end=len(self.ids), label=observation.label, failed=observation.failed
         )
-        self.observations.append(observation.text)
+        self.observations.append(observation)
         return ids
 
     def finished(self) -> Trajectory:
@@ -77,7 +85,7 @@ class Row:
             self.prompt_length,
             tuple(self.turns),
             self.status,
-            tuple(self.observations),
+            tuple(observation.text for observation in self.observations),
             tuple(self.answer_scores) or None,
         )
 
@@ -98,7 +106,9 @@ def prompt_fits(policy: Policy, config: RolloutConfig, question: Question) -> bo
     return len(policy.protocol.prompt(question.text)) + config.max_new_tokens <= config.max_tokens
 
 
-def unsaid_answers(policy: Policy, config: RolloutConfig, questions: Sequence[Question]) -> str | None:
+def unsaid_answers(
+    policy: Policy, environment: Environment, config: RolloutConfig, questions: Sequence[Question]
+) -> str | None:
     """Return what to tell of questions of which no accepted answer can be given in a turn; None where there are none.
 
     Such a turn, with the shortest thought, is longer than rollout.max_new_tokens in the policy's tokens, or what is read from it
@@ -107,7 +117,8 @@ def unsaid_answers(policy: Policy, config: RolloutConfig, questions: Sequence[Qu
     beyond = [
         (question, length)
         for question in questions
-        if (length := _shortest_answer(policy.protocol, question)) is None or length > config.max_new_tokens
+        if (length := _shortest_answer(policy.protocol, environment, question)) is None
+        or length > config.max_new_tokens
     ]
     if not beyond:
         return None
@@ -120,23 +131,28 @@ def unsaid_answers(policy: Policy, config: RolloutConfig, questions: Sequence[Qu
     )
 
 
-def _shortest_answer(protocol: TurnProtocol, question: Question) -> int | None:
-    """Tokens of the shortest turn that gives an accepted answer; None where what is read from it is another text."""
+def _shortest_answer(protocol: TurnProtocol, environment: Environment, question: Question) -> int | None:
+    """Tokens of the shortest turn that gives an accepted answer; None where what is read from it does not earn all."""
     lengths = []
     for answer in question.answers:
-        ids, _ = protocol.turn("", Answer(answer))
+        ids, _ = protocol.turn("", Final(answer))
         said = protocol.parse(ids)
-        if isinstance(said, Answer) and exact_match(said.text, [answer]):
-            lengths.append(len(ids))
+        if isinstance(said, Final):
+            scores = environment.rubric(Episode(question, answer=said.text))
+            if scores[environment.settings.headline] >= 1:
+                lengths.append(len(ids))
     return min(lengths, default=None)
 
 
-def search(environment: Environment, wanted: Sequence[tuple[Question, Action]]) -> list[Observation]:
-    """One observation for each search among the actions."""
-    requests = [(question, action.query) for question, action in wanted if isinstance(action, Search)]
-    found = environment.search(requests) if requests else []
+def call_tools(environment: Environment, rows: Sequence[Row]) -> list[Observation]:
+    """Return one observation for each row, whose last turn calls a tool."""
+    requests = []
+    for row in rows:
+        calls = [turn.action for turn in row.turns if isinstance(turn.action, ToolCall)]
+        requests.append((Episode(row.question, tuple(calls[:-1]), tuple(row.observations)), calls[-1]))
+    found = environment.step(requests) if requests else []
     if len(found) != len(requests):
-        raise ValueError(f"the search tool answered {len(found)} of {len(requests)} queries")
+        raise ValueError(f"the environment answered {len(found)} of {len(requests)} tool calls")
     return found
 
 

@@ -1,6 +1,6 @@
 """Multi-turn rollout on vLLM servers: token ids in and out, episodes that do not wait for one another.
 
-Each episode is a thread: it asks for a turn, searches, asks for the next one. The server keeps the prefixes of its earlier
+Each episode is a thread: it asks for a turn, calls a tool, asks for the next one. The server keeps the prefixes of its earlier
 turns (prefix caching), batches what comes together, and never sees text. Sampling is seeded by (run seed, purpose, step, place,
 member, turn), but a server's batches decide its rounding: another run of the same seed need not be the same to the bit.
 Weights reach the servers as a folder on a disk that both see. Beliefs are read by the trainer: a server gives log-probabilities
@@ -21,7 +21,7 @@ from igpo_core.config import Decoding, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError, ServiceError
 from igpo_core.policies import Policy
-from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
+from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.rollout.serving import Connection, is_logprob
 from igpo_core.seeds import derive
 from igpo_core.trajectory import Question, Trajectory
@@ -88,7 +88,7 @@ class ServedEngine:
         try:
             running = [threads.submit(play, episode) for episode in episodes]
             done, _ = wait(running, return_when=FIRST_EXCEPTION)
-            searches = [episode.result() for episode in done]
+            calling = [episode.result() for episode in done]
         except BaseException:
             self._connection.end()
             for lock in self._held:
@@ -96,7 +96,7 @@ class ServedEngine:
             raise
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-        times.search += sum(searches) / len(searches)
+        times.tools += sum(calling) / len(calling)
         times.total += time.perf_counter() - started
         return [row.finished() for row, _ in episodes]
 
@@ -109,19 +109,19 @@ class ServedEngine:
         config: RolloutConfig,
         decoding: Decoding,
     ) -> float:
-        """One episode to its end; seconds of its searches."""
-        searching = 0.0
+        """One episode to its end; seconds of its tool calls."""
+        calling = 0.0
         while True:
             ids, logprobs = self._turn(policy, row, derive(*key, len(row.turns)), config, decoding)
-            action = row.take(policy, ids, logprobs, config)
+            row.append_turn(policy, ids, logprobs, config)
             if row.status is not None:
-                return searching
+                return calling
             started = time.perf_counter()
-            (observation,) = search(environment, [(row.question, action)])
-            searching += time.perf_counter() - started
-            row.see(policy.protocol, observation, config)
+            (observation,) = call_tools(environment, [row])
+            calling += time.perf_counter() - started
+            row.append_observation(policy.protocol, observation, config)
             if row.status is not None:
-                return searching
+                return calling
 
     def _turn(
         self, policy: Policy, row: Row, seed: int, config: RolloutConfig, decoding: Decoding

@@ -20,7 +20,7 @@ from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.probes import ProbeBlock
-from igpo_core.rollout.rows import RolloutTimes, Row, begin, search
+from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.seeds import numpy_rng
 from igpo_core.trajectory import Question, Trajectory
 
@@ -86,13 +86,16 @@ def _run(
         if turn:
             stream.observe(rows, pending)
         sampled = stream.sample_turn(rows)
-        actions = [row.take(policy, ids, logprobs, config) for row, (ids, logprobs) in zip(rows, sampled, strict=True)]
-        searching = [i for i, row in enumerate(rows) if row.status is None]
+        for row, (ids, logprobs) in zip(rows, sampled, strict=True):
+            row.append_turn(policy, ids, logprobs, config)
+        calling = [i for i, row in enumerate(rows) if row.status is None]
         started = time.perf_counter()
-        found = search(environment, [(rows[i].question, actions[i]) for i in searching])
-        times.search += time.perf_counter() - started
-        seen = [rows[i].see(policy.protocol, item, config) for i, item in zip(searching, found, strict=True)]
-        keep = [i for i in searching if rows[i].status is None]
+        found = call_tools(environment, [rows[i] for i in calling])
+        times.tools += time.perf_counter() - started
+        seen = [
+            rows[i].append_observation(policy.protocol, item, config) for i, item in zip(calling, found, strict=True)
+        ]
+        keep = [i for i in calling if rows[i].status is None]
         pending = [ids for ids in seen if ids]
         if not keep:
             return

@@ -6,14 +6,13 @@ from typing import Any
 
 import pandas
 
-from igpo_core.config import DenseSearch, QuestionFiles, WebSearch
+from igpo_core.config import DataConfig, DenseSearch, QuestionFiles, WebSearch
 from igpo_core.text import count_words
-from tasks.data.reading import Config
 
 MEASURED = 200  # questions whose search is timed
 
 
-def index_settings(config: Config) -> dict[str, Any] | None:
+def index_settings(config: DataConfig) -> dict[str, Any] | None:
     """What decides an index besides its corpus, the library's version included; None where there is no index."""
     if not isinstance(config, QuestionFiles) or isinstance(config.search, WebSearch):
         return None
@@ -44,9 +43,9 @@ def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
     from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
 
     environment = CorpusEnvironment(config, folder)
-    asked = environment.questions("test")[:MEASURED]
+    asked = environment.tasks("test")[:MEASURED]
     started = time.monotonic()
-    found = [observation.text for observation in environment.search([(question, question.text) for question in asked])]
+    found = [observation.text for observation in environment.search([question.text for question in asked])]
     seconds = time.monotonic() - started
     words = sorted(count_words(text) for text in found)
     lines = [line for text in found if text != NO_RESULTS for line in text.split("\n")]

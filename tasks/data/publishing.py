@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from igpo_core.config import QuestionFiles, code_version, fingerprint
+from igpo_core.config import DataConfig, QuestionFiles, code_version, fingerprint
 from igpo_core.data import SPLITS
 from igpo_core.data.questions import ID_ALIASES
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder
 from tasks.data.indexing import build_index, index_settings, measure_search
 from tasks.data.published import FORMAT, MANIFEST, is_whole
-from tasks.data.reading import Config, Tables, on_this_machine, read
+from tasks.data.reading import Tables, on_this_machine, read
 from tasks.secrets import provide
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class PublishedData:
     index_bytes: int
 
 
-def prepare(config: Config, home: Path) -> PublishedData:
+def prepare(config: DataConfig, home: Path) -> PublishedData:
     """Read, validate and publish, or find published: the same settings and files are not read a second time.
 
     Raises DataError: a file that cannot be read, fewer good rows than asked for, no space; ConfigError: a missing key.
@@ -90,7 +90,7 @@ def prepare(config: Config, home: Path) -> PublishedData:
     return published
 
 
-def find_published(config: Config, home: Path) -> PublishedData | None:
+def find_published(config: DataConfig, home: Path) -> PublishedData | None:
     """What prepare would find published, if it is whole; None where it would read and validate.
 
     Raises ConfigError: a missing key; DataError: a file that cannot be read.
@@ -99,7 +99,7 @@ def find_published(config: Config, home: Path) -> PublishedData | None:
     return _found(_receipt(on_this_machine(config), home))
 
 
-def _receipt(config: Config, home: Path) -> Path:
+def _receipt(config: DataConfig, home: Path) -> Path:
     return home / "data" / "receipts" / f"{_inputs_key(config)}.json"
 
 
@@ -111,7 +111,7 @@ def _found(receipt: Path) -> PublishedData | None:
     return _published(folder, reused=True) if is_whole(folder) else None
 
 
-def require_enough(validation: "Validation", tables: Tables, config: Config, rejected: Path) -> None:
+def require_enough(validation: "Validation", tables: Tables, config: DataConfig, rejected: Path) -> None:
     """Raise DataError when a split or the corpus has fewer good rows than asked for, with the main reasons and remedies.
 
     The quarantine and the Data Docs are left in the folder `rejected`.
@@ -136,17 +136,17 @@ def require_enough(validation: "Validation", tables: Tables, config: Config, rej
     )
 
 
-def _least_names(config: Config) -> list[str]:
+def _least_names(config: DataConfig) -> list[str]:
     return [f"min_{split}" if isinstance(config, QuestionFiles) else split for split in SPLITS]
 
 
-def _least(config: Config) -> dict[str, int]:
+def _least(config: DataConfig) -> dict[str, int]:
     """Rows asked for by split."""
     return {split: getattr(config, name) for split, name in zip(SPLITS, _least_names(config), strict=True)}
 
 
 def publish(
-    validation: "Validation", tables: Tables, config: Config, home: Path, seconds: dict[str, float]
+    validation: "Validation", tables: Tables, config: DataConfig, home: Path, seconds: dict[str, float]
 ) -> PublishedData:
     """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is
     left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
@@ -196,7 +196,7 @@ def publish(
     return _published(folder, reused=False)
 
 
-def data_version(validation: "Validation", config: Config) -> str:
+def data_version(validation: "Validation", config: DataConfig) -> str:
     """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
     settings = config.model_dump(mode="json", exclude=PATHS)
     return fingerprint(FORMAT, validation.content, settings, index_settings(config))
@@ -229,7 +229,7 @@ def _published(folder: Path, *, reused: bool) -> PublishedData:
     return PublishedData(folder=folder, reused=reused, quarantine_by_rule=summary["quarantined_by_rule"], **same)
 
 
-def _inputs_key(config: Config) -> str:
+def _inputs_key(config: DataConfig) -> str:
     """Changes with every byte that prepare depends on: settings, input files, this code, the way of indexing."""
     files: list[Path] = []
     splits: list[str | None] = []

@@ -7,11 +7,8 @@ from typing import Any, get_args
 
 import pandas
 
-from igpo_core.config import AtlasWorld, LookupWorld, QuestionFiles, Source, WebSearch
+from igpo_core.config import DataConfig, QuestionFiles, Source, WebSearch
 from igpo_core.data import CORPUS_SCHEMA, load_corpus, load_questions
-from igpo_core.errors import ConfigError
-
-Config = LookupWorld | AtlasWorld | QuestionFiles
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Tables:
     dropped: dict[str, int]
 
 
-def on_this_machine(config: Config) -> Config:
+def on_this_machine(config: DataConfig) -> DataConfig:
     """The same with files of the hub fetched."""
     if not isinstance(config, QuestionFiles):
         return config
@@ -37,19 +34,11 @@ def on_this_machine(config: Config) -> Config:
     return config.model_copy(update=found)
 
 
-def read(config: Config) -> Tables:
+def read(config: DataConfig) -> Tables:
     """All rows that are asked for: generated for a synthetic world, loaded and chosen for files."""
     if isinstance(config, QuestionFiles):
         return _read_files(config)
-    if isinstance(config, LookupWorld):
-        from igpo_core.environments import lookup
-
-        return Tables(lookup.generate(config), None, {})
-    if isinstance(config, AtlasWorld):
-        from igpo_core.environments import atlas
-
-        return Tables(atlas.generate(config), None, {})
-    raise ConfigError(f"no way to read data of kind {config.kind!r}: add one to tasks/data/reading.py:read")
+    return Tables(config.generate(), None, {})
 
 
 def _read_files(config: QuestionFiles) -> Tables:

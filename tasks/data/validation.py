@@ -16,14 +16,12 @@ from typing import Any, Literal, get_args
 
 import pandas
 
-from igpo_core.config import AtlasWorld, BM25Search, LookupWorld, QuestionFiles, Source
+from igpo_core.config import BM25Search, DataConfig, QuestionFiles, Source
 from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS, identity_key, normalised
 from igpo_core.data.schema import DEFECT, content_hash
 from igpo_core.protocol import MARKERS
 from igpo_core.rewards.outcome import squad_normalise
 from igpo_core.text import count_words, mostly_unspaced, one_form
-
-Config = LookupWorld | AtlasWorld | QuestionFiles
 
 EXCERPT = 200  # characters of a value in the quarantine
 # What SQuAD's normalisation deletes and yet tells answers apart: C# and C, -40 and 40, 3.5 and 35, 1/2 and 12, vitamin A.
@@ -77,7 +75,7 @@ QUARANTINE_COLUMNS = ["table", "id", "field", "rule", "value", "found"]
 
 
 def validate(
-    questions: pandas.DataFrame, corpus: pandas.DataFrame | None, config: Config, data_docs: Path
+    questions: pandas.DataFrame, corpus: pandas.DataFrame | None, config: DataConfig, data_docs: Path
 ) -> Validation:
     """Check both tables (see the module docstring) and write Data Docs into the folder `data_docs`.
 
@@ -130,7 +128,7 @@ def validate(
 # --------------------------------------------------------------------------------------------------------- rules
 
 
-def _question_rules(config: Config) -> list[Rule]:
+def _question_rules(config: DataConfig) -> list[Rule]:
     files = isinstance(config, QuestionFiles)
     sources = frozenset(get_args(Source)) if files else frozenset({config.kind})
     rules = [
@@ -158,7 +156,7 @@ def _question_rules(config: Config) -> list[Rule]:
         ),
         Rule(
             "answer has a word", "answers", "bare_answers", (None, 0),
-            "SQuAD's normalisation leaves nothing of an answer: F1 and EM compare it as it stands, and paper_f1 can never be "
+            "SQuAD's normalisation leaves nothing of an answer: it is compared as it stands, and paper_f1 can never be "
             "earned with one that has no letter or digit", "warning",
         ),
         Rule(
@@ -192,7 +190,7 @@ def _question_rules(config: Config) -> list[Rule]:
     return rules
 
 
-def _corpus_rules(config: Config) -> list[Rule]:
+def _corpus_rules(config: DataConfig) -> list[Rule]:
     rules = [
         Rule("readable", "row", "defect", None, "repair the field that is named"),
         Rule("id unique", "passage_id", "id_copy", (None, 0), "give every passage an id; the first of an id is kept"),
@@ -233,7 +231,7 @@ def _derive_corpus(corpus: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _derive_questions(
-    questions: pandas.DataFrame, titles: set[str] | None, longest: int | None, config: Config
+    questions: pandas.DataFrame, titles: set[str] | None, longest: int | None, config: DataConfig
 ) -> tuple[pandas.DataFrame, "pandas.Series[Any]"]:
     """The derived columns, and each row's usable aliases. titles: of the good passages; None: no corpus."""
     if DEFECT not in questions:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpo_core.trajectory import TURNS_TOLD
 from tasks.report.statistics import Interval, Paired, curve_band
-from tasks.report.sweeps import HOPS
+from tasks.report.sweeps import GAIN_AT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,33 +21,39 @@ COLOURS = (
     "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
 )  # fmt: skip
 FEW = 7  # arms up to which a line for each seed can be followed
-PANELS = (
-    ("f1", "eval/all/f1", "F1 on dev questions", (-0.02, 1.02)),
+Panel = tuple[str, str, str, tuple[float, float] | None]
+PANELS: tuple[Panel, ...] = (
     ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
     ("turns", "train/turns", "Turns in a training rollout", None),
 )
 
 
+def _panels(data: "SweepData") -> tuple[Panel, ...]:
+    """Name, metric, title and limits of each panel of curves."""
+    headline = ("score", f"eval/all/{data.headline}", f"{data.title} on dev", (-0.02, 1.02))
+    return (headline, *PANELS)
+
+
 def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str, folder: Path) -> None:
-    """overview.png, and every panel of it alone: f1.png, difference.png, dead_groups.png, turns.png."""
+    """overview.png, and every panel of it alone: score.png, difference.png, dead_groups.png, turns.png."""
     overview(data, pairs, baseline).savefig(folder / "overview.png", dpi=130)
     colours = arm_colours(data.arms, baseline)
-    for name, metric, title, limits in PANELS:
+    for name, metric, title, limits in _panels(data):
         figure, axes = _canvas(1, 1, (7.0, 4.2))
         curves(axes[0][0], data, metric, title, limits, colours)
         figure.savefig(folder / f"{name}.png", dpi=130)
     figure, axes = _canvas(1, 1, (7.0, 3.2))
-    forest(axes[0][0], pairs, baseline, colours)
+    forest(axes[0][0], pairs, baseline, colours, data.title)
     figure.savefig(folder / "difference.png", dpi=130)
 
 
 def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "Figure":
-    """Four panels: dev F1, paired differences, dead groups, turns."""
+    """Four panels: the headline on dev, paired differences, dead groups, turns."""
     figure, axes = _canvas(2, 2, (12.0, 7.6))
     colours = arm_colours(data.arms, baseline)
-    for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), PANELS, strict=True):
+    for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), _panels(data), strict=True):
         curves(axis, data, metric, title, limits, colours)
-    forest(axes[0][1], pairs, baseline, colours)
+    forest(axes[0][1], pairs, baseline, colours, data.title)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
         f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds"
@@ -60,13 +66,13 @@ def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "
 
 
 def efficiency(data: "SweepData", baseline: str) -> "Figure":
-    """Dev F1 against sampled tokens, what was reached for how much: a line a run, or where arms are many the means of an arm."""
+    """The headline on dev against sampled tokens: a line a run, or where arms are many the means of an arm."""
     figure, axes = _canvas(1, 1, (7.0, 4.2))
     axis, colours = axes[0][0], arm_colours(data.arms, baseline)
     for arm in data.arms:
         lines = []
         for run in data.finished(arm):
-            curve = run.histories.get("eval/all/f1", {})
+            curve = run.histories.get(f"eval/all/{data.headline}", {})
             points = [(run.at("progress/sampled_tokens", step), curve[step]) for step in sorted(curve)]
             lines.append([(tokens, value) for tokens, value in points if tokens is not None])
         if len(data.arms) > FEW:  # every run was evaluated at the same steps
@@ -78,7 +84,7 @@ def efficiency(data: "SweepData", baseline: str) -> "Figure":
         for number, known in enumerate(lines):
             axis.plot(*zip(*known, strict=True), color=colours[arm], linewidth=1.4, label=None if number else arm)
     axis.set_xlabel("tokens sampled in training")
-    axis.set_title("F1 on dev questions by sampled tokens", loc="left", fontsize=10)
+    axis.set_title(f"{data.title} on dev by sampled tokens", loc="left", fontsize=10)
     axis.set_ylim(-0.02, 1.02)
     _plain(axis, legend=True)
     return figure
@@ -112,13 +118,15 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
 
 
 def turn_by_turn(data: "SweepData", baseline: str) -> "Figure":
-    """What turns earn, how far their advantages spread, and what evidence has been seen, by turn; and gains by hop. Means over
-    training, evidence at the last evaluation; then over seeds."""
+    """What turns earn, how far their advantages spread, and what evidence has been seen, by turn; and gains by what a call found.
+    Means over training, evidence at the last evaluation; then over seeds."""
     colours = arm_colours(data.arms, baseline)
     turns = [str(t) for t in range(1, TURNS_TOLD + 1)]
+    metrics = {metric for run in data.finished() for metric in run.histories if metric.startswith(GAIN_AT)}
+    found = sorted((metric.removeprefix(GAIN_AT) for metric in metrics), key=lambda name: (name == "miss", name))
     panels = (
         ("Mean gain of a turn, in the arm's unit", "reward/gain_turn_", turns, False),
-        ("Gain by the hop that a search found", "reward/gain_", list(HOPS), False),
+        ("Gain by what a tool call found", GAIN_AT, found, False),
         ("Standard deviation of advantages by turn", "advantage/std_turn_", turns, False),
         ("Evidence recall after so many turns", "diagnostics/evidence_recall_turn_", turns, True),
     )
@@ -150,7 +158,7 @@ def turn_by_turn(data: "SweepData", baseline: str) -> "Figure":
     return figure
 
 
-def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str) -> "Figure":
+def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str, score: str) -> "Figure":
     """The difference to the baseline in each cell, with its interval: how the effect moves with the factors."""
     arms = list(dict.fromkeys(arm for _, pairs in cells for arm in pairs))
     figure, axes = _canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
@@ -168,7 +176,7 @@ def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline
             axis.plot(place + shift, pair.mean, "o", color=colours[arm], label=None if arm in named else arm)
             named.add(arm)
     axis.set_xticks(range(len(cells)), [cell for cell, _ in cells], rotation=20, ha="right", fontsize=8)
-    axis.set_title(f"Test F1 minus that of {baseline}, 95% interval", loc="left", fontsize=10)
+    axis.set_title(f"Test {score} minus that of {baseline}, 95% interval", loc="left", fontsize=10)
     _plain(axis, legend=True)
     return figure
 
@@ -266,7 +274,7 @@ def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
     return placed
 
 
-def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str]) -> None:
+def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str], score: str) -> None:
     """Paired difference to the baseline with its interval, one row an arm; the first arm on top."""
     shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
     axis.axvline(0, color="#999999", linewidth=1, zorder=1)
@@ -289,6 +297,6 @@ def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mappi
         )
     axis.set_yticks([])
     axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
-    axis.set_xlabel(f"test F1 minus that of {baseline}, same seeds, 95% interval")
+    axis.set_xlabel(f"test {score} minus that of {baseline}, same seeds, 95% interval")
     axis.set_title("Paired difference on test questions", loc="left", fontsize=10)
     axis.spines[["top", "right", "left"]].set_visible(False)

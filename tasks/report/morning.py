@@ -52,7 +52,7 @@ def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Seque
         f"{_were(study.checks)} run again."
     ]
     if all(change.identical for change in changes):
-        parts.append("Every test F1 is the one of the study, to the last digit.")
+        parts.append("Every test score is the one of the study, to the last digit.")
     else:
         parts += [_compared(study, change) for change in changes]
     if moved:
@@ -100,7 +100,7 @@ def page(message: Message) -> str:
 def _compared(study: Study, change: Change) -> str:
     cell = f" ({change.cell})" if change.cell else ""
     return (
-        f"{change.arm}{cell}: its difference in test F1 on these seeds was {change.before:+.3f} in the study and is "
+        f"{change.arm}{cell}: its difference in the test score on these seeds was {change.before:+.3f} in the study and is "
         f"{change.now:+.3f}. Two groups of {len(study.checks)} of the study's seeds differ by up to {change.limit:.3f}: "
         f"{'more than chance does' if change.moved else 'no more than chance does'}."
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpo_core.errors import ConfigError, DataError
 from tasks.report.standing import Change, Scores
-from tasks.report.sweeps import SCORE, Place
+from tasks.report.sweeps import Place
 from tasks.report.watch import prefix
 from tasks.tracking.server import client, find_runs, run_url, tag_filter
 
@@ -91,13 +91,14 @@ def read_report(run_id: str) -> tuple[dict[str, Any], dict[str, list[Place]]]:
     return versions, {key: [tuple(place) for place in places] for key, places in known["places"].items()}
 
 
-def read_scores(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]]) -> Scores:
-    """Return the test F1 of these runs. Raises DataError where MLflow lacks one."""
+def read_scores(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]], headline: str) -> Scores:
+    """Return the headline on test of these runs. Raises DataError where MLflow lacks one."""
+    score = f"test/all/{headline}"
     found = find_runs([experiment], kind="train", sweep=sweep)
     known = {
-        run.data.tags["run_key"]: run.data.metrics[SCORE]
+        run.data.tags["run_key"]: run.data.metrics[score]
         for run in found
-        if run.info.status == "FINISHED" and SCORE in run.data.metrics
+        if run.info.status == "FINISHED" and score in run.data.metrics
     }
     missing = [key for key in places if key not in known]
     if missing:

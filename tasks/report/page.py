@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.report.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
+from tasks.report.wording import BEHAVIOUR
 
 if TYPE_CHECKING:
     from tasks.report.summaries import CellReport
@@ -49,7 +50,7 @@ def write_page(
     parts.append(f"<p>{_text(specification['description'])}</p>")
     if len(reports) > 1:
         cells = [(report.cell, report.pairs) for report in reports]
-        parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline))]
+        parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline, reports[0].data.title))]
     for report in reports:
         parts += _cell(report)
     if trajectories:
@@ -72,7 +73,7 @@ def _policy() -> str:
 
 def _cell(report: "CellReport") -> list[str]:
     data, baseline = report.data, report.baseline
-    cut = list(report.rows[0]).index("dead groups")
+    cut = list(report.rows[0]).index(BEHAVIOUR)
     scores = [dict(list(row.items())[:cut]) for row in report.rows]
     behaviour = [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows]
     parts = [

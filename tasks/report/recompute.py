@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from igpo_core.errors import DataError, IgpoError
+from tasks.report.reporting import rubric_of
 from tasks.report.summaries import CellReport, cell_reports
 from tasks.report.sweeps import collect
 from tasks.report.wording import aligned, terminal_table
@@ -32,7 +33,8 @@ def recompute(run_id: str) -> list[CellReport]:
         specification = yaml.safe_load((folder / "specification.yaml").read_text())
         known = json.loads((folder / "places.json").read_text())
     places = {key: [tuple(place) for place in places] for key, places in known["places"].items()}
-    return cell_reports(specification, collect(specification["name"], tags["sweep"], places), known["cells"])
+    found = collect(specification["name"], tags["sweep"], places, rubric=rubric_of(specification))
+    return cell_reports(specification, found, known["cells"])
 
 
 def main(arguments: list[str]) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.config import fingerprint
+from igpo_core.environments.base import WorldSettings
 from tasks.report import wording
-from tasks.report.summaries import BY_SEED, ArmSummary, CellReport, cell_reports, seed_rows
+from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.watch import Moved, moved, prefix, report_before
 from tasks.source import commit
@@ -45,7 +46,7 @@ class Report:
     """Where the report is, and what it says.
 
     url: report.html in MLflow. compare: the curves by arm in MLflow.
-    answer: the sentence that answers the question. terminal: table, F1 of each seed, warnings and the answer. warnings: these,
+    answer: the sentence that answers the question. terminal: table, score of each seed, warnings and the answer. warnings: these,
     with their cell. rows: the table as text cells. widest: the widest 95% interval of a difference, None where there is none.
     made: when it was written.
     reused: it was there, and nothing that it is made of has changed.
@@ -97,7 +98,8 @@ def write_report(
     found = _find_report(experiment, sweep, specification)
     if found is not None and found.data.tags.get(MADE_OF) == made_of:
         return read_report(found.info.run_id)
-    reports = cell_reports(specification, collect(study, sweep, places), cells)  # raises where no run is finished
+    found_runs = collect(study, sweep, places, rubric=rubric_of(specification))
+    reports = cell_reports(specification, found_runs, cells)  # raises where no run is finished
     run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
@@ -107,7 +109,9 @@ def write_report(
         row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
     ]
     answer = wording.answer(specification, told, exploratory)
-    compare = show_view(experiment, study, sweep, specification["arms"], specification["description"])
+    compare = show_view(
+        experiment, study, sweep, specification["arms"], specification["description"], rubric_of(specification)
+    )
     report = Report(
         run_id=run_id,
         url=artifact_url(experiment, run_id, PAGE),
@@ -178,6 +182,16 @@ def _write_files(
         client().log_artifacts(report.run_id, str(folder))
 
 
+def rubric_of(specification: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return title by key of the scores of a specification's data, the headline first."""
+    from pydantic import TypeAdapter
+
+    from igpo_core.config import DataConfig
+
+    data: WorldSettings = TypeAdapter(DataConfig).validate_python(specification["base"]["data"])
+    return data.rubric
+
+
 def _answering(specification: Mapping[str, Any]) -> list[str]:
     """igpo_core.config.AblationSpecification.answering."""
     primary, baseline = specification["primary"], specification["baseline"]
@@ -185,11 +199,14 @@ def _answering(specification: Mapping[str, Any]) -> list[str]:
 
 
 def _terminal(reports: Sequence[CellReport], answer: str) -> str:
-    """What is told at the end of a sweep: the table and the F1 of each seed, warnings, then the answer."""
+    """What is told at the end of a sweep: the table and the score of each seed, warnings, then the answer."""
     parts = []
     for report in reports:
         parts += [f"== {report.cell}"] if report.cell else []
-        parts += [wording.short_table(report.rows), f"{BY_SEED}\n{wording.aligned(seed_rows(report.data))}"]
+        parts += [
+            wording.short_table(report.rows),
+            f"{by_seed(report.data.title)}\n{wording.aligned(seed_rows(report.data))}",
+        ]
         parts += [report.words.loud()] if report.words.warnings else []
     return "\n\n".join([*parts, "ANSWER", wording.wrapped(answer)])
 
@@ -283,7 +300,7 @@ def _log_summaries(run_id: str, summaries: Sequence[ArmSummary], cell: str) -> N
     numbers = {
         f"{prefix(cell)}{row.arm}/{name}": float(value)
         for row in summaries
-        for name, value in vars(row).items()
+        for name, value in {**vars(row), **row.others}.items()
         if isinstance(value, (int, float))
     }
     fresh = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]

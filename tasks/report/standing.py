@@ -93,7 +93,7 @@ class Change:
     arm: str
     cell: str
     before: float
-    """The mean difference in test F1 on the check seeds in the study."""
+    """The mean difference in the test score on the check seeds in the study."""
     now: float
     """The same of the runs of now."""
     limit: float

@@ -56,26 +56,28 @@ class Paired:
 class Comparison:
     """An arm against the baseline as a reader asks for it.
 
-    pair: the differences. f1, baseline_f1: means over the seeds that both have, None where there are none. above: on how many
-    of these seeds the arm is above the baseline.
+    pair: the differences. score, baseline_score: means over the seeds that both have, None where there are none. above: on how
+    many of these seeds the arm is above the baseline.
     """
 
     arm: str
     baseline: str
     pair: Paired
-    f1: float | None
-    baseline_f1: float | None
+    score: float | None
+    baseline_score: float | None
     above: int
+    title: str
+    """What the arms are compared on, for people."""
 
 
 def comparison(
-    scores: Mapping[str, Mapping[int, float]], arm: str, baseline: str, pairs: Mapping[str, Paired]
+    scores: Mapping[str, Mapping[int, float]], arm: str, baseline: str, pairs: Mapping[str, Paired], title: str
 ) -> Comparison:
-    """Of scores[arm][seed] and the pairs that `paired` made of them."""
+    """Return the comparison of scores[arm][seed], and of the pairs that `paired` made of them."""
     ours, theirs = scores[arm], scores[baseline]
     both = [(ours[seed], theirs[seed]) for seed in sorted(ours) if seed in theirs]
     means = [math.fsum(side) / len(both) for side in zip(*both, strict=True)] if both else [None, None]
-    return Comparison(arm, baseline, pairs[arm], means[0], means[1], sum(a > b for a, b in both))
+    return Comparison(arm, baseline, pairs[arm], means[0], means[1], sum(a > b for a, b in both), title)
 
 
 @lru_cache

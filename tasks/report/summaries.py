@@ -20,13 +20,11 @@ from tasks.report.statistics import (
     summarise_times,
     time_to_threshold,
 )
-from tasks.report.sweeps import DIAGNOSTICS, SCORE, RunData, SweepData
+from tasks.report.sweeps import RunData, SweepData, explaining
 from tasks.report.wording import Words, sentences, table_rows
 from tasks.runs.processors import mixed
 from tasks.runs.warm_starts import untrained
 
-BY_SEED = "Test F1 of each seed"
-SLICES = "Difference in test F1 by source and hops, 95% intervals, not corrected for their number"
 EXPLAINED = "What explains it: first and last step, means over seeds"
 BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 
@@ -35,18 +33,19 @@ BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 class ArmSummary:
     """A row of the table. Means over finished seeds; None where no run has the metric.
 
-    best_f1: test F1 of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict, p: test
-    F1 against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference of the margin
-    needs (tasks/report/statistics.py). dead_groups: mean over training. turns: of the last training step.
-    *_to_threshold: until dev F1 first reached it.
+    score: the headline on test; others: the other scores on test, by key; greedy: the headline with greedy decoding; best: the
+    headline of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict, p: of the
+    headline on test against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference
+    of the margin needs (tasks/report/statistics.py). dead_groups: mean over training. turns: of the last training step.
+    *_to_threshold: until the headline on dev first reached it.
     """
 
     arm: str
     seeds: int
-    f1: float | None
-    em: float | None
-    greedy_f1: float | None
-    best_f1: float | None
+    score: float | None
+    others: dict[str, float | None]
+    greedy: float | None
+    best: float | None
     iqm: float | None
     pairs: int
     difference: float | None
@@ -82,38 +81,49 @@ class CellReport:
 
     def comparison(self, arm: str) -> Comparison:
         """The arm against the baseline."""
-        return comparison(self.data.scores(), arm, self.baseline, self.pairs)
+        return comparison(self.data.scores(), arm, self.baseline, self.pairs, self.data.title)
 
     @property
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """Every table but the first, by title; without those that are empty."""
+        title = self.data.title
+        sliced = f"Difference in test {title} by source and hops, 95% intervals, not corrected for their number"
         found = {
-            BY_SEED: seed_rows(self.data),
-            SLICES: slice_rows(self.slices, self.baseline),
+            by_seed(title): seed_rows(self.data),
+            sliced: slice_rows(self.slices, self.baseline),
             EXPLAINED: self.explained,
         }
         return {title: rows for title, rows in found.items() if rows}
+
+
+def by_seed(title: str) -> str:
+    """Return the title of the table of seeds."""
+    return f"Test {title} of each seed"
 
 
 def summarise(
     data: SweepData, pairs: Mapping[str, Paired], baseline: str, threshold: float, margin: float = 0.0
 ) -> list[ArmSummary]:
     """The table, from the runs' metrics alone: it can be computed again at any time."""
-    scores = data.scores()
+    scores, headline = data.scores(), data.headline
     rows = []
     for arm in data.arms:
         runs, pair = data.finished(arm), pairs.get(arm)
-        reached = [time_to_threshold(run.histories.get("eval/all/f1", {}), threshold) for run in runs]
+        reached = [time_to_threshold(run.histories.get(f"eval/all/{headline}", {}), threshold) for run in runs]
         dead = [run.histories.get("advantage/dead_groups", {}) for run in runs]
         rows.append(
             ArmSummary(
                 arm=arm,
                 seeds=len(runs),
-                f1=_mean([run.last(SCORE) for run in runs]),
-                em=_mean([run.last("test/all/em") for run in runs]),
-                greedy_f1=_mean([run.last("test_greedy/all/f1") for run in runs]),
-                best_f1=_mean([run.last("test_best/all/f1") for run in runs]),
-                iqm=interquartile_mean([run.last(SCORE) or 0.0 for run in runs]),
+                score=_mean([run.last(f"test/all/{headline}") for run in runs]),
+                others={
+                    name: _mean([run.last(f"test/all/{name}") for run in runs])
+                    for name in data.rubric
+                    if name != headline
+                },
+                greedy=_mean([run.last(f"test_greedy/all/{headline}") for run in runs]),
+                best=_mean([run.last(f"test_best/all/{headline}") for run in runs]),
+                iqm=interquartile_mean([run.last(f"test/all/{headline}") or 0.0 for run in runs]),
                 pairs=pair.n if pair else len(runs),
                 difference=pair.mean if pair else None,
                 low=pair.interval.low if pair and pair.interval else None,
@@ -153,12 +163,11 @@ def seed_rows(data: SweepData) -> list[dict[str, str]]:
 
 
 def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Paired]]:
-    """Paired differences in test F1 for each source, where there are several, and for each hop count of a source that has
-    several."""
-    every = {
-        name for run in data.finished() for name in run.latest if name.startswith("test/") and name.endswith("/f1")
-    }
-    names = sorted(name.removeprefix("test/").removesuffix("/f1") for name in every - {SCORE})
+    """Paired differences in the headline on test for each source, where there are several, and for each hop count of a source
+    that has several."""
+    end = f"/{data.headline}"
+    every = {name for run in data.finished() for name in run.latest if name.startswith("test/") and name.endswith(end)}
+    names = sorted(name.removeprefix("test/").removesuffix(end) for name in every - {f"test/all{end}"})
     sources = [name for name in names if "/" not in name]
     kept = []
     for name in names:
@@ -166,7 +175,7 @@ def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Pai
         siblings = sources if name == source else [other for other in names if other.startswith(f"{source}/")]
         if len(siblings) > 1:
             kept.append(name)
-    return {name: paired(data.scores(f"test/{name}/f1"), baseline) for name in kept}
+    return {name: paired(data.scores(f"test/{name}{end}"), baseline) for name in kept}
 
 
 def slice_rows(slices: Mapping[str, Mapping[str, Paired]], baseline: str) -> list[dict[str, str]]:
@@ -184,7 +193,7 @@ def slice_rows(slices: Mapping[str, Mapping[str, Paired]], baseline: str) -> lis
 def explain(data: SweepData) -> list[dict[str, str]]:
     """A row a diagnostic that some run has, a column an arm: "first -> last step", means over seeds."""
     rows = []
-    for metric, title in DIAGNOSTICS.items():
+    for metric, title in explaining(data.rubric).items():
         row = {"metric": title}
         for arm in data.arms:
             runs = data.finished(arm)
@@ -261,7 +270,7 @@ def cell_reports(
     for cell in cells:
         base = of_cell(specification["base"], specification["factors"], cell)
         threshold, training = base["evaluation"]["threshold"], base["training"]
-        empty = next(iter(found.values()), SweepData("", "", (), ()))
+        empty = next(iter(found.values()), SweepData("", "", (), (), rubric={}))
         data = found.get(cell, replace(empty, arms=(), runs=(), warnings=()))
         data = data.select(list(specification["arms"]), list(specification["seeds"]))
         if not data.finished():
@@ -271,8 +280,8 @@ def cell_reports(
         summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
         warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
-        words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings)
-        rows, slices = table_rows(summaries, threshold), slice_differences(data, baseline)
+        words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)
+        rows, slices = table_rows(summaries, threshold, data.rubric), slice_differences(data, baseline)
         reports.append(CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data)))
     if not reports:
         raise DataError(f"no run to report on is finished. {' '.join(empty_cells)}")

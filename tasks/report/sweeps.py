@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from igpo_core.trajectory import TURNS_TOLD
 from tasks.tracking.server import client, experiment_id, find_runs
@@ -10,10 +10,10 @@ from tasks.tracking.server import client, experiment_id, find_runs
 Curve = Mapping[float, float]
 Place = tuple[str, str, int]  # cell, arm, seed
 
-SCORE = "test/all/f1"  # what arms are compared on
-# what the report's table "What explains it" tells of every arm
+GAIN_AT = "reward/gain_at_"  # followed by what the environment says of a tool call
+# what the report's table "What explains it" tells of every arm, besides `explaining`
 DIAGNOSTICS = {
-    "train/turns": "turns (searches: one less)",
+    "train/turns": "turns (tool calls: one less)",
     "train/turns_solved": ".. of the solved",
     "train/turns_unsolved": ".. of the unsolved",
     "train/tokens": "tokens of a rollout",
@@ -22,14 +22,13 @@ DIAGNOSTICS = {
     "train/format_rate": "well-formed",
     "train/status_malformed": ".. malformed",
     "train/status_turn_truncated": ".. a turn too long",
-    "train/repeated_queries": "repeated queries",
+    "train/repeated_calls": "repeated tool calls",
     "train/evidence_recall": "evidence recall",
     "advantage/dead_groups": "dead groups",
     "advantage/dead_groups_outcome": ".. of the outcome",
     "advantage/dead_groups_gain": ".. of the gain",
     "advantage/first_turn_by_turns": "first turn's advantage by turns (r)",
     "advantage/gain_to_outcome": "gain part / outcome part",
-    "reward/gain_by_f1": "total gain by F1 (r)",
     "reward/gain_up_answer_wrong": "gain up, answer wrong",
     "reward/gain_down_answer_right": "gain down, answer right",
     "diagnostics/gain_thought": "gain from the thought (nats)",
@@ -42,15 +41,9 @@ DIAGNOSTICS = {
 }
 PARTS = ("", "_solved", "_unsolved")
 BY_TURN = ("reward/gain_turn", "advantage/std_turn", "diagnostics/evidence_recall_turn")
-HOPS = (*(f"hop_{hop}" for hop in range(1, 6)), "miss")
 HISTORIES = (
-    "eval/all/f1",
     "eval/all/turns",
     "eval/all/format_rate",
-    "test/all/f1",
-    "test/all/em",
-    "test_greedy/all/f1",
-    "test_best/all/f1",
     "train/status_turn_limit",
     "train/status_window_full",
     "test/all/questions",
@@ -67,14 +60,26 @@ HISTORIES = (
         for t in range(TURNS_TOLD)
     ),
     *(f"{name}_{t}" for name in BY_TURN for t in range(1, TURNS_TOLD + 1)),
-    *(f"reward/gain_{hop}" for hop in HOPS),
 )
+
+
+def explaining(rubric: Mapping[str, str]) -> dict[str, str]:
+    """Return metric -> title of what the report explains arms with. rubric: title of each score by key, the headline first."""
+    headline, title = next(iter(rubric.items()))
+    return {**DIAGNOSTICS, f"reward/gain_by_{headline}": f"total gain by {title} (r)"}
+
+
+def _read(metric: str, rubric: Mapping[str, str]) -> bool:
+    """Whether a report looks at the metric step by step."""
+    part, _, name = metric.rpartition("/")
+    of_all = part in ("eval/all", "test/all", "test_greedy/all", "test_best/all") and name in rubric
+    return of_all or metric in HISTORIES or metric in explaining(rubric) or metric.startswith(GAIN_AT)
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of HISTORIES that the run
-    has; latest: the last value of every metric; processor: what it was computed on, empty where no tag says."""
+    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of what a report looks at;
+    latest: the last value of every metric; processor: what it was computed on, empty where no tag says."""
 
     run_id: str
     arm: str
@@ -86,10 +91,10 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        return self.status == "FINISHED" and SCORE in self.histories
+        return self.status == "FINISHED" and any(name.startswith("test/all/") for name in self.histories)
 
     def last(self, metric: str) -> float | None:
-        """The value at the run's last step; None where it has none there. Of what is not in HISTORIES, the last one known."""
+        """The value at the run's last step; None where it has none there. Of what is not in `histories`, the last one known."""
         history = self.histories.get(metric)
         return self.latest.get(metric) if history is None else history.get(self.steps)
 
@@ -114,19 +119,33 @@ class RunData:
 
 @dataclass(frozen=True)
 class SweepData:
-    """The runs of a sweep's cell, one for each arm and seed; `warnings` say what was left out on the way."""
+    """The runs of a sweep's cell, one for each arm and seed."""
 
     experiment: str
     sweep: str
     arms: tuple[str, ...]
     runs: tuple[RunData, ...]
     warnings: tuple[str, ...] = ()
+    """What was left out on the way."""
+    rubric: Mapping[str, str] = field(kw_only=True)
+    """Key of each score -> its title. Arms are compared on the first."""
+
+    @property
+    def headline(self) -> str:
+        """Return the key of the score that arms are compared on."""
+        return next(iter(self.rubric))
+
+    @property
+    def title(self) -> str:
+        """Return the title of that score."""
+        return self.rubric[self.headline]
 
     def finished(self, arm: str | None = None) -> list[RunData]:
         return [run for run in self.runs if run.finished and arm in (None, run.arm)]
 
-    def scores(self, metric: str = SCORE) -> dict[str, dict[int, float]]:
-        """scores[arm][seed] of finished runs: the last value of the metric."""
+    def scores(self, metric: str = "") -> dict[str, dict[int, float]]:
+        """Return scores[arm][seed] of finished runs: the last value of a metric. Empty: the headline on test."""
+        metric = metric or f"test/all/{self.headline}"
         return {
             arm: {run.seed: value for run in self.finished(arm) if (value := run.last(metric)) is not None}
             for arm in self.arms
@@ -148,7 +167,9 @@ class SweepData:
         return replace(self, arms=tuple(arms), runs=runs, warnings=self.warnings + told)
 
 
-def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] | None = None) -> dict[str, SweepData]:
+def collect(
+    experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] | None = None, *, rubric: Mapping[str, str]
+) -> dict[str, SweepData]:
     """Every training run of the sweep by cell ("" where there are no factors).
 
     places: run key -> where that run counts (one run serves all cells that its arm does not tell apart); only these runs
@@ -167,7 +188,7 @@ def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] |
 
     with ThreadPoolExecutor(4) as pool:
         histories = pool.map(
-            lambda run: curves(run.info.run_id, [name for name in HISTORIES if name in run.data.metrics]), found
+            lambda run: curves(run.info.run_id, [name for name in run.data.metrics if _read(name, rubric)]), found
         )
         read = list(zip(found, histories, strict=True))
     cells: dict[str, dict[tuple[str, int], RunData]] = {}
@@ -189,5 +210,5 @@ def collect(experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] |
             (f"SEVERAL RUNS of {', '.join(doubled[cell])}: the newest finished one counts.",) if cell in doubled else ()
         )
         arms = tuple(dict.fromkeys(arm for arm, _ in chosen))
-        result[cell] = SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told)
+        result[cell] = SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told, rubric=rubric)
     return result

@@ -10,7 +10,8 @@ const add = (parent, tag, text, kind) => {
   parent.appendChild(node);
   return node;
 };
-const solved = (row) => (row.f1 >= 0.5 ? "solved" : "unsolved");
+const score = (row) => Object.entries(row.scores)[0]; // name and value of the headline
+const solved = (row) => (score(row)[1] >= 0.5 ? "solved" : "unsolved");
 const fields = { cell: (r) => r.cell, arm: (r) => r.arm, seed: (r) => r.seed, step: (r) => r.step, split: (r) => r.split, outcome: solved };
 
 for (const [name, value] of Object.entries(fields)) {
@@ -28,7 +29,7 @@ function list() {
   const kept = rows.filter((row) =>
     Object.entries(chosen).every(([name, value]) => value === "all" || String(fields[name](row)) === value));
   for (const row of kept) {
-    const title = `${row.cell ? row.cell + "  " : ""}${row.arm} seed ${row.seed} ${row.split} step ${row.step}: F1 ${row.f1.toFixed(2)}, ` +
+    const title = `${row.cell ? row.cell + "  " : ""}${row.arm} seed ${row.seed} ${row.split} step ${row.step}: ${score(row)[0]} ${score(row)[1].toFixed(2)}, ` +
       `${row.turns.length} turns, ${row.status}. ${row.question}`;
     const item = add(place, "div", title);
     item.onclick = () => {
@@ -46,7 +47,7 @@ function one(row) {
   const place = document.getElementById("one");
   place.replaceChildren();
   add(place, "h3", row.question);
-  add(place, "p", `accepted: ${row.answers.join(" | ")}; F1 ${row.f1.toFixed(3)}, EM ${row.em.toFixed(0)}; ${row.status}`);
+  add(place, "p", `accepted: ${row.answers.join(" | ")}; ${Object.entries(row.scores).map(([name, value]) => `${name} ${value.toFixed(3)}`).join(", ")}; ${row.status}`);
   if (row.trace) add(place, "a", "this trajectory as an MLflow trace").href = row.trace;
   row.turns.forEach((turn, t) => {
     const kind = turn.action === "malformed" ? "turn bad" : turn.action === "answer" ? "turn answer" : "turn";

@@ -20,7 +20,7 @@ EVENT = "igpo-lab.effect-left-interval"
 
 @dataclass(frozen=True)
 class Moved:
-    """An arm's difference in test F1 that lies outside the 95% interval [low, high] of an earlier sweep, `before`."""
+    """An arm's difference in the test score that lies outside the 95% interval [low, high] of an earlier sweep, `before`."""
 
     arm: str
     difference: float

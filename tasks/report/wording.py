@@ -39,25 +39,27 @@ def wrapped(text: str, width: int = 118) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
-def table_rows(summaries: Sequence["ArmSummary"], threshold: float) -> list[dict[str, str]]:
-    """The table as text cells: one source for terminal, markdown, CSV and Prefect."""
+def table_rows(summaries: Sequence["ArmSummary"], threshold: float, rubric: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the table as text cells: one source for terminal, markdown, CSV and Prefect. rubric: title of each score, the
+    headline first."""
+    title = next(iter(rubric.values()))
     return [
         {
             "arm": row.arm,
             "seeds": str(row.seeds),
-            "F1": _number(row.f1),
-            "EM": _number(row.em),
-            "greedy F1": _number(row.greedy_f1),
-            "best-by-dev F1": _number(row.best_f1),
+            title: _number(row.score),
+            **{rubric[name]: _number(value) for name, value in row.others.items()},
+            f"greedy {title}": _number(row.greedy),
+            f"best-by-dev {title}": _number(row.best),
             "IQM": _number(row.iqm),
-            "difference in F1 [95%]": difference(row),
+            f"difference in {title} [95%]": difference(row),
             "verdict": row.verdict,
             "p": _number(row.p),
             "P(better)": _number(row.improvement, 2),
             "seeds for margin": _needed(row),
             "dead groups": _number(row.dead_groups, 2),
             "turns": _number(row.turns, 1),
-            f"reached F1 {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
+            f"reached {title} {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
             "steps": str(row.steps_to_threshold),
             "rollouts": str(row.rollouts_to_threshold),
             "tokens": str(row.tokens_to_threshold),
@@ -91,18 +93,25 @@ def difference(row: "ArmSummary") -> str:
     return f"{row.difference:+.3f}{bounds}"
 
 
-IN_SHORT = ("arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p", "dead groups", "turns", "s/run")
+BEHAVIOUR = "dead groups"  # the column with which the part on behaviour and speed begins
 
 
 def short_table(rows: Sequence[Mapping[str, str]]) -> str:
     """The columns that a first look wants, at most 120 wide."""
-    return aligned([{name: _shorten(row[name]) for name in IN_SHORT} for row in rows])
+    names = list(rows[0])
+    wanted = (*names[:3], names[comparing(names)], "verdict", "p", BEHAVIOUR, "turns", "s/run")
+    return aligned([{name: _shorten(row[name]) for name in wanted} for row in rows])
+
+
+def comparing(names: Sequence[str]) -> int:
+    """Return the place of the column that compares arms."""
+    return next(place for place, name in enumerate(names) if name.startswith("difference in "))
 
 
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
     """Three blocks of aligned columns, at most 120 wide: scores, comparison, then behaviour and speed."""
     names = list(cells[0])
-    compared, behaviour = names.index("difference in F1 [95%]"), names.index("dead groups")
+    compared, behaviour = comparing(names), names.index(BEHAVIOUR)
     blocks = []
     for columns in (names[:compared], [names[0], *names[compared:behaviour]], [names[0], *names[behaviour:]]):
         blocks.append(aligned([{name: _shorten(row[name]) for name in columns} for row in cells]))
@@ -194,7 +203,7 @@ def outcome(one: Comparison, margin: float, compared: int) -> str:
         return f"Not decided: {arm} and {baseline} have no finished seed in common."
     span = pair.interval
     numbers = (
-        f"test F1 {one.f1:.3f} against {one.baseline_f1:.3f}, a difference of {pair.mean:+.3f}"
+        f"test {one.title} {one.score:.3f} against {one.baseline_score:.3f}, a difference of {pair.mean:+.3f}"
         + ("" if span is None else f" (95% interval {span.low:+.3f} to {span.high:+.3f})")
         + f", above on {one.above} of {counted(pair.n, 'seed')}"
     )
@@ -241,6 +250,7 @@ def sentences(
     baseline: str,
     threshold: float,
     warnings: Sequence[str],
+    title: str,
 ) -> Words:
     """Plain words for a reader who does not want to believe it."""
     base = specification["base"]
@@ -248,8 +258,8 @@ def sentences(
         f"Every run trained for {_budget(base)}. Its last checkpoint, and the one that was best on dev, were tested once, at the "
         f"end, on up to {base['evaluation']['test_questions']} held-out questions. Columns are means over all finished seeds of "
         "an arm, differences over the seeds that both arms have.",
-        *(_compared(row, baseline, specification["margin"]) for row in summaries if row.arm != baseline),
-        f"Until dev F1 {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
+        *(_compared(row, baseline, specification["margin"], title) for row in summaries if row.arm != baseline),
+        f"Until dev {title} {threshold:g}, median over seeds (a run that never got there counts as later than any other): "
         + "; ".join(_speed(row) for row in summaries)
         + ".",
     ]
@@ -265,16 +275,16 @@ def _budget(base: Mapping[str, Any]) -> str:
     return f"{training['amount']:g} {training['budget'].replace('_', ' ')} in {size}, {steps} steps at most"
 
 
-def _compared(row: "ArmSummary", baseline: str, margin: float) -> str:
+def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> str:
     if row.difference is None:
         return f"{row.arm} and {baseline} have no seed in common: nothing was compared."
-    start = f"{row.arm} against {baseline}: {difference(row)} F1 over {counted(row.pairs, 'paired seed')}"
+    start = f"{row.arm} against {baseline}: {difference(row)} {title} over {counted(row.pairs, 'paired seed')}"
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict, whatever the numbers look like."
     if row.verdict == "within margin":
         return (
-            f"{start}: within the margin. The whole interval lies within {margin:g} F1, below which a difference does not matter "
-            "here (margin in the specification): no difference is claimed. A run that collapses in one seed of "
+            f"{start}: within the margin. The whole interval lies within {margin:g} {title}, below which a difference does not "
+            "matter here (margin in the specification): no difference is claimed. A run that collapses in one seed of "
             f"{row.pairs} would have been missed with a chance of {(1 - 1 / row.pairs) ** row.pairs:.0%}."
         )
     p = f" (p = {row.p:.3f}, adjusted)"

@@ -1,7 +1,7 @@
 """Models that the evaluate flow is given by name: runs, checkpoints, folders, hub names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ def locate(model: str, home: Path) -> str:
 
 def require_vocabulary(policy: "Policy", environment: "Environment", name: str) -> None:
     """Raise CheckpointError when a word-level policy lacks words of the world: it would read <unk> and score nothing."""
+    if "vocabulary" not in environment.settings.offers:
+        return
     lacking = sorted(set(environment.vocabulary()) - set(policy.protocol.tokenizer.get_vocab()))
     if lacking:
         raise CheckpointError(
@@ -45,8 +47,8 @@ def require_vocabulary(policy: "Policy", environment: "Environment", name: str) 
         )
 
 
-def metric_rows(metrics: Mapping[str, float]) -> list[dict[str, str | float]]:
-    """One row a slice: F1, EM, format rate, turns, searches."""
-    shown = ("f1", "em", "format_rate", "turns", "searches")
-    slices = sorted({name.rsplit("/", 1)[0] for name in metrics if name.endswith("/f1")})
+def metric_rows(metrics: Mapping[str, float], rubric: Iterable[str]) -> list[dict[str, str | float]]:
+    """Return one row a slice: its scores, format rate, turns, tool calls."""
+    shown = (*rubric, "format_rate", "turns", "tool_calls")
+    slices = sorted({name.rsplit("/", 1)[0] for name in metrics if name.endswith("/turns")})
     return [{"slice": part, **{key: round(metrics[f"{part}/{key}"], 4) for key in shown}} for part in slices]

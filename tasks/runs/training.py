@@ -26,8 +26,6 @@ from tasks.runs.planned import OnStep, Run, Say, write_result
 from tasks.tracking.outbox import Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
-HEADLINES = ["test/all/f1", "test/all/em"]
-
 
 def open_training(run: Run, say: Say) -> TrainingRun:
     """Return the run at its newest whole checkpoint, or at its start, on the device that is this process's."""
@@ -48,7 +46,7 @@ class Recorder:
 
     def evaluated(self, step: int) -> bool:
         """Return whether the evaluation on dev of a step is written down."""
-        return self._outbox.has("eval/all/f1", step)
+        return self._outbox.has(f"eval/all/{self._trainer.config.data.headline}", step)
 
     def record(self, event: Event) -> None:
         """Write down one event."""
@@ -69,7 +67,8 @@ class Recorder:
                 self._traces(event)
             case Finished():
                 self._outbox.log(event.step, event.metrics)
-                self._outbox.set_model(event.checkpoint, event.step, HEADLINES)
+                scores = [f"test/all/{name}" for name in self._trainer.config.data.rubric]
+                self._outbox.set_model(event.checkpoint, event.step, scores)
 
     def _step(self, event: StepDone) -> None:
         started, config = time.perf_counter(), self._trainer.config
@@ -90,9 +89,11 @@ class Recorder:
         if self._last is None or self._last.step != event.step:
             return
         seen, steps = self._last.metrics, self._trainer.config.training.steps
+        key, title = self._trainer.config.data.headline, self._trainer.config.data.headline_title
         self._say(
-            f"step {event.step}/{steps}: dev F1 {event.metrics['eval/all/f1']:.3f}, train F1 {seen['train/f1']:.3f}, turns "
-            f"{seen['train/turns']:.1f}, dead groups {seen['advantage/dead_groups']:.2f}, {seen['progress/seconds']:.0f} s"
+            f"step {event.step}/{steps}: dev {title} {event.metrics[f'eval/all/{key}']:.3f}, train {title} "
+            f"{seen[f'train/{key}']:.3f}, turns {seen['train/turns']:.1f}, dead groups {seen['advantage/dead_groups']:.2f}, "
+            f"{seen['progress/seconds']:.0f} s"
         )
 
     def _traces(self, event: Decoded) -> None:
@@ -101,6 +102,7 @@ class Recorder:
             return
         traced = traced_records(
             trainer.policy,
+            trainer.environment,
             event.result.scored,
             trainer.config,
             self._run.spec.arm,

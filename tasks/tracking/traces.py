@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from igpo_core.config import fingerprint
 
@@ -19,8 +19,10 @@ class TurnRecord:
     """
 
     text: str
-    action: Literal["search", "answer", "malformed"]
-    query_or_answer: str | None
+    action: str
+    """Name of the tool that was called, or "answer" or "malformed"."""
+    content: str | None
+    """Arguments of the call, or the answer."""
     observation: str | None
     belief_before: float | None
     belief_after: float | None
@@ -37,8 +39,8 @@ class TraceRecord:
     answers: tuple[str, ...]
     turns: tuple[TurnRecord, ...]
     status: str
-    f1: float
-    em: float
+    scores: Mapping[str, float]
+    """The rubric, the headline first."""
     arm: str
     seed: int
     split: str = "test"
@@ -48,7 +50,7 @@ class TraceRecord:
     def answer(self) -> str | None:
         """What was answered; None where the last turn is no answer."""
         last = self.turns[-1]
-        return last.query_or_answer if last.action == "answer" else None
+        return last.content if last.action == "answer" else None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "TraceRecord":
@@ -137,12 +139,13 @@ def _trace(run_id: str, experiment_id: str, record: TraceRecord) -> str:
                     value=turn.gain,
                     span_id=span_id,
                     source=code,
-                    rationale=f"turn {number}: {turn.query_or_answer}",
+                    rationale=f"turn {number}: {turn.content}",
                 )
-        mlflow.log_feedback(trace_id=root.trace_id, name="f1", value=record.f1, source=code)
+        headline, score = next(iter(record.scores.items()))
+        mlflow.log_feedback(trace_id=root.trace_id, name=headline, value=score, source=code)
         answers = list(record.answers)
         mlflow.log_expectation(trace_id=root.trace_id, name="answers", value=answers, source=person)
-        root.set_outputs({"answer": record.answer, "status": record.status, "f1": record.f1, "em": record.em})
+        root.set_outputs({"answer": record.answer, "status": record.status, **record.scores})
     return str(root.trace_id)
 
 
@@ -157,9 +160,9 @@ def _turn(number: int, turn: TurnRecord) -> str:
     }
     with mlflow.start_span(
         name=f"turn {number}: {turn.action}",
-        span_type="TOOL" if turn.action == "search" else "CHAIN",
+        span_type="CHAIN" if turn.action in ("answer", "malformed") else "TOOL",
         attributes={name: value for name, value in values.items() if value is not None},
     ) as span:
-        span.set_inputs({"policy": turn.text, turn.action: turn.query_or_answer})
+        span.set_inputs({"policy": turn.text, turn.action: turn.content})
         span.set_outputs({"observation": turn.observation})
     return str(span.span_id)

@@ -5,7 +5,7 @@ from typing import Any
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.rewards.contrast import Contrast
-from igpo_core.trajectory import Answer, Search
+from igpo_core.trajectory import Final, ToolCall
 from tasks.tracking.traces import TraceRecord, TurnRecord
 
 
@@ -30,7 +30,7 @@ def records_of(
                 TurnRecord(
                     text=policy.protocol.decode(trajectory.token_ids[turn.start : turn.end]),
                     action=_kind(turn.action),
-                    query_or_answer=_content(turn.action),
+                    content=_content(turn.action),
                     observation=None if last else trajectory.observations[t],
                     belief_before=seen[t],
                     belief_after=None if last else seen[t + 1],
@@ -45,8 +45,7 @@ def records_of(
                 answers=trajectory.question.answers,
                 turns=tuple(turns),
                 status=str(trajectory.status),
-                f1=item.f1,
-                em=item.em,
+                scores=dict(item.scores),
                 arm=arm,
                 seed=config.seed,
                 split=split,
@@ -58,6 +57,7 @@ def records_of(
 
 def traced_records(
     policy: Any,
+    environment: Any,
     scored: Sequence[Any],
     config: ExperimentConfig,
     arm: str,
@@ -75,20 +75,26 @@ def traced_records(
 
     sample = list(
         islice(
-            (item for item in scored if fits_window(policy, item, config.reward, contrast)), config.evaluation.traces
+            (item for item in scored if fits_window(policy, environment, item, config.reward, contrast)),
+            config.evaluation.traces,
         )
     )
     if not sample:
         return []
     explained = explain_trajectories(
-        policy, [item.trajectory for item in sample], config.reward, key=(config.seed, step), contrast=contrast
+        policy,
+        environment,
+        [item.trajectory for item in sample],
+        config.reward,
+        key=(config.seed, step),
+        contrast=contrast,
     )
     return records_of(policy, explained, config, arm, split="test", step=step)
 
 
-def _kind(action: Any) -> Any:
-    return "search" if isinstance(action, Search) else "answer" if isinstance(action, Answer) else "malformed"
+def _kind(action: Any) -> str:
+    return action.name if isinstance(action, ToolCall) else "answer" if isinstance(action, Final) else "malformed"
 
 
 def _content(action: Any) -> str | None:
-    return action.query if isinstance(action, Search) else action.text if isinstance(action, Answer) else None
+    return action.text if isinstance(action, ToolCall | Final) else None

@@ -12,25 +12,33 @@ from typing import Any
 
 from tasks.tracking.server import client, flatten, view_url
 
-CHARTS = ("eval/all/f1", "train/turns", "advantage/dead_groups", "train/f1")
-COLUMNS = ("test/all/f1", "eval/all/f1", "train/turns", "advantage/dead_groups")
+BEHAVIOUR = ("train/turns", "advantage/dead_groups")
 SECTION = "By arm: mean and range"
 
 
-def show_view(experiment_id: str, study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: str) -> str:
+def show_view(
+    experiment_id: str,
+    study: str,
+    sweep: str,
+    arms: Mapping[str, Mapping[str, Any]],
+    about: str,
+    rubric: Mapping[str, str],
+) -> str:
     """Write the sweep's shared view and the experiment's note. Returns the address that opens the view.
 
-    arms: arm -> what it sets. about: the description of the study.
+    arms: arm -> what it sets. about: the description of the study. rubric: title of each score, the headline first.
     """
+    headline, title = next(iter(rubric.items()))
     mlflow = client()
-    mlflow.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{sweep}", pack(view_state(sweep)))
+    mlflow.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{sweep}", pack(view_state(sweep, headline)))
     url = view_url(experiment_id, sweep)
-    mlflow.set_experiment_tag(experiment_id, "mlflow.note.content", note(study, sweep, arms, about, url))
+    mlflow.set_experiment_tag(experiment_id, "mlflow.note.content", note(study, sweep, arms, about, url, title))
     return url
 
 
-def view_state(sweep: str) -> dict[str, Any]:
+def view_state(sweep: str, headline: str) -> dict[str, Any]:
     """Return the state of MLflow's runs page that shows the training runs of a sweep, grouped by arm."""
+    dev, test = f"eval/all/{headline}", f"test/all/{headline}"
     charts = [
         {
             "type": "LINE",
@@ -51,11 +59,11 @@ def view_state(sweep: str) -> dict[str, Any]:
             "useGlobalLineSmoothing": True,
             "range": {},
         }
-        for place, metric in enumerate(CHARTS)
+        for place, metric in enumerate((dev, *BEHAVIOUR, f"train/{headline}"))
     ]
     return {
         "searchFilter": f'tags.sweep = "{sweep}" and tags.kind = "train"',
-        "orderByKey": "metrics.`test/all/f1`",
+        "orderByKey": f"metrics.`{test}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -64,7 +72,11 @@ def view_state(sweep: str) -> dict[str, Any]:
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]},
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",
-        "selectedColumns": [*(f"metrics.`{metric}`" for metric in COLUMNS), "tags.`arm`", "tags.`seed`"],
+        "selectedColumns": [
+            *(f"metrics.`{metric}`" for metric in (test, dev, *BEHAVIOUR)),
+            "tags.`arm`",
+            "tags.`seed`",
+        ],
         "compareRunCharts": charts,
         "compareRunSections": [
             {"uuid": "by-arm", "name": SECTION, "display": True, "isReordered": True, "deleted": False}
@@ -79,12 +91,12 @@ def pack(state: Mapping[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
 
 
-def note(study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: str, url: str) -> str:
+def note(study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: str, url: str, title: str) -> str:
     """Return what MLflow shows above the runs of an experiment, as markdown."""
     rows = [f"| `{arm}` | {_settings(changes)} |" for arm, changes in arms.items()]
     return "\n".join(
         [
-            f"**[Curves of {sweep} by arm]({url})**: dev F1, turns and dead groups, mean and band over seeds.",
+            f"**[Curves of {sweep} by arm]({url})**: dev {title}, turns and dead groups, mean and band over seeds.",
             *(["", about] if about else []),
             "",
             "| arm | what it sets |",

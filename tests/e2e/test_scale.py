@@ -32,7 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the hub has them: weights, tokenizer, template."""
     import pandas
 
-    from igpo_core.policies import chat_tokenizer, new_model, save_policy, speak
+    from igpo_core.environments.searching import SEARCH
+    from igpo_core.policies import chat_tokenizer, make_policy, new_model, save_policy
 
     shape = NewPolicy.model_validate(
         {"architecture": "qwen2", "tokenizer": "chat", "vocabulary": 2048, "width": 64, "layers": 2, "heads": 2,
@@ -42,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = chat_tokenizer(texts, shape)
     tokenizer.chat_template = TEMPLATE.read_text()
     folder = tmp_path_factory.mktemp("model")
-    save_policy(speak(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer), folder)
+    save_policy(make_policy(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer, SEARCH), folder)
     return folder
 
 
@@ -169,7 +170,7 @@ def test_adapter_on_and_off_by_one_process_and_by_two(servers: Servers, taught: 
             assert moved(servers.home / result["checkpoint"], taught) > 1e-4, (name, key)
     for key, result in one.items():
         assert len(gradients(servers, result)) == 2 and min(gradients(servers, result)) > 0, key
-        assert sum(steps_of(servers, result, "train/searches")) > 0, key
+        assert sum(steps_of(servers, result, "train/tool_calls")) > 0, key
     for adapter in ("no", "lora"):  # gains are paid: seen .070 against .023 with an adapter, .100 against .031 without
         paid, unpaid = (max(gradients(servers, one[f"adapter={adapter}", arm, 0])) for arm in ("igpo", "outcome_only"))
         assert paid > 1.5 * unpaid
@@ -195,7 +196,7 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
     sweep(servers, specification(model, tmp_path, "web-replay", {}, {**search, "mode": "replay"}))
     live, replayed = results(servers, "web-live"), results(servers, "web-replay")
     assert live.keys() == replayed.keys() and len(live) == 2
-    assert sum(result["metrics"]["test/all/searches"] for result in live.values()) > 0
+    assert sum(result["metrics"]["test/all/tool_calls"] for result in live.values()) > 0
     for key, result in live.items():
         assert numbers(result) == numbers(replayed[key]), key
 
@@ -241,7 +242,7 @@ def test_the_whole_ablation_with_vllm(servers: Servers, model: Path, tmp_path: P
         (run,) = mlflow.search_runs([study.experiment_id], f"tags.run_key = '{result['run_key']}'")
         worst, searches = (
             [point.value for point in mlflow.get_metric_history(run.info.run_id, name)]
-            for name in ("engine/mismatch_max", "train/searches")
+            for name in ("engine/mismatch_max", "train/tool_calls")
         )
         # float32 on both sides: with the untrained weights that the server was started with it would be off by far more
         assert len(worst) == 2 and max(worst) < 1e-4

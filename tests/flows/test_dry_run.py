@@ -209,7 +209,7 @@ def test_a_template_that_cannot_be_continued(tmp_path: Path, chat_policy: Any, o
 
 
 def test_a_template_that_shows_no_tool_is_told(tmp_path: Path, chat_policy: Any) -> None:
-    base, warning = pretrained(tmp_path, chat_policy), "does not tell of the search tool"
+    base, warning = pretrained(tmp_path, chat_policy), "does not tell of the tools"
     assert not any(warning in line for line in dry_run(changed(tmp_path, **base)))
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("and tools", "and false"))

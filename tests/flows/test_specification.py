@@ -274,7 +274,7 @@ def test_an_unknown_preset_is_told_which_there_are() -> None:
         ({"base": {"rolout": {}}}, ["base.rolout", "no such setting", "reward, rollout, optimizer"]),
         ({"base": {"rollout": {"engine": {"kind": "vllm", "url": 1}}}}, ["here are kind, urls, weights"]),
         ({"base": {"training": {"nodes": 2}}, "processes": 2}, ["processes=2", "set processes to 1"]),
-        ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use words"]),
+        ({"base": {"policy": {"kind": "new", "tokenizer": "chat"}}}, ["tokenizer=chat", "use tokenizer=words"]),
         ({"arms": {**GOOD["arms"], "fast": {"learning_rate": 1e-3}}}, ["'fast'", "learning_rate", "confound"]),
         (
             {"arms": {**GOOD["arms"], "own": {"format_penalty": 0}}},

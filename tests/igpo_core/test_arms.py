@@ -9,11 +9,11 @@ import torch
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.diagnostics import belief_metrics
-from igpo_core.environments.base import Observation
 from igpo_core.policies import Policy
 from igpo_core.rewards.scoring import explain_trajectories
 from igpo_core.training import Trainer
 from igpo_core.update import token_advantages
+from tests.worlds import WithTools, finds_by_length
 
 ARMS: dict[str, dict[str, Any]] = {
     "outcome_only": {"reward": "outcome_only"},
@@ -48,26 +48,11 @@ ARMS: dict[str, dict[str, Any]] = {
 OF_THE_MODEL = {"outcome_only", "gigpo", "first_exposure"}  # arms that ask no model for a belief
 
 
-class Finds:
-    """World `lookup`, but every search finds a fact of its question's chain, so that turns differ in what they show."""
-
-    def __init__(self, world: Any) -> None:
-        self.world = world
-
-    def questions(self, split: str) -> Any:
-        return self.world.questions(split)
-
-    def search(self, requests: Any) -> list[Observation]:
-        facts = [list(question.facts.values()) for question, _ in requests]
-        lengths = [len(query) for _, query in requests]
-        return [Observation(own[n % len(own)], n % len(own)) for own, n in zip(facts, lengths, strict=True)]
-
-
 def trainer_of(taught: Any, choices: dict[str, Any], **parts: Any) -> Trainer:
     config, environment, policy = taught
     content = {**config.model_dump(), "reward": choices, "optimizer": {"learning_rate": 1e-3}, **parts}
     own = Policy(copy.deepcopy(policy.model), policy.protocol, policy.window)
-    return Trainer(ExperimentConfig.model_validate(content), Finds(environment), own)
+    return Trainer(ExperimentConfig.model_validate(content), WithTools(environment, finds_by_length), own)
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -145,8 +130,10 @@ def test_diagnostics_split_a_gain_into_thought_and_observation(taught: Any) -> N
     """Summed over all turns the two parts are the whole gain in log-probability, s_{T-1} - s_0."""
     trainer = trainer_of(taught, ARMS["outcome_only"])
     result = trainer.run_step()
-    explained = explain_trajectories(trainer.policy, [item.trajectory for item in result.scored], trainer.config.reward)
-    metrics = belief_metrics(trainer.policy, explained, trainer.config.reward)
+    explained = explain_trajectories(
+        trainer.policy, trainer.environment, [item.trajectory for item in result.scored], trainer.config.reward
+    )
+    metrics = belief_metrics(trainer.policy, trainer.environment, explained, trainer.config.reward)
     total = sum(item.beliefs[-1] - item.beliefs[0] for item in explained if item.beliefs)
     turns = sum(len(item.trajectory.turns) - 1 for item in explained)
     assert (metrics["diagnostics/gain_thought"] + metrics["diagnostics/gain_observation"]) * turns == pytest.approx(
@@ -174,7 +161,11 @@ def test_a_contrast_is_read_in_the_rollout_as_it_is_afterwards(taught: Any) -> N
     result = trainer_of(taught, ARMS["contrast"]).run_step()
     plain = trainer_of(taught, ARMS["igpo"]).run_step()
     again = explain_trajectories(
-        trainer.policy, [item.trajectory for item in result.scored], trainer.config.reward, contrast=contrast
+        trainer.policy,
+        trainer.environment,
+        [item.trajectory for item in result.scored],
+        trainer.config.reward,
+        contrast=contrast,
     )
     differing = 0
     for own, other, without in zip(result.scored, again, plain.scored, strict=True):

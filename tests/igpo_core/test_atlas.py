@@ -21,7 +21,8 @@ from igpo_core.environments.atlas import (
 )
 from igpo_core.environments.base import Demonstration, Lesson
 from igpo_core.environments.synthetic import SPLITS, split_of
-from igpo_core.trajectory import Answer, Question, Search
+from igpo_core.trajectory import Final, Question, ToolCall
+from tests.worlds import searched
 
 SMALL = AtlasWorld(train=40, dev=20, test=20)
 
@@ -59,12 +60,12 @@ def demonstrations(shown: AtlasDemonstrations, count: int, world: AtlasWorld = S
 
 
 def queries(demonstration: Demonstration) -> list[str]:
-    return [turn.action.query for turn in demonstration.turns if isinstance(turn.action, Search)]
+    return [turn.action.arguments["query"] for turn in demonstration.turns if isinstance(turn.action, ToolCall)]
 
 
 def answer(demonstration: Demonstration) -> str:
     action = demonstration.turns[-1].action
-    assert isinstance(action, Answer)
+    assert isinstance(action, Final)
     return action.text
 
 
@@ -104,7 +105,7 @@ def test_the_geography_is_balanced_fixed_and_keys_are_distinct(seed: int) -> Non
 def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) -> None:
     config = AtlasWorld(seed=seed, hops=hops, names=8, key_count=7, continents=3, branching=3, train=2, dev=2, test=2)
     tool, world = environment(config), geography(config)
-    for question in (q for split in SPLITS for q in tool.questions(split)):
+    for question in (q for split in SPLITS for q in tool.tasks(split)):
         [gold] = question.answers
         city, country = gold.split()
         assert world.country_of[city] == country
@@ -112,8 +113,9 @@ def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) 
         relations, person = list(reversed(words[5:-2:3])), words[-2]
         assert words[:4] == ["question", ":", "where", "is"] and len(set(relations)) == hops
         for hop, relation in enumerate(relations):
-            found = [o for o in tool.search([(question, f"@{k} of {person}") for k in range(7)]) if o.hop is not None]
-            assert [o.hop for o in found] == [hop]  # one key alone hits
+            seen = searched(tool, question, *(f"@{k} of {person}" for k in range(7)))
+            found = [o for o in seen if o.label != "miss"]
+            assert [o.label for o in found] == [f"hop_{hop + 1}"]  # one key alone hits
             key, _, asked, _, named, _, place, _ = found[0].text.split()
             assert (key, asked) == (world.key_of[relation], person)
             assert world.continent_of[place] == world.continent_of[country]
@@ -124,11 +126,11 @@ def test_trying_every_key_walks_to_the_answer_and_narrows(seed: int, hops: int) 
 
 def test_a_wrong_query_finds_nothing() -> None:
     tool = environment()
-    question = tool.questions("test")[0]
+    question = tool.tasks("test")[0]
     relation = question.text.split()[-4]
     for query in (f"{relation} of {question.text.split()[-2]}", "", question.answers[0]):
-        [observation] = tool.search([(question, query)])
-        assert (observation.text, observation.hop) == ("no result .", None)
+        [observation] = searched(tool, question, query)
+        assert (observation.text, observation.label) == ("no result .", "miss")
 
 
 def test_the_table() -> None:
@@ -163,7 +165,7 @@ def test_every_word_is_in_the_vocabulary() -> None:
             used |= set(one.words)
             continue
         for turn in one.turns:
-            action = turn.action.query if isinstance(turn.action, Search) else answer(one)
+            action = turn.action.arguments["query"] if isinstance(turn.action, ToolCall) else answer(one)
             used |= set(
                 f"{turn.thought} {action} {turn.observation or ''} {' '.join(w for w, _ in turn.target)}".split()
             )
@@ -206,7 +208,7 @@ def test_the_target_of_the_key(right_key: float | None, right: float, wrong: flo
     world = geography(SMALL)
     for one in demonstrations(AtlasDemonstrations(right_key=right_key), 30):
         for turn in one.turns:
-            if isinstance(turn.action, Answer):
+            if isinstance(turn.action, Final):
                 assert turn.target == ()
                 continue
             right_word = world.key_of[turn.thought.split()[0]]

@@ -6,7 +6,6 @@ Not tested here: CUDA graphs, the flash kernel, compiled layers (benchmarks/gpu.
 import copy
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
 from igpo_core.training import Trainer
 from igpo_core.trajectory import Question, Trajectory, Turn
+from tests.worlds import WithTools
 
 KEY = (5, "rollout", 2)
 
@@ -39,7 +39,7 @@ KEY = (5, "rollout", 2)
 def both(setup: Any, slots: int, **arguments: Any) -> tuple[list[Trajectory], list[Trajectory]]:
     """Of the exact engine, and of the continuous one with so many slots."""
     config, environment, policy = setup
-    questions = environment.questions("train")[:4]
+    questions = environment.tasks("train")[:4]
     exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY, **arguments)
     settings = config.rollout.model_copy(update={"batch_size": slots})
     engine = ContinuousRollout(policy)
@@ -72,7 +72,7 @@ def test_beliefs_ride_along(taught: Any, slots: int) -> None:
     _, environment, policy = taught
 
     def several(question: Question) -> list[Any]:
-        other = environment.questions("dev")[0].answers[0]
+        other = environment.tasks("dev")[0].answers[0]
         answers = [question.answers[0], f"{other} {question.answers[0]} {other}", other]
         return [policy.protocol.probe(answer) for answer in answers[: 1 + int(question.id[-1]) % 3]]
 
@@ -93,22 +93,22 @@ class HoldingUp:
         self.asked, self.freed, self.in_time = 0, threading.Event(), True
         self.lock = threading.Lock()
 
-    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
-        ((question, _),) = requests
-        if question.id == self.slow:
+    def step(self, requests: Any) -> list[Observation]:
+        ((episode, _),) = requests
+        if episode.question.id == self.slow:
             self.in_time &= self.freed.wait(60)
         else:
             with self.lock:
                 self.asked += 1
                 if self.asked == self.others:
                     self.freed.set()
-        found: list[Observation] = self.environment.search(requests)
+        found: list[Observation] = self.environment.step(requests)
         return found
 
 
 def test_a_slow_search_holds_up_its_own_episode_alone(taught: Any) -> None:
     config, environment, policy = taught
-    questions = environment.questions("train")[:4]
+    questions = environment.tasks("train")[:4]
     exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY)
     slow = next(item.question.id for item in exact if len(item.turns) > 1)
     others = sum(len(item.observations) for item in exact if item.question.id != slow)
@@ -119,12 +119,12 @@ def test_a_slow_search_holds_up_its_own_episode_alone(taught: Any) -> None:
     ours = ContinuousRollout(policy)(policy, held, questions, config.rollout, members=3, key=KEY, times=times)  # type: ignore[arg-type]
     assert held.in_time
     assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
-    assert times.total >= times.search > 0
+    assert times.total >= times.tools > 0
 
 
 def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
     class Broken:
-        def search(self, requests: Any) -> Any:
+        def step(self, requests: Any) -> Any:
             raise ConfigError("no search")
 
     config, environment, policy = taught
@@ -132,7 +132,7 @@ def test_a_search_that_fails_ends_the_rollout(taught: Any) -> None:
         ContinuousRollout(policy)(
             policy,
             Broken(),
-            environment.questions("train")[:2],
+            environment.tasks("train")[:2],
             config.rollout,
             members=2,
             key=KEY,  # type: ignore[arg-type]
@@ -145,14 +145,14 @@ def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any)
     hanging: list[threading.Thread] = []
 
     class Hanging:
-        def search(self, requests: Sequence[tuple[Question, str]]) -> Any:
-            if requests[0][0].id == first:
+        def step(self, requests: Any) -> Any:
+            if requests[0][0].question.id == first:
                 hanging.append(threading.current_thread())
                 freed.wait(60)
             raise ConfigError("no search")
 
     config, environment, policy = taught
-    questions = environment.questions("train")[:4]
+    questions = environment.tasks("train")[:4]
     exact = rollout(policy, environment, questions, config.rollout, members=3, key=KEY)
     searching = [item.question.id for item in exact if item.observations]
     first = searching[0]
@@ -171,7 +171,7 @@ def test_weights_of_now_are_sampled_from(taught: Any) -> None:
     """In bfloat16 the engine keeps casts of matrices: they follow the trainer's tensors, which stay the only float32 ones."""
     config, environment, policy = taught
     half = replace(policy, model=copy.deepcopy(policy.model), half=True)
-    questions = environment.questions("train")[:2]
+    questions = environment.tasks("train")[:2]
     engine = ContinuousRollout(half)
 
     def sample(by: ContinuousRollout) -> list[Any]:
@@ -412,11 +412,10 @@ def test_beliefs_in_bfloat16_are_projected_in_float32(taught: Any, head: torch.d
 
     def several(question: Question) -> list[Any]:
         return [
-            policy.protocol.probe(answer)
-            for answer in (question.answers[0], environment.questions("dev")[0].answers[0])
+            policy.protocol.probe(answer) for answer in (question.answers[0], environment.tasks("dev")[0].answers[0])
         ]
 
-    questions = environment.questions("train")[:4]
+    questions = environment.tasks("train")[:4]
     ours = ContinuousRollout(half)(half, environment, questions, config.rollout, members=3, key=KEY, probes=several)
     compared = 0
     for item in ours:
@@ -441,11 +440,11 @@ def test_reading_beliefs_counts_in_full_as_scoring(taught: Any, monkeypatch: pyt
 
     monkeypatch.setattr(_Run, "_score", slow)
     times = RolloutTimes()
-    probes = answer_probes(policy, config.reward)
+    probes = answer_probes(policy, environment, config.reward)
     ContinuousRollout(policy)(
         policy,
         environment,
-        environment.questions("train")[:2],
+        environment.tasks("train")[:2],
         config.rollout,
         members=1,
         key=KEY,
@@ -464,21 +463,16 @@ def test_it_is_refused_with_sharded_weights() -> None:
         ExperimentConfig.model_validate(content)
 
 
-def test_a_policy_with_chat_and_grouped_heads(chat_policy: Any) -> None:
+def test_a_policy_with_chat_and_grouped_heads(chat_policy: Any, taught: Any) -> None:
     """Grouped heads, a subword tokenizer, a random policy: turns end by their budget."""
     from igpo_core.config import RolloutConfig
 
-    class Nothing:
-        def search(self, requests: Any) -> Any:
-            return [Observation("nothing") for _ in requests]
-
+    world: Any = WithTools(taught[1], lambda requests: [Observation("nothing") for _ in requests])
     asked = [Question(f"q{i}", "custom", "train", f"Who was born in Warsaw {i}?", ("Curie",)) for i in range(2)]
     settings = RolloutConfig(questions=2, group_size=2, max_turns=2, max_new_tokens=6, max_tokens=900)
-    probes = answer_probes(chat_policy, RewardConfig())
-    exact = rollout(chat_policy, Nothing(), asked, settings, members=2, key=KEY, probes=probes)  # type: ignore[arg-type]
-    ours = ContinuousRollout(chat_policy)(
-        chat_policy, Nothing(), asked, settings, members=2, key=KEY, probes=probes  # type: ignore[arg-type]
-    )  # fmt: skip
+    probes = answer_probes(chat_policy, world, RewardConfig())
+    exact = rollout(chat_policy, world, asked, settings, members=2, key=KEY, probes=probes)
+    ours = ContinuousRollout(chat_policy)(chat_policy, world, asked, settings, members=2, key=KEY, probes=probes)
     assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
     for one, other in zip(exact, ours, strict=True):
         assert one.answer_scores is not None and other.answer_scores is not None

@@ -6,27 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igpo_core.config import LookupWorld
+from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.errors import DataError
-from igpo_core.rewards.contrast import Contrast, contrast_gains, stands_in
+from igpo_core.rewards.contrast import Contrast, contrast_gains
 from igpo_core.trajectory import Question
 
+WORLD = LookupEnvironment(LookupWorld(), [], 4)
 QUESTION = Question("q1", "s", "train", "Did Ann Lee know Bob ?", ("Cid", "El Cid"))
 POOL = ("Ann Lee", "Bob", "cid", "Dora", "Eve", "Ann", "Fay")
 
 
 def test_names_are_drawn_by_key_and_are_neither_accepted_nor_in_the_question() -> None:
-    names = Contrast(POOL, 3, seed=0, step=4).names(QUESTION)
+    names = Contrast(WORLD, POOL, 3, seed=0, step=4).names(QUESTION)
     assert sorted(names) == ["Dora", "Eve", "Fay"]  # Ann Lee, Bob and Ann stand in the question, cid is accepted
-    assert names == Contrast(POOL, 3, seed=0, step=4).names(QUESTION)
+    assert names == Contrast(WORLD, POOL, 3, seed=0, step=4).names(QUESTION)
     wide = tuple(f"N{i}" for i in range(40))
-    draws = {Contrast(wide, 3, seed, step).names(QUESTION) for seed in (0, 1) for step in range(5)}
+    draws = {Contrast(WORLD, wide, 3, seed, step).names(QUESTION) for seed in (0, 1) for step in range(5)}
     assert len(draws) == 10
     with pytest.raises(DataError, match=r"q1.*reward.contrast=4.*have 3"):
-        Contrast(POOL, 4, seed=0, step=0).names(QUESTION)
+        Contrast(WORLD, POOL, 4, seed=0, step=0).names(QUESTION)
 
 
 def test_a_name_stands_in_a_text_as_whole_words_alone() -> None:
-    assert stands_in("The Bob", "did bob know") and not stands_in("Bob", "did bobby know")
+    contrast = Contrast(WORLD, POOL, 3, seed=0, step=0)
+    assert contrast.stands_in("The Bob", "did bob know") and not contrast.stands_in("Bob", "did bobby know")
 
 
 def test_gains_by_hand() -> None:

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from igpo_core.config import RewardConfig
-from igpo_core.environments.base import Observation
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
 from igpo_core.rewards.gains import first_exposure, gains_against, information_gains, leave_one_turn_out
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import explain_trajectories, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.trajectory import Question
+from tests.worlds import WithTools, finds_by_length
 
 
 def test_watermark_pays_nothing_twice() -> None:
@@ -33,29 +34,25 @@ def test_leave_one_turn_out_by_hand() -> None:
     assert leave_one_turn_out(-0.5, [-2.0, -0.25]) == [1.5, -0.25]
 
 
-def test_first_exposure_counts_the_first_observation_that_holds_an_answer() -> None:
-    seen = ["The Parisian", "It is in Paris, France.", "paris again"]
-    assert first_exposure(seen, ["London", "Paris"]) == [0.0, 1.0, 0.0]
-    assert first_exposure(["yes, indeed", "no"], ["yes"]) == [0.0, 0.0]  # in most texts
-    assert first_exposure([], ["Paris"]) == []
+def test_first_exposure_counts_the_first_observation_that_holds_an_answer(taught: Any) -> None:
+    def gains(seen: list[str], *answers: str) -> list[float]:
+        question = Question("q", "s", "train", "Where?", answers)
+        return first_exposure([taught[1].exposes(question, text) for text in seen])
+
+    assert gains(["The Parisian", "It is in Paris, France.", "paris again"], "London", "Paris") == [0.0, 1.0, 0.0]
+    assert gains(["yes, indeed", "no"], "yes") == [0.0, 0.0]  # in most texts
+    assert gains([], "Paris") == []
 
 
 @pytest.fixture(scope="module")
 def drawn(taught: Any) -> tuple[Any, Any, list[Any]]:
     config, environment, policy = taught
-    questions = environment.questions("train")[:6]
+    questions = environment.tasks("train")[:6]
 
-    class Finds:
-        """Every search finds a fact of its question's chain, by the length of the query: observations differ."""
-
-        def search(self, requests: Any) -> list[Observation]:
-            facts = [list(question.facts.values()) for question, _ in requests]
-            lengths = [len(query) for _, query in requests]
-            return [Observation(several[length % len(several)]) for several, length in zip(facts, lengths, strict=True)]
-
-    found = rollout(policy, Finds(), questions, config.rollout, members=4, key=(0, "test", 0))
+    world: Any = WithTools(environment, finds_by_length)
+    found = rollout(policy, world, questions, config.rollout, members=4, key=(0, "test", 0))
     assert sum(len(item.turns) > 2 for item in found) >= 3
-    return config, policy, found
+    return world, policy, found
 
 
 def test_histories_without_a_turn(drawn: tuple[Any, Any, list[Any]]) -> None:
@@ -97,9 +94,9 @@ CHOICES = [
 @pytest.mark.parametrize("choices", CHOICES)
 def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[Any]], choices: dict[str, Any]) -> None:
     """Each belief again by one forward of its own history."""
-    _, policy, found = drawn
+    world, policy, found = drawn
     config = RewardConfig(**choices)
-    result = reward_trajectories(policy, found, config, key=(0, 0))
+    result = reward_trajectories(policy, world, found, config, key=(0, 0))
     checked = 0
 
     def believe(item: Any, ids: Any) -> float:
@@ -124,8 +121,8 @@ def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[A
 
 
 def test_an_explanation_has_beliefs_for_every_arm(drawn: tuple[Any, Any, list[Any]]) -> None:
-    _, policy, found = drawn
+    world, policy, found = drawn
     for choices in ({"reward": "outcome_only"}, {"gain": "first_exposure"}, {"reward": "gigpo"}, {}):
-        for item in explain_trajectories(policy, found, RewardConfig(**choices)):
+        for item in explain_trajectories(policy, world, found, RewardConfig(**choices)):
             assert item.beliefs is not None and item.gains is not None
             assert len(item.beliefs) == len(item.gains) + 1 == len(item.trajectory.turns)

@@ -13,7 +13,8 @@ from igpo_core.config import LookupDemonstrations, LookupWorld
 from igpo_core.environments.base import Demonstration
 from igpo_core.environments.lookup import LookupChain, LookupEnvironment, generate, vocabulary
 from igpo_core.environments.synthetic import SPLITS, split_of
-from igpo_core.trajectory import Answer, Question, Search
+from igpo_core.trajectory import Final, Question, ToolCall
+from tests.worlds import searched
 
 SMALL = LookupWorld(train=40, dev=20, test=20)
 CAREFUL = LookupDemonstrations(right_query=(1.0, 1.0), stop_early=0.0, answer_when_done=1.0)
@@ -47,12 +48,12 @@ def demonstrations(
 
 
 def queries(demonstration: Demonstration) -> list[str]:
-    return [turn.action.query for turn in demonstration.turns if isinstance(turn.action, Search)]
+    return [turn.action.arguments["query"] for turn in demonstration.turns if isinstance(turn.action, ToolCall)]
 
 
 def answer(demonstration: Demonstration) -> str:
     action = demonstration.turns[-1].action
-    assert isinstance(action, Answer)
+    assert isinstance(action, Final)
     return action.text
 
 
@@ -89,17 +90,17 @@ def test_the_table_has_the_promised_columns_order_and_types() -> None:
 def test_following_the_question_word_by_word_reaches_the_answer(seed: int, hops: int, distractors: int) -> None:
     world = LookupWorld(seed=seed, hops=hops, names=12, people=9, distractors=distractors, train=2, dev=2, test=2)
     tool = environment(world)
-    for question in (q for split in SPLITS for q in tool.questions(split)):
+    for question in (q for split in SPLITS for q in tool.tasks(split)):
         words = question.text.split()
         assert words[:4] == ["question", ":", "who", "is"] and words[-1] == "?"
         relations, entity = (words[5:-2:3], words[-2])  # "the r3 of the r2 of the r1 of F5 ?"
         assert len(relations) == len(set(relations)) == hops
         visited = [entity]
         for hop, relation in enumerate(reversed(relations)):
-            [observation] = tool.search([(question, f"{relation} of {entity}")])
+            [observation] = searched(tool, question, f"{relation} of {entity}")
             first = observation.text.split()[:6]
             assert first[:4] == [relation, "of", entity, "is"] and first[5] == "."
-            assert observation.hop == hop
+            assert observation.label == f"hop_{hop + 1}"
             entity = first[4]
             visited.append(entity)
         assert question.answers == (entity,)
@@ -108,10 +109,10 @@ def test_following_the_question_word_by_word_reaches_the_answer(seed: int, hops:
 
 def test_a_query_off_the_chain_finds_nothing() -> None:
     tool = environment()
-    question = tool.questions("test")[0]
+    question = tool.tasks("test")[0]
     assert question.facts is not None
     relation, _, person = next(iter(question.facts)).split()
-    assert tool.search([(question, f"  {relation}  of {person} ")])[0].hop == 0  # spacing does not count
+    assert searched(tool, question, f"  {relation}  of {person} ")[0].label == "hop_1"  # spacing does not count
     for query in (
         "",
         person,
@@ -119,19 +120,19 @@ def test_a_query_off_the_chain_finds_nothing() -> None:
         f"{relation} of {person} now",
         f"{relation} of {question.answers[0]}",
     ):
-        [observation] = tool.search([(question, query)])
-        assert (observation.text, observation.hop) == ("no result .", None)
+        [observation] = searched(tool, question, query)
+        assert (observation.text, observation.label) == ("no result .", "miss")
 
 
 def test_distractors_follow_the_best_match_and_never_name_the_answer() -> None:
     world = LookupWorld(people=6, names=12, distractors=3, train=60, dev=10, test=10)
     tool = environment(world)
     shown: set[tuple[str, str]] = set()
-    for question in tool.questions("train"):
+    for question in tool.tasks("train"):
         assert question.facts is not None
         for query in [*question.facts, "boss of F0 F0"]:
-            [observation] = tool.search([(question, query)])
-            assert observation == tool.search([(question, query)])[0]
+            [observation] = searched(tool, question, query)
+            assert observation == searched(tool, question, query)[0]
             facts = [fact.strip() + " ." for fact in observation.text.split(".")[:-1]]
             assert facts[0] == question.facts.get(query, "no result .")
             assert len(facts) == len(set(facts)) == 4 and set(facts[1:]) <= set(question.distractors)
@@ -187,7 +188,7 @@ def test_every_word_is_in_the_vocabulary() -> None:
             used |= set(text.split())
     for demonstration in demonstrations(LookupDemonstrations(wrong_answer=0.5), 100, world):
         for turn in demonstration.turns:
-            action = turn.action.query if isinstance(turn.action, Search) else answer(demonstration)
+            action = turn.action.arguments["query"] if isinstance(turn.action, ToolCall) else answer(demonstration)
             used |= set(f"{turn.thought} {action} {turn.observation or ''}".split())
     assert used == set(words)
 

@@ -6,21 +6,23 @@ import pytest
 
 from igpo_core.config import RewardConfig
 from igpo_core.credit import assign_credit
+from igpo_core.environments.qa import CorpusEnvironment
+from igpo_core.environments.searching import search_for
 from igpo_core.evaluation import _slices
-from igpo_core.metrics import evidence_recall, rollout_metrics
+from igpo_core.metrics import rollout_metrics
 from igpo_core.rewards.scoring import Scored
-from igpo_core.trajectory import Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.trajectory import Final, Malformed, Question, RolloutStatus, Trajectory, Turn
 
 
 def trajectory(
-    group: str, queries: list[str], status: RolloutStatus, hops: list[int | None], **fields: Any
+    group: str, queries: list[str], status: RolloutStatus, labels: list[str | None], **fields: Any
 ) -> Trajectory:
     """A prompt of two tokens, three sampled ones a turn, two of an observation; log-probabilities -1 throughout."""
     turns, start = [], 2
-    for query, hop in zip(queries, hops, strict=True):
-        turns.append(Turn(start, start + 3, start + 5, Search(query), (-1.0,) * 3, hop))
+    for query, label in zip(queries, labels, strict=True):
+        turns.append(Turn(start, start + 3, start + 5, search_for(query), (-1.0,) * 3, label))
         start += 5
-    last = Answer("x") if status is RolloutStatus.ANSWERED else Malformed("cut")
+    last = Final("x") if status is RolloutStatus.ANSWERED else Malformed("cut")
     turns.append(Turn(start, start + 3, start + 3, last, (-1.0,) * 3))
     question = Question("q", "s", "train", "who ?", ("x",), hops=2, facts={}, **fields)
     seen = tuple("1. A: b" for _ in queries)
@@ -29,15 +31,15 @@ def trajectory(
 
 def scored(item: Trajectory, gains: tuple[float, ...], outcome: float) -> Scored:
     f1 = max(outcome, 0.0)
-    return Scored(item, f1, f1, f1, outcome, None, gains)
+    return Scored(item, {"f1": f1, "em": f1}, f1, outcome, None, gains)
 
 
 def batch() -> list[Scored]:
     """Group a: solved in three turns with gains .5 and 1, a wrong one in two with gain .25 ("gain up, answer wrong").
     Group b: both malformed at once, without a gain."""
     return [
-        scored(trajectory("a", ["u", "v"], RolloutStatus.ANSWERED, [0, 1]), (0.5, 1.0), 1.0),
-        scored(trajectory("a", ["u"], RolloutStatus.ANSWERED, [None]), (0.25,), 0.0),
+        scored(trajectory("a", ["u", "v"], RolloutStatus.ANSWERED, ["hop_1", "hop_2"]), (0.5, 1.0), 1.0),
+        scored(trajectory("a", ["u"], RolloutStatus.ANSWERED, ["miss"]), (0.25,), 0.0),
         scored(trajectory("b", [], RolloutStatus.MALFORMED, []), (), -1.0),
         scored(trajectory("b", [], RolloutStatus.MALFORMED, []), (), -1.0),
     ]
@@ -55,7 +57,7 @@ def test_a_step_by_hand() -> None:
     assert (found["train/turns_solved"], found["train/turns_unsolved"]) == (3.0, pytest.approx(4 / 3))
     assert (found["train/tokens_solved"], found["train/tokens_unsolved"]) == (15.0, pytest.approx((10 + 5 + 5) / 3))
     assert (found["reward/gain_turn_1"], found["reward/gain_turn_2"]) == (0.375, 1.0)
-    assert (found["reward/gain_hop_1"], found["reward/gain_hop_2"], found["reward/gain_miss"]) == (0.5, 1.0, 0.25)
+    assert tuple(found[f"reward/gain_at_{label}"] for label in ("hop_1", "hop_2", "miss")) == (0.5, 1.0, 0.25)
     assert found["reward/gain_up_answer_wrong"] == 0.5 and found["reward/gain_down_answer_right"] == 0.0
     assert found["train/entropy"] == 1.0
     # advantages of the third turns: the one of the solved trajectory alone
@@ -76,12 +78,13 @@ def test_evidence_is_a_passage_with_that_title(observations: tuple[str, ...], re
     item = trajectory("a", ["u"] * len(observations), RolloutStatus.ANSWERED, [None] * len(observations))
     question = Question("q", "s", "train", "who ?", ("x",), supporting_titles=("Bean", "Louis"))
     seen = Trajectory(question, "a", item.token_ids, 2, item.turns, RolloutStatus.ANSWERED, observations)
-    assert evidence_recall(seen) == recall
+    environment = object.__new__(CorpusEnvironment)  # evidence is a function of the episode alone
+    assert environment.metrics(seen.episode) == {"evidence_recall": recall}
 
 
 def test_slices_of_a_source_with_one_length_are_not_doubled() -> None:
     """lookup has two hops throughout; musique has two and three."""
-    items = [scored(trajectory("a", ["u"], RolloutStatus.ANSWERED, [0]), (0.5,), 1.0) for _ in range(4)]
+    items = [scored(trajectory("a", ["u"], RolloutStatus.ANSWERED, ["hop_1"]), (0.5,), 1.0) for _ in range(4)]
     questions = [
         Question(str(i), source, "dev", "who ?", ("x",), hops=hops)
         for i, (source, hops) in enumerate([("lookup", 2), ("lookup", 2), ("musique", 2), ("musique", 3)])

@@ -5,21 +5,24 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import RewardConfig
+from igpo_core.config import LookupWorld, RewardConfig
+from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.rewards.outcome import exact_match, f1_score
 from igpo_core.rewards.scoring import reward_trajectories
-from igpo_core.trajectory import Answer, Question, RolloutStatus, Trajectory, Turn
+from igpo_core.trajectory import Final, Question, RolloutStatus, Trajectory, Turn
+
+ENVIRONMENT = LookupEnvironment(LookupWorld(), [], 4)  # one that scores by the rule of the question's source
 
 
 def answered(source: str, text: str, answers: tuple[str, ...]) -> Trajectory:
     """A trajectory of one turn that answers at once."""
     question = Question("q", source, "test", "Is it?", answers)
-    turn = Turn(1, 2, 2, Answer(text), (-1.0,))
+    turn = Turn(1, 2, 2, Final(text), (-1.0,))
     return Trajectory(question, "g", (0, 1), 1, (turn,), RolloutStatus.ANSWERED)
 
 
 def scored(item: Trajectory) -> Any:
-    (found,) = reward_trajectories(None, [item], RewardConfig(reward="outcome_only"))  # type: ignore[arg-type]
+    (found,) = reward_trajectories(None, ENVIRONMENT, [item], RewardConfig(reward="outcome_only"))  # type: ignore[arg-type]
     return found
 
 
@@ -42,16 +45,16 @@ def test_yes_and_no_earn_nothing_in_part_where_the_source_says_so(
 ) -> None:
     for source, expected in (("hotpotqa", closed), ("2wikimultihopqa", closed), ("nq", plain), ("custom", plain)):
         found = scored(answered(source, text, answers))
-        assert found.f1 == found.outcome == found.reward == pytest.approx(expected)
+        assert found.score == found.outcome == found.reward == pytest.approx(expected)
     assert f1_score(text, answers) == pytest.approx(plain)  # the public door is SQuAD's
 
 
 def test_the_rule_is_the_sources_and_not_the_authors() -> None:
     """paper_f1 compares with the authors' numbers, which are without it: sets {yes, no} and {yes}."""
     item = answered("hotpotqa", "yes no", ("yes",))
-    (found,) = reward_trajectories(None, [item], RewardConfig(reward="outcome_only", outcome="paper_f1"))  # type: ignore[arg-type]
-    assert (found.outcome, found.f1) == (pytest.approx(2 / 3), 0.0)
-    assert scored(replace(item, status=RolloutStatus.MALFORMED)).f1 == 0.0
+    (found,) = reward_trajectories(None, ENVIRONMENT, [item], RewardConfig(reward="outcome_only", outcome="paper_f1"))  # type: ignore[arg-type]
+    assert (found.outcome, found.score) == (pytest.approx(2 / 3), 0.0)
+    assert scored(replace(item, status=RolloutStatus.MALFORMED)).score == 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from igpo_core.config import RewardConfig, RolloutConfig
 from igpo_core.environments.base import Observation
-from igpo_core.policies import Policy, speak
+from igpo_core.environments.searching import SEARCH, search_for
+from igpo_core.policies import Policy, make_policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories, score_trajectories
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question, Trajectory
+from tests.worlds import WithTools
 
 
 @torch.no_grad()
@@ -43,12 +45,12 @@ def run(setup: Any, **arguments: Any) -> list[Trajectory]:
     config, environment, policy = setup
     batch_size = arguments.pop("batch_size", 256)
     settings = config.rollout.model_copy(update={"batch_size": batch_size})
-    questions = environment.questions("train")[:6]
+    questions = environment.tasks("train")[:6]
     return rollout(policy, environment, questions, settings, members=4, key=(5, "rollout", 2), **arguments)
 
 
 def test_each_score_equals_a_plain_forward_pass(taught: Any) -> None:
-    probes = answer_probes(taught[2], RewardConfig())
+    probes = answer_probes(taught[2], taught[1], RewardConfig())
     for size in (256, 5, 1):  # 5 cuts through a group of 4
         trajectories = run(taught, batch_size=size, probes=probes)
         assert max(len(item.turns) for item in trajectories) == 4
@@ -58,7 +60,7 @@ def test_each_score_equals_a_plain_forward_pass(taught: Any) -> None:
 def test_probes_leave_the_rollout_as_it_is(taught: Any) -> None:
     without = run(taught)
     assert all(item.answer_scores is None for item in without)
-    with_probes = run(taught, probes=answer_probes(taught[2], RewardConfig()))
+    with_probes = run(taught, probes=answer_probes(taught[2], taught[1], RewardConfig()))
     assert [item.token_ids for item in with_probes] == [item.token_ids for item in without]
     for one, other in zip(with_probes, without, strict=True):
         for a, b in zip(one.turns, other.turns, strict=True):
@@ -67,9 +69,9 @@ def test_probes_leave_the_rollout_as_it_is(taught: Any) -> None:
 
 def test_riding_and_packed_beliefs_agree(taught: Any) -> None:
     config = RewardConfig()
-    trajectories = run(taught, probes=answer_probes(taught[2], config))
-    packed = score_trajectories(taught[2], trajectories, config)
-    scored = reward_trajectories(taught[2], trajectories, config)
+    trajectories = run(taught, probes=answer_probes(taught[2], taught[1], config))
+    packed = score_trajectories(taught[2], taught[1], trajectories, config)
+    scored = reward_trajectories(taught[2], taught[1], trajectories, config)
     for one, beliefs in zip(scored, packed, strict=True):
         assert one.beliefs == pytest.approx(beliefs, abs=1e-5)
 
@@ -88,9 +90,9 @@ def test_beliefs_in_bfloat16_do_not_depend_on_the_size_of_the_logits(
     exact = Policy(copy.deepcopy(model), exact.protocol, exact.window)
     exact.model.lm_head.float()
     half = Policy(model, exact.protocol, exact.window, half=True)
-    trajectories = run((config, environment, half), probes=answer_probes(half, RewardConfig()))
-    wanted = score_trajectories(exact, trajectories, RewardConfig())
-    packed = score_trajectories(half, trajectories, RewardConfig())
+    trajectories = run((config, environment, half), probes=answer_probes(half, environment, RewardConfig()))
+    wanted = score_trajectories(exact, environment, trajectories, RewardConfig())
+    packed = score_trajectories(half, environment, trajectories, RewardConfig())
     assert sum(map(len, wanted)) > 40
     for item, one, other in zip(trajectories, wanted, packed, strict=True):
         assert item.answer_scores is not None
@@ -100,26 +102,26 @@ def test_beliefs_in_bfloat16_do_not_depend_on_the_size_of_the_logits(
 
 def test_without_probes_a_gain_is_refused(taught: Any) -> None:
     with pytest.raises(ValueError, match="without probes"):
-        reward_trajectories(taught[2], run(taught), RewardConfig())
+        reward_trajectories(taught[2], taught[1], run(taught), RewardConfig())
 
 
 def test_time_of_probes_is_counted_apart(taught: Any) -> None:
     times = RolloutTimes()
     run(taught, times=times)
     assert times.scoring == 0.0
-    run(taught, probes=answer_probes(taught[2], RewardConfig()), times=times)
+    run(taught, probes=answer_probes(taught[2], taught[1], RewardConfig()), times=times)
     assert 0.0 < times.scoring < times.total
 
 
-class Echo:
+def echo(requests: Any) -> list[Observation]:
     """Every query finds the same passage, which is longer for some questions."""
-
-    def search(self, requests: Sequence[tuple[Question, str]]) -> list[Observation]:
-        return [Observation("Warsaw is the capital of Poland. " * (1 + len(q.text) % 3)) for q, _ in requests]
+    return [Observation("Warsaw is the capital of Poland. " * (1 + len(e.question.text) % 3)) for e, _ in requests]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_chat_models_with_several_answers_over_many_turns(chat_policy: Any, kind: str, monkeypatch: Any) -> None:
+def test_chat_models_with_several_answers_over_many_turns(
+    chat_policy: Any, taught: Any, kind: str, monkeypatch: Any
+) -> None:
     """Grouped-query attention, 16 turns, answers of different lengths, prompts of different lengths. The model is random:
     its turns are forced, so that it searches on."""
     tokenizer = chat_policy.protocol.tokenizer
@@ -132,11 +134,10 @@ def test_chat_models_with_several_answers_over_many_turns(chat_policy: Any, kind
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
-    policy = speak(model, tokenizer)
+    policy = make_policy(model, tokenizer, SEARCH)
     from igpo_core.rollout import transformers_engine
-    from igpo_core.trajectory import Search
 
-    script, _ = policy.protocol.turn("x", Search("Warsaw"))
+    script, _ = policy.protocol.turn("x", search_for("Warsaw"))
     choose = transformers_engine._Stream._choose
 
     def forced(self: Any, logits: torch.Tensor, uniforms: torch.Tensor) -> Any:
@@ -151,8 +152,9 @@ def test_chat_models_with_several_answers_over_many_turns(chat_policy: Any, kind
         Question("b", "nq", "train", "Who won the Nobel Prize in Physics in 1903?", ("Marie Curie",)),
     ]
     settings = RolloutConfig(max_turns=16, max_new_tokens=len(script), max_tokens=4096, batch_size=3)
-    probes = answer_probes(policy, RewardConfig(aliases="max"))
-    trajectories = rollout(policy, Echo(), questions, settings, members=2, key=(0, "t", 0), probes=probes)  # type: ignore[arg-type]
+    world: Any = WithTools(taught[1], echo)
+    probes = answer_probes(policy, world, RewardConfig(aliases="max"))
+    trajectories = rollout(policy, world, questions, settings, members=2, key=(0, "t", 0), probes=probes)
     assert [len(item.turns) for item in trajectories] == [16] * 4
     assert check(policy, trajectories, probes) == 2 * 16 * 3 + 2 * 16
     # the door, packed, says the same
@@ -175,7 +177,7 @@ def test_probes_leave_nothing_in_the_cache(taught: Any, monkeypatch: Any) -> Non
         return hidden
 
     monkeypatch.setattr(transformers_engine._Stream, "_advance", watched)
-    run((taught[0], taught[1], copy.deepcopy(taught[2])), probes=answer_probes(taught[2], RewardConfig()))
+    run((taught[0], taught[1], copy.deepcopy(taught[2])), probes=answer_probes(taught[2], taught[1], RewardConfig()))
     assert len(columns) > 20 and all(cached == known for cached, known in columns)
 
 

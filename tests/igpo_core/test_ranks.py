@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from igpo_core.config import ExperimentConfig, WarmStart
 from igpo_core.errors import ConfigError
-from igpo_core.policies import Policy, save_policy, speak
+from igpo_core.policies import Policy, make_policy, save_policy
 from igpo_core.ranks import Ranks
 from igpo_core.training import Trainer
 from igpo_core.warmstart import run_warm_start
@@ -51,7 +51,7 @@ def tied(taught: Any) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
-    own = speak(model, policy.protocol.tokenizer)
+    own = make_policy(model, policy.protocol.tokenizer, policy.protocol.interface)
     stage = {"steps": 150, "learning_rate": 1e-2, "batch_size": 32, "demonstrations": {"kind": "lookup"}}
     warm = WarmStart.model_validate({"stages": [stage]})
     run_warm_start(config.model_copy(update={"warm_start": warm}), environment, own, progress=lambda *_: None)

@@ -11,7 +11,7 @@ from igpo_core.environments.base import Observation
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import sampled_logprobs
-from igpo_core.trajectory import Answer, Malformed, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.trajectory import Episode, Final, Malformed, Question, RolloutStatus, ToolCall, Trajectory, Turn
 
 KEY = (5, "rollout", 2)
 
@@ -24,7 +24,7 @@ def setup(taught: Any) -> Any:
 def run(setup: Any, batch_size: int = 256, **arguments: Any) -> list[Trajectory]:
     config, environment, policy = setup
     settings = config.rollout.model_copy(update={"batch_size": batch_size})
-    questions = environment.questions("train")[:6]
+    questions = environment.tasks("train")[:6]
     return rollout(policy, environment, questions, settings, members=4, key=KEY, **arguments)
 
 
@@ -41,9 +41,9 @@ def test_every_span_holds_what_the_protocol_says(setup: Any) -> None:
             if seen is None:
                 assert turn.observation_end == turn.end
                 continue
-            assert isinstance(turn.action, Search)
-            found = environment.search([(item.question, turn.action.query)])[0]
-            assert (found.text, found.hop) == (seen, turn.hop)
+            assert isinstance(turn.action, ToolCall)
+            found = environment.step([(Episode(item.question), turn.action)])[0]
+            assert (found.text, found.label) == (seen, turn.label)
             assert list(item.token_ids[turn.end : turn.observation_end]) == protocol.observation(seen)
 
 
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_trajectories_whatever_the_batch(setup: Any
 
 def rollout_with_key(setup: Any, key: tuple[int, str, int]) -> list[Trajectory]:
     config, environment, policy = setup
-    return rollout(policy, environment, environment.questions("train")[:6], config.rollout, members=4, key=key)
+    return rollout(policy, environment, environment.tasks("train")[:6], config.rollout, members=4, key=key)
 
 
 def test_sampling_log_probs_equal_a_plain_forward_pass(setup: Any) -> None:
@@ -84,7 +84,7 @@ def test_greedy_takes_the_most_likely_token(setup: Any) -> None:
 def test_sampled_frequencies_follow_the_distribution(setup: Any) -> None:
     """First sampled token of 4,000 rollouts of one question against the model's own probabilities at temperature 2."""
     config, environment, policy = setup
-    question = environment.questions("train")[0]
+    question = environment.tasks("train")[0]
     settings = config.rollout.model_copy(update={"temperature": 2.0, "max_turns": 1, "max_new_tokens": 1})
     drawn = rollout(policy, environment, [question], settings, members=4000, key=KEY)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def endings(setup: Any, turns: Sequence[str], **changes: Any) -> Trajectory:
     """Run the engine on a model whose output is forced to `turns` (control words and words), one question."""
     config, environment, policy = setup
     protocol = policy.protocol
-    question: Question = environment.questions("train")[0]
+    question: Question = environment.tasks("train")[0]
     forced = [[protocol.ids[word] for word in turn.split()] for turn in turns]
     model = ForcedModel(policy.model, forced)
     settings: RolloutConfig = config.rollout.model_copy(update=changes)
@@ -138,12 +138,12 @@ ANSWER = "<think> done </think> <answer> F1 </answer>"
 @pytest.mark.parametrize(
     ("turns", "changes", "status", "action"),
     [
-        ([SEARCH, ANSWER], {}, RolloutStatus.ANSWERED, Answer),
+        ([SEARCH, ANSWER], {}, RolloutStatus.ANSWERED, Final),
         ([SEARCH, "<think> boss </think> </answer>"], {}, RolloutStatus.MALFORMED, Malformed),
         (["<eos>"], {}, RolloutStatus.MALFORMED, Malformed),
-        ([SEARCH] * 3, {"max_turns": 3}, RolloutStatus.TURN_LIMIT, Search),
+        ([SEARCH] * 3, {"max_turns": 3}, RolloutStatus.TURN_LIMIT, ToolCall),
         (["boss " * 16], {}, RolloutStatus.TURN_TRUNCATED, Malformed),
-        ([SEARCH] * 4, {"max_tokens": 60}, RolloutStatus.WINDOW_FULL, Search),
+        ([SEARCH] * 4, {"max_tokens": 60}, RolloutStatus.WINDOW_FULL, ToolCall),
     ],
 )
 def test_every_way_a_rollout_ends(setup: Any, turns: list[str], changes: dict, status: Any, action: type) -> None:
@@ -160,26 +160,29 @@ def test_a_prompt_without_room_is_named(setup: Any) -> None:
         endings(setup, [ANSWER], max_tokens=20)
 
 
-def test_search_gets_all_queries_of_a_turn_at_once(setup: Any) -> None:
+def test_the_environment_gets_all_calls_of_a_turn_at_once_with_those_before(setup: Any) -> None:
     config, environment, policy = setup
     sizes: list[int] = []
 
     class Counting:
-        def search(self, requests: Any) -> list[Observation]:
+        def step(self, requests: Any) -> list[Observation]:
             sizes.append(len(requests))
-            found: list[Observation] = environment.search(requests)
+            for episode, _ in requests:
+                assert len(episode.calls) == len(episode.observations) == len(sizes) - 1
+                assert all(call.name == "search" for call in episode.calls) and episode.answer is None
+            found: list[Observation] = environment.step(requests)
             return found
 
     times = RolloutTimes()
-    questions = environment.questions("train")[:6]
+    questions = environment.tasks("train")[:6]
     rollout(policy, Counting(), questions, config.rollout, members=4, key=KEY, times=times)  # type: ignore[arg-type]
     assert 1 <= len(sizes) <= config.rollout.max_turns - 1 and sizes[0] > 4
-    assert 0 < times.search < times.total
+    assert 0 < times.tools < times.total
 
 
 def test_random_spans_are_refused() -> None:
     question = Question("q", "lookup", "train", "?", ("a",))
-    turn = Turn(2, 3, 3, Answer("a"), (-0.1,))
+    turn = Turn(2, 3, 3, Final("a"), (-0.1,))
     for bad in ({"prompt_length": 1}, {"turns": ()}, {"token_ids": (1, 2)}):
         values = {"token_ids": (1, 2, 3), "prompt_length": 2, "turns": (turn,)} | bad
         with pytest.raises(ValueError):

@@ -22,7 +22,7 @@ import torch
 from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.errors import ConfigError, ServiceError
-from igpo_core.policies import Policy, speak
+from igpo_core.policies import Policy, make_policy
 from igpo_core.rollout.mismatch import importance, mismatch_metrics, own_logprobs
 from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.served_engine import ServedEngine
@@ -150,7 +150,7 @@ def settings(server: Server, folder: Path, **given: Any) -> VllmEngine:
 def play(engine: ServedEngine, taught: Any, questions: int = 4, environment: Any = None, **given: Any) -> Any:
     config, own, policy = taught
     rollout: RolloutConfig = config.rollout
-    asked = own.questions("train")[:questions]
+    asked = own.tasks("train")[:questions]
     return engine(policy, environment or own, asked, rollout, members=3, key=(5, "rollout", 2), **given)
 
 
@@ -192,19 +192,19 @@ def test_a_slow_search_holds_up_its_own_episode_alone(server: Server, taught: An
         def __getattr__(self, name: str) -> Any:
             return getattr(own, name)
 
-        def search(self, requests: Any) -> Any:
+        def step(self, requests: Any) -> Any:
             assert len(requests) == 1
             if not waited:
                 waited.append(time.perf_counter())
                 deadline = time.perf_counter() + 5
                 while len(server.asked) < 12 and time.perf_counter() < deadline:  # all others get their first turns
                     time.sleep(0.01)
-            return own.search(requests)
+            return own.step(requests)
 
     times = RolloutTimes()
     found = play(engine(server, tmp_path), taught, environment=Slow(), times=times)
     assert waited and len(server.asked) >= 12 and len(found) == 12
-    assert 0 < times.search < times.total
+    assert 0 < times.tools < times.total
 
 
 def test_a_step_loads_the_weights_and_is_the_step_of_the_policy_itself(
@@ -314,7 +314,7 @@ def ending_policy(taught: Any, others: list[int]) -> Policy:
     """The policy with a generation_config that names other ends than the grammar's, as Qwen2.5's names <|endoftext|>."""
     model = copy.deepcopy(taught[2].model)
     model.generation_config.eos_token_id = [model.generation_config.eos_token_id, *others]
-    return speak(model, taught[2].protocol.tokenizer)
+    return make_policy(model, taught[2].protocol.tokenizer, taught[2].protocol.interface)
 
 
 def test_another_end_of_the_model_ends_a_turn_as_malformed(server: Server, taught: Any, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_another_end_of_the_model_ends_a_turn_as_malformed(server: Server, taugh
     config, own, policy = taught
     other = policy.protocol.ids["</think>"]
     server.ends = (other,)  # whatever the request says
-    asked = own.questions("train")[:4]
+    asked = own.tasks("train")[:4]
     ending = ending_policy(taught, [other])
     for sample in (rollout, engine(server, tmp_path)):
         found = sample(ending, own, asked, config.rollout, members=3, key=(5, "rollout", 2))

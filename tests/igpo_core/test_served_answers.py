@@ -16,12 +16,13 @@ import pytest
 
 from igpo_core.config import RolloutConfig, VllmEngine
 from igpo_core.environments.base import Observation
+from igpo_core.environments.searching import SEARCH_IN_A_WORLD
 from igpo_core.errors import ServiceError
 from igpo_core.policies import Policy, word_tokenizer
 from igpo_core.protocol import WordProtocol
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.serving import Connection
-from igpo_core.trajectory import Answer, Question
+from igpo_core.trajectory import Final, Question
 
 MODELS = {"data": [{"id": "served"}]}
 
@@ -141,12 +142,12 @@ def test_a_refusal_does_not_reach_the_terminal_raw(server: Answers, tmp_path: Pa
 
 
 class Nothing:
-    def search(self, requests: Any) -> list[Observation]:
+    def step(self, requests: Any) -> list[Observation]:
         return [Observation("no result") for _ in requests]
 
 
-WORDS = WordProtocol(word_tokenizer(["who", "done", "F1", "no", "result"]))
-TURN, _ = WORDS.turn("done", Answer("F1"))
+WORDS = WordProtocol(word_tokenizer(["who", "done", "F1", "no", "result"]), SEARCH_IN_A_WORLD)
+TURN, _ = WORDS.turn("done", Final("F1"))
 GOOD: dict[str, Any] = {
     "token_ids": TURN, "logprobs": {"token_logprobs": [-0.5] * len(TURN)}, "finish_reason": "stop",
 }  # fmt: skip

@@ -16,7 +16,7 @@ from igpo_core.policies import Policy
 from igpo_core.rewards.outcome import f1_score
 from igpo_core.seeds import numpy_rng
 from igpo_core.training import Trainer
-from igpo_core.trajectory import Answer, Question, Search
+from igpo_core.trajectory import Episode, Final, Question, ToolCall
 from tests.igpo_core.test_training import configure, fresh_copy
 
 
@@ -59,11 +59,11 @@ def slow_rollout(
                 break
         turns.append(list(range(start, len(ids))))
         action = protocol.parse(ids[start:])
-        if isinstance(action, Answer) and ids[-1] in protocol.stop_ids:
+        if isinstance(action, Final) and ids[-1] in protocol.stop_ids:
             return ids, turns, beliefs, action.text
-        if not isinstance(action, Search) or ids[-1] not in protocol.stop_ids or len(turns) == settings.max_turns:
+        if not isinstance(action, ToolCall) or ids[-1] not in protocol.stop_ids or len(turns) == settings.max_turns:
             return ids, turns, beliefs, None
-        observed = protocol.observation(environment.search([(question, action.query)])[0].text)
+        observed = protocol.observation(environment.step([(Episode(question), action)])[0].text)
         if len(ids) + len(observed) + settings.max_new_tokens > settings.max_tokens:
             return ids, turns, beliefs, None
         ids += observed

@@ -8,7 +8,7 @@ import pytest
 from igpo_core.config import LookupWorld
 from igpo_core.environments.synthetic import (
     SPLITS,
-    SyntheticEnvironment,
+    SyntheticSearch,
     draw_in_split,
     nested_of,
     observe,
@@ -17,6 +17,7 @@ from igpo_core.environments.synthetic import (
 )
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.trajectory import Question
+from tests.worlds import searched
 
 QUESTION = Question(
     id="lookup-dev-00007",
@@ -73,12 +74,12 @@ def test_rows_come_split_by_split() -> None:
 
 
 def test_a_search_finds_its_own_fact_and_place_in_the_chain() -> None:
-    tool = SyntheticEnvironment([QUESTION], seed=0)
-    found = tool.search([(QUESTION, "rival of F9"), (QUESTION, "boss of F9"), (QUESTION, " boss  of F5 ")])
-    assert [(one.text, one.hop) for one in found] == [
-        ("rival of F9 is F2 .", 1),
-        ("no result .", None),
-        ("boss of F5 is F9 .", 0),  # spacing does not count
+    tool = SyntheticSearch([QUESTION], seed=0)
+    found = searched(tool, QUESTION, "rival of F9", "boss of F9", " boss  of F5 ")
+    assert [(one.text, one.label) for one in found] == [
+        ("rival of F9 is F2 .", "hop_2"),
+        ("no result .", "miss"),
+        ("boss of F5 is F9 .", "hop_1"),  # spacing does not count
     ]
 
 
@@ -110,8 +111,8 @@ def test_a_question_without_facts_or_with_too_few_distractors_is_an_error() -> N
 
 def test_questions_are_kept_by_split_in_order() -> None:
     first, second = replace(QUESTION, id="a"), replace(QUESTION, id="b", split="train")
-    tool = SyntheticEnvironment([first, second, QUESTION], seed=0)
-    assert list(tool.questions("dev")) == [first, QUESTION] and list(tool.questions("train")) == [second]
-    assert list(tool.questions("test")) == []
+    tool = SyntheticSearch([first, second, QUESTION], seed=0)
+    assert list(tool.tasks("dev")) == [first, QUESTION] and list(tool.tasks("train")) == [second]
+    assert list(tool.tasks("test")) == []
     with pytest.raises(KeyError, match="validation"):
-        tool.questions("validation")
+        tool.tasks("validation")

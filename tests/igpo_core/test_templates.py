@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from igpo_core.environments.searching import SEARCH, SEARCH_TOOL, search_for
 from igpo_core.errors import ConfigError
 from igpo_core.policies import CHAT_TEMPLATE
-from igpo_core.protocol import SEARCH_TOOL, SYSTEM_PROMPT, ChatProtocol
-from igpo_core.trajectory import Search
+from igpo_core.protocol import ChatProtocol
 
 REPLY = "+ message.content + '\\n</tool_response>"
 TURN = "message.role + '\\n' + message.content"
@@ -33,7 +33,7 @@ def refusal(tokenizer: Any, template: Any) -> str:
     assert template != CHAT_TEMPLATE
     tokenizer.chat_template = template
     try:
-        ChatProtocol(tokenizer)
+        ChatProtocol(tokenizer, SEARCH)
     except Exception as error:
         assert isinstance(error, ConfigError), f"a traceback: {error!r}"
         return str(error)
@@ -43,12 +43,12 @@ def refusal(tokenizer: Any, template: Any) -> str:
 def pieces_and_whole(tokenizer: Any, template: str, seen: str) -> tuple[str, str]:
     """A history of two replies as it is put together, and as the template gives it."""
     tokenizer.chat_template = template
-    chat = ChatProtocol(tokenizer)
-    turn = chat._turn_text("t", Search("q"))
-    messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Who?"}]
+    chat = ChatProtocol(tokenizer, SEARCH)
+    turn = chat._turn_text("t", search_for("q"))
+    messages = [{"role": "system", "content": SEARCH.system_prompt}, {"role": "user", "content": "Who?"}]
     messages += [{"role": "assistant", "content": turn}, {"role": "tool", "content": seen}] * 2
-    whole = tokenizer.apply_chat_template(messages, tools=[SEARCH_TOOL], add_generation_prompt=True, tokenize=False)
-    step = chat.turn("t", Search("q"))[0] + chat.observation(seen)
+    whole = tokenizer.apply_chat_template(messages, tools=[SEARCH_TOOL.schema], add_generation_prompt=True, tokenize=False)
+    step = chat.turn("t", search_for("q"))[0] + chat.observation(seen)
     return chat.decode(chat.prompt("Who?") + step * 2), whole
 
 
@@ -104,11 +104,11 @@ def test_a_changed_reply_of_earlier_turns_is_refused(tokenizer: Any) -> None:
 def test_an_eos_token_that_ends_no_turn_is_named_with_the_one_that_does(tokenizer: Any, end: str) -> None:
     tokenizer.eos_token = end
     with pytest.raises(ConfigError) as caught:
-        ChatProtocol(tokenizer)
+        ChatProtocol(tokenizer, SEARCH)
     said = str(caught.value)
     assert f"is '{end}': set eos_token to '<|im_end|>' in the model's tokenizer_config.json" in said
     tokenizer.eos_token = "<|im_end|>"
-    ChatProtocol(tokenizer)  # the cure is one
+    ChatProtocol(tokenizer, SEARCH)  # the cure is one
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_templates_by_name_are_the_one_for_tools(tokenizer: Any) -> None:
 @pytest.mark.parametrize(("change", "shown"), [(lambda template: template, True), (lambda _: PLAIN, False)])
 def test_whether_the_tool_is_shown_is_known(tokenizer: Any, change: Callable[[str], str], shown: bool) -> None:
     tokenizer.chat_template = change(CHAT_TEMPLATE)
-    assert ChatProtocol(tokenizer).shows_tool is shown
+    assert ChatProtocol(tokenizer, SEARCH).shows_tools is shown
 
 
 def test_qwen2_5s_own_template_is_taken(tokenizer: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from igpo_core.data import load_corpus, load_questions
+from igpo_core.environments.searching import search_for
 from igpo_core.retrieval import Passage
 from igpo_core.rewards.outcome import exact_match, f1_score
 from igpo_core.text import one_form
-from igpo_core.trajectory import Answer, Malformed, Search
+from igpo_core.trajectory import Final, Malformed
 
 UNSEEN = {
     "left-to-right mark": "\u200eBrenn", "zero-width space": "Brenn\u200b", "word joiner": "\u2060Brenn", "BOM": "\ufeffBrenn",
@@ -60,8 +61,8 @@ def test_an_answer_of_nothing_that_is_seen_is_no_answer(chat_policy: Any, text: 
 def test_what_a_policy_writes_is_read_in_the_one_form_and_its_tokens_stay(chat_policy: Any) -> None:
     chat = chat_policy.protocol
     for opening, closing, read in (
-        ("<answer>", "</answer>", Answer("Beyonc\u00e9")),
-        ('<tool_call>{"name": "search", "arguments": {"query": "', '"}}</tool_call>', Search("Beyonc\u00e9")),
+        ("<answer>", "</answer>", Final("Beyonc\u00e9")),
+        ('<tool_call>{"name": "search", "arguments": {"query": "', '"}}</tool_call>', search_for("Beyonc\u00e9")),
     ):
         text = f"<think>\nx\n</think>\n{opening}\u200bBey\u00adonc\u00e9\u200e{closing}"
         ids = [*chat._encode(text), *chat.stop_ids]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from igpo_core.trajectory import Malformed, Search
+from igpo_core.environments.searching import search_for
+from igpo_core.trajectory import Malformed
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "lake Orla"}}\n</tool_call>'
 
@@ -42,7 +43,7 @@ def test_another_form_is_malformed(chat_policy: Any, body: str) -> None:
 @pytest.mark.parametrize("query", ["what is </tool_call> in html", "Łódź 東京", 'a "quoted" \\ word', "{}"])
 def test_a_query_of_any_text_is_that_query(chat_policy: Any, query: str) -> None:
     written = query.replace("\\", "\\\\").replace('"', '\\"')
-    assert parsed(chat_policy, CALL.replace("lake Orla", written)) == Search(query)
+    assert parsed(chat_policy, CALL.replace("lake Orla", written)) == search_for(query)
 
 
 def test_ids_without_a_text_make_a_turn_malformed(chat_policy: Any) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from igpo_core.config import ExperimentConfig
+from igpo_core.environments.searching import SEARCH
 from igpo_core.errors import CheckpointError, IgpoError
-from igpo_core.policies import Policy, load_policy, new_model, save_policy, speak
+from igpo_core.policies import Policy, load_policy, make_policy, new_model, save_policy
 from igpo_core.ranks import Ranks
 from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout.transformers_engine import rollout
@@ -38,7 +39,7 @@ def configure(setup: Any, **parts: dict) -> ExperimentConfig:
 def trajectories(taught: Any) -> list[Trajectory]:
     config, environment, _ = taught
     drawn = rollout(
-        fresh_copy(taught), environment, environment.questions("train")[:4], config.rollout, members=6, key=(0, "t", 0)
+        fresh_copy(taught), environment, environment.tasks("train")[:4], config.rollout, members=6, key=(0, "t", 0)
     )
     assert sum(len(item.turns) > 1 for item in drawn) >= 6 and len({item.status for item in drawn}) >= 2
     return drawn
@@ -178,7 +179,7 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(taught: Any, tmp_path: Path) -
 def test_questions_come_in_permutations(taught: Any) -> None:
     trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
     places = [question.id for step in range(40) for question in trainer._step_questions(step)]
-    assert sorted(places[:40]) == sorted(question.id for question in taught[1].questions("train"))
+    assert sorted(places[:40]) == sorted(question.id for question in taught[1].tasks("train"))
     assert sorted(places[40:80]) == sorted(places[:40]) and places[40:80] != places[:40]
 
 
@@ -258,7 +259,7 @@ def test_another_architecture_is_refused(taught: Any, checkpoint: Path) -> None:
     config, environment, policy = taught
     shape = config.policy.model_copy(update={"width": 64})
     tokenizer = policy.protocol.tokenizer
-    other = speak(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer)
+    other = make_policy(new_model(shape, len(tokenizer), tokenizer, 0), tokenizer, SEARCH)
     trainer = Trainer(config, environment, other)
     with pytest.raises(CheckpointError, match=r"another architecture.*\(\d+, 32\) in the checkpoint"):
         trainer.restore(checkpoint)
@@ -401,7 +402,7 @@ def test_loaded_weights_lie_and_compute_as_built_ones(taught: Any, tmp_path: Pat
     load_weights(tmp_path, built.model)
     for one in (loaded, built):
         assert {tensor.data_ptr() % 64 for tensor in (*one.model.parameters(), *one.model.buffers())} == {0}
-    questions = environment.questions("train")[:3]
+    questions = environment.tasks("train")[:3]
     drawn = [
         rollout(
             one,
@@ -410,7 +411,7 @@ def test_loaded_weights_lie_and_compute_as_built_ones(taught: Any, tmp_path: Pat
             config.rollout,
             members=2,
             key=(1, "t", 0),
-            probes=answer_probes(one, config.reward),
+            probes=answer_probes(one, environment, config.reward),
         )
         for one in (loaded, built)
     ]

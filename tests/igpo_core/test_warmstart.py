@@ -11,12 +11,13 @@ import torch
 from igpo_core.config import LookupDemonstrations, WarmStart, WarmStartStage
 from igpo_core.credit import Credit
 from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
+from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.errors import ConfigError
 from igpo_core.evaluation import evaluate
 from igpo_core.metrics import correlation, rollout_metrics
-from igpo_core.policies import build_policy, speak
+from igpo_core.policies import build_policy, make_policy
 from igpo_core.rewards.scoring import Scored
-from igpo_core.trajectory import Answer, Question, RolloutStatus, Search, Trajectory, Turn
+from igpo_core.trajectory import Final, Question, RolloutStatus, Trajectory, Turn
 from igpo_core.warmstart import render, run_warm_start, schedule, supervised_loss
 
 QUESTION = Question("q", "lookup", "train", "who is F1 ?", ("F2",), hops=1, facts={"boss of F1": "boss of F1 is F2 ."})
@@ -24,9 +25,9 @@ QUESTION = Question("q", "lookup", "train", "who is F1 ?", ("F2",), hops=1, fact
 
 def demonstration(**last: Any) -> Demonstration:
     search = DemonstrationTurn(
-        "boss of F1", Search("boss of F1"), "boss of F1 is F2 .", (("boss", 0.25), ("rival", 0.75))
+        "boss of F1", search_for("boss of F1"), "boss of F1 is F2 .", (("boss", 0.25), ("rival", 0.75))
     )
-    return Demonstration(QUESTION, (search, DemonstrationTurn("done", Answer("F2"), **last)))
+    return Demonstration(QUESTION, (search, DemonstrationTurn("done", Final("F2"), **last)))
 
 
 def test_a_demonstration_has_the_tokens_of_a_rollout(lookup_setup: Any) -> None:
@@ -141,7 +142,7 @@ def test_an_evaluation_repeats_itself_and_slices(taught: Any) -> None:
     first = evaluate(policy, environment, config, split="dev", limit=8, decoding="sampled", step=1)
     assert first.metrics == pytest.approx(
         evaluate(policy, environment, config, split="dev", limit=8, decoding="sampled", step=9).metrics
-        | {name: first.metrics[name] for name in ("all/seconds", "all/search_seconds")}
+        | {name: first.metrics[name] for name in ("all/seconds", "all/tool_seconds")}
     )
     assert first.metrics["lookup/f1"] == first.metrics["all/f1"]
     assert not [name for name in first.metrics if "hops_" in name and "reached" not in name]  # one length: all of them
@@ -152,13 +153,13 @@ def test_an_evaluation_repeats_itself_and_slices(taught: Any) -> None:
 
 
 def scored(group: str, outcomes: tuple[float, ...], turns: int) -> Scored:
-    spans = [Turn(2 + 2 * t, 3 + 2 * t, 4 + 2 * t, Search("x"), (-0.5,)) for t in range(turns - 1)]
+    spans = [Turn(2 + 2 * t, 3 + 2 * t, 4 + 2 * t, search_for("x"), (-0.5,)) for t in range(turns - 1)]
     start = 2 + 2 * (turns - 1)
-    spans.append(Turn(start, start + 1, start + 1, Answer("F2"), (-1.5,)))
+    spans.append(Turn(start, start + 1, start + 1, Final("F2"), (-1.5,)))
     trajectory = Trajectory(
         QUESTION, group, tuple(range(start + 1)), 2, tuple(spans), RolloutStatus.ANSWERED, ("o",) * (turns - 1)
     )
-    return Scored(trajectory, outcomes[0], outcomes[0], outcomes[0], outcomes[0], None)
+    return Scored(trajectory, {"f1": outcomes[0], "em": outcomes[0]}, outcomes[0], outcomes[0])
 
 
 def test_step_metrics_by_hand() -> None:
@@ -167,7 +168,7 @@ def test_step_metrics_by_hand() -> None:
     nothing = [[0.0] * len(row) for row in advantages]
     credit = Credit(advantages, None, advantages, nothing, 0.0, 0.0)
     metrics = rollout_metrics(items, credit, ["a", "a", "b", "b"])
-    assert metrics["train/f1"] == 0.25 and metrics["train/turns"] == 1.75 and metrics["train/searches"] == 0.75
+    assert metrics["train/f1"] == 0.25 and metrics["train/turns"] == 1.75 and metrics["train/tool_calls"] == 0.75
     assert metrics["advantage/dead_groups"] == 0.5  # group b
     # first-turn advantages 1, -1, 0, 0 against turns 2, 1, 1, 3: means 0 and 1.75;
     # covariance (0.25 + 0.75) / 4 = 0.25; stds sqrt(0.5) and sqrt((0.0625 + 0.5625 * 2 + 1.5625) / 4) = sqrt(0.6875)
@@ -181,12 +182,12 @@ def test_a_stop_token_is_trained_where_it_pads_too(chat_policy: Any) -> None:
     """SmolLM2 pads with its eos token: a mask made of the pad's id would take the ends of turns out of the loss."""
     tokenizer = copy.deepcopy(chat_policy.protocol.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
-    policy = speak(chat_policy.model, tokenizer)
+    policy = make_policy(chat_policy.model, tokenizer, SEARCH)
     question = Question("q", "custom", "train", "Who built it?", ("Ida",))
 
     def example(searches: int) -> Any:
-        turn = DemonstrationTurn("look", Search("bridge"), "1. Brenn: a town")
-        last = DemonstrationTurn("done", Answer("Ida"))
+        turn = DemonstrationTurn("look", search_for("bridge"), "1. Brenn: a town")
+        last = DemonstrationTurn("done", Final("Ida"))
         return render(policy.protocol, Demonstration(question, (*[turn] * searches, last)))
 
     examples = [example(0), example(2)]

@@ -10,7 +10,7 @@ Histories = dict[str, dict[float, float]]
 
 def told(histories: Histories) -> list[str]:
     run = RunData("r", "igpo", 3, "FINISHED", {"test/all/f1": {4.0: 0.1}, **histories}, {})
-    return alarms(SweepData("1", "s", ("igpo",), (run,)))
+    return alarms(SweepData("1", "s", ("igpo",), (run,), rubric={"f1": "F1"}))
 
 
 def endings(rate: list[float], **ends: list[float]) -> Histories:
@@ -26,12 +26,12 @@ def endings(rate: list[float], **ends: list[float]) -> Histories:
         (endings([0.55, 0.05], turn_limit=[0.4, 0.0]), "MALFORMED TURNS in igpo"),
         # 70% at the start: half as many again would be more than all; nearly all is enough
         (endings([0.3, 0.2, 0.0]), "seed 3 from step 3"),
-        (endings([0.9, 0.4], turn_limit=[0.0, 0.6]), "ENDLESS SEARCHING in igpo"),
+        (endings([0.9, 0.4], turn_limit=[0.0, 0.6]), "ENDLESS CALLING in igpo"),
         # on real text the window is full before the turns are used up
-        (endings([0.9, 0.1], window_full=[0.0, 0.9]), "ENDLESS SEARCHING in igpo"),
+        (endings([0.9, 0.1], window_full=[0.0, 0.9]), "ENDLESS CALLING in igpo"),
         (
             {"train/turns": {1.0: 4.0, 2.0: 2.3}, "eval/all/f1": {0.0: 0.0, 2.0: 0.1}},
-            "EARLY ANSWERS in igpo: turns fell below 60% of the start, and dev F1 ended low; seed 3 from step 2.",
+            "EARLY ANSWERS in igpo: turns fell below 60% of the start, and the score on dev ended low; seed 3 from step 2.",
         ),
     ],
 )

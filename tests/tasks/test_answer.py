@@ -29,7 +29,7 @@ APART = [0.5, -0.1, 0.5, -0.1, 0.5, -0.1, 0.5]  # .3 above and below
 
 def compared(igpo: Sequence[float], baseline: Sequence[float] = BASELINE) -> Comparison:
     scores = {"outcome_only": dict(enumerate(baseline)), "igpo": dict(enumerate(igpo))}
-    return comparison(scores, "igpo", "outcome_only", paired(scores, "outcome_only", SPECIFICATION["margin"]))
+    return comparison(scores, "igpo", "outcome_only", paired(scores, "outcome_only", SPECIFICATION["margin"]), "F1")
 
 
 def said(igpo: Sequence[float], baseline: Sequence[float] = BASELINE) -> str:
@@ -79,7 +79,7 @@ def test_not_decided_for_want_of_seeds() -> None:
     scores = {"outcome_only": dict(enumerate(BASELINE[:6])), "igpo": dict(enumerate(AHEAD[:6])),
               "other": dict(enumerate(APART[:6]))}  # fmt: skip
     pairs = paired(scores, "outcome_only", 0.03)
-    text = outcome(comparison(scores, "igpo", "outcome_only", pairs), 0.03, 2)
+    text = outcome(comparison(scores, "igpo", "outcome_only", pairs, "F1"), 0.03, 2)
     assert "p = 0.062" in text and "6 seeds are too few for a verdict on 2 arms alone: 7 fixed before" in text
 
 

@@ -52,10 +52,8 @@ def test_words_of_a_script_without_spaces_are_counted_by_two_characters(tmp_path
 
 
 def test_a_passage_without_spaces_is_cut_in_an_observation(tmp_path: Path) -> None:
-    environment = object.__new__(CorpusEnvironment)
-    environment._max_words = 3
-    shown = environment._lines(
-        [Passage("p", "黄山", "黄山位于安徽省南部"), Passage("q", "Brenn", "one two three four")]
+    shown = CorpusEnvironment._lines(
+        [Passage("p", "黄山", "黄山位于安徽省南部"), Passage("q", "Brenn", "one two three four")], 3
     )
     assert shown == f"1. 黄山: 黄山位于安徽 {CUT}\n2. Brenn: one two three {CUT}"
 
@@ -105,13 +103,13 @@ def test_a_text_that_no_vocabulary_gives_back_is_named(lookup_setup: Any) -> Non
     from igpo_core.rollout.rows import unsaid_answers
 
     config, environment, policy = lookup_setup
-    questions = environment.questions("train")[:3]
-    assert unsaid_answers(policy, config.rollout, questions) is None
+    questions = environment.tasks("train")[:3]
+    assert unsaid_answers(policy, environment, config.rollout, questions) is None
     odd = replace(questions[1], id="odd", answers=("Nobody",))
-    said = unsaid_answers(policy, config.rollout, [questions[0], odd])
+    said = unsaid_answers(policy, environment, config.rollout, [questions[0], odd])
     assert said is not None and "1 questions" in said and "'odd'" in said and "cannot be read back" in said
     alias = replace(odd, answers=("Nobody", questions[1].answers[0]))
-    assert unsaid_answers(policy, config.rollout, [alias]) is None  # one accepted answer is enough
+    assert unsaid_answers(policy, environment, config.rollout, [alias]) is None  # one accepted answer is enough
 
 
 def test_ids_that_each_file_counts_anew_are_refused_by_that_reason(tmp_path: Path) -> None:

@@ -182,5 +182,5 @@ def test_folders_with_odd_names(tmp_path: Path) -> None:
     made = prepare(config, home)
     assert is_whole(made.folder) and prepare(config, home).reused
     environment = CorpusEnvironment(config, made.folder)
-    found = environment.search([(environment.questions("train")[0], PASSAGES[0]["text"])])
+    found = environment.search([PASSAGES[0]["text"]])
     assert PASSAGES[0]["title"] in found[0].text

@@ -166,7 +166,7 @@ def test_the_best_weights_are_the_first_of_equals(setting: Any) -> None:
     training._keep_best(0.5)
     assert read_best(training.folder)["step"] == 0  # type: ignore[index]
     training._keep_best(0.6)
-    assert read_best(training.folder) == {"step": 1, "f1": 0.6}
+    assert read_best(training.folder) == {"step": 1, "score": 0.6}
     assert [path.name for path in (training.folder / "best").iterdir()] == ["step-000001"]
 
 

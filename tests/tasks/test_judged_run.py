@@ -36,7 +36,7 @@ def test_a_run_is_judged(taught: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         run.folder.mkdir(parents=True)
         training = open_training(run, print)
         metrics = train_to_end(run, training, Nowhere(), print)["metrics"]
-    count = min(16, len(training.trainer.environment.questions("test")))
+    count = min(16, len(training.trainer.environment.tasks("test")))
     assert server.keys == {"Bearer hush"} and 1 < len(server.asked) == len(set(server.asked)) <= count
     right = sum(verdict(prompt) == "Yes" for prompt in server.asked)  # no answer is a wrong one
     assert (

@@ -19,7 +19,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record(name: str, text: str = "F9") -> TraceRecord:
     turn = TurnRecord("<think>", "answer", text, None, -1.0, None, None)
-    return TraceRecord(name, "who ?", ("F9",), (turn,), "answered", 1.0, 1.0, "igpo", 3)
+    return TraceRecord(name, "who ?", ("F9",), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "igpo", 3)
 
 
 def made(records: list[TraceRecord]) -> tuple[int, list[str]]:

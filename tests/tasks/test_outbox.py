@@ -100,7 +100,7 @@ def test_traces_come_back_as_they_were(tmp_path: Path) -> None:
         TurnRecord("think", "search", "who", "he \udc80", -2.0, -1.0, 1.0),
         TurnRecord("", "malformed", None, None, -1.0, None, None),
     )
-    record = TraceRecord("q1", "Who?", ("he", "she"), turns, "answered", 0.5, 0.0, "arm", 3)
+    record = TraceRecord("q1", "Who?", ("he", "she"), turns, "answered", {"f1": 0.5, "em": 0.0}, "arm", 3)
     outbox = Outbox(tmp_path, about())
     outbox.set_traces([record])
     assert read_traces(tmp_path)[0] == [record]

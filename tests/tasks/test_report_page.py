@@ -38,7 +38,9 @@ def test_the_reports_policy_lets_the_viewers_script_run_alone(mlflow_server: str
     """Whatever a question, a passage or the policy's own text holds; nothing is loaded, nothing is sent anywhere."""
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)><a href='javascript:alert(3)'>x</a>"
     turn = TurnRecord(hostile, "answer", hostile, None, -1.0, None, None)
-    told = TraceRecord(hostile, hostile, (hostile,), (turn,), "answered", 1.0, 1.0, "outcome_only", 0, "test", 4)
+    told = TraceRecord(
+        hostile, hostile, (hostile,), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "outcome_only", 0, "test", 4
+    )
     item = five().runs[0]
     identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
     outbox = Outbox(tmp_path / item.run_id, About("guarded", item.run_id, item.run_id, identity, {}))

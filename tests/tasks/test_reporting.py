@@ -40,6 +40,7 @@ from tasks.tracking.sending import Sender, read_sent
 from tasks.tracking.server import client, experiment_id
 from tasks.tracking.traces import TraceRecord, TurnRecord
 
+RUBRIC = {"f1": "F1", "em": "EM"}
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
     "changes": {},
@@ -91,7 +92,7 @@ LOW, HIGH = [0.10, 0.12, 0.08, 0.10, 0.10], [0.80, 0.90, 0.70, 0.80, 0.80]
 def five() -> SweepData:
     low = [run("outcome_only", seed, f1, (0.0, 0.1, 0.2)) for seed, f1 in enumerate(LOW)]
     high = [run("igpo", seed, f1, (0.0, 0.6 if seed else 0.1, 0.9)) for seed, f1 in enumerate(HIGH)]
-    return SweepData("1", "study-1", ("outcome_only", "igpo"), (*low, *high))
+    return SweepData("1", "study-1", ("outcome_only", "igpo"), (*low, *high), rubric=RUBRIC)
 
 
 def send(experiment: str, item: RunData, folder: Path, **tags: str) -> str:
@@ -133,8 +134,8 @@ def summed(data: SweepData, margin: float = 0.0) -> list[ArmSummary]:
 def test_every_number_of_the_table() -> None:
     low, high = summed(five())
     assert (low.arm, low.seeds, low.verdict, low.difference) == ("outcome_only", 5, "baseline", None)
-    assert low.f1 == pytest.approx(0.1) and low.em == pytest.approx(0.05) and low.greedy_f1 is None
-    assert high.f1 == pytest.approx(0.8) and high.em == pytest.approx(0.4)
+    assert low.score == pytest.approx(0.1) and low.others["em"] == pytest.approx(0.05) and low.greedy is None
+    assert high.score == pytest.approx(0.8) and high.others["em"] == pytest.approx(0.4)
     assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "too few seeds"
     assert high.p is None and seven().p == pytest.approx(2 / 2**7)  # all seven seeds agree
     assert (high.low, high.high) == (pytest.approx(0.62), pytest.approx(0.78))  # of five differences: their range
@@ -161,7 +162,7 @@ def test_a_run_without_its_counters_is_named() -> None:
 def test_metrics_that_are_missing_show_as_missing() -> None:
     bare = with_curves("igpo-0", "igpo", 0, {"test/all/f1": {4.0: 0.9}})
     rows = summed(replace(five(), arms=("igpo",), runs=(bare,)))
-    cells = table_rows(rows, 0.5)[0]
+    cells = table_rows(rows, 0.5, RUBRIC)[0]
     assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
 
 
@@ -189,8 +190,8 @@ def test_the_terminal_table_fits() -> None:
     long = replace(data, arms=("outcome_only", "i" * 60), runs=tuple(
         replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
     ))  # fmt: skip
-    text = terminal_table(table_rows(summed(long), 0.5))
-    assert max(map(len, short_table(table_rows(summed(long), 0.5)).splitlines())) <= 120
+    text = terminal_table(table_rows(summed(long), 0.5, RUBRIC))
+    assert max(map(len, short_table(table_rows(summed(long), 0.5, RUBRIC)).splitlines())) <= 120
     assert max(map(len, text.splitlines())) <= 120
     assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
 
@@ -209,7 +210,7 @@ def seven() -> ArmSummary:
 
 def words(data: SweepData) -> str:
     rows = summed(data, SPECIFICATION["margin"])
-    return every(sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings]))
+    return every(sentences(rows, SPECIFICATION, "outcome_only", 0.5, [*unequal_budgets(data), *data.warnings], "F1"))
 
 
 def every(words: Words) -> str:
@@ -219,7 +220,7 @@ def every(words: Words) -> str:
 def test_the_seeds_for_the_margin_are_told_where_they_mean_something() -> None:
     """Not of the spread of five differences, and not where nobody would run so many."""
     rows = [summed(five(), 0.03)[1], *(replace(seven(), needed=needed) for needed in (12, 100, 101, 2006, None))]
-    told = [row["seeds for margin"] for row in table_rows(rows, 0.5)]
+    told = [row["seeds for margin"] for row in table_rows(rows, 0.5, RUBRIC)]
     assert told == ["-", "12", "100", "more than 100", "more than 100", "more than 100"] and rows[0].needed
 
 
@@ -227,8 +228,8 @@ def test_an_interval_that_leaves_zero_out_is_no_verdict() -> None:
     """Where several arms are compared the p-value is adjusted and the interval is not."""
     unsure = replace(seven(), verdict="no difference shown", p=0.06)
     assert unsure.low is not None and unsure.low > 0
-    assert "Its interval leaves zero out, as if no other arm were compared" in _compared(unsure, "outcome_only", 0.0)
-    assert "leaves zero out" not in _compared(replace(unsure, low=-0.1), "outcome_only", 0.0)
+    assert "Its interval leaves zero out, as if no other arm were compared" in _compared(unsure, "outcome_only", 0.0, "F1")
+    assert "leaves zero out" not in _compared(replace(unsure, low=-0.1), "outcome_only", 0.0, "F1")
 
 
 def test_words_say_what_was_not_shown() -> None:
@@ -277,9 +278,9 @@ def test_what_a_run_last_did_counts_only_at_its_end() -> None:
             ({"train/turns_solved": {1.0: 5.0, 2.0: 9.0}}, {"train/turns_solved": {1.0: 7.0, 4.0: 6.0}})
         )
     ]
-    data = SweepData("1", "s", ("igpo",), tuple(runs))
+    data = SweepData("1", "s", ("igpo",), tuple(runs), rubric=RUBRIC)
     rows = {row["metric"]: row["igpo"] for row in explain(data)}
-    assert rows[".. of the solved"] == "6 → 6" and rows["turns (searches: one less)"] == "3 → 5"
+    assert rows[".. of the solved"] == "6 → 6" and rows["turns (tool calls: one less)"] == "3 → 5"
     assert "dead groups" not in rows  # no run has it
 
 
@@ -293,7 +294,7 @@ def test_slices_by_source_and_by_hops_within_a_source() -> None:
         })
         for arm, scale in (("outcome_only", 1.0), ("igpo", 2.0))
     ]  # fmt: skip
-    found = slice_differences(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs)), "outcome_only")
+    found = slice_differences(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs), rubric=RUBRIC), "outcome_only")
     assert {name: pairs["igpo"].mean for name, pairs in found.items()} == {
         "musique": pytest.approx(0.2), "nq": 0.0, "musique/hops_2": pytest.approx(0.3), "musique/hops_3": pytest.approx(0.4)
     }  # fmt: skip
@@ -303,7 +304,7 @@ def test_every_seed_of_every_arm_stands_in_a_table() -> None:
     """Seed 2 of igpo has no finished run: its place is empty, and no other number moves into it."""
     found = {("outcome_only", 10): 0.25, ("outcome_only", 2): 0.5, ("igpo", 10): 0.75}
     runs = [with_curves(f"{arm}-{seed}", arm, seed, {"test/all/f1": {4.0: f1}}) for (arm, seed), f1 in found.items()]
-    assert seed_rows(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs))) == [
+    assert seed_rows(SweepData("1", "s", ("outcome_only", "igpo"), tuple(runs), rubric=RUBRIC)) == [
         {"arm": "outcome_only", "seed 2": "0.500", "seed 10": "0.250"},
         {"arm": "igpo", "seed 2": "-", "seed 10": "0.750"},
     ]
@@ -370,7 +371,7 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     send("study", replace(data.runs[-1], status="FAILED"), tmp_path)
     send("study", replace(run("other", 0, 1.0, (1, 1, 1)), run_id="foreign"), tmp_path, sweep="study-2")
 
-    found = collect("study", "study-1")[""]
+    found = collect("study", "study-1", rubric=RUBRIC)[""]
     assert {(item.arm, item.seed): item.histories for item in found.runs} == {
         (item.arm, item.seed): item.histories for item in data.runs
     }
@@ -404,9 +405,9 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
 
     folder = Path(client().download_artifacts(first.run_id, "", str(tmp_path)))
     table = json.loads((folder / "table.json").read_text())
-    assert {row["arm"]: row["f1"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
+    assert {row["arm"]: row["score"] for row in table} == pytest.approx({"outcome_only": 0.1, "igpo": 0.8})
     (again,) = recompute(first.run_id)  # from the training runs alone
-    assert again.rows == second.rows and "turns (searches: one less)" in second.markdown
+    assert again.rows == second.rows and "turns (tool calls: one less)" in second.markdown
     assert json.loads(json.dumps([asdict(row) for row in again.summaries])) == [
         {name: value for name, value in row.items() if name != "cell"} for row in table
     ]
@@ -424,13 +425,13 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     assert (folder / "report.md").read_text() == second.markdown and second.answer in second.markdown
     assert second.answer in page and page.index(second.answer) < page.index("<svg")
     assert second.terminal.replace("\n", " ").endswith(second.answer)
-    for name in ("overview", "f1", "difference", "dead_groups", "turns"):
+    for name in ("overview", "score", "difference", "dead_groups", "turns"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp_path: Path) -> None:
     turn = TurnRecord("<answer> x </answer>", "answer", "x", None, -1.0, None, None)
-    told = TraceRecord("q1", "who ?", ("x",), (turn,), "answered", 1.0, 1.0, "outcome_only", 0, "test", 4)
+    told = TraceRecord("q1", "who ?", ("x",), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "outcome_only", 0, "test", 4)
     trained = replace(told, question_id="q0", split="train")
     item = five().runs[0]
     identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
@@ -508,10 +509,10 @@ def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_serve
 def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: Path) -> None:
     for name, f1, status in (("a", 0.1, "FINISHED"), ("b", 0.3, "FINISHED"), ("c", 0.9, "FAILED")):
         send("pairs", replace(run("igpo", 0, f1, (0, 0, 0)), run_id=name, status=status), tmp_path)
-    found = collect("pairs", "study-1")[""]
+    found = collect("pairs", "study-1", rubric=RUBRIC)[""]
     assert [item.last("test/all/f1") for item in found.runs] == [0.3]
     assert "SEVERAL RUNS of igpo seed 0" in found.warnings[0]
-    asked = collect("pairs", "study-1", {"a": [("", "igpo", 0)]})[""]
+    asked = collect("pairs", "study-1", {"a": [("", "igpo", 0)]}, rubric=RUBRIC)[""]
     assert [item.last("test/all/f1") for item in asked.runs] == [0.1] and asked.warnings == ()
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from flows.presets import PRESETS, load_specification
-from igpo_core.config import NewPolicy, RewardConfig
+from igpo_core.config import LookupWorld, NewPolicy, RewardConfig
+from igpo_core.environments.lookup import LookupEnvironment
+from igpo_core.environments.searching import SEARCH
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy, chat_tokenizer
 from igpo_core.protocol import ChatProtocol
@@ -19,12 +21,13 @@ def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:
     """Window 256; a probe of world lookup has 4 tokens of prefix and 1 of the answer. A history that is scored leaves room for
     a turn of 16 tokens; other questions' observations fill that; an empty observation has 2 tokens."""
     config, environment, policy = taught
-    questions = environment.questions("train")[:3]
+    questions = environment.tasks("train")[:3]
 
     def room(max_tokens: int, reward: str, **choices: Any) -> None:
         rollout = config.rollout.model_copy(update={"max_tokens": max_tokens})
         require_room(
             policy,
+            environment,
             questions,
             config.model_copy(update={"rollout": rollout, "reward": RewardConfig(reward=reward, **choices)}),
         )
@@ -47,7 +50,7 @@ def test_no_history_that_is_scored_is_longer_than_room_was_asked_for(
 ) -> None:
     """At a window so narrow that trajectories end for want of room, and one of them by nothing to spare."""
     config, environment, policy = taught
-    questions = environment.questions("train")[:6]
+    questions = environment.tasks("train")[:6]
 
     def draw(max_tokens: int) -> list[Any]:
         settings = config.rollout.model_copy(update={"max_tokens": max_tokens})
@@ -72,7 +75,7 @@ def test_no_history_that_is_scored_is_longer_than_room_was_asked_for(
             "reward": RewardConfig.model_validate({"gain": "prob_diff", **arm}),
         }
     )
-    scoring.reward_trajectories(policy, found, tight.reward, served=True)
+    scoring.reward_trajectories(policy, environment, found, tight.reward, served=True)
     assert len(scored) > 20 and max(scored) <= longest_history(policy, tight)
 
 
@@ -83,7 +86,8 @@ def test_presets_for_real_models_fit_their_windows(preset: str) -> None:
     text = "Who was the first woman to win the Nobel Prize in Physics?"
     tokenizer = chat_tokenizer([text] * 5, NewPolicy(tokenizer="chat", vocabulary=400))
     tokenizer.chat_template = (PRESETS.parents[1] / "tests" / "data" / "qwen2_5_chat_template.jinja").read_text()
-    policy = Policy(None, ChatProtocol(tokenizer), 32768)
+    policy = Policy(None, ChatProtocol(tokenizer, SEARCH), 32768)
+    environment = LookupEnvironment(LookupWorld(), [], 4)  # its answers are read as those of files are
     question = Question("q", "hotpotqa", "train", text, ("Marie Sklodowska Curie of Warsaw, Poland",))
     for cell, arm, seed in specification.runs():
-        require_room(policy, [question], specification.experiment(arm, seed, cell))
+        require_room(policy, environment, [question], specification.experiment(arm, seed, cell))

@@ -218,7 +218,8 @@ def test_a_run_that_was_ended_after_its_result_is_finished(mlflow_server: str, t
 def test_traces_and_model_are_sent_once(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = Outbox(tmp_path, about("s9"))
     turn = TurnRecord("thought", "search", "who", "he", -2.0, -1.0, 1.0)
-    outbox.set_traces([TraceRecord(f"q{i}", "Who?", ("he",), (turn,), "answered", 1.0, 1.0, "a", 0) for i in range(2)])
+    scores = {"f1": 1.0, "em": 1.0}
+    outbox.set_traces([TraceRecord(f"q{i}", "Who?", ("he",), (turn,), "answered", scores, "a", 0) for i in range(2)])
     folder = tmp_path / "checkpoints" / "step-000010"
     folder.mkdir(parents=True)
     (folder / "shards").mkdir()

@@ -19,7 +19,7 @@ BROKEN = TurnRecord("<think>", "malformed", None, None, None, None, None)
 def record(name: str, *turns: TurnRecord) -> TraceRecord:
     answered = turns[-1].action == "answer"
     f1, status = (1.0, "answered") if answered else (0.0, "malformed")
-    return TraceRecord(name, f"who is {name} ?", ("F9", "F 9"), turns, status, f1, f1, "igpo", 3)
+    return TraceRecord(name, f"who is {name} ?", ("F9", "F 9"), turns, status, {"f1": f1, "em": f1}, "igpo", 3)
 
 
 def new_run(name: str) -> Any:

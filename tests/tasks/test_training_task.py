@@ -175,6 +175,8 @@ def test_a_policy_of_another_world_is_refused(taught: Any) -> None:
     require_vocabulary(policy, environment, "mine")
 
     class Other:
+        settings = environment.settings
+
         def vocabulary(self) -> list[str]:
             return [*environment.vocabulary(), "Atlantis"]
 

@@ -14,13 +14,13 @@ def test_the_view_is_of_the_sweeps_runs_by_arm(mlflow_server: str) -> None:
     for sweep, kind in (("s-1", "train"), ("s-1", "report"), ("s-2", "train")):
         client().create_run(experiment, tags={"sweep": sweep, "kind": kind})
     arms = {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "prob_diff", "optimizer": {"ratio": "token"}}}
-    url = show_view(experiment, "viewed-by-arm", "s-1", arms, "Two arms.")
+    url = show_view(experiment, "viewed-by-arm", "s-1", arms, "Two arms.", {"f1": "F1"})
     assert f"/#/experiments/{experiment}/runs?viewStateShareKey=s-1&" in url
     tags = client().get_experiment(experiment).tags
     kept = tags["mlflow.sharedViewState.s-1"]
     assert len(kept) <= 5000 and kept.startswith("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(kept[len("deflate;") :])))
-    assert state == view_state("s-1")
+    assert state == view_state("s-1", "f1")
     assert state["groupBy"] == {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
     assert [chart["metricKey"] for chart in state["compareRunCharts"]][:3] == [
         "eval/all/f1",
