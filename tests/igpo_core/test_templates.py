@@ -47,7 +47,9 @@ def pieces_and_whole(tokenizer: Any, template: str, seen: str) -> tuple[str, str
     turn = chat._turn_text("t", search_for("q"))
     messages = [{"role": "system", "content": SEARCH.system_prompt}, {"role": "user", "content": "Who?"}]
     messages += [{"role": "assistant", "content": turn}, {"role": "tool", "content": seen}] * 2
-    whole = tokenizer.apply_chat_template(messages, tools=[SEARCH_TOOL.schema], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        messages, tools=[SEARCH_TOOL.schema], add_generation_prompt=True, tokenize=False
+    )
     step = chat.turn("t", search_for("q"))[0] + chat.observation(seen)
     return chat.decode(chat.prompt("Who?") + step * 2), whole
 

@@ -228,7 +228,9 @@ def test_an_interval_that_leaves_zero_out_is_no_verdict() -> None:
     """Where several arms are compared the p-value is adjusted and the interval is not."""
     unsure = replace(seven(), verdict="no difference shown", p=0.06)
     assert unsure.low is not None and unsure.low > 0
-    assert "Its interval leaves zero out, as if no other arm were compared" in _compared(unsure, "outcome_only", 0.0, "F1")
+    assert "Its interval leaves zero out, as if no other arm were compared" in _compared(
+        unsure, "outcome_only", 0.0, "F1"
+    )
     assert "leaves zero out" not in _compared(replace(unsure, low=-0.1), "outcome_only", 0.0, "F1")
 
 
