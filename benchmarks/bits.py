@@ -68,8 +68,8 @@ seeds: [0]
 processes: 1
 arms:
   outcome_only: {reward: outcome_only}
-  igpo_rms: {gain: prob_diff, normalization: root_mean_square, gain_floor: 0.01}
-  log_contrast: {gain: log_prob_diff, contrast: 2}
+  igpo_rms: {gain: prob_diff, normalization: {kind: root_mean_square, floor: 0.01}}
+  log_contrast: {gain: {kind: log_prob_diff, contrast: 2}}
   first_exposure: {gain: first_exposure}
 base:
   data:

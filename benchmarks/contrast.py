@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from benchmarks.common import machine
 from flows.presets import load_specification
 from igpo_core.config import ExperimentConfig
+from igpo_core.config.reward import OutcomeAndGain
 from igpo_core.data import to_questions
 from igpo_core.environments import atlas, lookup
 from igpo_core.environments.base import Environment
 from igpo_core.metrics import mean
 from igpo_core.policies import build_policy
 from igpo_core.rewards.contrast import Contrast, contrast_pool
-from igpo_core.rewards.gains import information_gains
+from igpo_core.rewards.gains import LogProbDiff
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.warmstart import run_warm_start
@@ -56,7 +57,7 @@ def turns_of(config: ExperimentConfig, names: int) -> Iterator[Found]:
     environment = world(config)
     policy = build_policy(config, environment)
     run_warm_start(config, environment, policy, progress=lambda *_: None)
-    reward = config.reward.model_copy(update={"gain": "log_prob_diff", "contrast": names})
+    reward = OutcomeAndGain(gain=LogProbDiff(contrast=names))
     contrast = Contrast(environment, contrast_pool(environment), names, config.seed, 0)
     trajectories = rollout(
         policy, environment, environment.tasks("train")[:QUESTIONS], config.rollout,
@@ -64,7 +65,7 @@ def turns_of(config: ExperimentConfig, names: int) -> Iterator[Found]:
     )  # fmt: skip
     for item in reward_trajectories(policy, environment, trajectories, reward, contrast=contrast):
         assert item.beliefs is not None and item.gains is not None
-        plain = information_gains(item.beliefs, "log_prob_diff")
+        plain = LogProbDiff().gains(item.beliefs)
         for turn, own, contrasted in zip(item.trajectory.turns, plain, item.gains, strict=False):
             yield Found(turn.label, own, contrasted)
 

@@ -189,8 +189,8 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
         raise ConfigError(
             f"no train question leaves room for a turn within rollout.max_tokens={config.rollout.max_tokens}"
         )
-    names = contrast_pool(environment) if config.reward.contrast else ()
-    contrast = Contrast(environment, names, config.reward.contrast, config.seed, 0) if names else None
+    names = contrast_pool(environment) if config.reward.others else ()
+    contrast = Contrast(environment, names, config.reward.others, config.seed, 0) if names else None
     require_room(policy, environment, every, config, contrast)
     questions = every[: config.rollout.questions]
     prompts = [len(policy.protocol.prompt(question.text)) for question in questions]

@@ -15,6 +15,7 @@ from igpo_core.config.reasons import nearest
 from igpo_core.config.specification import validated
 from igpo_core.errors import ConfigError
 from igpo_core.hub import is_hub_name, require_pinned
+from igpo_core.rewards.functions import FunctionGain, with_source
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
@@ -26,7 +27,9 @@ def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> A
     Raises ConfigError naming file, field and reason.
     """
     specification = _load(name, ())
-    return specification.with_changes(changes, from_project) if changes else specification
+    if changes:
+        specification = with_functions(specification.with_changes(changes, from_project), _folder(name))
+    return specification
 
 
 def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
@@ -51,13 +54,37 @@ def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
         content["base"] = _derived(content["base"], str(path), (*above, path.resolve()))
     if isinstance(content.get("base"), dict):
         content["base"] = take_over(content["base"], str(path))
-    return with_project(validated(content, str(path)))
+    return with_functions(with_project(validated(content, str(path))), path.parent)
 
 
 def with_project(specification: AblationSpecification) -> AblationSpecification:
     """Return the specification with data paths that start at the project folder."""
     base = specification.base.model_copy(update={"data": from_project(specification.base.data)})
     return specification.model_copy(update={"base": base})
+
+
+def with_functions(specification: AblationSpecification, folder: Path) -> AblationSpecification:
+    """Return the specification with the texts of the functions that its gains name. folder: where relative paths begin.
+
+    Raises ConfigError where there is no such function.
+    """
+    arms = {}
+    for arm, changes in specification.arms.items():
+        gain = changes.get("gain")
+        if isinstance(gain, Mapping) and gain.get("kind") == "function":
+            found = with_source(FunctionGain.model_validate(gain), folder)
+            changes = {**changes, "gain": found.model_dump(mode="json", exclude_unset=True)}
+        arms[arm] = changes
+    base = specification.base
+    own = getattr(base.reward, "gain", None)
+    if isinstance(own, FunctionGain) and not own.source:
+        reward = base.reward.model_copy(update={"gain": with_source(own, folder)})
+        base = base.model_copy(update={"reward": reward})
+    return specification.model_copy(update={"arms": arms, "base": base})
+
+
+def _folder(name: str) -> Path:
+    return PRESETS if is_preset(name) else Path(name).parent
 
 
 def is_preset(name: str) -> bool:

@@ -19,7 +19,19 @@ from igpo_core.advantages import (
     share_below,
     standardiser,
 )
-from igpo_core.config import RewardConfig
+from igpo_core.config.reward import (
+    GainOnly,
+    Gigpo,
+    LinearWeight,
+    OutcomeAndGain,
+    OutcomeOnly,
+    OutcomeSpreadGate,
+    Reward,
+    SignGate,
+    TurnGains,
+    TurnGroup,
+    Window,
+)
 from igpo_core.seeds import python_rng
 
 Rows = list[list[float]]
@@ -43,7 +55,7 @@ class Credit:
     """turns[i][t]: the advantage of every token sampled in turn t. queries[i][t]: what the tokens of its query share
     besides (credit=query), else None. outcome, gain: the parts that add up to them, for diagnostics. fallback_share: of
     gains that turn_group normalised in the question's pool. gain_factor: what normalised gains were multiplied by, mean.
-    below_floor: the share of groups whose gains have a spread below reward.gain_floor."""
+    below_floor: the share of groups whose gains have a spread below the floor; None where none is added to it."""
 
     turns: Rows
     queries: Rows | None
@@ -51,11 +63,11 @@ class Credit:
     gain: Rows
     fallback_share: float
     gain_factor: float
-    below_floor: float = 0.0
+    below_floor: float | None = None
 
 
 def assign_credit(
-    rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: RewardConfig, *, seed: int, step: int
+    rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: Reward, *, seed: int, step: int
 ) -> Credit:
     """Advantages of a batch. groups[i]: the question's key. step counts from 0.
 
@@ -67,11 +79,12 @@ def assign_credit(
     standard = standardiser(scale=config.scale, eps=config.eps, centre=centre)
     outcomes = _outcomes(rewards, pools, standard, config)
     charges = [_charge(item, config) for item in rewards]
-    if config.reward == "outcome_only":
+    if isinstance(config, OutcomeOnly):
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
         return _finish(spread, [[0.0] * item.turns for item in rewards], charges, None, 0.0, 0.0)
-    weight = gain_weight(config, step)
-    if config.reward == "gigpo":
+    assert isinstance(config, Gigpo | TurnGains)
+    weight = weight_at(config.gain_weight, step)
+    if isinstance(config, Gigpo):
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
         values = [_outcome_value(item, config) for item in rewards]
         anchored = [[weight * z for z in row] for row in same_state(rewards, values, groups, standard, config.gamma)]
@@ -83,8 +96,8 @@ def assign_credit(
         gains = shuffled(gains, within, seed=seed, step=step)
     if config.credit == "trajectory":
         gains = [[math.fsum(row)] for row in gains]
-    fallback = 0.0
-    if config.normalization == "joint":
+    fallback, floor = 0.0, config.floor
+    if config.normalization.kind == "joint":
         raw = [_outcome_value(item, config) for item in rewards]
         rows = normalise_together([[*row, o] for row, o in zip(gains, raw, strict=True)], pools, standard)
         normalised, outcomes = [row[:-1] for row in rows], [row[-1] for row in rows]
@@ -92,25 +105,27 @@ def assign_credit(
         normalised, fallback = normalise_gains(
             gains,
             pools,
-            standardiser(scale=config.scale, eps=config.gain_floor, centre=centre),
-            config.normalization,
-            floor=config.gain_floor,
-            smallest=config.turn_group_size,
+            standardiser(scale=config.scale, eps=floor or config.eps, centre=centre),
+            config.normalization.kind,
+            floor=floor or config.eps,
+            smallest=config.normalization.smallest if isinstance(config.normalization, TurnGroup) else 2,
         )
     factors = [weight] * len(rewards)
-    if config.gate == "sign":
+    if isinstance(config.gate, SignGate):
         normalised = sign_gate(normalised, gains)
-    elif config.gate == "outcome_spread":
+    elif isinstance(config.gate, OutcomeSpreadGate):
         raw = [_outcome_value(item, config) for item in rewards]
-        gates = outcome_gates(raw, groups, config.gate_temperature)
+        gates = outcome_gates(raw, groups, config.gate.temperature)
         factors = [weight * gate for gate in gates]
-    if config.gain_scale == "match_outcome":
+    if isinstance(config, OutcomeAndGain) and config.gain_scale == "match_outcome":
         match = matched_scale(normalised, outcomes)
         factors = [factor * match for factor in factors]
     weighted = [[factor * z for z in row] for factor, row in zip(factors, normalised, strict=True)]
     credit = _accumulated(rewards, weighted, outcomes, charges, config, fallback, math.fsum(factors) / len(factors))
-    about_zero = config.normalization == "root_mean_square"
-    return replace(credit, below_floor=share_below(gains, pools, config.gain_floor, about_zero=about_zero))
+    if floor is None:
+        return credit
+    about_zero = config.normalization.kind == "root_mean_square"
+    return replace(credit, below_floor=share_below(gains, pools, floor, about_zero=about_zero))
 
 
 def _accumulated(
@@ -118,7 +133,7 @@ def _accumulated(
     gains: Rows,
     outcomes: Sequence[float],
     charges: Sequence[float],
-    config: RewardConfig,
+    config: TurnGains,
     fallback: float,
     factor: float,
 ) -> Credit:
@@ -129,9 +144,10 @@ def _accumulated(
     if config.credit == "query":
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
         return _finish(spread, [[*row, 0.0] for row in gains], charges, gains, fallback, factor)
-    if config.outcome_credit == "broadcast":
+    if isinstance(config, OutcomeAndGain) and config.outcome_credit == "broadcast":
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
-        summed = [[*accumulate(row, config.gamma, config.accumulation, config.window), 0.0] for row in gains]
+        ahead = config.accumulation.gains if isinstance(config.accumulation, Window) else 1
+        summed = [[*accumulate(row, config.gamma, config.accumulation.kind, ahead), 0.0] for row in gains]
         return _finish(spread, summed, charges, None, fallback, factor)
     together = [discounted_returns([*row, z], config.gamma) for row, z in zip(gains, outcomes, strict=True)]
     apart = [discounted_returns([0.0] * len(row) + [z], config.gamma) for row, z in zip(gains, outcomes, strict=True)]
@@ -151,12 +167,12 @@ def _finish(
 # ------------------------------------------------------------------------------------------- the choices, one by one
 
 
-def gain_weight(config: RewardConfig, step: int) -> float:
-    """The weight at a step: constant, or linear from gain_weight to gain_weight_end within gain_weight_steps."""
-    if config.gain_weight_end is None:
-        return config.gain_weight
-    gone = min(1.0, step / config.gain_weight_steps)
-    return config.gain_weight + gone * (config.gain_weight_end - config.gain_weight)
+def weight_at(weight: float | LinearWeight, step: int) -> float:
+    """Return the weight at a step: constant, or linear from its start to its end within its steps."""
+    if not isinstance(weight, LinearWeight):
+        return weight
+    gone = min(1.0, step / weight.steps)
+    return weight.start + gone * (weight.end - weight.start)
 
 
 def shuffled(gains: Sequence[Sequence[float]], groups: Sequence[Hashable], *, seed: int, step: int) -> Rows:
@@ -224,15 +240,15 @@ def same_state(
     return [[next(values) for _ in range(item.turns)] for item in rewards]
 
 
-def _outcome_value(item: TurnRewards, config: RewardConfig) -> float:
+def _outcome_value(item: TurnRewards, config: Reward) -> float:
     """What stands in the outcomes' pool."""
-    if config.reward == "gain_only":
+    if isinstance(config, GainOnly):
         return 0.0
     return config.format_penalty if not item.answered and config.penalty_on == "trajectory" else item.outcome
 
 
 def _outcomes(
-    rewards: Sequence[TurnRewards], pools: Sequence[Hashable], standard: Standardiser, config: RewardConfig
+    rewards: Sequence[TurnRewards], pools: Sequence[Hashable], standard: Standardiser, config: Reward
 ) -> list[float]:
     """Normalised outcomes. penalty_on=apart: of well-formed answers among themselves; the others get the penalty as it is."""
     values = [_outcome_value(item, config) for item in rewards]
@@ -247,7 +263,7 @@ def _outcomes(
     return result
 
 
-def _charge(item: TurnRewards, config: RewardConfig) -> float:
+def _charge(item: TurnRewards, config: Reward) -> float:
     """What the last turn alone is charged: malformed, cut off or one search too many, it is the turn at fault (DR-Venus)."""
     return config.format_penalty if config.penalty_on == "turn" and not item.answered else 0.0
 
@@ -260,12 +276,12 @@ def _add(one: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-def _check(rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: RewardConfig) -> None:
+def _check(rewards: Sequence[TurnRewards], groups: Sequence[Hashable], config: Reward) -> None:
     require_finite([[*item.gains, item.outcome] for item in rewards], groups)
     for i, item in enumerate(rewards):
         if config.needs_gain and len(item.gains) != item.turns - 1:
             raise ValueError(
                 f"trajectory {i} has {item.turns} turns but {len(item.gains)} gains: it needs {item.turns - 1}"
             )
-        if config.reward == "gigpo" and len(item.states) != item.turns:
+        if isinstance(config, Gigpo) and len(item.states) != item.turns:
             raise ValueError(f"trajectory {i} has {item.turns} turns but {len(item.states)} states")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from igpo_core.config import RewardConfig
+from igpo_core.config.reward import Reward
 from igpo_core.environments.base import Environment
 from igpo_core.metrics import SOLVED, mean, std
 from igpo_core.policies import Policy
@@ -14,7 +14,7 @@ from igpo_core.trajectory import TURNS_TOLD
 
 
 def fits_window(
-    policy: Policy, environment: Environment, item: Scored, config: RewardConfig, contrast: Contrast | None = None
+    policy: Policy, environment: Environment, item: Scored, config: Reward, contrast: Contrast | None = None
 ) -> bool:
     """Return whether the longest answer that is probed for fits behind the trajectory."""
     room = policy.window - len(item.trajectory.token_ids)
@@ -22,7 +22,7 @@ def fits_window(
 
 
 def belief_metrics(
-    policy: Policy, environment: Environment, explained: Sequence[Scored], config: RewardConfig
+    policy: Policy, environment: Environment, explained: Sequence[Scored], config: Reward
 ) -> dict[str, float]:
     """diagnostics/: beliefs (as probabilities) by turn, of the trajectories that got so far, for solved and unsolved ones too;
     and whence a turn's gain in

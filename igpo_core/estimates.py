@@ -124,7 +124,7 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     weights = trained * 4 + (shape.parameters * compute if lora else 0)
     # autocast casts what is trained for a pass and keeps the casts to its end: whole, also of sharded weights
     casts = 2 * trained if half else 0
-    older = (config.optimizer.kl_coefficient > 0) + (config.reward.needs_beliefs and config.reward.scorer != "current")
+    older = (config.optimizer.kl_coefficient > 0) + (config.reward.needs_beliefs and config.reward.older_scorer)
     shares = training.world if training.sharding == "fsdp" else 1
     cache, passes = _rollout(shape, config, half, lora is not None)
     return Memory(

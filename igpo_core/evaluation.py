@@ -10,7 +10,7 @@ from igpo_core.errors import DataError
 from igpo_core.metrics import behaviour
 from igpo_core.policies import Policy
 from igpo_core.ranks import ALONE, Ranks
-from igpo_core.rewards.scoring import Scored, reward_trajectories
+from igpo_core.rewards.scoring import Scored, score_outcomes
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question
@@ -65,8 +65,7 @@ def evaluate(
         places=[place for place, _ in asked],
     )
     trajectories = ranks.gathered([(place, item) for (place, _), item in zip(asked, own, strict=True)])
-    outcome_only = config.reward.model_copy(update={"reward": "outcome_only"})
-    scored = reward_trajectories(policy, environment, trajectories, outcome_only)
+    scored = score_outcomes(environment, trajectories, config.reward)
     metrics = {
         f"{name}/{key}": value
         for name, members in _slices(fitting, scored)

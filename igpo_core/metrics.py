@@ -37,7 +37,8 @@ def _advantage_metrics(scored: Sequence[Scored], credit: Credit, groups: Sequenc
         metrics["advantage/dead_groups_gain"] = dead_share(credit.gain, groups)
         metrics["advantage/gain_factor"] = credit.gain_factor
         metrics["advantage/fallback_share"] = credit.fallback_share
-        metrics["advantage/groups_below_floor"] = credit.below_floor
+        if credit.below_floor is not None:
+            metrics["advantage/groups_below_floor"] = credit.below_floor
         outcome = mean([abs(value) for row in credit.outcome for value in row])
         if outcome > 0:
             metrics["advantage/gain_to_outcome"] = mean([abs(v) for row in credit.gain for v in row]) / outcome

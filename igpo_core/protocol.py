@@ -72,7 +72,7 @@ def behind_prefix(probe: AnswerProbe, prefix: Sequence[int]) -> AnswerProbe:
     if probe.prefix_ids[: len(shared)] != shared:
         raise DataError(
             f"the tokenizer merges the first characters of an answer (tokens {list(probe.answer_ids)}) with the text before "
-            "it, so that it cannot be compared with another answer: leave reward.contrast at 0 for this model"
+            "it, so that it cannot be compared with another answer: leave gain.contrast at 0 for this model"
         )
     return AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids)
 

@@ -21,6 +21,7 @@ from igpo_core.batching import packed_batches, token_batches
 from igpo_core.checkpoints import CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
 from igpo_core.clock import now
 from igpo_core.config import ContinuousEngine, ExperimentConfig, VllmEngine, fingerprint
+from igpo_core.config.reward import LaggedScorer, TurnGains
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError, IgpoError
@@ -68,7 +69,7 @@ class Trainer:
                 f"none of the {len(every)} train questions leaves room for a turn within rollout.max_tokens="
                 f"{config.rollout.max_tokens}: raise it, or give shorter questions"
             )
-        self._names = contrast_pool(environment) if config.reward.contrast else ()
+        self._names = contrast_pool(environment) if config.reward.others else ()
         require_room(policy, environment, self.questions, config, self.contrast(0))
         settings = config.optimizer
         # float32 on CPU and no autocast: the ratio before the first update is 1 and beliefs are exact
@@ -109,7 +110,7 @@ class Trainer:
                 self.model([], policy.protocol.pad_id, 1.0, False)
         self.reference = Snapshot(policy.model) if settings.kl_coefficient else None
         self.scorer = None  # the older weights whose beliefs count; None: the policy's own
-        if config.reward.needs_beliefs and config.reward.scorer != "current":
+        if config.reward.needs_beliefs and config.reward.older_scorer:
             self.scorer = Snapshot(policy.model)
         engine = config.rollout.engine
         self.served = ServedEngine(engine, self.ranks.number) if isinstance(engine, VllmEngine) else None
@@ -135,12 +136,16 @@ class Trainer:
 
     def contrast(self, step: int) -> Contrast | None:
         """Return the other answers of a step that gains are compared with; None where the arm has no contrast."""
-        count = self.config.reward.contrast
+        count = self.config.reward.others
         return Contrast(self.environment, self._names, count, self.config.seed, step) if count else None
 
     @property
-    def _lags(self) -> bool:
-        return self.config.reward.scorer == "lagged"
+    def _lag(self) -> int | None:
+        """Steps between copies of a lagged scorer; None where the arm has another one."""
+        reward = self.config.reward
+        return (
+            reward.scorer.steps if isinstance(reward, TurnGains) and isinstance(reward.scorer, LaggedScorer) else None
+        )
 
     def run_step(self) -> StepResult:
         """One step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
@@ -150,7 +155,7 @@ class Trainer:
         asked = self.ranks.share(self._step_questions(step))
         own = self._roll_out(asked, times)
         rolled = now(device)
-        if self.scorer is not None and self._lags and step % config.reward.scorer_steps == 0:
+        if self.scorer is not None and self._lag and step % self._lag == 0:
             self.scorer.take()
         with self.scorer.instead() if self.scorer else nullcontext(), self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
@@ -242,7 +247,7 @@ class Trainer:
         config, size = self.config, self.config.rollout.group_size
         placed = [(places[n // size] * size + n % size, item) for n, item in enumerate(own)]
         key = (config.seed, self.step)
-        if config.reward.needs_gain and config.reward.credit == "query":
+        if isinstance(config.reward, TurnGains) and config.reward.credit == "query":
             return reward_trajectories(
                 self.policy,
                 self.environment,
@@ -424,7 +429,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Any]:
         """The optimizer's moments by names of parameters, and a lagged scorer's weights: as this process holds them."""
         tensors: dict[str, Any] = {"optimizer": get_optimizer_state_dict(self.policy.model, self.optimizer.optimizer)}
-        if self.scorer is not None and self._lags:
+        if self.scorer is not None and self._lag:
             tensors["scorer"] = {str(place): tensor for place, tensor in enumerate(self.scorer.kept)}
         return tensors
 

@@ -26,7 +26,7 @@ from igpo_core.config.policy import (
     WarmStart,
     WarmStartStage,
 )
-from igpo_core.config.reward import GainName, RewardConfig
+from igpo_core.config.reward import Reward, RewardConfig, reward_of
 from igpo_core.config.specification import AblationSpecification, Until
 from igpo_core.config.training import (
     ContinuousEngine,
@@ -59,7 +59,6 @@ __all__ = [
     "EvaluationConfig",
     "ExperimentConfig",
     "FileDemonstrations",
-    "GainName",
     "HttpSettings",
     "JudgeSettings",
     "LookupDemonstrations",
@@ -72,6 +71,7 @@ __all__ = [
     "PretrainedPolicy",
     "QuestionFile",
     "QuestionFiles",
+    "Reward",
     "RewardConfig",
     "RolloutConfig",
     "RunSpec",
@@ -91,5 +91,6 @@ __all__ = [
     "fingerprint",
     "make_plan",
     "plan_run",
+    "reward_of",
     "warm_start_key",
 ]

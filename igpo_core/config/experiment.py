@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from igpo_core.config.data import DataConfig
 from igpo_core.config.policy import NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
-from igpo_core.config.reward import RewardConfig
+from igpo_core.config.reward import OutcomeAndGain, RewardConfig, TurnGains
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
 from igpo_core.environments.base import NEEDS
 from igpo_core.environments.lookup import LookupWorld
@@ -21,7 +21,7 @@ class ExperimentConfig(Settings):
     data: DataConfig = Field(default_factory=LookupWorld)
     policy: PolicyConfig = Field(default_factory=NewPolicy)
     warm_start: WarmStart | None = None
-    reward: RewardConfig = Field(default_factory=RewardConfig)
+    reward: RewardConfig = Field(default_factory=OutcomeAndGain)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -55,7 +55,7 @@ class ExperimentConfig(Settings):
                 "rollout.engine.kind=continuous reads all weights in every process, which training.sharding=fsdp spreads over "
                 "them: set training.sharding=none, or rollout.engine.kind=transformers"
             )
-        if self.reward.needs_gain and self.reward.credit == "query" and self.rollout.questions < 2:
+        if isinstance(self.reward, TurnGains) and self.reward.credit == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
             )

@@ -30,14 +30,19 @@ def _reason(
     context: Mapping[str, Any],
     model: type[BaseModel],
 ) -> str:
-    field = ".".join(map(str, place))
+    visible, found = _walk(model, place[:-1])
+    if place:
+        visible += [] if _is_tag(found, place[-1]) else [str(place[-1])]
+    field = ".".join(visible)
     if kind == "extra_forbidden":
-        known = _beside(model, place)
+        known = [name for one in found for name in one.model_fields]
         message = (
             f"there is no such setting{nearest(str(place[-1]), known)}: remove it or correct its name, here are "
             f"{', '.join(known)}"
         )
-    elif not kind.startswith("value_error") and isinstance(given, str | int | float):
+    if kind == "union_tag_invalid":
+        given = context.get("tag", given)
+    if kind != "extra_forbidden" and not kind.startswith("value_error") and isinstance(given, str | int | float):
         message += f", got {given!r}"
         if kind in ("literal_error", "union_tag_invalid"):
             expected = str(context.get("expected", context.get("expected_tags", "")))
@@ -46,18 +51,30 @@ def _reason(
     return f"{field}: {message}" if field else message
 
 
-def _beside(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The settings that exist where the last part of a fault's place was looked for."""
-    found = [model]
-    for part in place[:-1]:
-        held = [one.model_fields[str(part)].annotation for one in found if part in one.model_fields]
-        if held:
+def _walk(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The path as its author wrote it, and the models that may stand at its end: pydantic puts the kind that decided between
+    models into the place."""
+    found, visible = [model], []
+    for part in place:
+        if any(part in one.model_fields for one in found):
+            held = [one.model_fields[str(part)].annotation for one in found if part in one.model_fields]
             found = _models(held)
-        elif isinstance(part, str):  # pydantic puts the kind that decided between models into the place
-            found = [
-                one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part
-            ] or found
-    return [name for one in found for name in one.model_fields]
+            visible.append(str(part))
+        elif _is_tag(found, part):
+            found = [one for one in found if _tag(one) == part]
+        else:
+            visible.append(str(part))
+    return visible, found
+
+
+def _is_tag(found: Sequence[type[BaseModel]], part: int | str) -> bool:
+    """Whether it is the kind that decided between these models."""
+    return len(found) > 1 and any(_tag(one) == part for one in found)
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """What tells a model from the others of its union."""
+    return next((model.model_fields[name].default for name in ("kind", "reward") if name in model.model_fields), None)
 
 
 def _models(annotations: Sequence[Any]) -> list[type[BaseModel]]:

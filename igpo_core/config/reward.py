@@ -1,76 +1,173 @@
-"""The choices that an arm is made of."""
+"""The choices that an arm is made of: one class a variant, with its own parameters."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from igpo_core.environments.base import Need
+from igpo_core.rewards.functions import FunctionGain
+from igpo_core.rewards.gains import (
+    Aliases,
+    DifferenceGain,
+    FirstExposure,
+    LeaveOneTurnOut,
+    LogProbDiff,
+    LogRatioGap,
+    ProbDiff,
+    Watermark,
+)
 from igpo_core.settings import Settings
 
-GainName = Literal["log_prob_diff", "prob_diff", "log_ratio_gap", "watermark", "first_exposure", "leave_one_turn_out"]
+
+def _spelt_out(given: Any) -> Any:
+    """`prob_diff` is short for `{kind: prob_diff}`."""
+    return {"kind": given} if isinstance(given, str) else given
 
 
-class RewardConfig(Settings):
-    """Where the learning signal comes from: an arm (docs/arms.md). Each is a closed choice, and they combine freely; a
-    choice that the others leave without effect is refused, for an arm that says it must not be one that lacks it."""
+_Short = BeforeValidator(_spelt_out)
 
-    reward: Literal["outcome_and_gain", "outcome_only", "gain_only", "gigpo"] = Field(
-        "outcome_and_gain", description="gigpo: outcome and the return among turns that had seen the same passages."
-    )
-    gain: GainName = Field("log_prob_diff", description="What a turn earns (igpo_core/rewards/gains.py).")
-    contrast: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Other answers whose mean gain is taken off (igpo_core/rewards/contrast.py); 0: none.",
-    )
-    credit: Literal["turn", "observation", "query", "trajectory"] = Field(
-        "turn",
-        description="What is credited: the whole turn; its observation against an empty one; the query's tokens, against "
-        "other questions' observations; or all gains at once at the end (belief return).",
-    )
-    shuffle: Literal["none", "group", "trajectory"] = Field(
-        "none",
-        description="Control: gains permuted among all turns of the group, so that neither turn nor trajectory keeps its own; "
-        "or among the turns of a trajectory, which keeps its total.",
-    )
-    normalization: Literal["separate", "joint", "raw", "root_mean_square", "turn_group", "none"] = "separate"
-    turn_group_size: int = Field(3, ge=2, description="Of turn_group: fewer turns than this use the question's pool.")
-    baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = Field(
-        "group_mean", description="What is subtracted: GRPO's, RLOO's (with scale none), REINFORCE++'s."
-    )
-    scale: Literal["std", "none"] = "std"
-    eps: float = Field(1e-6, gt=0, description="Added to the std that outcomes are divided by.")
-    gain_floor: float = Field(
-        1e-4, gt=0, description="Added to the spread that gains are divided by, in the gain's own unit."
-    )
-    gamma: float = Field(1.0, ge=0, le=1, description="Discount of turn returns.")
-    accumulation: Literal["sum", "root", "window"] = Field(
-        "sum", description="root: the sum over the root of its length; window: the mean of the next `window` gains."
-    )
-    window: int = Field(3, ge=1, description="Gains that accumulation=window looks ahead.")
-    outcome_credit: Literal["return", "broadcast"] = Field(
-        "return", description="The outcome at the end of the discounted sum, or the same for every turn beside it."
-    )
-    gain_weight: float = Field(1.0, gt=0, description="Multiplies normalised gains.")
-    gain_weight_end: float | None = Field(None, ge=0, description="The weight moves linearly from gain_weight to this,")
-    gain_weight_steps: int = Field(0, ge=0, description=".. within so many steps.")
-    gain_scale: Literal["none", "match_outcome"] = Field(
-        "none", description="match_outcome: the batch's mean |gain| is brought to that of its outcomes."
-    )
-    gate: Literal["none", "sign", "outcome_spread"] = Field(
-        "none",
-        description="sign: a gain counts where its normalised value has its sign; outcome_spread: gains fade where "
-        "outcomes differ.",
-    )
-    gate_temperature: float = Field(0.5, gt=0, description="Of gate=outcome_spread.")
-    scorer: Literal["current", "lagged", "frozen"] = Field(
-        "current", description="Whose beliefs: the policy's, or older."
-    )
-    scorer_steps: int = Field(10, ge=2, description="Steps between copies of scorer=lagged; 1 would be current.")
-    aliases: Literal["first", "logsumexp", "max", "shortest"] = Field(
-        "first", description="How the beliefs in several accepted answers become one; first: as the paper has it."
-    )
+
+class Separate(Settings):
+    """z = (g - mean) / (std + floor) among the gains of the question (paper Eq. 5)."""
+
+    kind: Literal["separate"] = "separate"
+    floor: float = Field(1e-4, gt=0, description="Added to the spread, in the gain's own unit; the authors' 1e-4.")
+
+
+class Joint(Settings):
+    """Gains and outcomes of a question in one pool (the paper's first version)."""
+
+    kind: Literal["joint"] = "joint"
+
+
+class Raw(Settings):
+    """z = g / (std + floor): the mean is kept (DR-Venus's raw_ig). It has no bound where gains are alike."""
+
+    kind: Literal["raw"] = "raw"
+    floor: float = Field(1e-4, gt=0)
+
+
+class RootMeanSquare(Settings):
+    """z = g / (root mean square + floor): the mean is kept, and no value exceeds the root of the pool's size."""
+
+    kind: Literal["root_mean_square"] = "root_mean_square"
+    floor: float = Field(1e-4, gt=0)
+
+
+class TurnGroup(Settings):
+    """As separate, among the turns of the question with the same index (A2TGPO)."""
+
+    kind: Literal["turn_group"] = "turn_group"
+    floor: float = Field(1e-4, gt=0)
+    smallest: int = Field(3, ge=2, description="Fewer turns than this use the question's pool.")
+
+
+class NoNormalization(Settings):
+    """Gains as they are (potential-based shaping, TIPS)."""
+
+    kind: Literal["none"] = "none"
+
+
+class NoGate(Settings):
+    """Every gain counts."""
+
+    kind: Literal["none"] = "none"
+
+
+class SignGate(Settings):
+    """A gain counts where its normalised value has its sign (LOTAPO)."""
+
+    kind: Literal["sign"] = "sign"
+
+
+class OutcomeSpreadGate(Settings):
+    """Gains fade where outcomes differ: times sigmoid(-std of the group's outcomes / temperature) (InfoPO)."""
+
+    kind: Literal["outcome_spread"] = "outcome_spread"
+    temperature: float = Field(0.5, gt=0)
+
+
+class CurrentScorer(Settings):
+    """Beliefs are the policy's own, and ride in its rollout."""
+
+    kind: Literal["current"] = "current"
+
+
+class LaggedScorer(Settings):
+    """Beliefs are those of a copy of the policy, renewed every so many steps (TIPS)."""
+
+    kind: Literal["lagged"] = "lagged"
+    steps: int = Field(10, ge=2, description="Steps between copies; 1 would be current.")
+
+
+class FrozenScorer(Settings):
+    """Beliefs are those of the policy at the start of the run (TRACE, CIGPO)."""
+
+    kind: Literal["frozen"] = "frozen"
+
+
+class Sum(Settings):
+    """D_t = sum over k >= t of gamma^(k-t) z_k."""
+
+    kind: Literal["sum"] = "sum"
+
+
+class Root(Settings):
+    """D_t over the root of how many gains are summed (A2TGPO)."""
+
+    kind: Literal["root"] = "root"
+
+
+class Window(Settings):
+    """The mean of the next gains, weighted by gamma^(k-t) (TRACE, K-step credit)."""
+
+    kind: Literal["window"] = "window"
+    gains: int = Field(3, ge=1, description="How many it looks ahead.")
+
+
+class LinearWeight(Settings):
+    """A weight that moves linearly from `start` to `end` within so many steps."""
+
+    start: float = Field(gt=0)
+    end: float = Field(ge=0)
+    steps: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _moves(self) -> "LinearWeight":
+        if self.start == self.end:
+            raise ValueError(f"start and end are both {self.start:g}: give the weight as one number")
+        return self
+
+
+AnyGain = Annotated[
+    LogProbDiff | ProbDiff | LogRatioGap | Watermark | LeaveOneTurnOut | FirstExposure | FunctionGain,
+    Field(discriminator="kind"),
+    _Short,
+]
+AnyNormalization = Annotated[
+    Separate | Joint | Raw | RootMeanSquare | TurnGroup | NoNormalization, Field(discriminator="kind"), _Short
+]
+AnyGate = Annotated[NoGate | SignGate | OutcomeSpreadGate, Field(discriminator="kind"), _Short]
+AnyScorer = Annotated[CurrentScorer | LaggedScorer | FrozenScorer, Field(discriminator="kind"), _Short]
+AnyAccumulation = Annotated[Sum | Root | Window, Field(discriminator="kind"), _Short]
+
+# names of settings that have another place now -> how it is written there
+RENAMED: Mapping[str, str] = {
+    "gain_floor": "normalization: {kind: <its kind>, floor: <value>}",
+    "contrast": "gain: {kind: <its kind>, contrast: <value>}",
+    "turn_group_size": "normalization: {kind: turn_group, smallest: <value>}",
+    "window": "accumulation: {kind: window, gains: <value>}",
+    "gate_temperature": "gate: {kind: outcome_spread, temperature: <value>}",
+    "scorer_steps": "scorer: {kind: lagged, steps: <value>}",
+    "gain_weight_end": "gain_weight: {start: <value>, end: <value>, steps: <value>}",
+    "gain_weight_steps": "gain_weight: {start: <value>, end: <value>, steps: <value>}",
+}
+
+
+class Reward(Settings):
+    """What all arms have: the outcome, what a malformed trajectory costs, and how outcomes are normalised."""
+
     outcome: str | None = Field(
         None,
         description="Which score of the environment's rubric is the reward; empty: the first one. Of search questions: f1 "
@@ -82,131 +179,331 @@ class RewardConfig(Settings):
         description="turn: the penalty is charged to the last turn alone. apart: it is the normalised outcome, out of the "
         "outcomes' pool. trajectory: it is an outcome in their pool (the paper).",
     )
+    baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = Field(
+        "group_mean", description="What is subtracted: GRPO's, RLOO's (with scale none), REINFORCE++'s."
+    )
+    scale: Literal["std", "none"] = "std"
+    eps: float = Field(1e-6, gt=0, description="Added to the std that outcomes are divided by.")
     belief_tokens: int = Field(2048, ge=1, description="Most tokens in one scoring pass; small suits a CPU's cache.")
-
-    @property
-    def needs_gain(self) -> bool:
-        """Whether turns earn something of their own."""
-        return self.reward in ("outcome_and_gain", "gain_only")
-
-    @property
-    def needs_beliefs(self) -> bool:
-        """Whether a model is asked for beliefs; otherwise no scoring pass is made at all."""
-        return self.needs_gain and self.gain != "first_exposure"
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the arm asks of an environment."""
-        asked: set[Need] = set()
-        if self.needs_beliefs:
-            asked.add("beliefs")
-        if self.needs_gain and self.contrast:
-            asked.add("other_answers")
-        if self.needs_gain and self.gain == "first_exposure":
-            asked.add("exposure")
-        if self.reward == "gigpo":
-            asked.add("states")
-        return frozenset(asked)
+        return frozenset()
+
+    @property
+    def needs_gain(self) -> bool:
+        """Whether turns earn something of their own."""
+        return False
+
+    @property
+    def needs_beliefs(self) -> bool:
+        """Whether a model is asked for beliefs; otherwise no scoring pass is made at all."""
+        return False
 
     @property
     def beliefs_while_rolling_out(self) -> bool:
         """Whether the beliefs at turn boundaries are the policy's own, so that they ride in its rollout."""
-        of_boundaries = self.gain != "leave_one_turn_out" and self.credit in ("turn", "trajectory")
-        return self.needs_beliefs and self.scorer == "current" and of_boundaries
+        return False
+
+    @property
+    def belief_aliases(self) -> Aliases:
+        """How beliefs in several answers become one, also where an arm is only looked into."""
+        return "first"
+
+    @property
+    def others(self) -> int:
+        """Other answers that a gain is compared with."""
+        return 0
+
+    @property
+    def older_scorer(self) -> bool:
+        """Whether beliefs are those of an older policy."""
+        return False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_names(cls, given: Any) -> Any:
+        for name in given if isinstance(given, Mapping) else ():
+            if name in RENAMED:
+                raise ValueError(f"{name} has another place now: write {RENAMED[name]}")
+            if name not in cls.model_fields and name in ARM_FIELDS:
+                raise ValueError(f"reward={cls.model_fields['reward'].default} ignores {name}: leave it out")
+        return given
 
     @model_validator(mode="after")
-    def _impossible(self) -> "RewardConfig":
-        if self.reward == "gain_only" and self.normalization == "joint":
-            raise ValueError(
-                "reward=gain_only has no outcomes to share a pool with (their zeros would price turns): use "
-                "normalization=separate"
-            )
-        if self.credit in ("observation", "query") and self.gain not in ("log_prob_diff", "prob_diff"):
-            raise ValueError(
-                f"credit={self.credit} compares two beliefs of one turn: use gain=log_prob_diff or prob_diff, not {self.gain}"
-            )
-        if self.credit in ("query", "trajectory") and self.normalization in ("joint", "turn_group"):
-            raise ValueError(
-                f"credit={self.credit} adds gains beside the outcome: normalization={self.normalization} has no such pool; use "
-                "separate, raw, root_mean_square or none"
-            )
-        contrasts = self.gain in ("log_prob_diff", "prob_diff") and self.credit in ("turn", "trajectory")
-        if self.contrast and self.needs_gain and not contrasts:
-            raise ValueError(
-                f"contrast={self.contrast} compares beliefs at the ends of a turn, which gain={self.gain} with "
-                f"credit={self.credit} does not: use gain=log_prob_diff or prob_diff with credit=turn or "
-                "trajectory, or contrast=0"
-            )
-        if self.normalization == "joint" and self.penalty_on == "apart":
-            raise ValueError(
-                "penalty_on=apart keeps the penalty out of the outcomes' pool, and normalization=joint has one pool for all: "
-                "use normalization=separate"
-            )
-        if self.accumulation != "sum" and self.outcome_credit == "return":
-            raise ValueError(f"accumulation={self.accumulation} is of gains alone: set outcome_credit=broadcast")
-        return self
-
-    @model_validator(mode="after")
-    def _no_inert_choice(self) -> "RewardConfig":
+    def _no_inert_choice(self) -> "Reward":
         for name, reason in self.ignored().items():
-            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
                 raise ValueError(f"{reason} ignores {name}: leave it out")
         return self
 
     def ignored(self) -> dict[str, str]:
         """Choices that the other ones leave without effect, and by which of them."""
-        found: dict[str, str] = {}
-
-        def ignore(names: str, reason: str) -> None:
-            for name in names.split():
-                found.setdefault(name, reason)
-
-        of_gains = "gain contrast credit shuffle normalization gain_floor gain_scale gate scorer aliases "
-        of_gains += "accumulation outcome_credit"
-        if not self.needs_gain:
-            ignore(of_gains, f"reward={self.reward}")
-        if self.reward == "outcome_only":
-            ignore("gamma gain_weight gain_weight_end", "reward=outcome_only")
-        if self.reward == "gain_only":
-            ignore("outcome outcome_credit gain_scale", "reward=gain_only")
-            if self.gate == "outcome_spread":
-                ignore("gate", "reward=gain_only")
-            if self.penalty_on != "turn":
-                ignore("format_penalty penalty_on", "reward=gain_only, except with penalty_on=turn,")
-        if self.gain == "first_exposure":
-            ignore("aliases scorer", "gain=first_exposure")
-        if self.credit in ("query", "trajectory"):
-            ignore("gamma accumulation outcome_credit", f"credit={self.credit}")
-        if self.credit == "trajectory":
-            ignore("shuffle", "credit=trajectory")
+        found = {}
         if self.format_penalty == 0:
-            ignore("penalty_on", "format_penalty=0")
-        if self.reward == "gain_only" and self.normalization in ("raw", "root_mean_square", "none"):
-            ignore("baseline scale", f"reward=gain_only with normalization={self.normalization}")
+            found["penalty_on"] = "format_penalty=0"
         if self.scale == "none":
-            ignore("eps", "scale=none")
-        if self.normalization in ("joint", "none"):
-            ignore("gain_floor", f"normalization={self.normalization}")
-        if self.normalization in ("separate", "turn_group") and self.scale == "none":
-            ignore("gain_floor", "scale=none")
-        if self.normalization in ("raw", "root_mean_square", "none") and self.gate == "sign":
-            ignore("gate", f"normalization={self.normalization}, which changes no sign,")
-        if self.normalization != "turn_group":
-            ignore("turn_group_size", "any normalization but turn_group")
-        if self.accumulation != "window":
-            ignore("window", "any accumulation but window")
-        if self.gate != "outcome_spread":
-            ignore("gate_temperature", "any gate but outcome_spread")
-        if self.accumulation == "window" and self.window == 1:
-            ignore("gamma", "window=1")
-        if self.scorer != "lagged":
-            ignore("scorer_steps", "any scorer but lagged")
-        if self.gain_weight_end is None:
-            ignore("gain_weight_steps", "a constant gain_weight")
-        elif self.gain_weight_steps == 0:
-            ignore("gain_weight_end", "gain_weight_steps=0")
-        elif self.gain_weight_end == self.gain_weight:
-            ignore("gain_weight_end gain_weight_steps", "a constant gain_weight")
-        if self.normalization == "turn_group" and self.baseline == "batch_mean":
-            ignore("baseline", "normalization=turn_group, whose pools are a question's,")
+            found["eps"] = "scale=none"
         return found
+
+
+class OutcomeOnly(Reward):
+    """GRPO: the outcome alone, to every turn. Scores no belief."""
+
+    reward: Literal["outcome_only"] = "outcome_only"
+
+
+class Gigpo(Reward):
+    """The outcome, and gamma^(T-t) * outcome standardised among the group's turns at the same state (GiGPO, arXiv 2505.10978)."""
+
+    reward: Literal["gigpo"] = "gigpo"
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount of the outcome by the turns that are left.")
+    gain_weight: float | LinearWeight = Field(1.0, description="Of the part by state.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """States."""
+        return frozenset({"states"})
+
+
+class TurnGains(Reward):
+    """Each turn earns a gain. The class of arms with and without the outcome."""
+
+    gain: AnyGain = Field(default_factory=LogProbDiff, description="What a turn earns (igpo_core/rewards/gains.py).")
+    credit: Literal["turn", "observation", "query", "trajectory"] = Field(
+        "turn",
+        description="What is credited: the whole turn; its observation against an empty one; the call's tokens, against other "
+        "tasks' observations; or all gains at once at the end (belief return).",
+    )
+    shuffle: Literal["none", "group", "trajectory"] = Field(
+        "none",
+        description="Control: gains permuted among all turns of the group, so that neither turn nor trajectory keeps its own; "
+        "or among the turns of a trajectory, which keeps its total.",
+    )
+    normalization: AnyNormalization = Field(default_factory=Separate)
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount of turn returns.")
+    accumulation: AnyAccumulation = Field(default_factory=Sum)
+    gain_weight: Annotated[float, Field(gt=0)] | LinearWeight = Field(1.0, description="Multiplies normalised gains.")
+    gate: AnyGate = Field(default_factory=NoGate)
+    scorer: AnyScorer = Field(default_factory=CurrentScorer, description="Whose beliefs.")
+    aliases: Aliases = Field(
+        "first",
+        description="How the beliefs in several accepted answers become one; first: as the paper has it.",
+    )
+
+    @property
+    def floor(self) -> float | None:
+        """The floor of the spread that gains are divided by; None where they are not."""
+        return getattr(self.normalization, "floor", None)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the gain asks of an environment, and beliefs where it reads them."""
+        others: set[Need] = {"other_answers"} if self.others else set()
+        beliefs: set[Need] = {"beliefs"} if self.needs_beliefs else set()
+        return self.gain.needs | others | beliefs
+
+    @property
+    def needs_gain(self) -> bool:
+        """Whether turns earn something of their own."""
+        return True
+
+    @property
+    def needs_beliefs(self) -> bool:
+        """Whether a model is asked for beliefs; otherwise no scoring pass is made at all."""
+        return self.gain.beliefs if isinstance(self.gain, FunctionGain) else "beliefs" in self.gain.needs
+
+    @property
+    def beliefs_while_rolling_out(self) -> bool:
+        """Whether the beliefs at turn boundaries are the policy's own, so that they ride in its rollout."""
+        of_boundaries = not isinstance(self.gain, LeaveOneTurnOut) and self.credit in ("turn", "trajectory")
+        return self.needs_beliefs and not self.older_scorer and of_boundaries
+
+    @property
+    def belief_aliases(self) -> Aliases:
+        """How beliefs in several answers become one."""
+        return self.aliases
+
+    @property
+    def others(self) -> int:
+        """Other answers that a gain is compared with."""
+        return self.gain.contrast if isinstance(self.gain, DifferenceGain) else 0
+
+    @property
+    def older_scorer(self) -> bool:
+        """Whether beliefs are those of an older policy."""
+        return not isinstance(self.scorer, CurrentScorer)
+
+    @model_validator(mode="after")
+    def _impossible(self) -> "TurnGains":
+        kind = self.normalization.kind
+        if self.credit in ("observation", "query") and (not isinstance(self.gain, DifferenceGain) or self.others):
+            raise ValueError(
+                f"credit={self.credit} compares two beliefs of one turn: use gain=log_prob_diff or prob_diff without a contrast, "
+                f"not {self.gain.kind}"
+            )
+        if self.credit in ("query", "trajectory") and kind in ("joint", "turn_group"):
+            raise ValueError(
+                f"credit={self.credit} adds gains beside the outcome: normalization={kind} has no such pool; use separate, raw, "
+                "root_mean_square or none"
+            )
+        return self
+
+    def ignored(self) -> dict[str, str]:
+        """Choices that the other ones leave without effect, and by which of them."""
+        found, kind = super().ignored(), self.normalization.kind
+        if not self.needs_beliefs:
+            found |= dict.fromkeys(("aliases", "scorer"), f"gain={self.gain.kind}")
+        if self.credit in ("query", "trajectory"):
+            found |= dict.fromkeys(("gamma", "accumulation"), f"credit={self.credit}")
+        if self.credit == "trajectory":
+            found["shuffle"] = "credit=trajectory"
+        if kind in ("raw", "root_mean_square", "none") and isinstance(self.gate, SignGate):
+            found["gate"] = f"normalization={kind}, which changes no sign,"
+        if isinstance(self.accumulation, Window) and self.accumulation.gains == 1:
+            found["gamma"] = "a window of one gain"
+        if kind == "turn_group" and self.baseline == "batch_mean":
+            found["baseline"] = "normalization=turn_group, whose pools are a question's,"
+        if (
+            self.scale == "none"
+            and kind in ("separate", "turn_group")
+            and self.floor != type(self.normalization)().floor
+        ):  # type: ignore[union-attr]
+            found["normalization"] = "scale=none, with which nothing is divided by the floor,"
+        return found
+
+
+class OutcomeAndGain(TurnGains):
+    """IGPO: the outcome for the last turn, a gain for each turn before it."""
+
+    reward: Literal["outcome_and_gain"] = "outcome_and_gain"
+    outcome_credit: Literal["return", "broadcast"] = Field(
+        "return", description="The outcome at the end of the discounted sum, or the same for every turn beside it."
+    )
+    gain_scale: Literal["none", "match_outcome"] = Field(
+        "none", description="match_outcome: the batch's mean |gain| is brought to that of its outcomes (DR-Venus)."
+    )
+
+    @model_validator(mode="after")
+    def _of_gains_alone(self) -> "OutcomeAndGain":
+        if self.normalization.kind == "joint" and self.penalty_on == "apart":
+            raise ValueError(
+                "penalty_on=apart keeps the penalty out of the outcomes' pool, and normalization=joint has one pool for all: "
+                "use normalization=separate"
+            )
+        if (
+            not isinstance(self.accumulation, Sum)
+            and self.outcome_credit == "return"
+            and self.credit in ("turn", "observation")
+        ):
+            raise ValueError(f"accumulation={self.accumulation.kind} is of gains alone: set outcome_credit=broadcast")
+        return self
+
+    def ignored(self) -> dict[str, str]:
+        """Choices that the other ones leave without effect, and by which of them."""
+        found = super().ignored()
+        if self.credit in ("query", "trajectory"):
+            found["outcome_credit"] = f"credit={self.credit}"
+        return found
+
+
+class GainOnly(TurnGains):
+    """Gains alone: every outcome is 0, in a pool of its own."""
+
+    reward: Literal["gain_only"] = "gain_only"
+
+    @model_validator(mode="after")
+    def _has_no_outcomes(self) -> "GainOnly":
+        if self.normalization.kind == "joint":
+            raise ValueError(
+                "reward=gain_only has no outcomes to share a pool with (their zeros would price turns): use "
+                "normalization=separate"
+            )
+        if not isinstance(self.accumulation, Sum):
+            raise ValueError(
+                f"accumulation={self.accumulation.kind} stands beside an outcome: use reward=outcome_and_gain"
+            )
+        return self
+
+    def ignored(self) -> dict[str, str]:
+        """Choices that the other ones leave without effect, and by which of them."""
+        found = super().ignored()
+        found["outcome"] = "reward=gain_only"
+        if isinstance(self.gate, OutcomeSpreadGate):
+            found["gate"] = "reward=gain_only"
+        if self.penalty_on != "turn":
+            found |= dict.fromkeys(("format_penalty", "penalty_on"), "reward=gain_only, except with penalty_on=turn,")
+        if self.normalization.kind in ("raw", "root_mean_square", "none"):
+            found |= dict.fromkeys(
+                ("baseline", "scale"), f"reward=gain_only with normalization={self.normalization.kind}"
+            )
+        return found
+
+
+KINDS: Mapping[str, type[Reward]] = {
+    "outcome_and_gain": OutcomeAndGain,
+    "outcome_only": OutcomeOnly,
+    "gain_only": GainOnly,
+    "gigpo": Gigpo,
+}
+
+# every choice of some kind
+ARM_FIELDS: tuple[str, ...] = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.model_fields))
+
+
+def kind_of(given: Any) -> str | None:
+    """Return which of KINDS is described; without a name it is IGPO."""
+    described = given if isinstance(given, Mapping) else vars(given) if isinstance(given, Reward) else {"reward": None}
+    name = described.get("reward", "outcome_and_gain")
+    return name if isinstance(name, str) else None
+
+
+RewardConfig = Annotated[
+    Annotated[OutcomeAndGain, Tag("outcome_and_gain")]
+    | Annotated[OutcomeOnly, Tag("outcome_only")]
+    | Annotated[GainOnly, Tag("gain_only")]
+    | Annotated[Gigpo, Tag("gigpo")],
+    Discriminator(kind_of),
+]
+_ADAPTER: TypeAdapter[Reward] = TypeAdapter(RewardConfig)
+
+
+def reward_of(choices: Mapping[str, Any]) -> Reward:
+    """Return the reward of these choices. Raises pydantic's ValidationError where they are none."""
+    return _ADAPTER.validate_python(dict(choices))
+
+
+def settled(choices: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return choices without those that have no effect in an arm: that its kind lacks, or that its other choices leave inert.
+
+    choices: the arm's over the base's. own: the arm's, which stay and are refused where they are inert.
+    """
+    kind = KINDS.get(str(kind_of(choices)))
+    if kind is None:
+        return dict(choices)  # refused where it is validated
+    known = {name: value for name, value in choices.items() if name in kind.model_fields or name in own}
+    lost = _lost(kind, known).keys() - own.keys()
+    return {name: value for name, value in known.items() if name not in lost}
+
+
+_NESTED: Mapping[str, TypeAdapter[Any]] = {
+    "gain": TypeAdapter(AnyGain),
+    "normalization": TypeAdapter(AnyNormalization),
+    "gate": TypeAdapter(AnyGate),
+    "scorer": TypeAdapter(AnyScorer),
+    "accumulation": TypeAdapter(AnyAccumulation),
+}
+
+
+def _lost(kind: type[Reward], known: Mapping[str, Any]) -> dict[str, str]:
+    """What is inert in these choices; nothing where they are wrong, as their validation will tell."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
+    try:
+        for name, value in known.items():
+            fields[name] = _NESTED[name].validate_python(value) if name in _NESTED else value
+        return kind.model_construct(**fields).ignored()
+    except (ValueError, TypeError):
+        return {}

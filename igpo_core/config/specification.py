@@ -16,7 +16,7 @@ from igpo_core.config.data import DataConfig
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_version, fingerprint
 from igpo_core.config.reasons import nearest, reasons
-from igpo_core.config.reward import RewardConfig
+from igpo_core.config.reward import ARM_FIELDS, KINDS, RENAMED, kind_of, settled
 from igpo_core.errors import ConfigError
 
 # what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
@@ -182,11 +182,9 @@ class AblationSpecification(BaseModel):
         self._known([arm])
         base, changes = self.cell_base(cell), dict(self.arms[arm])
         optimizer, replicate = changes.pop("optimizer", {}), changes.pop("replicate", 0)
-        merged = {**base.reward.model_dump(), **changes}
-        lost = RewardConfig.model_construct(**merged).ignored().keys() - changes.keys()
         content = base.model_dump()
         content |= {
-            "reward": {name: value for name, value in merged.items() if name not in lost},
+            "reward": settled({**content["reward"], **changes}, changes),
             "optimizer": {**content["optimizer"], **optimizer},
             "seed": seed,
             "replicate": replicate,
@@ -328,7 +326,7 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
             faults.append(f"{role} {arm!r} is no arm{nearest(arm, arms)}; arms are {', '.join(arms)}")
     if primary is not None and primary == baseline:
         faults.append(f"primary {primary!r} is the baseline: name the arm that is compared with it")
-    known = {*RewardConfig.model_fields, "optimizer", "replicate"}
+    known = {*ARM_FIELDS, *RENAMED, "optimizer", "replicate"}
     for arm, changes in arms.items():
         shared = [name for name in OF_ALL_ARMS if name in changes]
         if shared:
@@ -347,19 +345,28 @@ def faults_of_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str | None, 
         if foreign:
             faults.append(
                 f"arm {arm!r} sets {', '.join(foreign)}: an arm changes the learning signal alone "
-                f"({', '.join(RewardConfig.model_fields)}; optimizer: {', '.join(OF_OPTIMIZER)}; replicate); anything else would "
+                f"({', '.join(ARM_FIELDS)}; optimizer: {', '.join(OF_OPTIMIZER)}; replicate); anything else would "
                 "confound the comparison and belongs into `base`, for all arms, or into `factors`, where it is what is studied"
             )
-        try:
-            RewardConfig.model_validate({name: changes[name] for name in RewardConfig.model_fields if name in changes})
-        except ValidationError as error:  # rules over several settings wait for those of the base
-            wrong = [
-                reason
-                for fault, reason in zip(error.errors(), reasons(error, RewardConfig), strict=True)
-                if fault["loc"]
-            ]
-            faults += [f"arm {arm!r}: {reason}" for reason in wrong]
+        faults += [f"arm {arm!r}: {reason}" for reason in faults_of_reward(changes)]
     return faults
+
+
+def faults_of_reward(changes: Mapping[str, Any]) -> list[str]:
+    """What is wrong with single settings of an arm. Rules over several of them wait for those of the base."""
+    kind = kind_of(changes) or ""
+    if kind not in KINDS:
+        return [
+            f"reward is {changes['reward']!r}{nearest(str(changes['reward']), KINDS)}: it is one of {', '.join(KINDS)}"
+        ]
+    given = {name: value for name, value in changes.items() if name in ARM_FIELDS or name in RENAMED}
+    try:
+        KINDS[kind].model_validate(given)
+    except ValidationError as error:
+        told = zip(error.errors(), reasons(error, KINDS[kind]), strict=True)
+        of_names = ("another place now", f"reward={kind} ignores")
+        return [reason for fault, reason in told if fault["loc"] or any(words in reason for words in of_names)]
+    return []
 
 
 def validated(content: dict[str, Any], where: str) -> AblationSpecification:

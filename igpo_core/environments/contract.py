@@ -50,7 +50,8 @@ def replay(environment: Environment, trajectory: Trajectory) -> list[Observation
 
     Equal to what was observed, unless a back end changed. A trajectory can be continued from any of these turn boundaries.
     """
-    episode, seen = trajectory.episode, []
+    episode = trajectory.episode
+    seen: list[Observation] = []
     for t, call in enumerate(episode.calls):
         before = Episode(episode.question, episode.calls[:t], tuple(seen))
         seen += environment.step([(before, call)])

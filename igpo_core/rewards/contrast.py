@@ -5,11 +5,12 @@ absent names gain tells nothing about the answer; the contrast takes it off.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
+from igpo_core.rewards.gains import DifferenceGain
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Question
 
@@ -22,7 +23,7 @@ class Contrast:
     pool: tuple[str, ...]
     """Names to draw from: the first accepted answer of every train question, each once."""
     count: int
-    """Names that are drawn for a question (reward.contrast)."""
+    """Names that are drawn for a question (the gain's contrast)."""
     seed: int
     step: int
     """With the question's id, `seed` and `step` key the draw."""
@@ -53,8 +54,8 @@ class Contrast:
                 self._drawn[question.id] = tuple(found)
                 return tuple(found)
         raise DataError(
-            f"question {question.id!r}: reward.contrast={self.count} needs as many other answers, and the train questions "
-            f"have {len(found)} that are neither accepted nor named in the question: lower reward.contrast, or give more "
+            f"question {question.id!r}: a contrast of {self.count} needs as many other answers, and the train questions "
+            f"have {len(found)} that are neither accepted nor named in the question: lower gain.contrast, or give more "
             "questions"
         )
 
@@ -74,18 +75,18 @@ def contrast_gains(
     beliefs: Sequence[float],
     others: Sequence[Sequence[float]],
     absent: Sequence[Sequence[bool]],
-    gain: str,
+    gain: DifferenceGain,
 ) -> tuple[list[float], int]:
     """Return g_1..g_{T-1} and how many of them had nothing to be compared with.
 
-    g_t = f(s_t) - f(s_{t-1}) - mean over k of (f(o_t^k) - f(o_{t-1}^k)), with f = exp for prob_diff, else the identity.
+    g_t = f(s_t) - f(s_{t-1}) - mean over k of (f(o_t^k) - f(o_{t-1}^k)), with the gain's own f.
     k goes over the names that are absent from the history at the later cut t, the same at both ends. Where no name is
     left, nothing is subtracted and the gain is counted.
 
     beliefs: s_0..s_{T-1}, mean log-probabilities of the gold answer. others[t][k]: o_t^k, of name k at the same cut.
     absent[t][k]: whether name k does not stand in the history up to that cut.
     """
-    value: Callable[[float], float] = math.exp if gain == "prob_diff" else float
+    value = gain.value
     gains, alone = [], 0
     for t in range(1, len(beliefs)):
         own = value(beliefs[t]) - value(beliefs[t - 1])

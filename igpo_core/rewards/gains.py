@@ -1,13 +1,21 @@
-"""What a turn earns of itself, as pure functions: beliefs or observations in, gains g_1..g_{T-1} out."""
+"""What a turn earns of itself: one class a gain, with its parameters and its formula; pure functions of beliefs.
+
+A new gain is a class here, a test with a number by hand, and its name in `AnyGain` of igpo_core/config/reward.py. What it reads
+decides which of the classes it is made from: BoundaryGain has the beliefs s_0..s_{T-1} at the turns' boundaries, which ride in
+the rollout; the others say what they need besides.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-Aliases = Literal["logsumexp", "max", "shortest", "first"]
-BoundaryGain = Literal["log_prob_diff", "prob_diff", "log_ratio_gap", "watermark"]
-GAP = 0.1  # TRACE's eps: the gap of a belief of probability 1
+from pydantic import Field
+
+from igpo_core.environments.base import Need
+from igpo_core.settings import Settings
+
+Aliases = Literal["first", "logsumexp", "max", "shortest"]
 
 
 def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) -> float:
@@ -32,51 +40,115 @@ def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) ->
     raise ValueError(f"unknown aliases {aliases!r}: valid are {', '.join(get_args(Aliases))}")
 
 
-def information_gains(beliefs: Sequence[float], gain: str) -> list[float]:
-    """g_t for t = 1..T-1 from the beliefs s_0..s_{T-1} at the turns' boundaries.
+class Gain(Settings):
+    """What a turn earns of itself."""
 
-    log_prob_diff: s_t - s_{t-1} (paper Eq. 4, camera-ready). prob_diff: exp(s_t) - exp(s_{t-1}) (first version).
-    log_ratio_gap: log(d_{t-1} / d_t) with the gap d = eps - s, eps = 0.1: what share of the way to certainty was gone
-    (TRACE, arXiv 2607.13988; its belief is of one answer, s <= 0; with logsumexp over aliases s is cut at 0).
-    watermark: how far s_t exceeds every belief before it, else 0: nothing is paid twice (MIG, arXiv 2602.01034).
+    needs: ClassVar[frozenset[Need]] = frozenset({"beliefs"})
+    """What it asks of an environment. Without "beliefs" no scoring pass is made."""
+
+
+class BoundaryGain(Gain):
+    """A gain made of the beliefs at the turns' boundaries."""
+
+    def gains(self, beliefs: Sequence[float]) -> list[float]:
+        """Return g_1..g_{T-1} from s_0..s_{T-1}, mean log-probabilities of the gold answer."""
+        raise NotImplementedError
+
+
+class DifferenceGain(BoundaryGain):
+    """g_t = f(s_t) - f(s_{t-1}); against other observations: f(s_t) less what it would have been after them."""
+
+    contrast: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Other answers whose mean gain is taken off (igpo_core/rewards/contrast.py); 0: none.",
+    )
+
+    def value(self, belief: float) -> float:
+        """Return f(s)."""
+        raise NotImplementedError
+
+    def gains(self, beliefs: Sequence[float]) -> list[float]:
+        """Return f(s_t) - f(s_{t-1})."""
+        return [self.value(after) - self.value(before) for before, after in itertools.pairwise(beliefs)]
+
+    def against(self, beliefs: Sequence[float], others: Sequence[Sequence[float]]) -> list[float]:
+        """Return g_t = f(s_t) - mean over the others of f(s'_t).
+
+        beliefs: s_1..s_{T-1} after each turn. others[t]: beliefs had something else been observed in that turn: nothing
+        (credit=observation) or what other tasks' calls returned (credit=query; IG-Search, arXiv 2604.15148).
+        """
+        return [
+            self.value(seen) - math.fsum(map(self.value, instead)) / len(instead)
+            for seen, instead in zip(beliefs, others, strict=True)
+        ]
+
+
+class LogProbDiff(DifferenceGain):
+    """g_t = s_t - s_{t-1} (paper Eq. 4, camera-ready)."""
+
+    kind: Literal["log_prob_diff"] = "log_prob_diff"
+
+    def value(self, belief: float) -> float:
+        """Return s."""
+        return belief
+
+
+class ProbDiff(DifferenceGain):
+    """g_t = exp(s_t) - exp(s_{t-1}) (the paper's first version)."""
+
+    kind: Literal["prob_diff"] = "prob_diff"
+
+    def value(self, belief: float) -> float:
+        """Return exp(s)."""
+        return math.exp(belief)
+
+
+class LogRatioGap(BoundaryGain):
+    """g_t = log(d_{t-1} / d_t) with the gap d = gap - s: what share of the way to certainty was gone.
+
+    TRACE, arXiv 2607.13988; its belief is of one answer, s <= 0. With logsumexp over aliases s is cut at 0.
     """
-    pairs = itertools.pairwise
-    if gain == "log_prob_diff":
-        return [after - before for before, after in pairs(beliefs)]
-    if gain == "prob_diff":
-        return [math.exp(after) - math.exp(before) for before, after in pairs(beliefs)]
-    if gain == "log_ratio_gap":
-        gaps = [GAP - min(value, 0.0) for value in beliefs]
-        return [math.log(before / after) for before, after in pairs(gaps)]
-    if gain == "watermark":
+
+    kind: Literal["log_ratio_gap"] = "log_ratio_gap"
+    gap: float = Field(0.1, gt=0, description="Of a belief of probability 1 (TRACE's eps).")
+
+    def gains(self, beliefs: Sequence[float]) -> list[float]:
+        """Return the log ratios of gaps."""
+        gaps = [self.gap - min(value, 0.0) for value in beliefs]
+        return [math.log(before / after) for before, after in itertools.pairwise(gaps)]
+
+
+class Watermark(BoundaryGain):
+    """g_t = how far s_t exceeds every belief before it, else 0: nothing is paid twice (MIG, arXiv 2602.01034)."""
+
+    kind: Literal["watermark"] = "watermark"
+
+    def gains(self, beliefs: Sequence[float]) -> list[float]:
+        """Return what each belief adds to the highest one before."""
         highest = itertools.accumulate(beliefs, max)
         return [max(0.0, value - mark) for value, mark in zip(beliefs[1:], highest, strict=False)]
-    raise ValueError(f"unknown gain {gain!r}: valid are {', '.join(get_args(BoundaryGain))}")
 
 
-def gains_against(beliefs: Sequence[float], others: Sequence[Sequence[float]], gain: str) -> list[float]:
-    """g_t = f(s_t) - mean over the others of f(s'_t), f as in information_gains (log_prob_diff or prob_diff).
+class LeaveOneTurnOut(Gain):
+    """g_t = s_{T-1} - s_{T-1} without turn t and its observation (LOTAPO, arXiv 2607.13501, which writes "[DELETE]" where we
+    leave nothing). A scoring pass over T shorter histories."""
 
-    beliefs: s_1..s_{T-1} after each turn. others[t]: beliefs had something else been observed in that turn: nothing
-    (credit=observation) or what other questions' searches returned (credit=query; IG-Search, arXiv 2604.15148).
-    """
-    value = math.exp if gain == "prob_diff" else float
-    return [
-        value(seen) - math.fsum(map(value, instead)) / len(instead)
-        for seen, instead in zip(beliefs, others, strict=True)
-    ]
+    kind: Literal["leave_one_turn_out"] = "leave_one_turn_out"
+
+    def gains(self, last: float, without: Sequence[float]) -> list[float]:
+        """Return the differences. without[t]: the last belief in a history that lacks turn t."""
+        return [last - value for value in without]
 
 
-def leave_one_turn_out(last: float, without: Sequence[float]) -> list[float]:
-    """g_t = s_{T-1} - s_{T-1} without turn t and its observation (LOTAPO, arXiv 2607.13501, which writes "[DELETE]" where
-    we leave nothing)."""
-    return [last - value for value in without]
+class FirstExposure(Gain):
+    """g_t = 1 for the first observation that shows the answer, else 0 (TSPO, arXiv 2601.22776). Needs no model."""
 
+    kind: Literal["first_exposure"] = "first_exposure"
+    needs: ClassVar[frozenset[Need]] = frozenset({"exposure"})
 
-def first_exposure(shown: Sequence[bool]) -> list[float]:
-    """Return 1 for the first observation that shows the answer, else 0 (TSPO, arXiv 2601.22776). Needs no model.
-
-    shown: of each observation, in order (Environment.exposes).
-    """
-    first = next((t for t, value in enumerate(shown) if value), None)
-    return [float(t == first) for t in range(len(shown))]
+    def gains(self, shown: Sequence[bool]) -> list[float]:
+        """Return the gains. shown: of each observation, in order (Environment.exposes)."""
+        first = next((t for t, value in enumerate(shown) if value), None)
+        return [float(t == first) for t in range(len(shown))]

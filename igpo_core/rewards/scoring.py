@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig
+from igpo_core.config.reward import Gigpo, Reward, TurnGains
 from igpo_core.credit import TurnRewards
 from igpo_core.environments.base import Environment, score_zero
 from igpo_core.errors import ConfigError
@@ -17,7 +18,15 @@ from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe, behind_prefix, with_shared_prefix
 from igpo_core.rewards.contrast import Contrast, contrast_gains
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
-from igpo_core.rewards.gains import belief, first_exposure, gains_against, information_gains, leave_one_turn_out
+from igpo_core.rewards.functions import FunctionGain, Played
+from igpo_core.rewards.gains import (
+    BoundaryGain,
+    DifferenceGain,
+    FirstExposure,
+    LeaveOneTurnOut,
+    LogProbDiff,
+    belief,
+)
 from igpo_core.rewards.information_gain import score_beliefs
 from igpo_core.trajectory import Question, Trajectory
 
@@ -70,16 +79,14 @@ Probes = Callable[[Question], list[AnswerProbe]]
 Scores = Sequence[Sequence[float]]  # of one trajectory, [cut][answer]
 
 
-def answers_asked(environment: Environment, question: Question, config: RewardConfig) -> tuple[str, ...]:
-    """Return the answers that beliefs are read in, as config.aliases has it."""
+def answers_asked(environment: Environment, question: Question, config: Reward) -> tuple[str, ...]:
+    """Return the answers that beliefs are read in, as the arm's aliases have it."""
     targets = environment.belief_targets(question)
-    return targets[:1] if config.aliases == "first" else targets
+    return targets[:1] if config.belief_aliases == "first" else targets
 
 
-def answer_probes(
-    policy: Policy, environment: Environment, config: RewardConfig, contrast: Contrast | None = None
-) -> Probes:
-    """Return what makes the probes of a question: one for each answer that config.aliases looks at, then one for each other
+def answer_probes(policy: Policy, environment: Environment, config: Reward, contrast: Contrast | None = None) -> Probes:
+    """Return what makes the probes of a question: one for each answer that the arm's aliases look at, then one for each other
     answer of the contrast. Each is rendered once."""
     rendered: dict[str, AnswerProbe] = {}
 
@@ -100,7 +107,7 @@ def reward_trajectories(
     policy: Policy,
     environment: Environment,
     trajectories: Sequence[Trajectory],
-    config: RewardConfig,
+    config: Reward,
     *,
     key: Any = (0, 0),
     served: bool = False,
@@ -115,10 +122,10 @@ def reward_trajectories(
     reward needs beliefs of the rollout and a trajectory was rolled out without probes.
     """
     outcomes = [_score(environment, item, config) for item in trajectories]
-    if not config.needs_gain:
+    if not isinstance(config, TurnGains):
         return outcomes
-    if config.gain == "first_exposure":
-        return [replace(item, gains=_exposures(environment, item.trajectory)) for item in outcomes]
+    if not config.needs_beliefs:
+        return _without_beliefs(policy, environment, outcomes, config)
     if config.beliefs_while_rolling_out and not served:
         scores: Sequence[Scores | None] = [item.answer_scores for item in trajectories]
     else:
@@ -126,11 +133,16 @@ def reward_trajectories(
     return _with_gains(policy, environment, outcomes, scores, config, key, contrast)
 
 
+def score_outcomes(environment: Environment, trajectories: Sequence[Trajectory], config: Reward) -> list[Scored]:
+    """Return what trajectories earn with their answers alone. Makes no scoring pass."""
+    return [_score(environment, item, config) for item in trajectories]
+
+
 def explain_trajectories(
     policy: Policy,
     environment: Environment,
     trajectories: Sequence[Trajectory],
-    config: RewardConfig,
+    config: Reward,
     *,
     key: tuple[int, int] = (0, 0),
     contrast: Contrast | None = None,
@@ -138,19 +150,39 @@ def explain_trajectories(
     """What reward_trajectories gives, for people to look at: beliefs are the policy's of now and scored afterwards, for
     every arm alike; gains are the arm's own, or log_prob_diff where it has none. Costs scoring passes."""
     outcomes = [_score(environment, item, config) for item in trajectories]
-    if config.needs_beliefs:
+    if isinstance(config, TurnGains) and config.needs_beliefs:
         scores = answer_scores(policy, environment, trajectories, config, contrast)
         return _with_gains(policy, environment, outcomes, scores, config, key, contrast)
     beliefs = score_trajectories(policy, environment, trajectories, config)
-    if config.needs_gain:
-        gains = [_exposures(environment, item) for item in trajectories]
+    if isinstance(config, TurnGains):
+        explained = _without_beliefs(policy, environment, outcomes, config)
     else:
-        gains = [tuple(information_gains(seen, "log_prob_diff")) for seen in beliefs]
-    return [replace(item, beliefs=seen, gains=own) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)]
+        explained = [
+            replace(item, gains=tuple(LogProbDiff().gains(seen))) for item, seen in zip(outcomes, beliefs, strict=True)
+        ]
+    return [replace(item, beliefs=seen) for item, seen in zip(explained, beliefs, strict=True)]
 
 
-def _exposures(environment: Environment, item: Trajectory) -> tuple[float, ...]:
-    return tuple(first_exposure([environment.exposes(item.question, seen) for seen in item.observations]))
+def _without_beliefs(
+    policy: Policy, environment: Environment, outcomes: Sequence[Scored], config: TurnGains
+) -> list[Scored]:
+    """Add the gains that read none."""
+    gain, found = config.gain, []
+    for item in outcomes:
+        trajectory = item.trajectory
+        if isinstance(gain, FirstExposure):
+            own = gain.gains([environment.exposes(trajectory.question, seen) for seen in trajectory.observations])
+        else:
+            assert isinstance(gain, FunctionGain)
+            own = gain.gains(_played(policy, item, None))
+        found.append(replace(item, gains=tuple(own)))
+    return found
+
+
+def _played(policy: Policy, item: Scored, beliefs: tuple[float, ...] | None) -> Played:
+    trajectory = item.trajectory
+    turns = tuple(policy.protocol.decode(trajectory.token_ids[turn.start : turn.end]) for turn in trajectory.turns)
+    return Played(trajectory.episode, turns, beliefs, item.reward)
 
 
 def _with_gains(
@@ -158,7 +190,7 @@ def _with_gains(
     environment: Environment,
     outcomes: Sequence[Scored],
     scores: Sequence[Scores | None],
-    config: RewardConfig,
+    config: TurnGains,
     key: tuple[int, int],
     contrast: Contrast | None,
 ) -> list[Scored]:
@@ -166,14 +198,14 @@ def _with_gains(
     trajectories = [item.trajectory for item in outcomes]
     probes = answer_probes(policy, environment, config, contrast)
     beliefs = [_beliefs(environment, item, own, probes, config) for item, own in zip(trajectories, scores, strict=True)]
-    if config.contrast:
+    if config.others:
         if contrast is None:
-            raise ValueError(f"reward.contrast={config.contrast} compares with other answers, and none were given")
+            raise ValueError(f"a contrast of {config.others} compares with other answers, and none were given")
         return [
             _contrasted(policy, environment, item, seen, own, config, contrast)
             for item, seen, own in zip(outcomes, beliefs, scores, strict=True)
         ]
-    gains = _gains(policy, environment, trajectories, beliefs, config, key)
+    gains = _gains(policy, environment, outcomes, beliefs, config, key)
     return [
         replace(item, beliefs=seen, gains=tuple(own)) for item, seen, own in zip(outcomes, beliefs, gains, strict=True)
     ]
@@ -185,48 +217,54 @@ def _contrasted(
     item: Scored,
     beliefs: tuple[float, ...],
     scores: Scores | None,
-    config: RewardConfig,
+    config: TurnGains,
     contrast: Contrast,
 ) -> Scored:
-    assert scores is not None  # _beliefs raised before
+    gain = config.gain
+    assert scores is not None and isinstance(gain, DifferenceGain)  # _beliefs raised before
     trajectory = item.trajectory
     names, asked = contrast.names(trajectory.question), len(answers_asked(environment, trajectory.question, config))
     histories = [environment.comparable(policy.protocol.decode(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
     absent = [[not contrast.stands_in(name, history) for name in names] for history in histories]
-    gains, alone = contrast_gains(beliefs, [row[asked:] for row in scores], absent, config.gain)
+    gains, alone = contrast_gains(beliefs, [row[asked:] for row in scores], absent, gain)
     return replace(item, beliefs=beliefs, gains=tuple(gains), without_contrast=alone)
 
 
 def _gains(
     policy: Policy,
     environment: Environment,
-    trajectories: Sequence[Trajectory],
+    outcomes: Sequence[Scored],
     beliefs: Sequence[tuple[float, ...]],
-    config: RewardConfig,
-    key: tuple[int, int],
+    config: TurnGains,
+    key: Any,
 ) -> list[list[float]]:
-    if config.gain == "leave_one_turn_out":
+    gain, trajectories = config.gain, [item.trajectory for item in outcomes]
+    if isinstance(gain, FunctionGain):
+        return [gain.gains(_played(policy, item, seen)) for item, seen in zip(outcomes, beliefs, strict=True)]
+    if isinstance(gain, LeaveOneTurnOut):
         shorter = [without_each_turn(item) for item in trajectories]
         without = score_histories(policy, environment, trajectories, shorter, config)
-        return [leave_one_turn_out(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
+        return [gain.gains(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
     if config.credit in ("observation", "query"):
+        assert isinstance(gain, DifferenceGain)
         histories = instead_of_observations(policy.protocol, trajectories, config.credit, key)
         flat = [[ids for several in row for ids in several] for row in histories]
         scores = [iter(row) for row in score_histories(policy, environment, trajectories, flat, config)]
-        # where no other question searched there is nothing to compare with: the turn gains nothing against itself
+        # where no other task called a tool there is nothing to compare with: the turn gains nothing against itself
         others = [
             [[next(own) for _ in several] or [seen[t + 1]] for t, several in enumerate(row)]
             for row, own, seen in zip(histories, scores, beliefs, strict=True)
         ]
-        return [gains_against(seen[1:], row, config.gain) for seen, row in zip(beliefs, others, strict=True)]
-    return [information_gains(seen, config.gain) for seen in beliefs]
+        return [gain.against(seen[1:], row) for seen, row in zip(beliefs, others, strict=True)]
+    assert isinstance(gain, BoundaryGain)
+    return [gain.gains(seen) for seen in beliefs]
 
 
 def longest_probe(
     policy: Policy,
     environment: Environment,
     question: Question,
-    config: RewardConfig,
+    config: Reward,
     contrast: Contrast | None = None,
 ) -> int:
     """Return the tokens that the longest probe of this question adds to a history."""
@@ -245,10 +283,11 @@ def longest_history(policy: Policy, config: ExperimentConfig) -> int:
     behind a turn that ended before that; credit=query other questions' ones, up to the batch's longest trajectory.
     """
     rollout, reward = config.rollout, config.reward
-    if reward.credit == "query":
+    credit = reward.credit if isinstance(reward, TurnGains) else "turn"
+    if credit == "query":
         return rollout.max_tokens
     boundary = rollout.max_tokens - rollout.max_new_tokens
-    return boundary + len(policy.protocol.observation("")) if reward.credit == "observation" else boundary
+    return boundary + len(policy.protocol.observation("")) if credit == "observation" else boundary
 
 
 def require_room(
@@ -278,7 +317,7 @@ def answer_scores(
     policy: Policy,
     environment: Environment,
     trajectories: Sequence[Trajectory],
-    config: RewardConfig,
+    config: Reward,
     contrast: Contrast | None = None,
 ) -> list[list[list[float]]]:
     """Return what Trajectory.answer_scores has, read from finished trajectories: each history once, then all probes.
@@ -297,7 +336,7 @@ def answer_scores(
 
 
 def score_trajectories(
-    policy: Policy, environment: Environment, trajectories: Sequence[Trajectory], config: RewardConfig
+    policy: Policy, environment: Environment, trajectories: Sequence[Trajectory], config: Reward
 ) -> list[tuple[float, ...]]:
     """Return the beliefs s_0..s_{T-1} of each trajectory in its question's answers."""
     probes = answer_probes(policy, environment, config)
@@ -310,7 +349,7 @@ def score_histories(
     environment: Environment,
     trajectories: Sequence[Trajectory],
     histories: Sequence[Sequence[Sequence[int]]],
-    config: RewardConfig,
+    config: Reward,
 ) -> list[list[float]]:
     """The belief at the end of each history; histories[i]: any token sequences that belong to trajectory i's question."""
     probes = answer_probes(policy, environment, config)
@@ -324,30 +363,30 @@ def score_histories(
             max_tokens=config.belief_tokens,
         )
     found = iter(
-        belief(by_cut[0], [len(probe.answer_ids) for probe in probes(item.question)], config.aliases)
+        belief(by_cut[0], [len(probe.answer_ids) for probe in probes(item.question)], config.belief_aliases)
         for (item, _), by_cut in zip(flat, scores, strict=True)
     )
     return [[next(found) for _ in row] for row in histories]
 
 
 def _beliefs(
-    environment: Environment, item: Trajectory, scores: Scores | None, probes: Probes, config: RewardConfig
+    environment: Environment, item: Trajectory, scores: Scores | None, probes: Probes, config: Reward
 ) -> tuple[float, ...]:
     if scores is None:
         raise ValueError(f"{item.question.id}: a gain needs beliefs, but this trajectory was rolled out without probes")
     asked = len(answers_asked(environment, item.question, config))
     lengths = [len(probe.answer_ids) for probe in probes(item.question)[:asked]]
-    return tuple(belief(values[:asked], lengths, config.aliases) for values in scores)
+    return tuple(belief(values[:asked], lengths, config.belief_aliases) for values in scores)
 
 
-def _score(environment: Environment, item: Trajectory, config: RewardConfig) -> Scored:
+def _score(environment: Environment, item: Trajectory, config: Reward) -> Scored:
     episode, settings = item.episode, environment.settings
     scores = score_zero(settings) if episode.answer is None else environment.rubric(episode)
     reward = scores[config.outcome or settings.headline]
     seen = item.observations
     states = (
         tuple(environment.state_key(item.question, seen[:t]) for t in range(len(item.turns)))
-        if config.reward == "gigpo"
+        if isinstance(config, Gigpo)
         else ()
     )
     outcome = config.format_penalty if episode.answer is None else reward

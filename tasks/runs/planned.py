@@ -20,6 +20,7 @@ from igpo_core.config import RunSpec, code_version
 from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
+from igpo_core.rewards.functions import FunctionGain
 
 Say = Callable[[str], None]
 OnStep = Callable[[int], None]
@@ -73,6 +74,9 @@ def write_plan(run: Run) -> None:
     if run.finished or (path.is_file() and json.loads(path.read_text()) == content):
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    gain = getattr(run.spec.experiment.reward, "gain", None)
+    if isinstance(gain, FunctionGain) and gain.in_file:  # to read: what runs is the text in run.json
+        (run.folder / Path(gain.path.partition(":")[0]).name).write_text(gain.source, encoding="utf-8")
     write_json(path, content)
 
 

@@ -36,12 +36,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "query": {"credit": "query", "gain_weight": 0.3},
     "belief_return": {"credit": "trajectory", "gain": "prob_diff"},
     "shuffled": {"shuffle": "group", "gain": "prob_diff"},
-    "lagged": {"scorer": "lagged", "scorer_steps": 2},
+    "lagged": {"scorer": {"kind": "lagged", "steps": 2}},
     "turn_group": {"normalization": "turn_group", "gain_scale": "match_outcome"},
     "gated": {"gate": "outcome_spread", "penalty_on": "trajectory"},
-    "root_mean_square": {"gain": "prob_diff", "normalization": "root_mean_square", "gain_floor": 0.01},
-    "contrast": {"contrast": 3},
-    "contrast_lagged": {"contrast": 3, "scorer": "lagged", "scorer_steps": 2},
+    "root_mean_square": {"gain": "prob_diff", "normalization": {"kind": "root_mean_square", "floor": 0.01}},
+    "contrast": {"gain": {"kind": "log_prob_diff", "contrast": 3}},
+    "contrast_lagged": {
+        "gain": {"kind": "log_prob_diff", "contrast": 3},
+        "scorer": {"kind": "lagged", "steps": 2},
+    },
     "rloo": {"baseline": "leave_one_out", "scale": "none", "penalty_on": "apart"},
     "reinforce_pp": {"baseline": "batch_mean"},
 }
@@ -99,7 +102,7 @@ def test_an_older_scorer_is_the_policy_it_was(taught: Any) -> None:
     """Beliefs of frozen and lagged scorers are the start's in steps 1 and 2; then the lagged one follows."""
     beliefs: dict[str, list[Any]] = {}
     for scorer, steps in (("frozen", None), ("lagged", 2)):
-        choices = {"scorer": scorer, **({"scorer_steps": steps} if steps else {})}
+        choices = {"scorer": {"kind": scorer, **({"steps": steps} if steps else {})}}
         trainer = trainer_of(taught, choices)
         beliefs[scorer] = [[item.beliefs for item in trainer.run_step().scored] for _ in range(3)]
     assert beliefs["frozen"][:2] == beliefs["lagged"][:2] and beliefs["frozen"][2] != beliefs["lagged"][2]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
 from igpo_core.attention import Packing, packing_layers
 from igpo_core.batching import packed_batches
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig, reward_of
 from igpo_core.environments.base import Observation
 from igpo_core.errors import ConfigError
 from igpo_core.rewards.information_gain import answer_log_likelihoods
@@ -470,7 +470,7 @@ def test_a_policy_with_chat_and_grouped_heads(chat_policy: Any, taught: Any) -> 
     world: Any = WithTools(taught[1], lambda requests: [Observation("nothing") for _ in requests])
     asked = [Question(f"q{i}", "custom", "train", f"Who was born in Warsaw {i}?", ("Curie",)) for i in range(2)]
     settings = RolloutConfig(questions=2, group_size=2, max_turns=2, max_new_tokens=6, max_tokens=900)
-    probes = answer_probes(chat_policy, world, RewardConfig())
+    probes = answer_probes(chat_policy, world, reward_of({}))
     exact = rollout(chat_policy, world, asked, settings, members=2, key=KEY, probes=probes)
     ours = ContinuousRollout(chat_policy)(chat_policy, world, asked, settings, members=2, key=KEY, probes=probes)
     assert [item.token_ids for item in ours] == [item.token_ids for item in exact]

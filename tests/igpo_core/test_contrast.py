@@ -10,6 +10,7 @@ from igpo_core.config import LookupWorld
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.errors import DataError
 from igpo_core.rewards.contrast import Contrast, contrast_gains
+from igpo_core.rewards.gains import LogProbDiff, ProbDiff
 from igpo_core.trajectory import Question
 
 WORLD = LookupEnvironment(LookupWorld(), [], 4)
@@ -24,7 +25,7 @@ def test_names_are_drawn_by_key_and_are_neither_accepted_nor_in_the_question() -
     wide = tuple(f"N{i}" for i in range(40))
     draws = {Contrast(WORLD, wide, 3, seed, step).names(QUESTION) for seed in (0, 1) for step in range(5)}
     assert len(draws) == 10
-    with pytest.raises(DataError, match=r"q1.*reward.contrast=4.*have 3"):
+    with pytest.raises(DataError, match=r"q1.*a contrast of 4.*have 3"):
         Contrast(WORLD, POOL, 4, seed=0, step=0).names(QUESTION)
 
 
@@ -43,13 +44,13 @@ def test_gains_by_hand() -> None:
     beliefs = [log(0.1), log(0.4), log(0.8)]
     others = [[log(0.2), log(0.1)], [log(0.1), log(0.3)], [log(0.1), log(0.5)]]
     absent = [[True, True], [True, True], [True, False]]
-    assert contrast_gains(beliefs, others, absent, "prob_diff") == (pytest.approx([0.25, 0.4]), 0)
+    assert contrast_gains(beliefs, others, absent, ProbDiff()) == (pytest.approx([0.25, 0.4]), 0)
     expected = [log(4) - (log(0.5) + log(3)) / 2, log(2)]
-    assert contrast_gains(beliefs, others, absent, "log_prob_diff") == (pytest.approx(expected), 0)
+    assert contrast_gains(beliefs, others, absent, LogProbDiff()) == (pytest.approx(expected), 0)
 
 
 def test_without_an_absent_name_nothing_is_taken_off_and_it_is_counted() -> None:
-    gains, alone = contrast_gains([math.log(0.1), math.log(0.4)], [[-1.0], [-3.0]], [[True], [False]], "prob_diff")
+    gains, alone = contrast_gains([math.log(0.1), math.log(0.4)], [[-1.0], [-3.0]], [[True], [False]], ProbDiff())
     assert gains == pytest.approx([0.3]) and alone == 1
 
 
@@ -58,5 +59,5 @@ def test_what_every_name_gains_alike_is_worth_nothing(beliefs: list[float], name
     """The gold answer moves as each absent name does: every gain is 0."""
     others = [[value] * names for value in beliefs]
     absent = [[True] * names for _ in beliefs]
-    gains, alone = contrast_gains(beliefs, others, absent, "log_prob_diff")
+    gains, alone = contrast_gains(beliefs, others, absent, LogProbDiff())
     assert gains == pytest.approx([0.0] * (len(beliefs) - 1), abs=1e-12) and alone == 0

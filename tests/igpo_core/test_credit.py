@@ -18,7 +18,7 @@ from igpo_core.advantages import (
     standardiser,
     turn_advantages,
 )
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig, reward_of
 from igpo_core.credit import Credit, TurnRewards, assign_credit, matched_scale, outcome_gates, shuffled
 
 EXACT = 1e-12
@@ -29,12 +29,12 @@ def item(*gains: float, outcome: float, answered: bool = True, states: tuple[Any
 
 
 def credit(items: list[TurnRewards], groups: str = "", step: int = 0, **choices: Any) -> Credit:
-    divided = choices.get("reward") not in ("outcome_only", "gigpo") and choices.get("normalization") not in (
-        "joint",
-        "none",
-    )
-    exact = {} if choices.get("scale") == "none" else {"eps": EXACT, **({"gain_floor": EXACT} if divided else {})}
-    config = RewardConfig(**{**exact, **choices})
+    exact: dict[str, Any] = {} if choices.get("scale") == "none" else {"eps": EXACT}
+    kind = choices.get("normalization", "separate")
+    divided = choices.get("reward") not in ("outcome_only", "gigpo") and kind not in ("joint", "none")
+    if divided and isinstance(kind, str) and exact:
+        choices["normalization"] = {"kind": kind, "floor": EXACT}
+    config = reward_of({**exact, **choices})
     return assign_credit(items, list(groups or "q" * len(items)), config, seed=0, step=step)
 
 
@@ -59,7 +59,9 @@ def test_the_default_is_the_door() -> None:
 def test_parts_add_up_and_the_default_is_the_door(rows: list[tuple[list[float], float]], gamma: float) -> None:
     items = [item(*gains, outcome=outcome) for gains, outcome in rows]
     groups = [str(i % 2) for i in range(len(items))]
-    config = RewardConfig(gamma=gamma, gain_floor=1e-6)  # the door has one eps for gains and outcomes
+    config = reward_of(
+        {"gamma": gamma, "normalization": {"kind": "separate", "floor": 1e-6}}
+    )  # the door has one eps for gains and outcomes
     found = assign_credit(items, groups, config, seed=0, step=0)
     assert found.turns == turn_advantages([[*g, o] for g, o in rows], groups, gamma=gamma, eps=config.eps)
     for whole, outcome, gain in zip(found.turns, found.outcome, found.gain, strict=True):
@@ -83,15 +85,19 @@ def test_root_mean_square_keeps_the_mean_and_is_bounded() -> None:
     assert found.turns[0] == pytest.approx([1.774597, 1.0, 1.0], abs=1e-6)
     assert found.turns[1] == pytest.approx([0.549193, -1.0], abs=1e-6)
     # with a floor of 0.1: 0.2 / 0.358199 = 0.558349
-    floored = credit(PAIR, normalization="root_mean_square", gain_floor=0.1)
+    floored = credit(PAIR, normalization={"kind": "root_mean_square", "floor": 0.1})
     assert floored.gain[0][0] == pytest.approx(0.558349, abs=1e-6)
     # eight gains of 0.9 +- 0.001 are worth 1.0 less the floor's share, 0.9 / 0.91; the mean over the std would be 90
     alike = [item(0.9 + 0.001 * (-1) ** i, outcome=0.0) for i in range(8)]
-    values = [row[0] for row in credit(alike, normalization="root_mean_square", gain_floor=0.01).gain]
+    values = [row[0] for row in credit(alike, normalization={"kind": "root_mean_square", "floor": 0.01}).gain]
     assert values == pytest.approx([0.9 / 0.91] * 8, abs=2e-3)
-    assert credit(alike, normalization="raw", gain_floor=0.01).gain[0][0] == pytest.approx(0.901 / 0.011, abs=1e-9)
+    assert credit(alike, normalization={"kind": "raw", "floor": 0.01}).gain[0][0] == pytest.approx(
+        0.901 / 0.011, abs=1e-9
+    )
     # equal gains keep their worth, and one gain alone is a pool: 0.5 / (0.5 + 0.5)
-    assert credit([item(0.5, outcome=0.0)], normalization="root_mean_square", gain_floor=0.5).gain == [[0.5, 0.0]]
+    assert credit([item(0.5, outcome=0.0)], normalization={"kind": "root_mean_square", "floor": 0.5}).gain == [
+        [0.5, 0.0]
+    ]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.sampled_from([1e-6, 1e-2, 1.0]))
@@ -104,7 +110,7 @@ def test_no_gain_over_the_root_mean_square_exceeds_the_root_of_the_pool(values: 
 def test_a_pool_of_noise_earns_next_to_nothing() -> None:
     """Gains of +-1e-6 are rounding. Over their std they would be +-0.5; the default floor of 1e-4 leaves +-0.0099."""
     items = [item(1e-6, outcome=0.0), item(-1e-6, outcome=0.0)]
-    found = assign_credit(items, "qq", RewardConfig(gain="prob_diff"), seed=0, step=0)
+    found = assign_credit(items, "qq", reward_of({"gain": "prob_diff"}), seed=0, step=0)
     assert [row[0] for row in found.gain] == pytest.approx([1e-6 / 1.01e-4, -1e-6 / 1.01e-4])
     assert found.below_floor == 1.0
 
@@ -121,9 +127,11 @@ def test_the_default_charges_the_malformed_turn_alone() -> None:
     """AUDIT A1: seven wrong answers and a malformed one. In the outcomes' pool a penalty of -1 pays every wrong answer
     (0 + 1/8) / sqrt(7)/8 = 0.378; on the turn it pays nobody, and charges the malformed turn 1."""
     items = [item(0.0, outcome=0.0) for _ in range(7)] + [item(0.0, outcome=0.0, answered=False)]
-    found = assign_credit(items, "q" * 8, RewardConfig(reward="outcome_only"), seed=0, step=0)
+    found = assign_credit(items, "q" * 8, reward_of({"reward": "outcome_only"}), seed=0, step=0)
     assert found.turns == [[0.0, 0.0]] * 7 + [[0.0, -1.0]]
-    paper = assign_credit(items, "q" * 8, RewardConfig(reward="outcome_only", penalty_on="trajectory"), seed=0, step=0)
+    paper = assign_credit(
+        items, "q" * 8, reward_of({"reward": "outcome_only", "penalty_on": "trajectory"}), seed=0, step=0
+    )
     assert paper.turns[0][0] == pytest.approx(0.377964, abs=1e-5) and paper.turns[7][0] == pytest.approx(
         -2.645751, abs=1e-4
     )
@@ -171,7 +179,7 @@ def test_accumulation_by_hand() -> None:
 def test_the_weight_comes_after_normalising_and_moves_linearly() -> None:
     halved = credit(PAIR, gain_weight=0.5)
     assert halved.turns[0] == pytest.approx([1 - Z / 2, 1 - Z / 2, 1.0])
-    schedule = {"gain_weight": 0.1, "gain_weight_end": 0.3, "gain_weight_steps": 200}
+    schedule = {"gain_weight": {"start": 0.1, "end": 0.3, "steps": 200}}
     assert [credit(PAIR, step=step, **schedule).gain_factor for step in (0, 100, 200, 900)] == pytest.approx(
         [0.1, 0.2, 0.3, 0.3]
     )
@@ -272,26 +280,29 @@ def test_shuffled_gains_are_the_same_gains() -> None:
         ({"gain": "first_exposure", "aliases": "max"}, "gain=first_exposure ignores aliases"),
         ({"credit": "trajectory", "gamma": 0.9}, "credit=trajectory ignores gamma"),
         ({"normalization": "raw", "gate": "sign"}, "changes no sign, ignores gate"),
-        ({"turn_group_size": 5}, "any normalization but turn_group ignores turn_group_size"),
-        ({"gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_steps"),
-        ({"gain_weight_end": 0.3}, "gain_weight_steps=0 ignores gain_weight_end"),
-        ({"scorer_steps": 3}, "any scorer but lagged"),
-        ({"scorer": "lagged", "scorer_steps": 1}, "greater than or equal to 2"),
+        ({"turn_group_size": 5}, "another place now: write normalization: {kind: turn_group, smallest"),
+        ({"gain_weight_steps": 10}, "another place now: write gain_weight: {start"),
+        ({"gain_weight": {"start": 0.3, "end": 0.3, "steps": 9}}, "give the weight as one number"),
+        ({"scorer_steps": 3}, "another place now: write scorer: {kind: lagged"),
+        ({"scorer": {"kind": "lagged", "steps": 1}}, "greater than or equal to 2"),
         ({"penalty_on": "apart", "format_penalty": 0.0}, "format_penalty=0 ignores penalty_on"),
-        ({"normalization": "joint", "gain_floor": 0.01}, "normalization=joint ignores gain_floor"),
-        ({"normalization": "none", "gain_floor": 0.01}, "normalization=none ignores gain_floor"),
-        ({"scale": "none", "gain_floor": 0.01}, "scale=none ignores gain_floor"),
-        ({"reward": "outcome_only", "gain_floor": 0.01}, "reward=outcome_only ignores gain_floor"),
-        ({"reward": "outcome_only", "contrast": 4}, "reward=outcome_only ignores contrast"),
-        ({"gain": "watermark", "contrast": 4}, "use gain=log_prob_diff or prob_diff with credit=turn"),
-        ({"credit": "query", "contrast": 4}, "use gain=log_prob_diff or prob_diff with credit=turn"),
+        ({"normalization": {"kind": "joint", "floor": 0.01}}, "Extra inputs"),
+        ({"normalization": {"kind": "none", "floor": 0.01}}, "Extra inputs"),
+        (
+            {"scale": "none", "normalization": {"kind": "separate", "floor": 0.01}},
+            "divided by the floor, ignores normalization",
+        ),
+        ({"reward": "outcome_only", "normalization": "joint"}, "reward=outcome_only ignores normalization"),
+        ({"contrast": 4}, "another place now: write gain: {kind"),
+        ({"gain": {"kind": "watermark", "contrast": 4}}, "Extra inputs"),
+        ({"credit": "query", "gain": {"kind": "prob_diff", "contrast": 4}}, "without a contrast"),
         ({"normalization": "root_mean_square", "gate": "sign"}, "changes no sign, ignores gate"),
         ({"reward": "gain_only", "normalization": "raw", "scale": "none"}, "ignores scale"),
         ({"scale": "none", "eps": 1e-3}, "scale=none ignores eps"),
-        ({"gain_weight_end": 1.0, "gain_weight_steps": 10}, "a constant gain_weight ignores gain_weight_end"),
+        ({"gate": {"kind": "sign", "temperature": 0.1}}, "Extra inputs"),
         (
-            {"accumulation": "window", "outcome_credit": "broadcast", "window": 1, "gamma": 0.5},
-            "window=1 ignores gamma",
+            {"accumulation": {"kind": "window", "gains": 1}, "outcome_credit": "broadcast", "gamma": 0.5},
+            "a window of one gain ignores gamma",
         ),
         ({"credit": "trajectory", "shuffle": "group"}, "credit=trajectory ignores shuffle"),
         ({"reward": "gain_only", "penalty_on": "apart"}, "reward=gain_only"),
@@ -299,12 +310,12 @@ def test_shuffled_gains_are_the_same_gains() -> None:
         ({"credit": "query", "gain": "watermark"}, "use gain=log_prob_diff or prob_diff"),
         ({"credit": "query", "normalization": "joint"}, "has no such pool"),
         ({"normalization": "joint", "penalty_on": "apart"}, "one pool for all"),
-        ({"normalization": "median"}, "'separate', 'joint', 'raw', 'root_mean_square', 'turn_group' or 'none'"),
+        ({"normalization": "median"}, "'separate', 'joint', 'raw', 'root_mean_square', 'turn_group', 'none'"),
     ],
 )
 def test_inert_and_impossible_choices_are_refused(choices: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
-        RewardConfig(**choices)
+        reward_of(choices)
 
 
 def test_a_gate_of_any_temperature_is_finite() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import RewardConfig
+from igpo_core.config import reward_of
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
-from igpo_core.rewards.gains import first_exposure, gains_against, information_gains, leave_one_turn_out
+from igpo_core.rewards.gains import FirstExposure, LeaveOneTurnOut, LogProbDiff, LogRatioGap, ProbDiff, Watermark
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import explain_trajectories, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
@@ -17,27 +17,27 @@ from tests.worlds import WithTools, finds_by_length
 
 def test_watermark_pays_nothing_twice() -> None:
     # -3, -1, -2, -1, -0.5: +2; fell; back to the mark; +0.5 above it
-    assert information_gains([-3.0, -1.0, -2.0, -1.0, -0.5], "watermark") == [2.0, 0.0, 0.0, 0.5]
+    assert Watermark().gains([-3.0, -1.0, -2.0, -1.0, -0.5]) == [2.0, 0.0, 0.0, 0.5]
 
 
 def test_log_ratio_gap_by_hand() -> None:
     # gaps 0.1 + 0.9 = 1.0, 0.5, 0.1: log 2, log 5; a belief above 0 (several aliases) has the smallest gap, 0.1
-    assert information_gains([-0.9, -0.4, 0.0, 0.3], "log_ratio_gap") == pytest.approx([math.log(2), math.log(5), 0.0])
+    assert LogRatioGap().gains([-0.9, -0.4, 0.0, 0.3]) == pytest.approx([math.log(2), math.log(5), 0.0])
 
 
 def test_gains_against_other_observations() -> None:
-    assert gains_against([-1.0, -2.0], [[-3.0, -1.0], [-2.0]], "log_prob_diff") == [1.0, 0.0]
-    assert gains_against([0.0], [[math.log(0.5), math.log(0.1)]], "prob_diff") == [pytest.approx(0.7)]
+    assert LogProbDiff().against([-1.0, -2.0], [[-3.0, -1.0], [-2.0]]) == [1.0, 0.0]
+    assert ProbDiff().against([0.0], [[math.log(0.5), math.log(0.1)]]) == [pytest.approx(0.7)]
 
 
 def test_leave_one_turn_out_by_hand() -> None:
-    assert leave_one_turn_out(-0.5, [-2.0, -0.25]) == [1.5, -0.25]
+    assert LeaveOneTurnOut().gains(-0.5, [-2.0, -0.25]) == [1.5, -0.25]
 
 
 def test_first_exposure_counts_the_first_observation_that_holds_an_answer(taught: Any) -> None:
     def gains(seen: list[str], *answers: str) -> list[float]:
         question = Question("q", "s", "train", "Where?", answers)
-        return first_exposure([taught[1].exposes(question, text) for text in seen])
+        return FirstExposure().gains([taught[1].exposes(question, text) for text in seen])
 
     assert gains(["The Parisian", "It is in Paris, France.", "paris again"], "London", "Paris") == [0.0, 1.0, 0.0]
     assert gains(["yes, indeed", "no"], "yes") == [0.0, 0.0]  # in most texts
@@ -95,7 +95,7 @@ CHOICES = [
 def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[Any]], choices: dict[str, Any]) -> None:
     """Each belief again by one forward of its own history."""
     world, policy, found = drawn
-    config = RewardConfig(**choices)
+    config = reward_of(choices)
     result = reward_trajectories(policy, world, found, config, key=(0, 0))
     checked = 0
 
@@ -111,7 +111,7 @@ def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[A
                 whole, without = item.token_ids[: item.cuts[-1]], without_each_turn(item)[t]
                 expected = believe(item, whole) - believe(item, without)
             else:
-                value = math.exp if config.gain == "prob_diff" else float
+                value = config.gain.value
                 others = [value(believe(item, ids)) for ids in histories[i][t]]
                 own = value(believe(item, item.token_ids[: item.turns[t].observation_end]))
                 expected = own - sum(others) / len(others) if others else 0.0
@@ -123,6 +123,6 @@ def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[A
 def test_an_explanation_has_beliefs_for_every_arm(drawn: tuple[Any, Any, list[Any]]) -> None:
     world, policy, found = drawn
     for choices in ({"reward": "outcome_only"}, {"gain": "first_exposure"}, {"reward": "gigpo"}, {}):
-        for item in explain_trajectories(policy, world, found, RewardConfig(**choices)):
+        for item in explain_trajectories(policy, world, found, reward_of(choices)):
             assert item.beliefs is not None and item.gains is not None
             assert len(item.beliefs) == len(item.gains) + 1 == len(item.trajectory.turns)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from igpo_core.rewards.gains import belief, information_gains
+from igpo_core.rewards.gains import LogProbDiff, ProbDiff, belief
 from igpo_core.rewards.information_gain import AnswerProbe, answer_log_likelihoods, score_beliefs
 
 VOCABULARY = 53
@@ -156,7 +156,7 @@ def test_aliases() -> None:
     # e^-0.5 + e^-3 = 0.6065307 + 0.0497871 = 0.6563177; its log is -0.4211103, over the five tokens of the likeliest
     assert belief([-0.1, -3.0], [5, 1], "logsumexp") == pytest.approx(-0.4211103 / 5, abs=1e-6)
     assert belief([-1.7], [10], "logsumexp") == -1.7  # of one answer it is the mean
-    with pytest.raises(ValueError, match="logsumexp, max, shortest, first"):
+    with pytest.raises(ValueError, match="first, logsumexp, max, shortest"):
         belief(scores, lengths, "mean")  # type: ignore[arg-type]
 
 
@@ -165,17 +165,15 @@ def test_a_long_alias_hides_no_short_one() -> None:
     lengths = [1, 10]
     before, after = (belief([math.log(p), math.log(p) / 10], lengths, "logsumexp") for p in (1e-4, 0.9))
     # both are as likely: log 2 besides at either end, so that the gain is log(.9 / 1e-4) = 9.1049799 again
-    assert information_gains([before, after], "log_prob_diff") == pytest.approx([9.1049799], abs=1e-6)
+    assert LogProbDiff().gains([before, after]) == pytest.approx([9.1049799], abs=1e-6)
 
 
 def test_gains_by_hand() -> None:
     beliefs = [math.log(0.1), math.log(0.4), math.log(0.2)]
-    assert information_gains(beliefs, "prob_diff") == pytest.approx([0.3, -0.2])
-    assert information_gains(beliefs, "log_prob_diff") == pytest.approx([math.log(4), -math.log(2)])
-    with pytest.raises(ValueError, match="log_prob_diff, prob_diff"):
-        information_gains(beliefs, "none")  # type: ignore[arg-type]
+    assert ProbDiff().gains(beliefs) == pytest.approx([0.3, -0.2])
+    assert LogProbDiff().gains(beliefs) == pytest.approx([math.log(4), -math.log(2)])
 
 
 @given(st.lists(st.floats(-30, 0), min_size=1, max_size=12))
 def test_gains_telescope(beliefs: list[float]) -> None:
-    assert sum(information_gains(beliefs, "log_prob_diff")) == pytest.approx(beliefs[-1] - beliefs[0], abs=1e-9)
+    assert sum(LogProbDiff().gains(beliefs)) == pytest.approx(beliefs[-1] - beliefs[0], abs=1e-9)

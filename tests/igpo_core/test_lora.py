@@ -61,7 +61,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_is_trained(taught: Any,
 def test_a_step_moves_the_adapter_alone_and_a_resumed_run_is_the_same_run(
     taught: Any, base: Path, tmp_path: Path
 ) -> None:
-    config = configure(taught, base, reward={"gain": "prob_diff", "scorer": "lagged", "scorer_steps": 2})
+    config = configure(taught, base, reward={"gain": "prob_diff", "scorer": {"kind": "lagged", "steps": 2}})
     whole = Trainer(config, taught[1], build_policy(config, taught[1]))
     fixed = [p.detach().clone() for p in whole.policy.model.parameters() if not p.requires_grad]
     before = weights(whole.policy)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import RewardConfig
+from igpo_core.config import reward_of
 from igpo_core.credit import assign_credit
 from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.environments.searching import search_for
@@ -48,7 +48,7 @@ def batch() -> list[Scored]:
 def test_a_step_by_hand() -> None:
     items = batch()
     groups = [item.trajectory.group for item in items]
-    config = RewardConfig(gain="prob_diff", penalty_on="trajectory")
+    config = reward_of({"gain": "prob_diff", "penalty_on": "trajectory"})
     credit = assign_credit([item.turn_rewards() for item in items], groups, config, seed=0, step=0)
     found = rollout_metrics(items, credit, groups)
     assert found["advantage/dead_groups"] == found["advantage/dead_groups_outcome"] == 0.5

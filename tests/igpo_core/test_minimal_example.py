@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples import igpo_minimal as minimal
 from igpo_core.advantages import turn_advantages
-from igpo_core.config import ExperimentConfig, RewardConfig
+from igpo_core.config import ExperimentConfig, reward_of
 from igpo_core.credit import TurnRewards, assign_credit
 from igpo_core.objective import policy_loss, token_weights
 from igpo_core.rewards.information_gain import AnswerProbe, answer_log_likelihoods
@@ -108,12 +108,14 @@ def of_library(item: minimal.Trajectory, group: int) -> Trajectory:
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_advantages_equal_the_librarys(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
     monkeypatch.setattr(minimal, "GAMMA", gamma)
-    config = RewardConfig(
-        penalty_on="trajectory",
-        format_penalty=minimal.PENALTY,
-        eps=minimal.FLOOR,
-        gain_floor=minimal.FLOOR,
-        gamma=gamma,
+    config = reward_of(
+        {
+            "penalty_on": "trajectory",
+            "format_penalty": minimal.PENALTY,
+            "eps": minimal.FLOOR,
+            "normalization": {"kind": "separate", "floor": minimal.FLOOR},
+            "gamma": gamma,
+        }
     )
     for seed in BATCHES:
         rewards, groups = random_rewards(random.Random(seed))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import LookupWorld, RewardConfig
+from igpo_core.config import LookupWorld, reward_of
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.rewards.outcome import exact_match, f1_score
 from igpo_core.rewards.scoring import reward_trajectories
@@ -22,7 +22,7 @@ def answered(source: str, text: str, answers: tuple[str, ...]) -> Trajectory:
 
 
 def scored(item: Trajectory) -> Any:
-    (found,) = reward_trajectories(None, ENVIRONMENT, [item], RewardConfig(reward="outcome_only"))  # type: ignore[arg-type]
+    (found,) = reward_trajectories(None, ENVIRONMENT, [item], reward_of({"reward": "outcome_only"}))  # type: ignore[arg-type]
     return found
 
 
@@ -52,7 +52,9 @@ def test_yes_and_no_earn_nothing_in_part_where_the_source_says_so(
 def test_the_rule_is_the_sources_and_not_the_authors() -> None:
     """paper_f1 compares with the authors' numbers, which are without it: sets {yes, no} and {yes}."""
     item = answered("hotpotqa", "yes no", ("yes",))
-    (found,) = reward_trajectories(None, ENVIRONMENT, [item], RewardConfig(reward="outcome_only", outcome="paper_f1"))  # type: ignore[arg-type]
+    (found,) = reward_trajectories(
+        None, ENVIRONMENT, [item], reward_of({"reward": "outcome_only", "outcome": "paper_f1"})
+    )  # type: ignore[arg-type]
     assert (found.outcome, found.score) == (pytest.approx(2 / 3), 0.0)
     assert scored(replace(item, status=RolloutStatus.MALFORMED)).score == 0.0
 

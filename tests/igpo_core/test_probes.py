@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from igpo_core.config import RewardConfig, RolloutConfig
+from igpo_core.config import RolloutConfig, reward_of
 from igpo_core.environments.base import Observation
 from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.policies import Policy, make_policy
@@ -50,7 +50,7 @@ def run(setup: Any, **arguments: Any) -> list[Trajectory]:
 
 
 def test_each_score_equals_a_plain_forward_pass(taught: Any) -> None:
-    probes = answer_probes(taught[2], taught[1], RewardConfig())
+    probes = answer_probes(taught[2], taught[1], reward_of({}))
     for size in (256, 5, 1):  # 5 cuts through a group of 4
         trajectories = run(taught, batch_size=size, probes=probes)
         assert max(len(item.turns) for item in trajectories) == 4
@@ -60,7 +60,7 @@ def test_each_score_equals_a_plain_forward_pass(taught: Any) -> None:
 def test_probes_leave_the_rollout_as_it_is(taught: Any) -> None:
     without = run(taught)
     assert all(item.answer_scores is None for item in without)
-    with_probes = run(taught, probes=answer_probes(taught[2], taught[1], RewardConfig()))
+    with_probes = run(taught, probes=answer_probes(taught[2], taught[1], reward_of({})))
     assert [item.token_ids for item in with_probes] == [item.token_ids for item in without]
     for one, other in zip(with_probes, without, strict=True):
         for a, b in zip(one.turns, other.turns, strict=True):
@@ -68,7 +68,7 @@ def test_probes_leave_the_rollout_as_it_is(taught: Any) -> None:
 
 
 def test_riding_and_packed_beliefs_agree(taught: Any) -> None:
-    config = RewardConfig()
+    config = reward_of({})
     trajectories = run(taught, probes=answer_probes(taught[2], taught[1], config))
     packed = score_trajectories(taught[2], taught[1], trajectories, config)
     scored = reward_trajectories(taught[2], taught[1], trajectories, config)
@@ -90,9 +90,9 @@ def test_beliefs_in_bfloat16_do_not_depend_on_the_size_of_the_logits(
     exact = Policy(copy.deepcopy(model), exact.protocol, exact.window)
     exact.model.lm_head.float()
     half = Policy(model, exact.protocol, exact.window, half=True)
-    trajectories = run((config, environment, half), probes=answer_probes(half, environment, RewardConfig()))
-    wanted = score_trajectories(exact, environment, trajectories, RewardConfig())
-    packed = score_trajectories(half, environment, trajectories, RewardConfig())
+    trajectories = run((config, environment, half), probes=answer_probes(half, environment, reward_of({})))
+    wanted = score_trajectories(exact, environment, trajectories, reward_of({}))
+    packed = score_trajectories(half, environment, trajectories, reward_of({}))
     assert sum(map(len, wanted)) > 40
     for item, one, other in zip(trajectories, wanted, packed, strict=True):
         assert item.answer_scores is not None
@@ -102,14 +102,14 @@ def test_beliefs_in_bfloat16_do_not_depend_on_the_size_of_the_logits(
 
 def test_without_probes_a_gain_is_refused(taught: Any) -> None:
     with pytest.raises(ValueError, match="without probes"):
-        reward_trajectories(taught[2], taught[1], run(taught), RewardConfig())
+        reward_trajectories(taught[2], taught[1], run(taught), reward_of({}))
 
 
 def test_time_of_probes_is_counted_apart(taught: Any) -> None:
     times = RolloutTimes()
     run(taught, times=times)
     assert times.scoring == 0.0
-    run(taught, probes=answer_probes(taught[2], taught[1], RewardConfig()), times=times)
+    run(taught, probes=answer_probes(taught[2], taught[1], reward_of({})), times=times)
     assert 0.0 < times.scoring < times.total
 
 
@@ -153,7 +153,7 @@ def test_chat_models_with_several_answers_over_many_turns(
     ]
     settings = RolloutConfig(max_turns=16, max_new_tokens=len(script), max_tokens=4096, batch_size=3)
     world: Any = WithTools(taught[1], echo)
-    probes = answer_probes(policy, world, RewardConfig(aliases="max"))
+    probes = answer_probes(policy, world, reward_of({"aliases": "max"}))
     trajectories = rollout(policy, world, questions, settings, members=2, key=(0, "t", 0), probes=probes)
     assert [len(item.turns) for item in trajectories] == [16] * 4
     assert check(policy, trajectories, probes) == 2 * 16 * 3 + 2 * 16
@@ -177,7 +177,7 @@ def test_probes_leave_nothing_in_the_cache(taught: Any, monkeypatch: Any) -> Non
         return hidden
 
     monkeypatch.setattr(transformers_engine._Stream, "_advance", watched)
-    run((taught[0], taught[1], copy.deepcopy(taught[2])), probes=answer_probes(taught[2], taught[1], RewardConfig()))
+    run((taught[0], taught[1], copy.deepcopy(taught[2])), probes=answer_probes(taught[2], taught[1], reward_of({})))
     assert len(columns) > 20 and all(cached == known for cached, known in columns)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from igpo_core.config import LookupWorld, RewardConfig
+from igpo_core.config import LookupWorld, reward_of
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.environments.searching import SEARCH, SEARCH_IN_A_WORLD, SEARCH_TOOL, search_for
 from igpo_core.errors import ConfigError
@@ -342,7 +342,7 @@ def test_answers_of_a_question_share_the_prefix_that_none_has_merged() -> None:
     rendered = {"a": AnswerProbe([1, 2, 3], [4, 5], [6]), "b": AnswerProbe([1, 2], [34, 5], [6])}
     policy: Any = SimpleNamespace(protocol=SimpleNamespace(probe=rendered.__getitem__))
     world = LookupEnvironment(LookupWorld(), [], 4)
-    probes = answer_probes(policy, world, RewardConfig(aliases="max"))
+    probes = answer_probes(policy, world, reward_of({"aliases": "max"}))
     assert probes(Question("q", "nq", "train", "?", ("a", "b"))) == [AnswerProbe([1, 2], [3, 4, 5], [6]), rendered["b"]]
     assert probes(Question("q", "nq", "train", "?", ("a",))) == [rendered["a"]]
 

@@ -88,13 +88,13 @@ def slow_step(policy: Policy, optimizer: Any, trainer: Trainer, step: int) -> li
                 groups.append(str(place))
     gains, outcomes = [], []
     for question, _, _, beliefs, answer in drawn:
-        seen = beliefs if config.reward.gain == "log_prob_diff" else [math.exp(value) for value in beliefs]
+        seen = beliefs if config.reward.gain.kind == "log_prob_diff" else [math.exp(value) for value in beliefs]
         gains.append([b - a for a, b in itertools.pairwise(seen)])
         outcomes.append(0.0 if answer is None else f1_score(answer, question.answers))
     advantages = []
     for own, outcome, group, (*_, answer) in zip(gains, outcomes, groups, drawn, strict=True):
         mates = [i for i, other in enumerate(groups) if other == group]
-        row = [slow_z(gain, [g for i in mates for g in gains[i]], config.reward.gain_floor) for gain in own]
+        row = [slow_z(gain, [g for i in mates for g in gains[i]], config.reward.floor) for gain in own]
         row.append(slow_z(outcome, [outcomes[i] for i in mates], config.reward.eps))
         row = [sum(row[t:]) for t in range(len(row))]  # gamma is 1
         row[-1] += config.reward.format_penalty if answer is None else 0.0  # the malformed turn alone is charged

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flows.presets import PRESETS, load_specification
-from igpo_core.config import LookupWorld, NewPolicy, RewardConfig
+from igpo_core.config import LookupWorld, NewPolicy, reward_of
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.environments.searching import SEARCH
 from igpo_core.errors import ConfigError
@@ -29,7 +29,7 @@ def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:
             policy,
             environment,
             questions,
-            config.model_copy(update={"rollout": rollout, "reward": RewardConfig(reward=reward, **choices)}),
+            config.model_copy(update={"rollout": rollout, "reward": reward_of({"reward": reward, **choices})}),
         )
 
     room(267, "outcome_and_gain")
@@ -72,7 +72,7 @@ def test_no_history_that_is_scored_is_longer_than_room_was_asked_for(
     tight = config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update={"max_tokens": most}),
-            "reward": RewardConfig.model_validate({"gain": "prob_diff", **arm}),
+            "reward": reward_of({"gain": "prob_diff", **arm}),
         }
     )
     scoring.reward_trajectories(policy, environment, found, tight.reward, served=True)

@@ -10,7 +10,7 @@ import pytest
 
 from flows.ablation import require_same_code
 from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
-from igpo_core.config import ExperimentConfig, RewardConfig, identity, warm_start_key
+from igpo_core.config import ExperimentConfig, identity, reward_of, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, drop_moments, open_run, told_name, write_plan
@@ -201,4 +201,4 @@ def test_a_run_or_folder_that_is_not_there_is_no_hub_name(tmp_path: Path, model:
 
 def test_gain_only_has_no_pool_to_share() -> None:
     with pytest.raises(ValueError, match="normalization=separate"):
-        RewardConfig(reward="gain_only", normalization="joint")
+        reward_of({"reward": "gain_only", "normalization": "joint"})
