@@ -367,11 +367,8 @@ class TurnGains(Reward):
             found["gamma"] = "a window of one gain"
         if kind == "turn_group" and self.baseline == "batch_mean":
             found["baseline"] = "normalization=turn_group, whose pools are a question's,"
-        if (
-            self.scale == "none"
-            and kind in ("separate", "turn_group")
-            and self.floor != type(self.normalization)().floor
-        ):  # type: ignore[union-attr]
+        divides = isinstance(self.normalization, Separate | TurnGroup)
+        if self.scale == "none" and divides and self.floor != Separate().floor:
             found["normalization"] = "scale=none, with which nothing is divided by the floor,"
         return found
 
