@@ -35,11 +35,22 @@ from typing import Any
 import psutil
 import yaml
 
-from benchmarks.findings import BrokenStudy, Meant, compare, read_study, step_of
+from benchmarks.findings import BrokenStudy, Meant, compare, read_study, renamed, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # differences of a study that are printed
-MEANT: tuple[Meant, ...] = ()
+MEANT: tuple[Meant, ...] = (Meant("*", "*paper_f1*", "the authors' F1 is measured beside the sources' own"),)
+# of names on the old side -> on the new one, where old checkouts have other words for the same number
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"/searches at step ", "/tool_calls at step "),
+    (r"/repeated_queries at step ", "/repeated_calls at step "),
+    (r"/failed_searches at step ", "/failed_calls at step "),
+    (r" reward/gain_(hop_\d+|miss) at step ", r" reward/gain_at_\1 at step "),
+    (r"^(report\b.*)/f1 at step ", r"\1/score at step "),
+    (r"^(report\b.*)/(best|greedy)_f1 at step ", r"\1/\2 at step "),
+    (r"^(f1|em)$", r"scores.\1"),
+    (r"\.query_or_answer$", ".content"),
+)
 
 # ------------------------------------------------------------------------------------------------------ the studies
 
@@ -220,7 +231,8 @@ class Side:
     @contextlib.contextmanager
     def ablation(self, study: str, content: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
         path = self.home / f"{study}.yaml"
-        path.write_text(yaml.safe_dump({"name": study, **content}))
+        arms = {arm: self.spelt(settings) for arm, settings in content["arms"].items()}
+        path.write_text(yaml.safe_dump({"name": study, **content, "arms": arms}))
         with self._lock:
             if self._stopped:
                 raise Stopped
@@ -231,6 +243,17 @@ class Side:
             kill_tree(self._running)
         if self._stopped:
             raise Stopped
+
+    def spelt(self, arm: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an arm's settings as this checkout names them: before arms had variants, parameters stood beside them."""
+        if (self.checkout / "igpo_core" / "rewards" / "functions.py").is_file():
+            return dict(arm)
+        flat: dict[str, Any] = {}
+        for name, value in arm.items():
+            given = dict(value) if isinstance(value, dict) else {"kind": value}
+            flat[name] = given.pop("kind")
+            flat |= {{"floor": "gain_floor"}.get(key, key): parameter for key, parameter in given.items()}
+        return flat
 
     def sweep(self, study: str, content: Mapping[str, Any]) -> None:
         """Raises BrokenStudy, with the end of its log, where it does not end well."""
@@ -346,7 +369,7 @@ def run(sides: Sequence[Side], chosen: Sequence[str]) -> int:
         seconds = f"{time.monotonic() - started:.0f}"
         for name in names:
             old, new = (read_study(side.home, name) for side in sides)
-            found = compare(old, new, name, MEANT)
+            found = compare(renamed(old, RENAMED), new, name, MEANT)
             print(
                 f"{name:<12}{found.values:>8}{found.tensors:>9}{found.trajectories:>14}{seconds:>9}   {found.verdict}",
                 *(f"    {words}" for words in found.different[:SHOWN]),

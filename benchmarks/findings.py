@@ -162,6 +162,22 @@ def _read_tensors(folder: Path, name: str, found: Findings) -> None:
                 raise BrokenStudy(f"{place} is there twice and differs")
 
 
+def renamed(side: Findings, table: Sequence[tuple[str, str]]) -> Findings:
+    """Return the findings of a side with other names of values and of fields: (pattern, replacement) of re.sub, where it
+    matches. A side that has the new names already stays as it is."""
+
+    def name(old: str) -> str:
+        for pattern, replacement in table:
+            old = re.sub(pattern, replacement, old)
+        return old
+
+    values = {name(place): value for place, value in side.values.items()}
+    told = {place: {name(f): value for f, value in fields.items()} for place, fields in side.trajectories.items()}
+    if len(values) != len(side.values) or any(len(told[place]) != len(side.trajectories[place]) for place in told):
+        raise BrokenStudy("two names became one: renaming would hide a number")
+    return Findings(values, side.tensors, told)
+
+
 @dataclass(frozen=True)
 class Meant:
     """A difference that is there by design."""

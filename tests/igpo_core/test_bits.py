@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.findings import BrokenStudy, Comparison, Findings, Meant, compare, leaves, read_study
+from benchmarks.findings import BrokenStudy, Comparison, Findings, Meant, compare, leaves, read_study, renamed
 
 WEIGHTS = torch.tensor([[1.0, -0.0], [float("nan"), 3.0]])
 LINE = {"question": "where ?", "turns": [{"text": "a", "gain": 0.1}, {"text": "b", "gain": None}]}
@@ -225,3 +225,14 @@ def test_leaves_keep_what_is_empty() -> None:
         "b.c.1": "null",
         "d": "{}",
     }
+
+
+def test_a_name_of_the_old_side_is_the_new_one_and_hides_no_number() -> None:
+    old = Findings(values={"train igpo 0 train/searches at step 1": "2.0"}, trajectories={"t": {"f1": "1", "em": "0"}})
+    table = [("/searches at step ", "/tool_calls at step "), (r"^(f1|em)$", r"scores.\1")]
+    found = renamed(old, table)
+    assert found.values == {"train igpo 0 train/tool_calls at step 1": "2.0"}
+    assert found.trajectories == {"t": {"scores.f1": "1", "scores.em": "0"}}
+    assert renamed(found, table) == found
+    with pytest.raises(BrokenStudy, match="two names became one"):
+        renamed(old, [("f1|em", "score")])
