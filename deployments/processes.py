@@ -5,7 +5,6 @@ given to another program since is never taken for ours. Children inherit the mar
 process it started, wherever those went.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -21,6 +20,8 @@ from pathlib import Path
 import psutil
 
 from igpo_core.errors import ServiceError
+from igpo_core.folders import write_json
+from igpo_core.locks import held
 
 MARK = "IGPO_SERVICE_MARK"
 
@@ -57,9 +58,7 @@ class StateFile:
         if record is not None:
             records[name] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".partial")
-        beside.write_text(json.dumps({key: asdict(value) for key, value in records.items()}, indent=1))
-        beside.rename(self.path)
+        write_json(self.path, {key: asdict(value) for key, value in records.items()})
 
 
 def start(
@@ -167,12 +166,7 @@ def _mark(process: psutil.Process) -> str | None:
 def one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Two calls at once would start two of each."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Waiting for another call of the services to finish")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with held(lock, lambda: say("Waiting for another call of the services to finish")):
         yield
 
 

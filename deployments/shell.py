@@ -6,7 +6,8 @@ from pathlib import Path
 from deployments import processes
 from deployments.place import Place, say
 from deployments.processes import StateFile
-from tasks.account import account_file, mlflow_has_account, write_privately
+from igpo_core.folders import write_text
+from tasks.account import account_file, mlflow_has_account
 from tasks.home import PROJECT
 
 ENV = PROJECT / ".env"
@@ -44,7 +45,7 @@ def tell_prefect(place: Place) -> None:
     else:
         told = place.environment()
         ours = [f"{BEGIN}{place.home}", *(f"{name}={_quoted(told[name])}" for name in TOLD), END]
-        write_privately(ENV, "".join(f"{line}\n" for line in [*others, *ours]))
+        write_text(ENV, "".join(f"{line}\n" for line in [*others, *ours]), mode=0o600)
 
 
 def forget(place: Place) -> None:
@@ -53,7 +54,7 @@ def forget(place: Place) -> None:
     if home != place.home:
         return
     if others:
-        write_privately(ENV, "".join(f"{line}\n" for line in others))
+        write_text(ENV, "".join(f"{line}\n" for line in others), mode=0o600)
     else:
         ENV.unlink()
 

@@ -56,7 +56,16 @@ def _sync(path: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is whole or the one before, even after a kill or a power cut."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a file that is whole or the one before, even after a kill or a power cut. mode: before the umask, from the first
+    byte on."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    beside.write_text(json.dumps(content, indent=1))
-    _sync(beside)
+    beside.unlink(missing_ok=True)  # of a killed process that had this number
+    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)

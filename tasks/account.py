@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from igpo_core.errors import ServiceError
+from igpo_core.folders import write_text
 
 ACCOUNT = "account"
 NAME = "igpo"
@@ -79,17 +80,8 @@ def make_account(home: Path) -> str:
         return there
     account = given or f"{NAME}:{secrets.token_urlsafe(32)}"
     home.mkdir(parents=True, exist_ok=True)
-    write_privately(account_file(home), account + "\n")
+    write_text(account_file(home), account + "\n", mode=0o600)
     return account
-
-
-def write_privately(path: Path, text: str) -> None:
-    """Whole, by rename, in a file of mode 0600 from its first byte."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(text)
-    beside.replace(path)
 
 
 def mlflow_has_account() -> bool:

@@ -7,7 +7,6 @@ Weights reach the servers as a folder on a disk that both see. Beliefs are read 
 of its own arithmetic, and a gain is a difference of small numbers.
 """
 
-import fcntl
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from typing import IO, Any
 from igpo_core.config import Decoding, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.locks import PRIVATE, take
 from igpo_core.policies import Policy
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.rollout.serving import Connection, is_logprob
@@ -187,14 +187,17 @@ def hold(settings: VllmEngine) -> list[IO[str]]:
         places[f"rollout.engine.urls: {url}"] = _own_folder() / f"server-{fingerprint(url)}.lock"
     held: list[IO[str]] = []
     for what, place in places.items():
-        lock = _open_lock(place)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock = take(place, PRIVATE)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot open the lock {place}: {error.strerror}. It must be a file of yours and no link: delete it"
+            ) from error
+        if lock is None:
             raise ConfigError(
                 f"{what} is used by another run: give each run servers and a folder of its own, and set the specification's "
                 "processes to 1"
-            ) from error
+            )
         held.append(lock)
     return held
 
@@ -211,14 +214,3 @@ def _own_folder() -> Path:
             "chown and chmod 700 it, or set HOME to a folder of your own"
         )
     return folder
-
-
-def _open_lock(place: Path) -> IO[str]:
-    """Open a file for its lock alone: what it holds stays, and a link is not followed. Raises ConfigError where it is one."""
-    try:
-        number = os.open(place, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot open the lock {place}: {error.strerror}. It must be a file of yours and no link: delete it"
-        ) from error
-    return os.fdopen(number, "r+")

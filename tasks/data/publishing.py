@@ -8,7 +8,6 @@ quarantined is not in it.
 """
 
 import contextlib
-import fcntl
 import json
 import shutil
 import tempfile
@@ -24,7 +23,8 @@ from igpo_core.config import DataConfig, QuestionFiles, code_version, fingerprin
 from igpo_core.data import SPLITS
 from igpo_core.data.questions import ID_ALIASES
 from igpo_core.errors import DataError
-from igpo_core.folders import checksums, file_hash, fill_folder
+from igpo_core.folders import checksums, file_hash, fill_folder, write_json
+from igpo_core.locks import held
 from tasks.data.indexing import build_index, index_settings, measure_search
 from tasks.data.published import FORMAT, MANIFEST, is_whole
 from tasks.data.reading import Tables, on_this_machine, read
@@ -84,9 +84,7 @@ def prepare(config: DataConfig, home: Path) -> PublishedData:
         require_enough(validation, tables, config, home / "data" / "rejected")
         published = publish(validation, tables, config, home, seconds)
         receipt.parent.mkdir(exist_ok=True)
-        beside = receipt.with_suffix(".partial")
-        beside.write_text(json.dumps({"version": published.version}))
-        beside.replace(receipt)
+        write_json(receipt, {"version": published.version})
     return published
 
 
@@ -269,8 +267,7 @@ def _writing(home: Path) -> Iterator[None]:
     """
     try:
         (home / "data").mkdir(parents=True, exist_ok=True)
-        with (home / "data" / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with held(home / "data" / ".lock"):
             yield
     except OSError as error:
         # shutil.Error holds a list of (from, to, reason) in place of one reason.

@@ -4,7 +4,6 @@ Processes of one user on one machine agree by locked files, which a process that
 and of workers alike. What other users or other programs do on an accelerator is not seen.
 """
 
-import fcntl
 import math
 import os
 import socket
@@ -17,6 +16,7 @@ from typing import IO
 
 from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
+from igpo_core.locks import held, take
 
 Say = Callable[[str], None]
 WAIT_SECONDS = 2.0
@@ -175,18 +175,14 @@ def _first(folder: Path, devices: Sequence[str], needed: int) -> Held | None:
 def _some(folder: Path, name: str, needed: int, *, every: bool = False) -> list[IO[str]] | None:
     """Lock units of an accelerator, as many as are needed, or every free one; None where fewer are free. One process at a
     time looks, so that two do not keep each other out."""
-    with (folder / name).open("w") as looking:
-        fcntl.flock(looking, fcntl.LOCK_EX)
+    with held(folder / name):
         locks: list[IO[str]] = []
         for number in range(UNITS):
             if len(locks) == needed and not every:
                 break
-            file = (folder / f"{name}.{number}").open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locks.append(file)
-            except BlockingIOError:
-                file.close()
+            lock = take(folder / f"{name}.{number}")
+            if lock is not None:
+                locks.append(lock)
     if len(locks) >= needed:
         return locks
     Held(0, locks).release()

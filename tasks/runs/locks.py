@@ -1,34 +1,29 @@
-"""One process at a time on a run or a warm start. A process that dies lets go; on a network folder (NFS 4) as well."""
+"""One process at a time on a run, a warm start or a sweep: locks by key in a home's folder."""
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from igpo_core.locks import held, take
 
 
 @contextlib.contextmanager
 def locked(home: Path, key: str, say: Callable[[str], None]) -> Iterator[IO[str]]:
     """Hold the lock; wait for a process that holds it. Another process that is given the file holds it too."""
-    with _file(home, key).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{key} is being made by another process: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(_file(home, key), lambda: say(f"{key} is being made by another process: waiting for it")) as lock:
         yield lock
 
 
 @contextlib.contextmanager
 def locked_if_free(home: Path, key: str) -> Iterator[bool]:
     """Hold the lock if nobody does; says whether."""
-    with _file(home, key).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    lock = take(_file(home, key))
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _file(home: Path, key: str) -> Path:
