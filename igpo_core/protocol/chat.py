@@ -1,200 +1,20 @@
-"""How a turn is written, a thought and then a tool call or an answer: for one token a word, and for models with a chat template.
-
-A protocol renders prompts, observations, demonstrations and answer probes to token ids and parses what was sampled. Sampled ids
-stay as they are; the arguments or the answer that are read from them are in one_form.
-Text from outside (questions, passages, answers, web pages) goes through `neutralise` and can never become a control
-token; that is checked on the ids of every observation, not only on its text.
-"""
+"""Turns of any causal LM with a chat template."""
 
 import itertools
-import json
-import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from igpo_core.environments.base import Interface, Parameter, Tool
-from igpo_core.errors import ConfigError, DataError
+from igpo_core.environments.base import Interface, Tool
+from igpo_core.errors import ConfigError
+from igpo_core.protocol.base import MARKERS, AnswerProbe, between
+from igpo_core.protocol.calls import call_of, parse_call, turn_parts, turn_text
 from igpo_core.templates import Template
 from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Final, Malformed, ToolCall
 
-MARKERS = (
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<answer>",
-    "</answer>",
-)
-
-
-@dataclass(frozen=True)
-class AnswerProbe:
-    """Token ids appended to a history to read the belief in an answer; only answer_ids are scored."""
-
-    prefix_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    suffix_ids: tuple[int, ...] = ()
-
-    def __init__(self, prefix_ids: Sequence[int], answer_ids: Sequence[int], suffix_ids: Sequence[int] = ()) -> None:
-        object.__setattr__(self, "prefix_ids", tuple(prefix_ids))
-        object.__setattr__(self, "answer_ids", tuple(answer_ids))
-        object.__setattr__(self, "suffix_ids", tuple(suffix_ids))
-        if not self.answer_ids:
-            raise ValueError("an answer probe needs at least one answer token")
-
-
-def with_shared_prefix(probes: list[AnswerProbe]) -> list[AnswerProbe]:
-    """Return the same probes with the prefix tokens that all of them begin with, which are fed once for all.
-
-    Prefixes differ only where a tokenizer merges the prefix's last characters into one answer and not into another. What the
-    others have there in their prefix is then scored with their answer.
-    """
-    if all(probe.prefix_ids == probes[0].prefix_ids for probe in probes):
-        return probes
-    places = zip(*(probe.prefix_ids for probe in probes), strict=False)
-    shared = [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, places)]
-    return [
-        AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids) for probe in probes
-    ]
-
-
-def behind_prefix(probe: AnswerProbe, prefix: Sequence[int]) -> AnswerProbe:
-    """Return the probe with this prefix, which another answer of the question has, so that it changes no score of that one.
-
-    Raises DataError where the tokenizer merges the answer with what stands before it, so that it has no such prefix.
-    """
-    shared = tuple(prefix)
-    if probe.prefix_ids[: len(shared)] != shared:
-        raise DataError(
-            f"the tokenizer merges the first characters of an answer (tokens {list(probe.answer_ids)}) with the text before "
-            "it, so that it cannot be compared with another answer: leave gain.contrast at 0 for this model"
-        )
-    return AnswerProbe(shared, (*probe.prefix_ids[len(shared) :], *probe.answer_ids), probe.suffix_ids)
-
-
-class TurnProtocol(Protocol):
-    """What rollout, scoring and warm start ask of a way to write turns."""
-
-    tokenizer: Any
-    interface: Interface
-    stop_ids: tuple[int, ...]
-    pad_id: int
-
-    def prompt(self, question: str) -> list[int]: ...
-    def parse(self, ids: Sequence[int]) -> Action: ...
-    def observation(self, text: str) -> list[int]: ...
-    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]: ...
-    def probe(self, answer: str) -> AnswerProbe: ...
-    def lesson(self, words: Sequence[str]) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def call_tokens(self, ids: Sequence[int]) -> slice: ...
-
-
-class WordProtocol:
-    """One token a word. A turn: `<think> .. </think> <tool_call> .. </tool_call>` or `.. <answer> .. </answer>`.
-
-    A call is the words of its argument alone, so that there is one tool with one text.
-    """
-
-    CONTROL = ("<pad>", "<unk>", "<bos>", "<eos>", *MARKERS)
-
-    def __init__(self, tokenizer: Any, interface: Interface) -> None:
-        self.tokenizer: Any = tokenizer
-        self.interface = interface
-        if [[item.kind for item in tool.parameters] for tool in interface.tools] != [["string"]]:
-            raise ConfigError(
-                "policy.tokenizer=words writes calls of one tool with one text: use tokenizer=chat, or a pretrained policy, for "
-                f"the tools {', '.join(tool.name for tool in interface.tools)}"
-            )
-        (self._tool,) = interface.tools
-        self.ids: dict[str, int] = tokenizer.get_vocab()
-        self.words = {index: word for word, index in self.ids.items()}
-        self.control = frozenset(self.ids[word] for word in self.CONTROL)
-        self.pad_id: int = self.ids["<pad>"]
-        self.stop_ids = tuple(self.ids[word] for word in ("</tool_call>", "</answer>", "<eos>"))
-
-    def prompt(self, question: str) -> list[int]:
-        return [self.ids["<bos>"], *self._plain(question)]
-
-    def observation(self, text: str) -> list[int]:
-        return [self.ids["<tool_response>"], *self._plain(text), self.ids["</tool_response>"]]
-
-    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
-        """Ids of a whole turn, and the slice of the argument's or answer's own tokens."""
-        opening, body, closing = (
-            ("<tool_call>", action.arguments[self._tool.parameters[0].name], "</tool_call>")
-            if isinstance(action, ToolCall)
-            else ("<answer>", action.text, "</answer>")
-        )
-        head = [self.ids["<think>"], *self._plain(thought), self.ids["</think>"], self.ids[opening]]
-        inner = self._plain(body)
-        return [*head, *inner, self.ids[closing]], slice(len(head), len(head) + len(inner))
-
-    def parse(self, ids: Sequence[int]) -> Action:
-        think, end_think = self.ids["<think>"], self.ids["</think>"]
-        if not ids or ids[0] != think or end_think not in ids:
-            return Malformed("no <think> .. </think> at the start of the turn")
-        if any(index not in self.words for index in ids):
-            return Malformed("a token that no text stands for")
-        middle = list(ids).index(end_think)
-        thought, rest = ids[1:middle], ids[middle + 1 :]
-        for opening, closing in (("<tool_call>", "</tool_call>"), ("<answer>", "</answer>")):
-            if len(rest) >= 2 and rest[0] == self.ids[opening] and rest[-1] == self.ids[closing]:
-                if self.control.intersection(thought) or self.control.intersection(rest[1:-1]):
-                    return Malformed("a control token inside the thought, the call or the answer")
-                text = one_form(self._text(rest[1:-1]))
-                if not text:
-                    return Malformed(f"nothing between {opening} and {closing}")
-                if opening == "<answer>":
-                    return Final(text)
-                return ToolCall(self._tool.name, {self._tool.parameters[0].name: text})
-        return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
-
-    def probe(self, answer: str) -> AnswerProbe:
-        thought = self._plain(self.interface.final_thought)
-        prefix = [self.ids["<think>"], *thought, self.ids["</think>"], self.ids["<answer>"]]
-        return AnswerProbe(prefix, self._plain(answer), (self.ids["</answer>"],))
-
-    def lesson(self, words: Sequence[str]) -> list[int]:
-        return [self.ids["<bos>"], *self._plain(" ".join(words))]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._text(ids)
-
-    def call_tokens(self, ids: Sequence[int]) -> slice:
-        """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>."""
-        return _between(ids, self.ids["<tool_call>"], self.ids["</tool_call>"])
-
-    def _plain(self, text: str) -> list[int]:
-        """Ids of outside text: a word that is unknown, or is a control word, becomes <unk>."""
-        unknown = self.ids["<unk>"]
-        ids = (self.ids.get(word, unknown) for word in text.split())
-        return [unknown if index in self.control else index for index in ids]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return " ".join(self.words.get(index, "<unk>") for index in ids)
-
-
 REPLACED = "\ufffd"  # for outside text that no space makes harmless
 ROUNDS = 8  # of making normalised text harmless
-
-
-def _turn_parts(text: str) -> tuple[str, str, str] | None:
-    """Return (thought, opening marker, what it opens) of a whole turn; None where it has another form. In linear time: a
-    policy may write thousands of markers."""
-    opening, end, body = text.strip().partition("</think>")
-    if not end or not opening.startswith("<think>"):
-        return None
-    body = body.strip()
-    for marker, closing in (("<tool_call>", "</tool_call>"), ("<answer>", "</answer>")):
-        if body.startswith(marker) and body.endswith(closing):
-            return opening.removeprefix("<think>"), marker, body.removeprefix(marker).removesuffix(closing)
-    return None
 
 
 def _template_text(tokenizer: Any, tools: Sequence[Tool]) -> str:
@@ -277,7 +97,7 @@ class ChatProtocol:
             tokenizer,
             interface.system_prompt,
             [tool.schema for tool in interface.tools],
-            turn=lambda thought, text: self._turn_text(thought, _call_of(interface.tools[0], text)),
+            turn=lambda thought, text: turn_text(thought, call_of(interface.tools[0], text)),
             harmless=self.neutralise,
             end=self._stop_text,
         ).frames()
@@ -297,7 +117,7 @@ class ChatProtocol:
             if isinstance(action, ToolCall)
             else Final(self.neutralise(action.text))
         )
-        ids = self._encode(self._turn_text(self.neutralise(thought), plain) + self._stop_text)
+        ids = self._encode(turn_text(self.neutralise(thought), plain) + self._stop_text)
         return ids, slice(0, len(ids))
 
     def _harmless(self, value: Any) -> Any:
@@ -310,11 +130,11 @@ class ChatProtocol:
             return Malformed("a control token inside the turn")
         if not self._known.issuperset(ids):  # a model's vocabulary may be padded (Qwen's); decoding drops such ids
             return Malformed("a token that no text stands for")
-        parts = _turn_parts(self.decode(ids[:-1]))
+        parts = turn_parts(self.decode(ids[:-1]))
         if parts is None or any(marker in parts[0] for marker in MARKERS):
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
         if parts[1] == "<tool_call>":
-            return _parse_call(parts[2], self.interface)
+            return parse_call(parts[2], self.interface)
         answer = one_form(parts[2])
         if not answer or any(marker in answer for marker in MARKERS):
             return Malformed("the answer is empty or contains a marker")
@@ -364,7 +184,7 @@ class ChatProtocol:
                 "credit=query needs <tool_call> and </tool_call> as tokens of their own, which this tokenizer lacks: use "
                 "another credit"
             )
-        return _between(ids, opening[0], closing[0])
+        return between(ids, opening[0], closing[0])
 
     def neutralise(self, text: str) -> str:
         """Outside text with a space after the first character of every marker: readable, and no control token. Also of what
@@ -423,18 +243,6 @@ class ChatProtocol:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    @staticmethod
-    def _turn_text(thought: str, action: ToolCall | Final) -> str:
-        if isinstance(action, ToolCall):
-            call = json.dumps({"name": action.name, "arguments": dict(action.arguments)}, ensure_ascii=False)
-            return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
-        return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
-
-
-def _call_of(tool: Tool, text: str) -> ToolCall:
-    """A call of the tool with this text in every parameter that takes one."""
-    return ToolCall(tool.name, {item.name: text if item.kind == "string" else 1 for item in tool.parameters})
-
 
 def _original_length(normal: Any, start: int, stop: int) -> int:
     """How many characters of the original text became this part of a tokenizers.NormalizedString."""
@@ -444,45 +252,3 @@ def _original_length(normal: Any, start: int, stop: int) -> int:
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:
     """A pattern of any of these texts, longer ones first: one may begin with another."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text))))
-
-
-def _between(ids: Sequence[int], opening: int, closing: int) -> slice:
-    """The place between the last `opening` and the last `closing`; empty where ids hold only one of them, or none."""
-    backwards = list(ids)[::-1]
-    if opening not in backwards or closing not in backwards:
-        return slice(0, 0)
-    return slice(len(ids) - backwards.index(opening), len(ids) - 1 - backwards.index(closing))
-
-
-def _parse_call(text: str, interface: Interface) -> Action:
-    """The JSON between <tool_call> and </tool_call>: {"name": <a tool>, "arguments": {<parameter>: <value>, ..}}."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
-        return Malformed("the tool call is not JSON")
-    names = " or ".join(f'"{tool.name}"' for tool in interface.tools)
-    if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
-        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
-    tool = interface.tool(call["name"]) if isinstance(call.get("name"), str) else None
-    if tool is None:
-        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
-    arguments = {}
-    for parameter in tool.parameters:
-        value = _argument(parameter, call["arguments"].get(parameter.name))
-        if isinstance(value, Malformed):
-            return value
-        arguments[parameter.name] = value
-    return ToolCall(tool.name, arguments)
-
-
-def _argument(parameter: Parameter, value: Any) -> Any:
-    """A parameter's value as the tool gets it; Malformed, in words, where it is of another kind."""
-    if parameter.kind == "number":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return Malformed(f"the tool call has no number as {parameter.name}")
-        return value
-    if not isinstance(value, str) or not one_form(value):
-        return Malformed(f"the tool call has no {parameter.name} text")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        return Malformed(f"the {parameter.name} holds half a character (an unpaired surrogate)")
-    return one_form(value)

@@ -1,0 +1,69 @@
+"""Turns of chat models as text: written from a thought and an action, and read back."""
+
+import json
+import math
+from typing import Any
+
+from igpo_core.environments.base import Interface, Parameter, Tool
+from igpo_core.text import one_form
+from igpo_core.trajectory import Action, Final, Malformed, ToolCall
+
+
+def turn_parts(text: str) -> tuple[str, str, str] | None:
+    """Return (thought, opening marker, what it opens) of a whole turn; None where it has another form. In linear time: a
+    policy may write thousands of markers."""
+    opening, end, body = text.strip().partition("</think>")
+    if not end or not opening.startswith("<think>"):
+        return None
+    body = body.strip()
+    for marker, closing in (("<tool_call>", "</tool_call>"), ("<answer>", "</answer>")):
+        if body.startswith(marker) and body.endswith(closing):
+            return opening.removeprefix("<think>"), marker, body.removeprefix(marker).removesuffix(closing)
+    return None
+
+
+def turn_text(thought: str, action: ToolCall | Final) -> str:
+    """Return a whole turn, without the token that ends it."""
+    if isinstance(action, ToolCall):
+        call = json.dumps({"name": action.name, "arguments": dict(action.arguments)}, ensure_ascii=False)
+        return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
+    return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+
+
+def call_of(tool: Tool, text: str) -> ToolCall:
+    """A call of the tool with this text in every parameter that takes one."""
+    return ToolCall(tool.name, {item.name: text if item.kind == "string" else 1 for item in tool.parameters})
+
+
+def parse_call(text: str, interface: Interface) -> Action:
+    """The JSON between <tool_call> and </tool_call>: {"name": <a tool>, "arguments": {<parameter>: <value>, ..}}."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
+        return Malformed("the tool call is not JSON")
+    names = " or ".join(f'"{tool.name}"' for tool in interface.tools)
+    if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
+        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
+    tool = interface.tool(call["name"]) if isinstance(call.get("name"), str) else None
+    if tool is None:
+        return Malformed(f'the tool call is not {{"name": {names}, "arguments": {{..}}}}')
+    arguments = {}
+    for parameter in tool.parameters:
+        value = _argument(parameter, call["arguments"].get(parameter.name))
+        if isinstance(value, Malformed):
+            return value
+        arguments[parameter.name] = value
+    return ToolCall(tool.name, arguments)
+
+
+def _argument(parameter: Parameter, value: Any) -> Any:
+    """A parameter's value as the tool gets it; Malformed, in words, where it is of another kind."""
+    if parameter.kind == "number":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return Malformed(f"the tool call has no number as {parameter.name}")
+        return value
+    if not isinstance(value, str) or not one_form(value):
+        return Malformed(f"the tool call has no {parameter.name} text")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+        return Malformed(f"the {parameter.name} holds half a character (an unpaired surrogate)")
+    return one_form(value)
