@@ -12,6 +12,7 @@ from igpo_core.environments.searching import SEARCH, SEARCH_TOOL, search_for
 from igpo_core.errors import ConfigError
 from igpo_core.policies import CHAT_TEMPLATE
 from igpo_core.protocol import ChatProtocol
+from igpo_core.protocol.calls import turn_text
 
 REPLY = "+ message.content + '\\n</tool_response>"
 TURN = "message.role + '\\n' + message.content"
@@ -44,7 +45,7 @@ def pieces_and_whole(tokenizer: Any, template: str, seen: str) -> tuple[str, str
     """A history of two replies as it is put together, and as the template gives it."""
     tokenizer.chat_template = template
     chat = ChatProtocol(tokenizer, SEARCH)
-    turn = chat._turn_text("t", search_for("q"))
+    turn = turn_text("t", search_for("q"))
     messages = [{"role": "system", "content": SEARCH.system_prompt}, {"role": "user", "content": "Who?"}]
     messages += [{"role": "assistant", "content": turn}, {"role": "tool", "content": seen}] * 2
     whole = tokenizer.apply_chat_template(
