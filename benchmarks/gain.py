@@ -58,7 +58,7 @@ def step_of(config: ExperimentConfig, of: Policy, environment: Any, members: int
         )
         reward_trajectories(of, environment, trajectories, config.reward)
         # every trajectory is updated on both sides: outcome_only must not win by its dead groups
-        trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])
+        trainer.learner.update(trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

@@ -150,7 +150,7 @@ def steps(name: str, work: Work, of: Policy, engine: str, packed: bool, repeats:
         for reward in ("outcome_only", "outcome_and_gain"):
             config = configuration(work, reward, engine, len(script))
             trainer = Trainer(config, environment, of)  # type: ignore[arg-type]
-            trainer.packed = trainer.model.packed = packed
+            trainer.learner.packed = trainer.learner.model.packed = packed
             found = []
             for repeat in range(repeats + 1):
                 one = step(trainer, of, environment, config)
@@ -176,13 +176,13 @@ def step(trainer: Trainer, of: Policy, environment: Fixed, config: ExperimentCon
         torch.cuda.reset_peak_memory_stats()
     times = RolloutTimes()
     started = now(DEVICE)
-    trajectories = trainer._roll_out(list(enumerate(environment.asked)), times)
+    trajectories = trainer.roll_out(list(enumerate(environment.asked)), times)
     rolled = now(DEVICE)
     rolling = peak()
     reward_trajectories(of, environment, trajectories, config.reward)
     scored = now(DEVICE)
     # every trajectory is updated on all sides: outcome_only must not win by its dead groups
-    trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])
+    trainer.learner.update(trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0)
     ended = now(DEVICE)
     tokens = sum(len(item.token_ids) for item in trajectories)
     sampled = sum(item.sampled_tokens for item in trajectories)
@@ -257,7 +257,7 @@ def free_rollout(work: Work, of: Policy, engine: str) -> list[Trajectory]:
     script = turn_script(of, work.thought)
     config = configuration(work, "outcome_only", engine, len(script))
     trainer = Trainer(config, Fixed(questions(work.questions), work.observation), of)  # type: ignore[arg-type]
-    return trainer._roll_out(list(enumerate(trainer.questions)), RolloutTimes())
+    return trainer.roll_out(list(enumerate(trainer.questions)), RolloutTimes())
 
 
 def peer(work: Work, of: Policy, row: Row) -> Row:
@@ -324,10 +324,10 @@ def profiles(work: Work, of: Policy) -> None:
     with scripted(script):
         config = configuration(work, "outcome_and_gain", "continuous", len(script))
         trainer = Trainer(config, environment, of)  # type: ignore[arg-type]
-        roll = lambda: trainer._roll_out(list(enumerate(environment.asked)), RolloutTimes())  # noqa: E731
+        roll = lambda: trainer.roll_out(list(enumerate(environment.asked)), RolloutTimes())  # noqa: E731
         trajectories = roll()
         profile(roll, "a rollout with beliefs")
-        update = lambda: trainer._update(trajectories, [[1e-3] * len(item.turns) for item in trajectories])  # noqa: E731
+        update = lambda: trainer.learner.update(trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0)  # noqa: E731
         update()
         profile(update, "an update")
 

@@ -265,7 +265,7 @@ def gradients(setup: Any, *, packed: bool, **optimizer: Any) -> tuple[torch.Tens
     content = config.model_dump() | {"optimizer": config.optimizer.model_dump() | {"max_grad_norm": 1e9} | optimizer}
     own = replace(policy, model=copy.deepcopy(policy.model))
     trainer = Trainer(ExperimentConfig.model_validate(content), environment, own)
-    trainer.packed = trainer.model.packed = packed
+    trainer.learner.packed = trainer.learner.model.packed = packed
     metrics = trainer.run_step().metrics
     return torch.cat([p.grad.flatten() for p in own.model.parameters()]), metrics
 

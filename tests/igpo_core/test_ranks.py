@@ -84,7 +84,10 @@ def run(taught: Any, folder: Path, chosen: dict[str, dict[str, Any]]) -> Path:
     content["optimizer"] |= {"tokens_per_batch": 200, "learning_rate": 1e-4}
     content["data"] |= {"train": 64, "dev": 16, "test": 4}
     arms = {
-        name: {**content, **{part: {**content[part], **values} for part, values in changes.items()}}
+        name: {
+            **content,
+            **{part: ({} if part == "reward" else content[part]) | values for part, values in changes.items()},
+        }
         for name, changes in chosen.items()
     }
     if "tied_fsdp" in arms:

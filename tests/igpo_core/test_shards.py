@@ -46,7 +46,7 @@ def trainer(lookup_setup: Any) -> Trainer:
 def advance(trainer: Trainer) -> None:
     for parameter in trainer.policy.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    trainer.optimizer.step()
+    trainer.learner.optimizer.step()
 
 
 def sharded(trainer: Trainer, folder: Path, **changed: Any) -> Path:
@@ -58,7 +58,7 @@ def sharded(trainer: Trainer, folder: Path, **changed: Any) -> Path:
         configuration=fingerprint(trainer.config.identity()),
         step=trainer.step,
         counters=trainer.counters,
-        scheduler=trainer.scheduler.state_dict(),
+        scheduler=trainer.learner.scheduler.state_dict(),
         torch_rng=torch.get_rng_state(),
         tensors=tensors,
     )
@@ -68,12 +68,12 @@ def sharded(trainer: Trainer, folder: Path, **changed: Any) -> Path:
 
 def test_a_sharded_checkpoint_is_gone_on_with(trainer: Trainer, lookup_setup: Any, tmp_path: Path) -> None:
     folder = sharded(trainer, tmp_path / "step")
-    moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
+    moments = [state["exp_avg"].clone() for state in trainer.learner.optimizer.state.values()]
     advance(trainer)
-    other = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+    other = [state["exp_avg"] for state in trainer.learner.optimizer.state.values()]
     assert any(not torch.equal(one, two) for one, two in zip(moments, other, strict=True))
     trainer.restore(folder)
-    again = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+    again = [state["exp_avg"] for state in trainer.learner.optimizer.state.values()]
     assert trainer.step == 1 and all(torch.equal(one, two) for one, two in zip(moments, again, strict=True))
 
 

@@ -81,7 +81,7 @@ def slow_step(policy: Policy, optimizer: Any, trainer: Trainer, step: int) -> li
     config = trainer.config
     drawn, groups = [], []
     with torch.no_grad():
-        for place, question in enumerate(trainer._step_questions(step)):
+        for place, question in enumerate(trainer.sampler.questions_of(step)):
             for member in range(config.rollout.group_size):
                 key = (config.seed, "rollout", step, place, member)
                 drawn.append((question, *slow_rollout(policy, trainer.environment, question, config, key)))

@@ -31,7 +31,7 @@ def fresh_copy(setup: Any) -> Policy:
 def configure(setup: Any, **parts: dict) -> ExperimentConfig:
     config: ExperimentConfig = setup[0]
     return ExperimentConfig.model_validate(
-        {**config.model_dump(), **{k: {**config.model_dump()[k], **v} for k, v in parts.items()}}
+        {**config.model_dump(), **{k: ({} if k == "reward" else config.model_dump()[k]) | v for k, v in parts.items()}}
     )
 
 
@@ -135,7 +135,7 @@ def test_the_update_equals_the_loss_written_out(taught: Any, trajectories: list[
         config = configure(taught, optimizer={"tokens_per_batch": budget, "max_grad_norm": 1e9})
         fresh = fresh_copy(taught)
         trainer = Trainer(config, taught[1], fresh)
-        trainer._update(trajectories, advantages)
+        trainer.learner.update(trajectories, advantages, step=0)
         for parameter, reference in zip(fresh.model.parameters(), expected, strict=True):
             assert parameter.grad is not None
             assert torch.allclose(parameter.grad, reference, atol=1e-6)
@@ -178,7 +178,7 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(taught: Any, tmp_path: Path) -
 
 def test_questions_come_in_permutations(taught: Any) -> None:
     trainer = Trainer(taught[0], taught[1], fresh_copy(taught))
-    places = [question.id for step in range(40) for question in trainer._step_questions(step)]
+    places = [question.id for step in range(40) for question in trainer.sampler.questions_of(step)]
     assert sorted(places[:40]) == sorted(question.id for question in taught[1].tasks("train"))
     assert sorted(places[40:80]) == sorted(places[:40]) and places[40:80] != places[:40]
 
@@ -190,7 +190,8 @@ def test_a_broken_model_stops_with_the_step(taught: Any) -> None:
     with torch.no_grad():
         policy.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(IgpoError, match=r"step 2: the loss or the gradient is not finite"):
-        trainer._update([item.trajectory for item in drawn], [[1.0] * len(item.trajectory.turns) for item in drawn])
+        rows = [[1.0] * len(item.trajectory.turns) for item in drawn]
+        trainer.learner.update([item.trajectory for item in drawn], rows, step=1)
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -277,9 +278,9 @@ def test_weights_are_whole_except_while_an_update_is_applied(taught: Any) -> Non
     config, environment, _ = taught
     trainer = Trainer(config, environment, fresh_copy(taught))
     seen = []
-    step, clip = trainer.optimizer.step, trainer.accelerator.clip_grad_norm_
-    trainer.accelerator.clip_grad_norm_ = lambda *a: (seen.append(trainer.whole), clip(*a))[1]
-    trainer.optimizer.step = lambda *a: (seen.append(trainer.whole), step(*a))[1]
+    step, clip = trainer.learner.optimizer.step, trainer.learner.accelerator.clip_grad_norm_
+    trainer.learner.accelerator.clip_grad_norm_ = lambda *a: (seen.append(trainer.whole), clip(*a))[1]
+    trainer.learner.optimizer.step = lambda *a: (seen.append(trainer.whole), step(*a))[1]
     trainer.run_step()
     assert seen == [True, False] and trainer.whole and trainer.step == 1
 
@@ -355,7 +356,7 @@ def test_dropped_groups_are_in_no_term(taught: Any, trajectories: list[Trajector
         with torch.no_grad():
             for parameter in trainer.policy.model.parameters():
                 parameter.mul_(1.05)
-        norms.append(trainer._update(asked, rows))
+        norms.append(trainer.learner.update(asked, rows, step=0))
     every, alone = norms
     assert alone["train/kl"] > 1e-3
     for name in ("train/kl", "train/grad_norm", "train/loss"):
@@ -367,7 +368,7 @@ def test_a_step_without_a_live_group_has_no_term_where_they_are_dropped(
 ) -> None:
     config = configure(taught, optimizer={"dead_groups": "drop", "kl_coefficient": 0.5, "entropy_coefficient": 0.1})
     trainer = Trainer(config, taught[1], fresh_copy(taught))
-    found = trainer._update(trajectories, [[0.0] * len(item.turns) for item in trajectories])
+    found = trainer.learner.update(trajectories, [[0.0] * len(item.turns) for item in trajectories], step=0)
     assert found["train/grad_norm"] == found["train/kl"] == found["train/loss"] == 0.0
 
 

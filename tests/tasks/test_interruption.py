@@ -87,7 +87,7 @@ def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, when: s
     go_on(setting, StepDone, 1)
     training.trainer.run_step()  # ended before its line
     if when == "while its update is applied":
-        training.trainer.whole = False
+        training.trainer.learner.whole = False
     leave_checkpoint(training, tracker, print)
     assert newest_checkpoint(training.folder, pytest.fail) is None
 
@@ -104,14 +104,14 @@ def test_a_signal_waits_until_the_steps_line_is_written(
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, told)
-    step, sample, log = trainer.optimizer.step, trainer._step_questions, tracker.log
+    step, sample, log = trainer.learner.optimizer.step, trainer.sampler.questions_of, tracker.log
 
     def at(what: str) -> None:
         if trainer.step == (2 if what == "line" else 1) and what == moment:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "_step_questions", lambda number: (at("rollout"), sample(number))[1])
-    monkeypatch.setattr(trainer.optimizer, "step", lambda: (at("update"), step())[1])
+    monkeypatch.setattr(trainer.sampler, "questions_of", lambda number: (at("rollout"), sample(number))[1])
+    monkeypatch.setattr(trainer.learner.optimizer, "step", lambda: (at("update"), step())[1])
     monkeypatch.setattr(tracker, "log", lambda number, metrics: (at("line"), log(number, metrics))[1])
     with pytest.raises(KeyboardInterrupt):
         go_on(setting, StepDone, 6)
