@@ -30,7 +30,7 @@ PIP   := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version
 # not in the lock, for its builds differ by index under one version: TORCH_INDEX is asked for torch alone, after all others are there
 TORCH := torch==2.13.0
 
-.PHONY: help environment ablation dry-run test lint format up down status send prune worker bench
+.PHONY: help environment ablation dry-run test lint format up down status send prune worker bench wheel
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
@@ -41,6 +41,7 @@ help:
 	@echo "make send      sends what runs owe to MLflow, after it was away or lost something"
 	@echo "make prune [ARGS=--yes]    old runs that nothing needs: lists them, and deletes them with --yes"
 	@echo "make worker [LIMIT=2]   serves the arms of sweeps with 'where: pool', here or on another machine (docs/operate.md)"
+	@echo "make wheel     igpo_core alone as a wheel, for a trainer of your own (docs/extend.md)"
 	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
 	@echo "Presets, with the time they take on this machine where it is known (make dry-run PRESET=.. tells more):"
@@ -83,6 +84,11 @@ test: environment
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest $(ARGS)
+
+# the library without the laboratory, for a trainer of one's own
+wheel: environment
+	@$(BIN)/python -m pip wheel ./igpo_core --no-deps --no-build-isolation --quiet --wheel-dir dist
+	@ls dist/igpo_core-*.whl
 
 lint: environment
 	@$(BIN)/ruff check .

@@ -327,7 +327,9 @@ def profiles(work: Work, of: Policy) -> None:
         roll = lambda: trainer.roll_out(list(enumerate(environment.asked)), RolloutTimes())  # noqa: E731
         trajectories = roll()
         profile(roll, "a rollout with beliefs")
-        update = lambda: trainer.learner.update(trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0)  # noqa: E731
+        update = lambda: trainer.learner.update(
+            trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0
+        )
         update()
         profile(update, "an update")
 

@@ -82,7 +82,9 @@ class Learner:
         one that is made, from 0. Raises IgpoError, naming the step, when the loss or the gradient is not finite.
         """
         settings, limits = self.config.optimizer, self.config.rollout
-        own_rounding = isinstance(limits.engine, ContinuousEngine)  # others have the log-probabilities of a pass as this one
+        own_rounding = isinstance(
+            limits.engine, ContinuousEngine
+        )  # others have the log-probabilities of a pass as this one
         rows = [
             token_advantages(self.policy.protocol, item, row, queries[i] if queries else None)
             for i, (item, row) in enumerate(zip(trajectories, advantages, strict=True))

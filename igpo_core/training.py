@@ -1,9 +1,9 @@
 """One training step after another.
 
-    questions -> Sampler: rollouts, in which the beliefs at turn boundaries are read
-              -> scoring: beliefs -> gains, and the outcome
-              -> assign_credit: gains and outcomes of a group -> one advantage a turn
-              -> Learner: one advantage for every sampled token of its turn -> update
+questions -> Sampler: rollouts, in which the beliefs at turn boundaries are read
+          -> scoring: beliefs -> gains, and the outcome
+          -> assign_credit: gains and outcomes of a group -> one advantage a turn
+          -> Learner: one advantage for every sampled token of its turn -> update
 """
 
 from collections.abc import Sequence
@@ -153,7 +153,9 @@ class Trainer:
     def _lag(self) -> int | None:
         """Steps between copies of a lagged scorer; None where the arm has another one."""
         reward = self.config.reward
-        return reward.scorer.steps if isinstance(reward, TurnGains) and isinstance(reward.scorer, LaggedScorer) else None
+        return (
+            reward.scorer.steps if isinstance(reward, TurnGains) and isinstance(reward.scorer, LaggedScorer) else None
+        )
 
     @property
     def _rides(self) -> bool:

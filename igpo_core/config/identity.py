@@ -31,6 +31,8 @@ def code_on_disk(root: Path = Path(__file__).parents[1]) -> str:
     for package in COMPUTING:
         digest.update(f"{package} {_version(package)}\0".encode())
     for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] == "build":  # what setuptools leaves where it made a wheel
+            continue
         digest.update(f"{path.relative_to(root).as_posix()}\0{_meaning(path.read_text(encoding='utf-8'))}\0".encode())
     return digest.hexdigest()[:12]
 
