@@ -327,7 +327,7 @@ def profiles(work: Work, of: Policy) -> None:
         roll = lambda: trainer.roll_out(list(enumerate(environment.asked)), RolloutTimes())  # noqa: E731
         trajectories = roll()
         profile(roll, "a rollout with beliefs")
-        update = lambda: trainer.learner.update(
+        update = lambda: trainer.learner.update(  # noqa: E731
             trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0
         )
         update()

@@ -152,6 +152,8 @@ AnyGate = Annotated[NoGate | SignGate | OutcomeSpreadGate, Field(discriminator="
 AnyScorer = Annotated[CurrentScorer | LaggedScorer | FrozenScorer, Field(discriminator="kind"), _Short]
 AnyAccumulation = Annotated[Sum | Root | Window, Field(discriminator="kind"), _Short]
 
+# what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
+OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # names of settings that have another place now -> how it is written there
 RENAMED: Mapping[str, str] = {
     "gain_floor": "normalization: {kind: <its kind>, floor: <value>}",

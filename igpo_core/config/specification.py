@@ -16,11 +16,9 @@ from igpo_core.config.data import DataConfig
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_version, fingerprint
 from igpo_core.config.reasons import nearest, reasons
-from igpo_core.config.reward import ARM_FIELDS, KINDS, RENAMED, kind_of, settled
+from igpo_core.config.reward import ARM_FIELDS, KINDS, OF_ALL_ARMS, RENAMED, kind_of, settled
 from igpo_core.errors import ConfigError
 
-# what is in `reward` and yet the same for all arms: it decides what a malformed turn costs, in whatever arm
-OF_ALL_ARMS = ("format_penalty", "penalty_on")
 # an arm's name is part of MLflow's metric names, of files and of lists with commas
 ARM = r"\w[\w.-]{0,63}"
 ARM_RULE = "name an arm with at most 64 letters, digits and . - _ alone, a letter, digit or _ first: MLflow refuses other names"

@@ -43,6 +43,7 @@ class FunctionGain(Gain):
     """g_1..g_{T-1} from a function of one's own."""
 
     kind: Literal["function"] = "function"
+    unit: ClassVar[str] = "the function's unit"
     path: str = Field(
         pattern=PATH,
         description="file.py:function, beside the specification, or package.module:function, of an installed package.",

@@ -45,6 +45,8 @@ class Gain(Settings):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"beliefs"})
     """What it asks of an environment. Without "beliefs" no scoring pass is made."""
+    unit: ClassVar[str]
+    """Of a gain, for figures."""
 
 
 class BoundaryGain(Gain):
@@ -89,6 +91,7 @@ class LogProbDiff(DifferenceGain):
     """g_t = s_t - s_{t-1} (paper Eq. 4, camera-ready)."""
 
     kind: Literal["log_prob_diff"] = "log_prob_diff"
+    unit: ClassVar[str] = "nats"
 
     def value(self, belief: float) -> float:
         """Return s."""
@@ -99,6 +102,7 @@ class ProbDiff(DifferenceGain):
     """g_t = exp(s_t) - exp(s_{t-1}) (the paper's first version)."""
 
     kind: Literal["prob_diff"] = "prob_diff"
+    unit: ClassVar[str] = "probability"
 
     def value(self, belief: float) -> float:
         """Return exp(s)."""
@@ -112,6 +116,7 @@ class LogRatioGap(BoundaryGain):
     """
 
     kind: Literal["log_ratio_gap"] = "log_ratio_gap"
+    unit: ClassVar[str] = "log ratio"
     gap: float = Field(0.1, gt=0, description="Of a belief of probability 1 (TRACE's eps).")
 
     def gains(self, beliefs: Sequence[float]) -> list[float]:
@@ -124,6 +129,7 @@ class Watermark(BoundaryGain):
     """g_t = how far s_t exceeds every belief before it, else 0: nothing is paid twice (MIG, arXiv 2602.01034)."""
 
     kind: Literal["watermark"] = "watermark"
+    unit: ClassVar[str] = "nats"
 
     def gains(self, beliefs: Sequence[float]) -> list[float]:
         """Return what each belief adds to the highest one before."""
@@ -136,6 +142,7 @@ class LeaveOneTurnOut(Gain):
     leave nothing). A scoring pass over T shorter histories."""
 
     kind: Literal["leave_one_turn_out"] = "leave_one_turn_out"
+    unit: ClassVar[str] = "nats"
 
     def gains(self, last: float, without: Sequence[float]) -> list[float]:
         """Return the differences. without[t]: the last belief in a history that lacks turn t."""
@@ -146,6 +153,7 @@ class FirstExposure(Gain):
     """g_t = 1 for the first observation that shows the answer, else 0 (TSPO, arXiv 2601.22776). Needs no model."""
 
     kind: Literal["first_exposure"] = "first_exposure"
+    unit: ClassVar[str] = "exposures"
     needs: ClassVar[frozenset[Need]] = frozenset({"exposure"})
 
     def gains(self, shown: Sequence[bool]) -> list[float]:

@@ -1,6 +1,7 @@
 """Figures of a sweep: matplotlib without a screen, Okabe and Ito's colours, names beside the lines they name."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from igpo_core.trajectory import TURNS_TOLD
 from tasks.report.statistics import Interval, Paired, curve_band
 from tasks.report.sweeps import GAIN_AT
+from tasks.report.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ COLOURS = (
     "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
 )  # fmt: skip
 FEW = 7  # arms up to which a line for each seed can be followed
+BAND = 8  # seeds from which a band tells more than their lines
 Panel = tuple[str, str, str, tuple[float, float] | None]
 PANELS: tuple[Panel, ...] = (
     ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
@@ -56,8 +59,9 @@ def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "
     forest(axes[0][1], pairs, baseline, colours, data.title)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
-        f"{data.sweep}: {seeds} seeds; bold: mean, band: 95% interval over seeds"
-        + (", thin: one seed" if len(data.arms) <= FEW else ""),
+        f"{data.sweep}: {counted(seeds, 'seed')}; bold: mean"
+        + (", band: 95% interval over seeds" if seeds >= BAND else "")
+        + (", thin line or small dot: one seed" if len(data.arms) <= FEW else ", small dot: one seed"),
         fontsize=11,
         x=0.01,
         ha="left",
@@ -107,8 +111,10 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
             means, stds = ([mean(pair[i] for pair in by_turn[t]) for t in turns] for i in (0, 1))
             if turns:
                 axis.plot(turns, means, "o-", color=colours[arm], label=arm, markersize=4)
-                if len(data.arms) <= FEW:
-                    lows, highs = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
+                if len(data.arms) <= FEW:  # a belief is a probability: the band ends where it does
+                    lows, highs = (
+                        [min(1.0, max(0.0, m + sign * s)) for m, s in zip(means, stds, strict=True)] for sign in (-1, 1)
+                    )
                     axis.fill_between(turns, lows, highs, color=colours[arm], alpha=0.1, linewidth=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("turns done")
@@ -117,45 +123,78 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
     return figure
 
 
-def turn_by_turn(data: "SweepData", baseline: str) -> "Figure":
+def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> "Figure":
     """What turns earn, how far their advantages spread, and what evidence has been seen, by turn; and gains by what a call found.
-    Means over training, evidence at the last evaluation; then over seeds."""
-    colours = arm_colours(data.arms, baseline)
+    Means over training, evidence at the last evaluation; then over seeds. Gains in different units have panels of their own.
+
+    units: arm -> the unit of its gain.
+    """
     turns = [str(t) for t in range(1, TURNS_TOLD + 1)]
     metrics = {metric for run in data.finished() for metric in run.histories if metric.startswith(GAIN_AT)}
     found = sorted((metric.removeprefix(GAIN_AT) for metric in metrics), key=lambda name: (name == "miss", name))
-    panels = (
-        ("Mean gain of a turn, in the arm's unit", "reward/gain_turn_", turns, False),
-        ("Gain by what a tool call found", GAIN_AT, found, False),
-        ("Standard deviation of advantages by turn", "advantage/std_turn_", turns, False),
-        ("Evidence recall after so many turns", "diagnostics/evidence_recall_turn_", turns, True),
-    )
-    shown = [
-        panel
-        for panel in panels
-        if any(panel[1] + name in run.histories for run in data.finished() for name in panel[2])
+    by_unit = {unit: [arm for arm in data.arms if units.get(arm) == unit] for unit in dict.fromkeys(units.values())}
+    panels = [
+        *(
+            _ByName("Mean gain of a turn", f"gain ({unit})", "reward/gain_turn_", turns, arms)
+            for unit, arms in by_unit.items()
+        ),
+        *(
+            _ByName("Gain by what a call found", f"gain ({unit})", GAIN_AT, found, arms)
+            for unit, arms in by_unit.items()
+        ),
+        _ByName("Advantages by turn", "standard deviation", "advantage/std_turn_", turns, data.arms),
+        _ByName(
+            "Evidence recall after a turn", "recall", "diagnostics/evidence_recall_turn_", turns, data.arms, at_end=True
+        ),
     ]
-    figure, axes = _canvas(1, max(1, len(shown)), (4.0 * max(1, len(shown)), 3.8))
-    for axis, (title, metric, names, at_end) in zip(axes[0], shown, strict=False):
-        for arm in data.arms:
-            means = {}
-            for name in names:
-                runs = data.finished(arm)
-                values = [run.last(metric + name) if at_end else run.over_training(metric + name) for run in runs]
+    shown = [panel for panel in panels if panel.means(data)]
+    rows = max(1, -(-len(shown) // 4))
+    columns = min(4, max(1, len(shown)))
+    figure, axes = _canvas(rows, columns, (3.8 * columns, 3.8 * rows))
+    colours = arm_colours(data.arms, baseline)
+    named: set[str] = set()
+    for axis, panel in zip(axes.flat, shown, strict=False):
+        curves_by_arm = panel.means(data)
+        for arm, means in curves_by_arm.items():
+            places = [panel.names.index(name) for name in means]
+            label = None if arm in named else arm
+            axis.plot(places, list(means.values()), "o-", color=colours[arm], label=label, markersize=4, linewidth=1.2)
+        named.update(curves_by_arm)
+        used = sorted({panel.names.index(name) for means in curves_by_arm.values() for name in means})
+        axis.set_xticks(used, [panel.names[i].replace("_", " ") for i in used], fontsize=8)
+        axis.set_xlabel("turn" if panel.names is turns else "what it found")
+        axis.set_ylabel(panel.quantity)
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set_title(panel.title, loc="left", fontsize=9)
+        _plain(axis, legend=True)
+    for axis in axes.flat[len(shown) :]:
+        axis.remove()
+    return figure
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A panel of a metric for each of some names: a turn's number, or what a call found."""
+
+    title: str
+    quantity: str
+    metric: str
+    names: Sequence[str]
+    arms: Sequence[str]
+    at_end: bool = False
+
+    def means(self, data: "SweepData") -> dict[str, dict[str, float]]:
+        """Return arm -> name -> mean over runs, of what runs have."""
+        found: dict[str, dict[str, float]] = {}
+        for arm in self.arms:
+            runs = data.finished(arm)
+            for name in self.names:
+                metric = self.metric + name
+                values = [run.last(metric) if self.at_end else run.over_training(metric) for run in runs]
                 known = [value for value in values if value is not None]
                 if known:
-                    means[name] = mean(known)
-            if means:
-                places = [names.index(name) for name in means]
-                axis.plot(
-                    places, list(means.values()), "o-", color=colours[arm], label=arm, markersize=4, linewidth=1.2
-                )
-        used = [i for i, name in enumerate(names) if any(metric + name in run.histories for run in data.finished())]
-        axis.set_xticks(used, [names[i].replace("_", " ") for i in used], fontsize=8)
-        axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set_title(title, loc="left", fontsize=9)
-        _plain(axis, legend=axis is axes[0][0])
-    return figure
+                    found.setdefault(arm, {})[name] = mean(known)
+        return found
 
 
 def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str, score: str) -> "Figure":
@@ -222,7 +261,8 @@ def curves(
     limits: tuple[float, float] | None,
     colours: Mapping[str, str],
 ) -> None:
-    """Mean and interval by step for each arm, a thin line a seed where arms are few, the arm's name at the end of its line."""
+    """The mean by step of each arm, its interval where seeds are many, a thin line a seed where arms are few, and the arm's name
+    at the end of its line."""
     ends = []
     few = len(data.arms) <= FEW
     for arm in data.arms:
@@ -233,9 +273,10 @@ def curves(
         if not band:
             continue
         steps, means = [point.step for point in band], [point.mean for point in band]
-        edges = [point.interval or Interval(point.mean, point.mean) for point in band]
-        lows, highs = [edge.low for edge in edges], [edge.high for edge in edges]
-        axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12 if few else 0.05, linewidth=0)
+        if len(rows) >= BAND:
+            edges = [point.interval or Interval(point.mean, point.mean) for point in band]
+            lows, highs = [edge.low for edge in edges], [edge.high for edge in edges]
+            axis.fill_between(steps, lows, highs, color=colours[arm], alpha=0.12 if few else 0.05, linewidth=0)
         axis.plot(steps, means, color=colours[arm], linewidth=2.2, solid_capstyle="round")
         ends.append((means[-1], steps[-1], arm))
     if limits is not None:
@@ -275,13 +316,16 @@ def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
 
 
 def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str], score: str) -> None:
-    """Paired difference to the baseline with its interval, one row an arm; the first arm on top."""
+    """Paired difference to the baseline with its interval and those of single seeds, one row an arm; the first arm on top."""
     shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
     axis.axvline(0, color="#999999", linewidth=1, zorder=1)
     for row, (arm, pair) in enumerate(reversed(shown)):
         span = pair.interval
         if span is not None:
             axis.plot([span.low, span.high], [row, row], color=colours[arm], linewidth=2.5, solid_capstyle="butt")
+        axis.plot(
+            pair.differences, [row] * pair.n, "o", color=colours[arm], markersize=3.5, alpha=0.45, markeredgewidth=0
+        )
         axis.plot(pair.mean, row, "o", color=colours[arm], markersize=7)
         bounds = f" [{span.low:+.3f}, {span.high:+.3f}]" if span else ""
         axis.text(

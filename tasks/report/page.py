@@ -1,38 +1,57 @@
-"""The report as one page that needs nothing else: tables, figures, diagnostics, and a viewer of trajectories."""
+"""The report as one page that needs nothing else: the answer, what was compared, tables, figures, terms, trajectories."""
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from igpo_core.config.reward import OF_ALL_ARMS, Reward, TurnGains, reward_of, settled
+from igpo_core.config.specification import spell_changes
+from tasks.home import PROJECT
 from tasks.report.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
-from tasks.report.wording import BEHAVIOUR
+from tasks.report.terms import TERMS
+from tasks.report.wording import BEHAVIOUR, budget, penalty
+from tasks.tracking.server import flatten
 
 if TYPE_CHECKING:
-    from tasks.report.summaries import CellReport
-    from tasks.report.wording import Words
+    from matplotlib.figure import Figure
 
-VIEWER = Path(__file__).with_name("viewer.js")
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;max-width:1240px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;border-top:1px solid #ddd;padding-top:1rem}h3{font-size:1rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:.6rem 0}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{color:#555;font-weight:600}
-.warn{background:#fff4e5;border-left:4px solid #d55e00;padding:.4rem .8rem;margin:.4rem 0;font-size:13px}
-.answer{font-size:17px;max-width:60rem;margin:.4rem 0}
-svg{max-width:100%;height:auto}
-#filters{display:flex;flex-wrap:wrap;gap:.8rem;margin:.6rem 0}#filters label{font-size:13px;color:#555}
-#list{max-height:16rem;overflow-y:auto;border:1px solid #ddd;font-size:13px}
-#list div{padding:.25rem .6rem;cursor:pointer;border-bottom:1px solid #f0f0f0}#list div:hover,#list .on{background:#eef4fb}
-.turn{border:1px solid #ddd;border-left:4px solid #0072b2;margin:.6rem 0;padding:.4rem .8rem}
-.turn.bad{border-left-color:#d55e00}.turn.answer{border-left-color:#009e73}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:.3rem 0;font-size:12.5px}
-.num{font-size:13px;color:#444}.bar{display:inline-block;height:.6em;background:#0072b2;vertical-align:baseline}
-"""
+    from tasks.report.summaries import CellReport
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True)
+class Made:
+    """How the report came to be."""
+
+    when: str
+    commit: str
+    code: str
+    """code_version of igpo_core."""
+    data: tuple[str, ...]
+    """Data versions."""
+    processors: tuple[str, ...]
+    """What the runs were computed on."""
+    links: tuple[tuple[str, str], ...]
+    """Text and address of pages beside this one."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page."""
+
+    title: str
+    svg: Markup
+    alt: str
+    """What it shows, for who cannot see it."""
+    caption: str
 
 
 def write_page(
@@ -41,92 +60,184 @@ def write_page(
     answer: str,
     specification: Mapping[str, Any],
     reports: "Sequence[CellReport]",
-    compare: str,
+    made: Made,
     trajectories: Sequence[Mapping[str, Any]],
 ) -> None:
-    """One HTML file; text from outside (questions, passages, what the policy wrote) is escaped, and no script of it runs."""
-    baseline = specification["baseline"]
-    parts = [f"<h1>{_text(sweep)}</h1>", *(f'<p class="answer">{_text(line)}</p>' for line in answer.splitlines())]
-    parts.append(f"<p>{_text(specification['description'])}</p>")
+    """Write one HTML file. Text from outside (questions, passages, what the policy wrote) is escaped; no script of it runs."""
+    baseline, rewards = specification["baseline"], rewards_of(specification)
+    units = {arm: reward.gain.unit for arm, reward in rewards.items() if isinstance(reward, TurnGains)}
+    script = (TEMPLATES / "viewer.js").read_text(encoding="utf-8")
+    effect = None
     if len(reports) > 1:
-        cells = [(report.cell, report.pairs) for report in reports]
-        parts += ["<h2>The effect by cell</h2>", svg(effect_by_cell(cells, baseline, reports[0].data.title))]
-    for report in reports:
-        parts += _cell(report)
-    if trajectories:
-        parts.append(_viewer(trajectories))
-    parts.append(f'<p><a href="{_text(compare)}">Curves by arm in MLflow</a></p>')
-    body = "\n".join(parts)
-    path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_policy()}<title>{_text(sweep)}</title>'
-        f"<style>{STYLE}</style></head><body>{body}</body></html>",
-        encoding="utf-8",
+        title = reports[0].data.title
+        drawn = effect_by_cell([(report.cell, report.pairs) for report in reports], baseline, title)
+        effect = _drawn(
+            "The effect by cell", drawn, f"Difference in test {title} to {baseline} in each cell, with 95% intervals."
+        )
+    template = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("report.html.j2")
+    text = template.render(
+        sweep=sweep,
+        title=f"{specification['name']}: {', '.join(specification['arms'])}",
+        answer=answer.splitlines(),
+        policy=_policy(script),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        facts=_facts(sweep, specification, reports, made),
+        arms=_arms(specification, rewards),
+        effect=effect,
+        cells=[_cell(report, units) for report in reports],
+        trajectories=_json({"rows": list(trajectories), "units": units}) if trajectories else None,
+        terms=TERMS,
+        links=made.links,
+        script=Markup(script),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def rewards_of(specification: Mapping[str, Any]) -> dict[str, Reward]:
+    """Return the reward of every arm, as it stands over the base."""
+    base = specification["base"].get("reward", {})
+    found = {}
+    for arm, changes in specification["arms"].items():
+        own = {name: value for name, value in changes.items() if name not in ("optimizer", "replicate")}
+        found[arm] = reward_of(settled({**base, **own}, own))
+    return found
+
+
+def _policy(script: str) -> str:
+    """The page loads nothing, and runs its own script alone."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+
+
+def _facts(
+    sweep: str, specification: Mapping[str, Any], reports: "Sequence[CellReport]", made: Made
+) -> list[tuple[str, str]]:
+    """What was compared, when, on what, and how to do it again: name and text of each."""
+    base, seeds = specification["base"], ", ".join(map(str, specification["seeds"]))
+    runs = [run for report in reports for run in report.data.finished()]
+    seconds = sum(run.last("progress/seconds") or 0.0 for run in runs)
+    again = f"make ablation PRESET={specification['name']}"
+    if not (PROJECT / "deployments" / "presets" / f"{specification['name']}.yaml").is_file():
+        again = f"make ablation PRESET=<the file of {specification['name']}>"
+    settings = "".join(f" --set {path}={json.dumps(value)}" for path, value in specification["changes"].items())
+    facts = [
+        ("question", specification["description"] or f"Do these arms differ from {specification['baseline']}?"),
+        ("data", f"{_short(base['data'])}; version {', '.join(made.data)}"),
+        ("policy", _short(base["policy"])),
+        ("start", _start(base)),
+        ("budget", f"{budget(base)}, the same for every arm"),
+        ("format penalty", penalty(base["reward"])),
+        ("set besides", spell_changes(specification["changes"]) or "nothing"),
+        ("seeds", seeds),
+        ("runs", f"{len(runs)} finished, {seconds / 60:.0f} minutes of training in all"),
+        ("computed on", ", ".join(made.processors) or "not recorded"),
+        ("code", f"commit {made.commit}; igpo_core {made.code}"),
+        ("made", f"{made.when}, sweep {sweep}"),
+        ("again", f'{again} ARGS="--seeds {seeds.replace(" ", "")}{settings}"'),
+    ]
+    return facts
+
+
+def _short(section: Mapping[str, Any]) -> str:
+    """A section's kind, and what is set in it, without long lists."""
+    rest = {name: value for name, value in flatten(section).items() if name != "kind" and len(str(value)) < 80}
+    return ", ".join([str(section["kind"]), *(f"{name} {value}" for name, value in rest.items())])
+
+
+def _start(base: Mapping[str, Any]) -> str:
+    if base["warm_start"] is None:
+        return "no warm start"
+    stages = base["warm_start"]["stages"]
+    return (
+        f"a warm start for every seed: {len(stages)} stages, {sum(stage['steps'] for stage in stages)} supervised steps"
     )
 
 
-def _policy() -> str:
-    """The page loads nothing, and runs the viewer's script alone."""
-    digest = base64.b64encode(hashlib.sha256(VIEWER.read_bytes()).digest()).decode()
-    rules = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
+def _arms(specification: Mapping[str, Any], rewards: Mapping[str, Reward]) -> list[dict[str, str]]:
+    roles = {specification["baseline"]: "baseline", specification["primary"]: "answers the question"}
+    return [
+        {
+            "name": arm,
+            "role": roles.get(arm, ""),
+            "words": in_words(rewards[arm]),
+            "settings": ", ".join(
+                f"{name}: {value}" for name, value in flatten(changes).items() if name != "gain.source"
+            ),
+        }
+        for arm, changes in specification["arms"].items()
+    ]
 
 
-def _cell(report: "CellReport") -> list[str]:
+def in_words(reward: Reward) -> str:
+    """Return what the turns of an arm earn: the first sentences of the classes that it is made of."""
+    parts = [_first_sentence(reward)]
+    if isinstance(reward, TurnGains):
+        parts += [_first_sentence(reward.gain), _first_sentence(reward.normalization)]
+        if reward.shuffle != "none":
+            parts.append(f"A control: gains are shuffled within the {reward.shuffle}.")
+    shown = {"reward", "gain", "normalization", "shuffle", *OF_ALL_ARMS}
+    other = [name for name in type(reward).model_fields if name not in shown and name in reward.model_fields_set]
+    defaults = {name: type(reward).model_fields[name].get_default(call_default_factory=True) for name in other}
+    changed = [f"{name} {_plain(getattr(reward, name))}" for name in other if getattr(reward, name) != defaults[name]]
+    return " ".join([*parts, *([f"With {', '.join(changed)}."] if changed else [])])
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "kind", value))
+
+
+def _first_sentence(thing: object) -> str:
+    text = " ".join((type(thing).__doc__ or "").split())
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
+
+
+def _cell(report: "CellReport", units: Mapping[str, str]) -> dict[str, Any]:
     data, baseline = report.data, report.baseline
     cut = list(report.rows[0]).index(BEHAVIOUR)
-    scores = [dict(list(row.items())[:cut]) for row in report.rows]
-    behaviour = [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows]
-    parts = [
-        f"<h2>{_text(report.cell or 'Result')}</h2>",
-        *_warnings(report.words),
-        _table(scores),
-        *_words(report.words),
-        svg(overview(data, report.pairs, baseline)),
-        _table(behaviour),
-        "<h3>Efficiency</h3>",
-        svg(efficiency(data, baseline)),
-        "<h3>Belief by turn</h3><p>At the last evaluation, of the trajectories that got so far; bands, where arms are few: one "
-        "standard deviation over trajectories.</p>",
-        svg(belief_by_turn(data, baseline)),
-        "<h3>Turn by turn</h3><p>Gains and advantages are means over training, evidence is of the last evaluation; then means "
-        "over seeds.</p>",
-        svg(turn_by_turn(data, baseline)),
-    ]
-    for title, rows in report.tables.items():
-        parts += [f"<h3>{_text(title)}</h3>", _table(rows)]
-    return parts
+    return {
+        "name": report.cell,
+        "warnings": report.words.warnings,
+        "scores": [dict(list(row.items())[:cut]) for row in report.rows],
+        "behaviour": [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows],
+        "shown": report.words.shown,
+        "limits": report.words.limits,
+        "tables": list(report.tables.items()),
+        "figures": [
+            _drawn(
+                "Overview",
+                overview(data, report.pairs, baseline),
+                f"Four panels: {data.title} on dev by step, paired differences to {baseline} on test, dead groups, turns.",
+                "Thin lines and dots are single seeds, bold lines means.",
+            ),
+            _drawn(
+                "Efficiency",
+                efficiency(data, baseline),
+                f"{data.title} on dev by sampled tokens, a line a run or an arm.",
+            ),
+            _drawn(
+                "Belief by turn",
+                belief_by_turn(data, baseline),
+                "The belief in the gold answer after each turn, in all, solved and unsolved trajectories.",
+                "At the last evaluation, of the trajectories that got so far. Bands, where arms are few: one standard deviation "
+                "over trajectories, cut at 0 and 1.",
+            ),
+            _drawn(
+                "Turn by turn",
+                turn_by_turn(data, baseline, units),
+                "Gains by turn and by what a call found, spread of advantages and evidence by turn, where runs have them.",
+                "Gains and advantages are means over training, evidence is of the last evaluation; then means over seeds.",
+            ),
+        ],
+    }
 
 
-def _warnings(words: "Words") -> list[str]:
-    """One box, so that the table below it stays on the first screen."""
-    lines = "".join(f"<div>{_text(text)}</div>" for text in words.warnings)
-    return [f'<div class="warn">{lines}</div>'] if lines else []
+def _drawn(title: str, figure: "Figure", alt: str, caption: str = "") -> Drawn:
+    return Drawn(title, Markup(svg(figure)), alt, caption)
 
 
-def _words(words: "Words") -> list[str]:
-    lines = []
-    for title, texts in (("What was shown", words.shown), ("What was not shown", words.limits)):
-        items = "".join(f"<li>{_text(text)}</li>" for text in texts)
-        lines.append(f"<h3>{title}</h3><ul>{items}</ul>")
-    return lines
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
-    lines = ["<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row.values()) + "</tr>" for row in rows]
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def _viewer(trajectories: Sequence[Mapping[str, Any]]) -> str:
-    data = json.dumps(trajectories, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
-    return (
-        "<h2>Trajectories</h2><p>A sample of training rollouts at each evaluation, with the policy's belief in the gold "
-        'answer after each turn.</p><div id="filters"></div><div id="list"></div><div id="one"></div>'
-        f'<script type="application/json" id="data">{data}</script><script>{VIEWER.read_text()}</script>'
-    )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _json(content: Any) -> Markup:
+    """JSON that no text in it can end the script of."""
+    return Markup(json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"))

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import fingerprint
+from igpo_core.config import code_version, fingerprint
 from igpo_core.environments.base import WorldSettings
 from tasks.report import wording
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
@@ -160,7 +160,7 @@ def _write_files(
     import yaml
 
     from tasks.report.figures import write_figures
-    from tasks.report.page import write_page
+    from tasks.report.page import Made, write_page
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -177,8 +177,16 @@ def _write_files(
             inside = folder / "figures" / one.cell.replace(",", "_") if one.cell else folder
             inside.mkdir(parents=True, exist_ok=True)
             write_figures(one.data, one.pairs, specification["baseline"], inside)
+        made = Made(
+            when=report.made,
+            commit=commit(),
+            code=code_version(),
+            data=tuple(sorted(set(versions_by_cell.values()))),
+            processors=tuple(computed_on),
+            links=(("curves by arm in MLflow", report.compare), ("this report in MLflow", report.url)),
+        )
         trajectories = read_trajectories(reports)
-        write_page(folder / PAGE, sweep, report.answer, specification, reports, report.compare, trajectories)
+        write_page(folder / PAGE, sweep, report.answer, specification, reports, made, trajectories)
         client().log_artifacts(report.run_id, str(folder))
 
 
@@ -221,7 +229,9 @@ def _code() -> dict[str, str]:
     """What turns runs into a report: a change of it makes the report anew."""
     from igpo_core.folders import file_hash
 
-    return {path.name: file_hash(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()}
+    folder = Path(__file__).parent
+    files = [*folder.glob("*.py"), *folder.glob("templates/*")]
+    return {path.name: file_hash(path) for path in sorted(files)}
 
 
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
@@ -317,8 +327,6 @@ def _write_csv(path: Path, cells: Sequence[Mapping[str, str]]) -> None:
 def versions(data_versions: Mapping[str, str], computed_on: Sequence[str]) -> dict[str, Any]:
     """What computed the numbers: code, data, the runs' processors, interpreter, this machine and every installed package."""
     from importlib.metadata import distributions
-
-    from igpo_core.config import code_version
 
     return {
         "data": sorted(set(data_versions.values())),

@@ -42,7 +42,7 @@ class Interval:
 @dataclass(frozen=True)
 class Paired:
     """An arm against the baseline, over the n seeds that both have. mean is None when they share none. p: adjusted for the
-    arms compared; None with fewer than MIN_SEEDS."""
+    arms compared; None with fewer than MIN_SEEDS. differences: of each shared seed, in their order."""
 
     n: int
     mean: float | None
@@ -50,6 +50,7 @@ class Paired:
     missing_seeds: tuple[int, ...]
     p: float | None
     verdict: Verdict
+    differences: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def paired(scores: Mapping[str, Mapping[int, float]], baseline: str, margin: flo
             missing_seeds=tuple(seed for seed in every if seed not in shared[arm]),
             p=p.get(arm),
             verdict=_verdict(mean, interval(differences), p.get(arm), margin),
+            differences=tuple(differences),
         )
     return results
 

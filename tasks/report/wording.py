@@ -241,7 +241,7 @@ def worth(specification: Mapping[str, Any]) -> str:
     cell = ", each line for its own cell" if crossed else ""
     if specification["changes"]:
         world += f" with {spell_changes(specification['changes'])} set over the preset"
-    return f"It holds for {world}, this budget ({_budget(base)}) and {start}{cell}, and says nothing of others."
+    return f"It holds for {world}, this budget ({budget(base)}) and {start}{cell}, and says nothing of others."
 
 
 def sentences(
@@ -255,7 +255,7 @@ def sentences(
     """Plain words for a reader who does not want to believe it."""
     base = specification["base"]
     shown = [
-        f"Every run trained for {_budget(base)}. Its last checkpoint, and the one that was best on dev, were tested once, at the "
+        f"Every run trained for {budget(base)}. Its last checkpoint, and the one that was best on dev, were tested once, at the "
         f"end, on up to {base['evaluation']['test_questions']} held-out questions. Columns are means over all finished seeds of "
         "an arm, differences over the seeds that both arms have.",
         *(_compared(row, baseline, specification["margin"], title) for row in summaries if row.arm != baseline),
@@ -266,7 +266,8 @@ def sentences(
     return Words(tuple(warnings), tuple(shown), tuple(_limits(summaries, base, specification["factors"], baseline)))
 
 
-def _budget(base: Mapping[str, Any]) -> str:
+def budget(base: Mapping[str, Any]) -> str:
+    """Return what every run may spend, in words."""
     training, rollout = base["training"], base["rollout"]
     steps = training["epochs"] * training["steps_per_epoch"]
     size = f"steps of {rollout['questions']} questions x {rollout['group_size']} rollouts"

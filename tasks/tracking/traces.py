@@ -154,12 +154,13 @@ def _turn(number: int, turn: TurnRecord) -> str:
     import mlflow
 
     values: dict[str, Any] = {
-        "belief_before": turn.belief_before,
-        "belief_after": turn.belief_after,
-        "information_gain": turn.gain,
+        "belief_before_nats": turn.belief_before,
+        "belief_after_nats": turn.belief_after,
+        "gain": turn.gain,
+        "advantage": turn.advantage,
     }
     with mlflow.start_span(
-        name=f"turn {number}: {turn.action}",
+        name=f"turn {number}: {turn.action}" + ("" if turn.gain is None else f", gain {turn.gain:+.2f}"),
         span_type="CHAIN" if turn.action in ("answer", "malformed") else "TOOL",
         attributes={name: value for name, value in values.items() if value is not None},
     ) as span:

@@ -54,7 +54,7 @@ def test_the_reports_policy_lets_the_viewers_script_run_alone(mlflow_server: str
     page = Tags((Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text())
     (data,) = (text for attributes, text in page.scripts if attributes.get("type") == "application/json")
     (script,) = (text for attributes, text in page.scripts if not attributes)
-    assert json.loads(data)[0]["question"] == hostile
+    assert json.loads(data)["rows"][0]["question"] == hostile
     policies = [attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv")]
     rules = dict(rule.split(None, 1) for policy in policies for rule in str(policy).split("; "))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

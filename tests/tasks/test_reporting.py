@@ -56,7 +56,7 @@ SPECIFICATION: dict[str, Any] = {
         "policy": {"kind": "new"},
         "warm_start": {"stages": []},
     },
-    "arms": {"outcome_only": {}, "igpo": {}},
+    "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {}},
     "baseline": "outcome_only",
     "primary": None,
     "seeds": [0, 1, 2, 3, 4],
@@ -448,7 +448,9 @@ def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp
     report = write_report({**SPECIFICATION, "name": "viewed"}, "study-1", {"": "v1"}, PLACES, [""])
     page = (Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text()
     (data,) = re.findall(r'id="data">(.*?)</script>', page)
-    first, second = json.loads(data)
+    content = json.loads(data)
+    first, second = content["rows"]
+    assert content["units"] == {"igpo": "nats"}  # the outcome alone has no gain
     assert (first["split"], first["trace"], second["split"]) == ("train", None, "test")
     place = experiment_id("viewed")
     (trace,) = client().search_traces(locations=[place])
