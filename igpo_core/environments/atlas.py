@@ -228,6 +228,10 @@ class AtlasEnvironment(SyntheticSearch):
         self._keys = key_words(config)
         self._max_turns = max_turns
 
+    def exposes(self, question: Question, observation: str) -> bool:
+        """Return whether the observation names the answer's city and its country: "C9 in K7" shows "C9 K7"."""
+        return any({*answer.split()} <= {*observation.split()} for answer in question.answers)
+
     def vocabulary(self) -> list[str]:
         """Every plain word of this world (see the function of that name)."""
         return vocabulary(self._config)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Hashable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
@@ -151,6 +152,7 @@ def _check_demonstrations(environment: Environment, settings: Any) -> None:
     shown = draw()
     _require(shown == draw(), "demonstrations are not a function of the generator")
     evaluated = {task.text for split in ("dev", "test") for task in environment.tasks(split)}
+    solved, exposed = 0, 0
     for item in shown:
         if not isinstance(item, Demonstration):
             continue
@@ -165,3 +167,8 @@ def _check_demonstrations(environment: Environment, settings: Any) -> None:
             _require(observation.text == turn.observation, f"{where} shows what its tool would not answer")
             calls, seen = (*episode.calls, turn.action), (*episode.observations, observation)
             episode = Episode(item.question, calls, seen)
+        scores = environment.rubric(replace(episode, answer=item.turns[-1].action.text))
+        if "exposure" in environment.settings.offers and scores[environment.settings.headline] == 1.0:
+            solved += 1
+            exposed += any(environment.exposes(item.question, seen.text) for seen in episode.observations)
+    _require(exposed or not solved, "exposes is true of no observation in any right demonstration")

@@ -53,6 +53,11 @@ def _malformed(run: RunData, headline: str) -> float | None:
     return _first(broken, lambda share: share > max(MALFORMED, min(NEARLY_ALL, 1.5 * start)))
 
 
+def _earned_nothing(run: RunData, headline: str) -> float | None:
+    dead = run.histories.get("advantage/dead_groups_gain", {})
+    return min(dead) if dead and min(dead.values()) == 1.0 else None
+
+
 ALARMS = (
     Alarm("EARLY ANSWERS", "turns fell below 60% of the start, and the score on dev ended low", _early),
     Alarm(
@@ -61,6 +66,11 @@ ALARMS = (
         _endless,
     ),
     Alarm("MALFORMED TURNS", "more than half of the rollouts ended in a malformed turn or one too long", _malformed),
+    Alarm(
+        "NO GAIN",
+        "no turn was paid anything of its own in the whole run: it trained on the outcome alone",
+        _earned_nothing,
+    ),
 )
 
 

@@ -37,4 +37,8 @@ TERMS: tuple[tuple[str, str], ...] = (
     ("EARLY ANSWERS", "An alarm: the policy stopped using its tools, and answers wrongly."),
     ("ENDLESS CALLING", "An alarm: most rollouts spend all their turns on tool calls."),
     ("MALFORMED TURNS", "An alarm: most rollouts end in a turn that is neither a call nor an answer."),
+    (
+        "NO GAIN",
+        "An alarm: no turn was paid anything of its own in a whole run, so that the arm was the outcome alone.",
+    ),
 )

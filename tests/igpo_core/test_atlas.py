@@ -54,6 +54,13 @@ def environment(world: AtlasWorld = SMALL) -> AtlasEnvironment:
     return AtlasEnvironment(world, questions, max_turns=6)
 
 
+def test_the_last_hop_alone_shows_the_answer() -> None:
+    question = Question(id="q", source="atlas", split="train", text=CHAIN.text, answers=(CHAIN.answer,), hops=3)
+    first, second, last = CHAIN.facts(HAND.key_of).values()
+    assert last == "@2 of F1 is C4 in K2 ." and CHAIN.answer == "C4 K2"
+    assert [environment().exposes(question, seen) for seen in (first, second, last)] == [False, False, True]
+
+
 def demonstrations(shown: AtlasDemonstrations, count: int, world: AtlasWorld = SMALL) -> list[Demonstration]:
     made = AtlasEnvironment(world, [], 6).demonstrations(random.Random(0), count, shown)
     return [one for one in made if isinstance(one, Demonstration)]

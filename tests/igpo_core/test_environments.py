@@ -97,14 +97,16 @@ def test_the_check_sees_a_state_that_is_kept(tmp_path: Path) -> None:
         ({"belief_targets": lambda question: ()}, "no answer"),
         ({"vocabulary": lambda: ["question"]}, "lacks words of tasks"),
         ({"evidence": lambda episode: []}, "one value for each observation"),
+        ({"exposes": lambda question, observation: False}, "exposes is true of no observation"),
     ],
 )
 def test_the_check_sees_what_is_broken(tmp_path: Path, broken: dict[str, Any], said: str) -> None:
-    environment: Any = opened(WORLDS["calculator"][0], tmp_path)
+    settings, demonstrations = WORLDS["calculator"]
+    environment: Any = opened(settings, tmp_path)
     for name, value in broken.items():
         setattr(environment, name, value)
     with pytest.raises(ContractError, match=said):
-        check(environment)
+        check(environment, demonstrations)
 
 
 def test_a_passage_is_opened_by_its_title(tmp_path: Path) -> None:

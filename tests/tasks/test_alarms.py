@@ -33,6 +33,8 @@ def endings(rate: list[float], **ends: list[float]) -> Histories:
             {"train/turns": {1.0: 4.0, 2.0: 2.3}, "eval/all/f1": {0.0: 0.0, 2.0: 0.1}},
             "EARLY ANSWERS in igpo: turns fell below 60% of the start, and the score on dev ended low; seed 3 from step 2.",
         ),
+        # an arm whose gain is never seen is the outcome alone under another name
+        ({"advantage/dead_groups_gain": {1.0: 1.0, 2.0: 1.0}}, "NO GAIN in igpo: no turn was paid"),
     ],
 )
 def test_a_collapse_is_told_with_its_seed_and_step(histories: Histories, alarm: str) -> None:
@@ -46,6 +48,7 @@ def test_a_collapse_is_told_with_its_seed_and_step(histories: Histories, alarm: 
         endings([0.3, 0.35]),  # bad from the start, and no worse
         endings([0.9, 0.6], turn_limit=[0.0, 0.4]),
         {"train/turns": {1.0: 4.0, 2.0: 2.3}, "eval/all/f1": {0.0: 0.0, 2.0: 0.9}},  # fewer turns, right answers
+        {"advantage/dead_groups_gain": {1.0: 1.0, 2.0: 0.9}},
         {},
     ],
 )

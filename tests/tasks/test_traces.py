@@ -43,7 +43,11 @@ def test_a_trajectory_reads_back_whole(mlflow_server: str) -> None:
     assert root.span_type == "AGENT" and root.parent_id is None and root.name == "igpo seed 3"
     assert root.inputs == {"question": "who is q1 ?"}
     assert root.outputs == {"answer": "F9", "status": "answered", "f1": 1.0, "em": 1.0}
-    assert [span.name for span in turns] == ["turn 1: search, gain +2.00", "turn 2: search, gain +2.00", "turn 3: answer"]
+    assert [span.name for span in turns] == [
+        "turn 1: search, gain +2.00",
+        "turn 2: search, gain +2.00",
+        "turn 3: answer",
+    ]
     assert all(span.parent_id == root.span_id for span in turns)
     assert turns[0].inputs == {"policy": SEARCH.text, "search": "boss of F5"}
     assert turns[0].outputs == {"observation": "F9"}

@@ -73,7 +73,8 @@ function open(number) {
   const box = document.getElementById("list");
   place = number;
   [...box.children].forEach((item, n) => { item.className = n === number ? "on" : ""; });
-  box.children[number].scrollIntoView({ block: "nearest" });
+  const item = box.children[number], top = item.offsetTop - box.offsetTop; // within the list: the page stays where it is
+  box.scrollTop = Math.min(Math.max(box.scrollTop, top + item.offsetHeight - box.clientHeight), top);
   one(document.getElementById("one"), shown[number]);
   beside(shown[number]);
 }
