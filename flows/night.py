@@ -14,19 +14,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.ablation import (
-    require_progress,
-    require_same_code,
-    run_all,
-    run_name,
-    show_report,
-    tell_what_moved,
-    write_report,
-)
+from flows.ablation import run_name
 from flows.children import children_of
 from flows.parameters import Preset
 from flows.prepare_data import prepare_data, published_versions
 from flows.presets import load_specification, study_name
+from flows.report import show_report, tell_what_moved, write_report
+from flows.sweep import require_progress, require_same_code, run_all
 from flows.work import runs_of, simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.errors import ConfigError, IgpoError

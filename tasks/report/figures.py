@@ -7,8 +7,8 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.trajectory import TURNS_TOLD
+from tasks.report.metrics import GAIN, Metric, shown
 from tasks.report.statistics import Interval, Paired, curve_band
-from tasks.report.sweeps import GAIN_AT
 from tasks.report.wording import counted
 
 if TYPE_CHECKING:
@@ -24,27 +24,17 @@ COLOURS = (
 )  # fmt: skip
 FEW = 7  # arms up to which a line for each seed can be followed
 BAND = 8  # seeds from which a band tells more than their lines
-Panel = tuple[str, str, str, tuple[float, float] | None]
-PANELS: tuple[Panel, ...] = (
-    ("dead_groups", "advantage/dead_groups", "Share of groups without any learning signal", (-0.02, 1.02)),
-    ("turns", "train/turns", "Turns in a training rollout", None),
-)
-
-
-def _panels(data: "SweepData") -> tuple[Panel, ...]:
-    """Name, metric, title and limits of each panel of curves."""
-    headline = ("score", f"eval/all/{data.headline}", f"{data.title} on dev", (-0.02, 1.02))
-    return (headline, *PANELS)
+LIMITS = {"share": (-0.02, 1.02)}  # of an axis, by the unit of what it shows
 
 
 def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str, folder: Path) -> None:
     """overview.png, and every panel of it alone: score.png, difference.png, dead_groups.png, turns.png."""
     overview(data, pairs, baseline).savefig(folder / "overview.png", dpi=130)
     colours = arm_colours(data.arms, baseline)
-    for name, metric, title, limits in _panels(data):
+    for metric in shown("overview"):
         figure, axes = _canvas(1, 1, (7.0, 4.2))
-        curves(axes[0][0], data, metric, title, limits, colours)
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        curves(axes[0][0], data, metric, colours)
+        figure.savefig(folder / f"{metric.named(score='score').rpartition('/')[2]}.png", dpi=130)
     figure, axes = _canvas(1, 1, (7.0, 3.2))
     forest(axes[0][0], pairs, baseline, colours, data.title)
     figure.savefig(folder / "difference.png", dpi=130)
@@ -54,8 +44,8 @@ def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "
     """Four panels: the headline on dev, paired differences, dead groups, turns."""
     figure, axes = _canvas(2, 2, (12.0, 7.6))
     colours = arm_colours(data.arms, baseline)
-    for axis, (_, metric, title, limits) in zip((axes[0][0], axes[1][0], axes[1][1]), _panels(data), strict=True):
-        curves(axis, data, metric, title, limits, colours)
+    for axis, metric in zip((axes[0][0], axes[1][0], axes[1][1]), shown("overview"), strict=True):
+        curves(axis, data, metric, colours)
     forest(axes[0][1], pairs, baseline, colours, data.title)
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
@@ -129,31 +119,23 @@ def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> 
 
     units: arm -> the unit of its gain.
     """
-    turns = [str(t) for t in range(1, TURNS_TOLD + 1)]
-    metrics = {metric for run in data.finished() for metric in run.histories if metric.startswith(GAIN_AT)}
-    found = sorted((metric.removeprefix(GAIN_AT) for metric in metrics), key=lambda name: (name == "miss", name))
-    by_unit = {unit: [arm for arm in data.arms if units.get(arm) == unit] for unit in dict.fromkeys(units.values())}
-    panels = [
-        *(
-            _ByName("Mean gain of a turn", f"gain ({unit})", "reward/gain_turn_", turns, arms)
-            for unit, arms in by_unit.items()
-        ),
-        *(
-            _ByName("Gain by what a call found", f"gain ({unit})", GAIN_AT, found, arms)
-            for unit, arms in by_unit.items()
-        ),
-        _ByName("Advantages by turn", "standard deviation", "advantage/std_turn_", turns, data.arms),
-        _ByName(
-            "Evidence recall after a turn", "recall", "diagnostics/evidence_recall_turn_", turns, data.arms, at_end=True
-        ),
-    ]
-    shown = [panel for panel in panels if panel.means(data)]
-    rows = max(1, -(-len(shown) // 4))
-    columns = min(4, max(1, len(shown)))
+    panels = []
+    for metric in shown("turn by turn"):
+        names = _names(metric, data)
+        if metric.unit != GAIN:
+            panels.append(_ByName(metric, metric.unit, names, data.arms))
+            continue
+        for unit in dict.fromkeys(units.values()):
+            panels.append(
+                _ByName(metric, f"gain ({unit})", names, [arm for arm in data.arms if units.get(arm) == unit])
+            )
+    drawn = [panel for panel in panels if panel.means(data)]
+    rows = max(1, -(-len(drawn) // 4))
+    columns = min(4, max(1, len(drawn)))
     figure, axes = _canvas(rows, columns, (3.8 * columns, 3.8 * rows))
     colours = arm_colours(data.arms, baseline)
     named: set[str] = set()
-    for axis, panel in zip(axes.flat, shown, strict=False):
+    for axis, panel in zip(axes.flat, drawn, strict=False):
         curves_by_arm = panel.means(data)
         for arm, means in curves_by_arm.items():
             places = [panel.names.index(name) for name in means]
@@ -162,26 +144,33 @@ def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> 
         named.update(curves_by_arm)
         used = sorted({panel.names.index(name) for means in curves_by_arm.values() for name in means})
         axis.set_xticks(used, [panel.names[i].replace("_", " ") for i in used], fontsize=8)
-        axis.set_xlabel("turn" if panel.names is turns else "what it found")
+        axis.set_xlabel("turn" if "{turn}" in panel.metric.key else "what it found")
         axis.set_ylabel(panel.quantity)
         axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set_title(panel.title, loc="left", fontsize=9)
+        axis.set_title(panel.metric.title, loc="left", fontsize=9)
         _plain(axis, legend=True)
-    for axis in axes.flat[len(shown) :]:
+    for axis in axes.flat[len(drawn) :]:
         axis.remove()
     return figure
 
 
+def _names(metric: Metric, data: "SweepData") -> list[str]:
+    """Return the turns' numbers, or what calls found in some run: misses last."""
+    if "{turn}" in metric.key:
+        return [str(turn) for turn in range(1, TURNS_TOLD + 1)]
+    pattern = metric.pattern(data.rubric)
+    matches = [pattern.fullmatch(name) for run in data.finished() for name in run.histories]
+    return sorted({match["label"] for match in matches if match}, key=lambda name: (name == "miss", name))
+
+
 @dataclass(frozen=True)
 class _ByName:
-    """A panel of a metric for each of some names: a turn's number, or what a call found."""
+    """A panel of a metric for each of some names: a turn's number, or what a call found. quantity: what its axis says."""
 
-    title: str
+    metric: Metric
     quantity: str
-    metric: str
     names: Sequence[str]
     arms: Sequence[str]
-    at_end: bool = False
 
     def means(self, data: "SweepData") -> dict[str, dict[str, float]]:
         """Return arm -> name -> mean over runs, of what runs have."""
@@ -189,8 +178,9 @@ class _ByName:
         for arm in self.arms:
             runs = data.finished(arm)
             for name in self.names:
-                metric = self.metric + name
-                values = [run.last(metric) if self.at_end else run.over_training(metric) for run in runs]
+                key = self.metric.named(turn=name, label=name)
+                at_end = self.metric.reducer == "at the end"
+                values = [run.last(key) if at_end else run.over_training(key) for run in runs]
                 known = [value for value in values if value is not None]
                 if known:
                     found.setdefault(arm, {})[name] = mean(known)
@@ -253,20 +243,13 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def curves(
-    axis: Any,
-    data: "SweepData",
-    metric: str,
-    title: str,
-    limits: tuple[float, float] | None,
-    colours: Mapping[str, str],
-) -> None:
+def curves(axis: Any, data: "SweepData", metric: Metric, colours: Mapping[str, str]) -> None:
     """The mean by step of each arm, its interval where seeds are many, a thin line a seed where arms are few, and the arm's name
     at the end of its line."""
     ends = []
-    few = len(data.arms) <= FEW
+    few, name, limits = len(data.arms) <= FEW, metric.named(score=data.headline), LIMITS.get(metric.unit)
     for arm in data.arms:
-        rows = [run.histories[metric] for run in data.finished(arm) if run.histories.get(metric)]
+        rows = [run.histories[name] for run in data.finished(arm) if run.histories.get(name)]
         for row in rows if few else ():
             axis.plot(sorted(row), [row[step] for step in sorted(row)], color=colours[arm], alpha=0.3, linewidth=0.7)
         band = curve_band(rows)
@@ -295,9 +278,9 @@ def curves(
             annotation_clip=False,
         )
     if not ends:
-        axis.text(0.5, 0.5, f"no run has {metric}", transform=axis.transAxes, ha="center", color="#666666")
+        axis.text(0.5, 0.5, f"no run has {name}", transform=axis.transAxes, ha="center", color="#666666")
     axis.set_xlabel("training step")
-    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_title(metric.title.format(title=data.title), loc="left", fontsize=10)
     axis.margins(x=0)
     _plain(axis, legend=False)
 
@@ -317,9 +300,9 @@ def spread(heights: Sequence[float], low: float, high: float) -> list[float]:
 
 def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mapping[str, str], score: str) -> None:
     """Paired difference to the baseline with its interval and those of single seeds, one row an arm; the first arm on top."""
-    shown = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
+    compared = [(arm, pair) for arm, pair in pairs.items() if pair.mean is not None]
     axis.axvline(0, color="#999999", linewidth=1, zorder=1)
-    for row, (arm, pair) in enumerate(reversed(shown)):
+    for row, (arm, pair) in enumerate(reversed(compared)):
         span = pair.interval
         if span is not None:
             axis.plot([span.low, span.high], [row, row], color=colours[arm], linewidth=2.5, solid_capstyle="butt")
@@ -340,7 +323,7 @@ def forest(axis: Any, pairs: Mapping[str, Paired], baseline: str, colours: Mappi
             zorder=1.5,  # above the line at zero, below every interval: with many arms rows are close
         )
     axis.set_yticks([])
-    axis.set_ylim(-0.5, max(len(shown), 1) - 0.2)
+    axis.set_ylim(-0.5, max(len(compared), 1) - 0.2)
     axis.set_xlabel(f"test {score} minus that of {baseline}, same seeds, 95% interval")
     axis.set_title("Paired difference on test questions", loc="left", fontsize=10)
     axis.spines[["top", "right", "left"]].set_visible(False)

@@ -8,6 +8,7 @@ from typing import Any
 from igpo_core.config.changes import of_cell
 from igpo_core.errors import DataError
 from tasks.report.alarms import alarms
+from tasks.report.metrics import explaining
 from tasks.report.statistics import (
     Comparison,
     Paired,
@@ -20,7 +21,7 @@ from tasks.report.statistics import (
     summarise_times,
     time_to_threshold,
 )
-from tasks.report.sweeps import RunData, SweepData, explaining
+from tasks.report.sweeps import RunData, SweepData
 from tasks.report.wording import Words, sentences, table_rows
 from tasks.runs.processors import mixed
 from tasks.runs.warm_starts import untrained

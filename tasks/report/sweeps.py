@@ -4,76 +4,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from igpo_core.trajectory import TURNS_TOLD
+from tasks.report.metrics import wanted
 from tasks.tracking.server import client, experiment_id, find_runs
 
 Curve = Mapping[float, float]
 Place = tuple[str, str, int]  # cell, arm, seed
-
-GAIN_AT = "reward/gain_at_"  # followed by what the environment says of a tool call
-# what the report's table "What explains it" tells of every arm, besides `explaining`
-DIAGNOSTICS = {
-    "train/turns": "turns (tool calls: one less)",
-    "train/turns_solved": ".. of the solved",
-    "train/turns_unsolved": ".. of the unsolved",
-    "train/tokens": "tokens of a rollout",
-    "train/tokens_solved": ".. of the solved",
-    "train/tokens_unsolved": ".. of the unsolved",
-    "train/format_rate": "well-formed",
-    "train/status_malformed": ".. malformed",
-    "train/status_turn_truncated": ".. a turn too long",
-    "train/repeated_calls": "repeated tool calls",
-    "train/evidence_recall": "evidence recall",
-    "advantage/dead_groups": "dead groups",
-    "advantage/dead_groups_outcome": ".. of the outcome",
-    "advantage/dead_groups_gain": ".. of the gain",
-    "advantage/first_turn_by_turns": "first turn's advantage by turns (r)",
-    "advantage/gain_to_outcome": "gain part / outcome part",
-    "reward/gain_up_answer_wrong": "gain up, answer wrong",
-    "reward/gain_down_answer_right": "gain down, answer right",
-    "diagnostics/gain_thought": "gain from the thought (nats)",
-    "diagnostics/gain_observation": "gain from the observation (nats)",
-    "train/entropy": "entropy",
-    "train/kl": "KL to the reference",
-    "train/clip_share": "clipped",
-    "train/ratio_error": "ratio error",
-    "train/grad_norm": "gradient norm",
-}
-PARTS = ("", "_solved", "_unsolved")
-BY_TURN = ("reward/gain_turn", "advantage/std_turn", "diagnostics/evidence_recall_turn")
-HISTORIES = (
-    "eval/all/turns",
-    "eval/all/format_rate",
-    "train/status_turn_limit",
-    "train/status_window_full",
-    "test/all/questions",
-    "test/all/left_out",
-    "progress/rollouts",
-    "progress/questions",
-    "progress/sampled_tokens",
-    "progress/seconds",
-    *DIAGNOSTICS,
-    *(
-        f"diagnostics/{name}{part}_turn_{t}"
-        for name in ("belief", "belief_std")
-        for part in PARTS
-        for t in range(TURNS_TOLD)
-    ),
-    *(f"{name}_{t}" for name in BY_TURN for t in range(1, TURNS_TOLD + 1)),
-)
-
-
-def explaining(rubric: Mapping[str, str]) -> dict[str, str]:
-    """Return metric -> title of what the report explains arms with. rubric: title of each score by key, the headline first."""
-    headline, title = next(iter(rubric.items()))
-    return {**DIAGNOSTICS, f"reward/gain_by_{headline}": f"total gain by {title} (r)"}
-
-
-def _read(metric: str, rubric: Mapping[str, str]) -> bool:
-    """Whether a report looks at the metric step by step."""
-    part, _, name = metric.rpartition("/")
-    of_all = part in ("eval/all", "test/all", "test_greedy/all", "test_best/all") and name in rubric
-    return of_all or metric in HISTORIES or metric in explaining(rubric) or metric.startswith(GAIN_AT)
 
 
 @dataclass(frozen=True)
@@ -187,9 +122,7 @@ def collect(
         }
 
     with ThreadPoolExecutor(4) as pool:
-        histories = pool.map(
-            lambda run: curves(run.info.run_id, [name for name in run.data.metrics if _read(name, rubric)]), found
-        )
+        histories = pool.map(lambda run: curves(run.info.run_id, wanted(run.data.metrics, rubric)), found)
         read = list(zip(found, histories, strict=True))
     cells: dict[str, dict[tuple[str, int], RunData]] = {}
     doubled: dict[str, list[str]] = {}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flows import children
-from flows.ablation import require_progress
 from flows.children import RESTARTS, run_to_end
+from flows.sweep import require_progress
 from igpo_core.errors import IgpoError
 from tasks.prefect_runs import Ended
 from tests.tasks.planned import planned

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.ablation import require_same_code
+from flows.sweep import require_same_code
 from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, identity, reward_of, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError

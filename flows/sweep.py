@@ -1,0 +1,118 @@
+"""The runs of a sweep, in child flow runs: warm starts first, each in a process of its own, as many at a time as workers."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+
+from flows.children import Children, Name, run_to_end
+from flows.work import missing_starts, outlook
+from igpo_core.config import code_on_disk, code_version
+from igpo_core.errors import ConfigError, IgpoError
+from tasks.home import home
+from tasks.prefect_runs import Say
+from tasks.runs.planned import Run
+from tasks.runs.planning import known_timing, read_timing, run_seconds, warm_start_seconds
+from tasks.runs.progress import Progress
+
+STARTS = 10
+
+
+def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say) -> dict[str, str]:
+    """Make what is not there: warm starts, then the arms of their seeds. Returns run name -> why it did not complete, "" where
+    it did. runs: of one sweep, all of them or some seeds'.
+
+    First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
+    share a warm start wait for one.
+    """
+    left = [run for run in runs if not run.finished]
+    missing = missing_starts(left)
+    # of the runs that share a warm start the costliest makes it: a step of it is timed besides
+    by_cost = sorted(reversed(left), key=lambda run: run.spec.experiment.reward.needs_beliefs)
+    first = {run.spec.start: run for run in by_cost if run.spec.start in missing}
+    progress = Progress(warm_starts=len(first), runs=len(left), there=len(runs) - len(left), workers=workers)
+    study, sweep, experiment = left[0].spec.study, left[0].spec.sweep, left[0].spec.experiment
+    timing = read_timing(home(), sweep) or known_timing(home(), study, experiment)
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
+    with runner:
+
+        def start(name: Name, run: Run, before: Any = "") -> PrefectFuture[str]:
+            asked = {"title": title_of(name, run), "name": name, "failed_before": before}
+            future: PrefectFuture[str] = runner.submit(
+                isolated, {**asked, "told": quote((run, children, progress, say))}
+            )
+            return future
+
+        def look_ahead() -> None:
+            say(outlook(runs, timing, workers, home()))
+            if timing is not None:
+                progress.expect(warm_start_seconds(experiment, timing), run_seconds(experiment, timing))
+
+        try:
+            look_ahead()
+            wanted = dict.fromkeys(run.spec.start for run in left if run.spec.start in first)  # seed by seed
+            starts = {key: start("warm_start", first[key]) for key in wanted}
+            trained = {run.spec.name: start("train", run, starts.get(run.spec.start, "")) for run in left}
+            if timing is None and starts:
+                next(iter(starts.values())).wait()
+                timing = read_timing(home(), sweep)
+                look_ahead()
+            wait(list(trained.values()))
+        except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does
+            children.end()
+            raise
+    return {name: run.result() for name, run in trained.items()}
+
+
+def title_of(name: Name, run: Run) -> str:
+    """What the task and the flow run are called."""
+    spec = run.spec
+    if name == "train":
+        return f"train {spec.name}"
+    return " ".join(filter(None, ["warm start", f"seed {spec.seed}", spec.cell]))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
+    """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
+
+    "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
+    """
+    run, children, progress, say = told
+    started = time.monotonic()
+    not_started = f"not started, its warm start failed: {failed_before}" if failed_before else ""
+    reason = not_started or run_to_end(children, name, run, say)
+    far = progress.done(name, None if reason else time.monotonic() - started)
+    if reason:
+        say(f"warning: {title} FAILED: {reason} · {far}")
+    elif name == "train":
+        data = run.spec.experiment.data
+        score = run.result()["metrics"][f"test/all/{data.headline}"]
+        say(f"{run.spec.name}: test {data.headline_title} {score:.2f} · {far}")
+    else:
+        say(f"{title} · {far}")
+    return reason
+
+
+def require_progress(starts: int) -> None:
+    """Raise IgpoError when this sweep was started again and again after crashes (an automation does that)."""
+    if starts > STARTS:
+        raise IgpoError(
+            f"this sweep crashed {starts - 1} times and is not started again: see the end of its log and of the worker's for "
+            "what ended it (out of memory, as a rule), then start it anew; what is finished is reused"
+        )
+
+
+def require_same_code() -> None:
+    """Raise ConfigError when igpo_core was edited since this process imported it: what runs is not what can be read."""
+    if code_on_disk() != code_version():
+        raise ConfigError(
+            "igpo_core was edited while the sweep ran: its runs are of the code as it was at the start, and no report is "
+            "written. Undo the edit and start again to have it, or start again for runs of the new code. To edit "
+            "meanwhile, run sweeps from a clone of their own."
+        )

@@ -1,0 +1,123 @@
+"""The metrics that a report shows, a line for each place where one is shown. A new one is a line here and a line where training
+measures it (igpo_core/metrics.py for what a step does, an environment's `metrics` for what its episodes do)."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Reducer = Literal["curve", "first to last", "over training", "at the end", "last"]
+Place = Literal["overview", "explained", "turn by turn", "belief by turn", "warnings", "scores", "costs"]
+
+GAIN = "the arm's"  # unit of gains: it differs between arms
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    key: MLflow's name of it; {score} stands for the key of a score, {part} for "", _solved or _unsolved, {turn} for a number,
+    {label} for what an environment says of a tool call. unit: empty for shares of one and plain numbers. reducer: what becomes
+    of a run's steps; then come means over seeds.
+    """
+
+    key: str
+    title: str
+    unit: str
+    reducer: Reducer
+    place: Place
+
+    def named(self, **names: object) -> str:
+        """Return MLflow's name with these names in the key's places."""
+        return self.key.format(**names)
+
+    def pattern(self, scores: Iterable[str]) -> re.Pattern[str]:
+        """Return what MLflow's names of it match. scores: keys of the rubric."""
+        forms = {
+            "score": "|".join(map(re.escape, scores)),
+            "part": "|_solved|_unsolved",
+            "turn": r"\d+",
+            "label": ".+",
+        }
+        return re.compile(self.key.format(**{name: f"(?P<{name}>{form})" for name, form in forms.items()}))
+
+
+def _explained(key: str, title: str, unit: str = "") -> Metric:
+    return Metric(key, title, unit, "first to last", "explained")
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("eval/all/{score}", "{title} on dev", "share", "curve", "overview"),
+    Metric("advantage/dead_groups", "Share of groups without any learning signal", "share", "curve", "overview"),
+    Metric("train/turns", "Turns in a training rollout", "turns", "curve", "overview"),
+    _explained("train/turns", "turns (tool calls: one less)"),
+    _explained("train/turns_solved", ".. of the solved"),
+    _explained("train/turns_unsolved", ".. of the unsolved"),
+    _explained("train/tokens", "tokens of a rollout"),
+    _explained("train/tokens_solved", ".. of the solved"),
+    _explained("train/tokens_unsolved", ".. of the unsolved"),
+    _explained("train/format_rate", "well-formed"),
+    _explained("train/status_malformed", ".. malformed"),
+    _explained("train/status_turn_truncated", ".. a turn too long"),
+    _explained("train/repeated_calls", "repeated tool calls"),
+    _explained("train/evidence_recall", "evidence recall"),
+    _explained("advantage/dead_groups", "dead groups"),
+    _explained("advantage/dead_groups_outcome", ".. of the outcome"),
+    _explained("advantage/dead_groups_gain", ".. of the gain"),
+    _explained("advantage/first_turn_by_turns", "first turn's advantage by turns (r)"),
+    _explained("advantage/gain_to_outcome", "gain part / outcome part"),
+    _explained("reward/gain_up_answer_wrong", "gain up, answer wrong"),
+    _explained("reward/gain_down_answer_right", "gain down, answer right"),
+    _explained("diagnostics/gain_thought", "gain from the thought", "nats"),
+    _explained("diagnostics/gain_observation", "gain from the observation", "nats"),
+    _explained("train/entropy", "entropy", "nats"),
+    _explained("train/kl", "KL to the reference", "nats"),
+    _explained("train/clip_share", "clipped"),
+    _explained("train/ratio_error", "ratio error"),
+    _explained("train/grad_norm", "gradient norm"),
+    _explained("reward/gain_by_{score}", "total gain by {title} (r)"),
+    Metric("reward/gain_turn_{turn}", "Mean gain of a turn", GAIN, "over training", "turn by turn"),
+    Metric("reward/gain_at_{label}", "Gain by what a call found", GAIN, "over training", "turn by turn"),
+    Metric("advantage/std_turn_{turn}", "Advantages by turn", "standard deviation", "over training", "turn by turn"),
+    Metric(
+        "diagnostics/evidence_recall_turn_{turn}",
+        "Evidence recall after a turn",
+        "recall",
+        "at the end",
+        "turn by turn",
+    ),
+    Metric("diagnostics/belief{part}_turn_{turn}", "Belief in the gold answer", "", "at the end", "belief by turn"),
+    Metric("diagnostics/belief_std{part}_turn_{turn}", "", "", "at the end", "belief by turn"),
+    Metric("train/status_turn_limit", "", "", "curve", "warnings"),
+    Metric("train/status_window_full", "", "", "curve", "warnings"),
+    Metric("test/all/questions", "", "", "last", "warnings"),
+    Metric("test/all/left_out", "", "", "last", "warnings"),
+    Metric("test/all/{score}", "{title}", "", "last", "scores"),
+    Metric("test_greedy/all/{score}", "greedy {title}", "", "last", "scores"),
+    Metric("test_best/all/{score}", "best-by-dev {title}", "", "last", "scores"),
+    Metric("progress/rollouts", "rollouts", "", "curve", "costs"),
+    Metric("progress/questions", "questions", "", "curve", "costs"),
+    Metric("progress/sampled_tokens", "tokens", "", "curve", "costs"),
+    Metric("progress/seconds", "seconds", "s", "curve", "costs"),
+)
+
+
+def shown(place: Place) -> list[Metric]:
+    """Return what is shown there, in order."""
+    return [metric for metric in METRICS if metric.place == place]
+
+
+def explaining(rubric: Mapping[str, str]) -> dict[str, str]:
+    """Return MLflow's name -> title of what the report explains arms with. rubric: title of each score by key, the headline
+    first."""
+    headline, title = next(iter(rubric.items()))
+    return {
+        metric.named(score=headline): metric.title.format(title=title) + (f" ({metric.unit})" if metric.unit else "")
+        for metric in shown("explained")
+    }
+
+
+def wanted(names: Iterable[str], rubric: Mapping[str, str]) -> list[str]:
+    """Return those of MLflow's names that a report shows."""
+    patterns = [metric.pattern(rubric) for metric in METRICS]
+    return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]

@@ -1,0 +1,117 @@
+"""What a run's policy and its first batch would be, found out without weights and without a step."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpo_core.config import ExperimentConfig, NewPolicy
+from igpo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.estimates import Shape
+    from igpo_core.policies import Policy
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens: of prompts, of one observation, of the longest probe, of a whole trajectory at most."""
+
+    prompt: int
+    observation: int
+    probe: int
+    trajectory: int
+
+
+def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
+    """The policy's protocol and window, without its weights (model is None), and its shape. Raises ConfigError when its
+    configuration or tokenizer cannot be loaded, its template cannot be continued token for token, its logits are scaled or
+    capped, or what is asked of the model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
+    import torch
+
+    from igpo_core.estimates import Shape
+    from igpo_core.models import (
+        UNLOADABLE,
+        require_embeddings,
+        require_plain_head,
+        text_config,
+        window,
+        without_sdpa,
+    )
+    from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
+    from igpo_core.weights import add_lora, require_no_dropout
+
+    if isinstance(config.policy, NewPolicy):
+        with torch.device("meta"):
+            policy = build_policy(config, environment)
+        return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    name, remote = config.policy.name, remote_code(config.policy.name, config.policy)
+    _require_safetensors(Path(name))
+    where = {"revision": config.policy.revision, **remote}
+    try:
+        shape = AutoConfig.from_pretrained(name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        with torch.device("meta"):
+            # transformers takes code_revision for a class that comes with the model alone
+            named = "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
+            code = remote if named else {"trust_remote_code": False}
+            model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **code)
+    except (OSError, *UNLOADABLE) as error:
+        raise ConfigError(
+            f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: "
+            f"{without_sdpa(error) or error}"
+        ) from error
+    require_window(shape, config, name)
+    model.set_output_embeddings(torch.nn.Linear(text_config(shape).hidden_size, 16, bias=False))
+    require_plain_head(model)
+    if config.optimizer.gradient_checkpointing:
+        require_no_dropout(model)
+    if config.policy.lora:
+        with torch.device("meta"):
+            add_lora(model, config.policy.lora, config.seed)
+    protocol = protocol_for(tokenizer, config.data.interface)
+    require_embeddings(model, protocol)
+    return Policy(None, protocol, window(shape)), Shape.of(shape)
+
+
+def _require_safetensors(folder: Path) -> None:
+    """Raise ConfigError for a folder without them; what the hub has is known when it is loaded."""
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"policy.name={folder}: no *.safetensors in this folder: convert its weights, no other is read"
+        )
+
+
+def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
+    """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or a tool fails."""
+    from igpo_core.rewards.contrast import Contrast, contrast_pool
+    from igpo_core.rewards.scoring import answer_probes, require_room
+    from igpo_core.rollout.rows import prompt_fits
+    from igpo_core.trajectory import Episode
+
+    every = [q for q in environment.tasks("train") if prompt_fits(policy, config.rollout, q)]
+    if not every:
+        raise ConfigError(
+            f"no train question leaves room for a turn within rollout.max_tokens={config.rollout.max_tokens}"
+        )
+    names = contrast_pool(environment) if config.reward.others else ()
+    contrast = Contrast(environment, names, config.reward.others, config.seed, 0) if names else None
+    require_room(policy, environment, every, config, contrast)
+    questions = every[: config.rollout.questions]
+    prompts = [len(policy.protocol.prompt(question.text)) for question in questions]
+    call = environment.example_call(questions[0])
+    found = environment.step([(Episode(questions[0]), call)])
+    if found[0].failed:
+        raise ConfigError(f"the tool {call.name} failed for {call.text!r}: see to its back end")
+    observation = len(policy.protocol.observation(found[0].text))
+    probes = answer_probes(policy, environment, config.reward, contrast) if config.reward.needs_beliefs else None
+    probe = (
+        max((len(p.prefix_ids) + len(p.answer_ids) for q in questions for p in probes(q)), default=0) if probes else 0
+    )
+    prompt = round(statistics.mean(prompts))
+    turns = config.rollout.max_turns
+    whole = prompt + turns * config.rollout.max_new_tokens + (turns - 1) * observation
+    return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
