@@ -19,19 +19,8 @@ from igpo_core.advantages import (
     share_below,
     standardiser,
 )
-from igpo_core.config.reward import (
-    GainOnly,
-    Gigpo,
-    LinearWeight,
-    OutcomeAndGain,
-    OutcomeOnly,
-    OutcomeSpreadGate,
-    Reward,
-    SignGate,
-    TurnGains,
-    TurnGroup,
-    Window,
-)
+from igpo_core.config.reward import GainOnly, Gigpo, OutcomeAndGain, OutcomeOnly, Reward, TurnGains
+from igpo_core.config.variants import LinearWeight, OutcomeSpreadGate, SignGate, TurnGroup, Window
 from igpo_core.seeds import python_rng
 
 Rows = list[list[float]]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,28 @@ from igpo_core.sharding import is_sharded, shard, whole_weights
 from igpo_core.trajectory import Trajectory
 from igpo_core.update import numbers, token_advantages, token_batch, training_mode, update_metrics
 from igpo_core.weights import Snapshot, require_no_dropout, trained
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an update learns from: rows[i][k]: advantage of the k-th sampled token of trajectory i; weights[i]: of each of its
+    tokens in the loss; active: trajectories that have a gradient."""
+
+    trajectories: Sequence[Trajectory]
+    rows: Sequence[Sequence[float]]
+    weights: Sequence[float]
+    active: Sequence[int]
+
+
+@dataclass
+class _Passed:
+    """What this process's passes of one update left, by micro-batch, and how many tokens they had, without and with padding."""
+
+    terms: list[LossTerms] = field(default_factory=list)
+    logprobs: list[torch.Tensor] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    tokens: int = 0
+    padded: int = 0
 
 
 class Learner:
@@ -81,10 +103,36 @@ class Learner:
         advantages[i][t]: of every token sampled in turn t; queries[i][t]: what the tokens of its call share besides; step: the
         one that is made, from 0. Raises IgpoError, naming the step, when the loss or the gradient is not finite.
         """
+        work, settings = self._weigh(trajectories, advantages, queries), self.config.optimizer
+        metrics: dict[str, float] = {}
+        first: list[torch.Tensor] = []  # by micro-batch: what the ratios of further updates are to
+        drift: list[Drift] = []  # of the first update: the engine sampled with these very weights
+        for update in range(settings.updates_per_step):
+            passed = self._accumulate(work, first if update else None)
+            if not update:
+                first, drift = passed.logprobs, passed.drift
+            norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
+            metrics = self._measure(work, passed, norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            if not all(map(math.isfinite, metrics.values())):
+                raise IgpoError(
+                    f"step {step + 1}: the loss or the gradient is not finite ({metrics}); the weights before this "
+                    "step are unharmed in the last checkpoint. Lower optimizer.learning_rate or reward.gamma."
+                )
+            self.whole = False
+            self.optimizer.step()
+        metrics |= Drift.metrics([one for several in self.ranks.each(drift) for one in several])
+        metrics["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        return metrics
+
+    def _weigh(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Sequence[Sequence[float]],
+        queries: Sequence[Sequence[float]] | None,
+    ) -> "_Work":
+        """Return what each token is pushed by, and which trajectories need a pass at all."""
         settings, limits = self.config.optimizer, self.config.rollout
-        own_rounding = isinstance(
-            limits.engine, ContinuousEngine
-        )  # others have the log-probabilities of a pass as this one
         rows = [
             token_advantages(self.policy.protocol, item, row, queries[i] if queries else None)
             for i, (item, row) in enumerate(zip(trajectories, advantages, strict=True))
@@ -98,67 +146,61 @@ class Learner:
         )
         # A trajectory without any advantage has no gradient unless KL or entropy is on: it costs no pass. A dropped one has none.
         regular = bool(settings.kl_coefficient or settings.entropy_coefficient)
-        sizes = [len(item.token_ids) for item in trajectories]
         active = [i for i, row in enumerate(rows) if (regular and weights[i]) or any(row)]
-        metrics: dict[str, float] = {}
-        first: list[torch.Tensor] = []  # by micro-batch: what the ratios of further updates are to
-        own_drift: list[Drift] = []  # of the first update: the engine sampled with these very weights
-        for update in range(settings.updates_per_step):
-            for parameter in trained(self.policy.model):  # zeros, not None: AdamW must also move on an empty update
-                parameter.grad = torch.zeros_like(parameter)
-            done: list[LossTerms] = []
-            tokens = padded = 0
-            batching = packed_batches if self.packed else token_batches
-            batches = batching(active, sizes, settings.tokens_per_batch)
-            own, rounds = batches[self.ranks.number :: self.ranks.count], -(-len(batches) // self.ranks.count)
-            for number in range(rounds):
-                # gradients are summed over processes at the last one, for which all must come: an idle one with no weight
-                batch = own[number] if number < len(own) else batches[0][:1]
-                scale = 1.0 if number < len(own) else 0.0
-                items = [trajectories[i] for i in batch]
-                waits = nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model)
-                # the way back is within all of them, for checkpointing computes layers again there
-                with waits, self.sampled.packing():
-                    reference = self._reference_logprobs(items)
-                    with training_mode(self.model, self.checkpointing):
-                        terms, logprobs = self._loss(
-                            items,
-                            [rows[i] for i in batch],
-                            [scale * weights[i] for i in batch],
-                            first[number] if update else None,
-                            reference,
-                        )
-                        self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
-                if not update:
-                    first.append(logprobs)
-                    if scale and own_rounding:
-                        own_drift.append(Drift.of(logprobs, items))
-                if scale:
-                    # read at the end: each number that is read lets a GPU wait
-                    done.append(replace(terms, total=terms.total.detach()))
-                    lengths = [sizes[i] for i in batch]
-                    tokens += sum(lengths)
-                    padded += sum(lengths) if self.packed else max(lengths) * len(batch)
-            norm = self.accelerator.clip_grad_norm_(trained(self.policy.model), settings.max_grad_norm)
-            if isinstance(norm, DTensor):
-                norm = norm.full_tensor()
-            every = self.ranks.each(([numbers(terms) for terms in done], tokens, padded))
-            share = math.fsum(w * item.sampled_tokens for w, item in zip(weights, trajectories, strict=True))
-            metrics = update_metrics([part for several, _, _ in every for part in several], float(norm), share)
-            if self.reference is None:
-                del metrics["train/kl"]  # nothing was compared
-            tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
-            metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
-            if not all(map(math.isfinite, metrics.values())):
-                raise IgpoError(
-                    f"step {step + 1}: the loss or the gradient is not finite ({metrics}); the weights before this "
-                    "step are unharmed in the last checkpoint. Lower optimizer.learning_rate or reward.gamma."
-                )
-            self.whole = False
-            self.optimizer.step()
-        metrics |= Drift.metrics([one for several in self.ranks.each(own_drift) for one in several])
-        metrics["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
+        return _Work(trajectories, rows, weights, active)
+
+    def _accumulate(self, work: "_Work", first: Sequence[torch.Tensor] | None) -> "_Passed":
+        """Leave the gradient of the loss in the weights, summed over micro-batches and processes.
+
+        first: log-probabilities of the step's first update by micro-batch, which ratios are to; None: this is the first.
+        """
+        # others than the continuous engine have the log-probabilities of a pass as this one
+        own_rounding = isinstance(self.config.rollout.engine, ContinuousEngine)
+        for parameter in trained(self.policy.model):  # zeros, not None: AdamW must also move on an empty update
+            parameter.grad = torch.zeros_like(parameter)
+        passed = _Passed()
+        sizes = [len(item.token_ids) for item in work.trajectories]
+        batching = packed_batches if self.packed else token_batches
+        batches = batching(work.active, sizes, self.config.optimizer.tokens_per_batch)
+        own, rounds = batches[self.ranks.number :: self.ranks.count], -(-len(batches) // self.ranks.count)
+        for number in range(rounds):
+            # gradients are summed over processes at the last one, for which all must come: an idle one with no weight
+            batch = own[number] if number < len(own) else batches[0][:1]
+            scale = 1.0 if number < len(own) else 0.0
+            items = [work.trajectories[i] for i in batch]
+            waits = nullcontext() if number == rounds - 1 else self.accelerator.no_sync(self.model)
+            # the way back is within all of them, for checkpointing computes layers again there
+            with waits, self.sampled.packing():
+                reference = self._reference_logprobs(items)
+                with training_mode(self.model, self.checkpointing):
+                    terms, logprobs = self._loss(
+                        items,
+                        [work.rows[i] for i in batch],
+                        [scale * work.weights[i] for i in batch],
+                        None if first is None else first[number],
+                        reference,
+                    )
+                    self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
+            passed.logprobs.append(logprobs)
+            if scale:
+                if own_rounding:
+                    passed.drift.append(Drift.of(logprobs, items))
+                # read at the end: each number that is read lets a GPU wait
+                passed.terms.append(replace(terms, total=terms.total.detach()))
+                lengths = [sizes[i] for i in batch]
+                passed.tokens += sum(lengths)
+                passed.padded += sum(lengths) if self.packed else max(lengths) * len(batch)
+        return passed
+
+    def _measure(self, work: "_Work", passed: "_Passed", norm: Any) -> dict[str, float]:
+        """Return train/ metrics of an update, over all processes. norm: of the gradient, before it is clipped."""
+        every = self.ranks.each(([numbers(terms) for terms in passed.terms], passed.tokens, passed.padded))
+        share = math.fsum(w * item.sampled_tokens for w, item in zip(work.weights, work.trajectories, strict=True))
+        metrics = update_metrics([part for several, _, _ in every for part in several], float(norm), share)
+        if self.reference is None:
+            del metrics["train/kl"]  # nothing was compared
+        tokens, padded = sum(n for _, n, _ in every), sum(n for _, _, n in every)
+        metrics["train/padding_share"] = 1 - tokens / padded if padded else 0.0
         return metrics
 
     def _reference_logprobs(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from igpo_core.checkpoints import CheckpointState, load_weights, read_checkpoint, write_checkpoint, write_folder
 from igpo_core.clock import now
 from igpo_core.config import ExperimentConfig, fingerprint
-from igpo_core.config.reward import LaggedScorer, TurnGains
+from igpo_core.config.reward import TurnGains
+from igpo_core.config.variants import LaggedScorer
 from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError
