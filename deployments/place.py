@@ -18,6 +18,7 @@ START_SECONDS = 120.0  # a server is up in 8 s on two idle cores, in 30 s on bus
 
 
 def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
@@ -32,6 +33,7 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
+        """Return the place that the environment names. Raises ServiceError for a port that is none."""
         ports = {}
         for variable, default in DEFAULT_PORTS.items():
             text = os.environ.get(variable) or str(default)
@@ -46,12 +48,14 @@ class Place:
 
     @property
     def mlflow_url(self) -> str:
+        """Return MLflow's address."""
         if self.elsewhere:
             return given("MLFLOW_TRACKING_URI")
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
     def prefect_url(self) -> str:
+        """Return Prefect's address, without /api."""
         if self.elsewhere:
             return given("PREFECT_API_URL").rstrip("/").removesuffix("/api")
         return f"http://127.0.0.1:{self.prefect_port}"
@@ -68,9 +72,11 @@ class Place:
 
     @property
     def state(self) -> StateFile:
+        """Return the file of what runs here."""
         return StateFile(self.home / "services.json")
 
     def log(self, name: str) -> Path:
+        """Return where a service's log is."""
         return self.home / "logs" / f"{name}.log"
 
     def environment(self) -> dict[str, str]:
@@ -119,6 +125,7 @@ class Place:
 
 
 def filter_names(variables: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[str, str]:
+    """Return the variables with a name that is wanted."""
     return {name: value for name, value in variables.items() if wanted(name)}
 
 
@@ -142,6 +149,7 @@ def own(place: Place, name: str) -> Record | None:
 
 
 def wait_until_ready(place: Place, name: str, title: str, record: Record, *, ready: Callable[[], bool]) -> None:
+    """Wait for a service to answer. Raises ServiceError with the end of its log where it does not."""
     try:
         processes.wait_for(
             ready,

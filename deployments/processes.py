@@ -42,6 +42,7 @@ class StateFile:
         self.path = path
 
     def read(self) -> dict[str, Record]:
+        """Return what runs, by name. Raises ServiceError where the file is damaged."""
         if not self.path.is_file():
             return {}
         try:
@@ -53,6 +54,7 @@ class StateFile:
             ) from error
 
     def set(self, name: str, record: Record | None) -> None:
+        """Write what runs under this name; None: nothing."""
         records = self.read()
         records.pop(name, None)
         if record is not None:
@@ -218,4 +220,5 @@ def wait_for(
 
 
 def tail(log: Path, lines: int = 20) -> str:
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else "(no log)"

@@ -107,6 +107,7 @@ class Patient(httpx.HTTPTransport):
     """Repeats a request that the server was too busy for (503: SQLite's lock was not to be had, and nothing was done)."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it again after a pause while the server says that it is busy."""
         for pause in PAUSES:
             response = super().handle_request(request)
             if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
@@ -159,6 +160,7 @@ def said(part: Any) -> Any:
 
 
 def deploy(place: Place) -> None:
+    """Register the deployments of prefect.yaml, and retire those of older versions."""
     say("Deployments: registering those of prefect.yaml")
     run_once(place, "deploy", ["prefect", "--no-prompt", "deploy", "--all"])
     with client(place) as api:

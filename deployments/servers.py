@@ -39,6 +39,7 @@ class Server:
 
 
 def mlflow_server(place: Place) -> Server:
+    """Return how MLflow's server is started here."""
     folder = place.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder / 'mlflow.db'}"
@@ -89,6 +90,7 @@ def mlflow_account(place: Place, folder: Path) -> dict[str, str]:
 
 
 def prefect_server(place: Place) -> Server:
+    """Return how Prefect's server is started here."""
     return Server(
         name="prefect",
         title="Prefect",
@@ -160,6 +162,7 @@ def require_startable(place: Place, server: Server) -> None:
 
 
 def answers(record: Record, url: str) -> bool:
+    """Return whether the server at this address answers, and is the one that was started."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).is_success and processes.listens(record)
     except httpx.TransportError:

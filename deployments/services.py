@@ -38,6 +38,7 @@ WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another m
 
 
 def start_worker(place: Place) -> None:
+    """Start the worker, or find it running."""
     if own(place, "worker"):
         say("Worker: runs, reused")
         return
@@ -74,6 +75,7 @@ def worker_heard_of(place: Place, since: float) -> bool:
 
 
 def up(place: Place) -> None:
+    """Start all of it: servers, pools, deployments, automations, worker."""
     start_servers(place)
     create_pools(place)
     deploy(place)
@@ -196,6 +198,7 @@ def register(place: Place) -> None:
 
 
 def status(place: Place) -> None:
+    """Print what runs, and where."""
     records = place.state.read()
     for name in ("mlflow", "prefect", "worker"):
         record = records.get(name)
@@ -208,6 +211,7 @@ COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down, 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.services", description="Local MLflow, Prefect server, deployments and worker."
     )

@@ -85,6 +85,7 @@ class Processes:
         self._ending = False
 
     def run(self, name: Name, run_key: str) -> Ended:
+        """Run a child flow in a process of its own, and wait for its end."""
         import cloudpickle
         from prefect.context import serialize_context
 
@@ -114,6 +115,7 @@ class Processes:
         )
 
     def end(self) -> None:
+        """End all children; those that do not leave are killed."""
         self._ending = True
         asked = list(self._running)
         for process in asked:
@@ -161,6 +163,7 @@ class Pool:
         self._ending = False
 
     def run(self, name: Name, run_key: str) -> Ended:
+        """Run a child flow on the work pool, and wait for its end; a crashed one is started again."""
         for number in itertools.count():
             if self._ending:
                 return NOT_STARTED
@@ -190,6 +193,7 @@ class Pool:
         return outcome or TOLD_TO_END
 
     def end(self) -> None:
+        """Cancel all children."""
         self._ending = True
         for run_id in list(self._running):
             self._cancel(run_id)

@@ -210,6 +210,7 @@ def _amount(count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    """Print what a preset would do. Returns the exit status."""
     from flows.command import setting
     from tasks.home import open_home
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_name() -> str:
+    """Return the study's name."""
     return study_name(flow_run.parameters["preset"])
 
 
@@ -93,6 +94,7 @@ def published_versions(specification: AblationSpecification) -> dict[str, str] |
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
 def validate_and_publish(data: DataConfig) -> "PublishedData":
+    """Read, check and publish the data, or find them published."""
     from tasks.data.publishing import prepare
 
     return prepare(data, home())

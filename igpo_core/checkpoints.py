@@ -46,6 +46,7 @@ class CheckpointState:
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Return where a run's checkpoint of this step lies."""
     return run_folder / "checkpoints" / f"step-{step:06d}"
 
 

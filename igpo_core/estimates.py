@@ -102,14 +102,17 @@ class Memory:
 
     @property
     def rollout(self) -> int:
+        """Return the bytes that only a rollout holds."""
         return self.gathered + self.cache + self.passes
 
     @property
     def update(self) -> int:
+        """Return the bytes that only an update holds."""
         return self.activations + self.unsharded + self.kept
 
     @property
     def total(self) -> int:
+        """Return the most bytes at one time."""
         return self.weights + self.optimizer + self.copies + self.margin + max(self.rollout, self.update)
 
 

@@ -13,6 +13,7 @@ NAME = re.compile(r"hf:/+datasets/(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[
 
 
 def is_hub_name(path: Path) -> bool:
+    """Return whether the path names a file of the hub: hf://..."""
     return path.parts[:1] == ("hf:",)  # Path makes one slash of two
 
 

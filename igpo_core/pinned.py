@@ -62,6 +62,7 @@ class Pinned:
         return done
 
     def spent(self, name: str) -> int:
+        """Return how much of a meter is used up; 0 for one that was never charged."""
         with self._open() as database:
             row = database.execute("select spent from meters where name = ?", (name,)).fetchone()
         return 0 if row is None else int(row[0])

@@ -35,6 +35,7 @@ class SampledLogprobs(torch.nn.Module):
     def forward(
         self, trajectories: Sequence[Trajectory], pad: int, temperature: float, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the log-probability of every sampled token in order, and the entropies where asked for."""
         if not trajectories:
             return torch.zeros(0, device=self.policy.device), None
         if self.packed:

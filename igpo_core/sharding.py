@@ -19,6 +19,7 @@ def shard(module: torch.nn.Module, model: Any) -> None:
 
 
 def is_sharded(model: Any) -> bool:
+    """Return whether some layer is spread over processes."""
     return any(isinstance(layer, FSDPModule) for layer in model.modules())
 
 

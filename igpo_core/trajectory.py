@@ -176,4 +176,5 @@ class Trajectory:
 
     @property
     def sampled_tokens(self) -> int:
+        """Return how many tokens were sampled, and so are trained."""
         return sum(turn.end - turn.start for turn in self.turns)

@@ -96,6 +96,7 @@ def _segments(trajectories: Sequence[Trajectory], ratio: str, device: Any) -> to
 
 
 def numbers(terms: LossTerms) -> dict[str, float]:
+    """Return the terms as floats; each waits for the device."""
     return {name: value.item() for name, value in vars(terms).items()}
 
 

@@ -31,6 +31,7 @@ def require_no_dropout(model: Any) -> None:
 
 
 def has_adapter(model: Any) -> bool:
+    """Return whether an adapter is on the model."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 

@@ -39,6 +39,7 @@ RUNS_ONLY_NAMES = {
 
 
 def account_file(home: Path) -> Path:
+    """Return where the account of the servers is kept."""
     return home / ACCOUNT
 
 

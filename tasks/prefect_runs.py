@@ -160,6 +160,7 @@ class RunPage:
             self._submit(lambda: self._move(share))
 
     def link(self, url: str) -> None:
+        """Put the link to the run in MLflow onto the page."""
         from prefect.artifacts import create_link_artifact
 
         text = f"MLflow run: {self._name}"

@@ -109,6 +109,7 @@ class WebSearch(HttpSettings):
 
     @property
     def sends_key(self) -> bool:
+        """Return whether the back end is sent a key."""
         return self.api != "retriever"
 
     @field_validator("parameters")

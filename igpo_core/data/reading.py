@@ -38,6 +38,7 @@ class RawTable:
 
     @property
     def columns(self) -> set[str]:
+        """Return the fields that some row has."""
         return {name for row in self.rows if isinstance(row, dict) for name in row}
 
     def require(self, names: Iterable[str], what: str) -> None:
@@ -252,6 +253,7 @@ class Row:
 
     @classmethod
     def of(cls, raw: RawTable, index: int) -> "Row":
+        """Return the row of this number; one that is no object has a defect and no values."""
         value, name = raw.rows[index], f"{raw.path.name} {raw.places[index]}"
         if isinstance(value, dict):
             return cls(value, name)
@@ -270,9 +272,11 @@ class Row:
         return f"{'; '.join(self.defects)} [{self.name}]" if self.defects else None
 
     def bad(self, field_name: str, reason: str) -> None:
+        """Note a defect of a field."""
         self.defects.append(f"{field_name}: {reason}")
 
     def get(self, name: str, *, required: bool) -> Any:
+        """Return a field's value, None where it is missing; a missing one that is required is a defect."""
         value = present(self.values.get(name))
         if value is None and required and self.readable:
             self.bad(name, "is missing")
@@ -341,6 +345,7 @@ class Row:
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
+        """Return a truth value, also one written as true, false, 1 or 0; anything else is a defect."""
         value = self.get(name, required=False)
         if isinstance(value, str):
             value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)

@@ -110,10 +110,12 @@ class AtlasChain:
 
     @property
     def text(self) -> str:
+        """Return the question."""
         return f"question : where is {nested_of(self.relations, self.people[0])} ?"
 
     @property
     def answer(self) -> str:
+        """Return the answer: city and country."""
         return f"{self.city} {self.places[-1]}"
 
     def facts(self, key_of: Mapping[str, str]) -> dict[str, str]:

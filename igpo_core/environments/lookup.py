@@ -91,10 +91,12 @@ class LookupChain:
 
     @property
     def text(self) -> str:
+        """Return the question."""
         return f"question : who is {nested_of(self.relations, self.people[0])} ?"
 
     @property
     def answer(self) -> str:
+        """Return the answer: the last person."""
         return self.people[-1]
 
     @property

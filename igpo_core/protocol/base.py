@@ -74,14 +74,29 @@ class TurnProtocol(Protocol):
     stop_ids: tuple[int, ...]
     pad_id: int
 
-    def prompt(self, question: str) -> list[int]: ...
-    def parse(self, ids: Sequence[int]) -> Action: ...
-    def observation(self, text: str) -> list[int]: ...
-    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]: ...
-    def probe(self, answer: str) -> AnswerProbe: ...
-    def lesson(self, words: Sequence[str]) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def call_tokens(self, ids: Sequence[int]) -> slice: ...
+    def prompt(self, question: str) -> list[int]:
+        """Return the tokens of a trajectory before its first turn."""
+
+    def parse(self, ids: Sequence[int]) -> Action:
+        """Return what a sampled turn does, its stop token included."""
+
+    def observation(self, text: str) -> list[int]:
+        """Return the tokens of a tool's result; none of its text becomes a control token."""
+
+    def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
+        """Return a demonstrated turn's tokens, and where in them the call or the answer is."""
+
+    def probe(self, answer: str) -> AnswerProbe:
+        """Return the tokens by which the belief in an answer is read."""
+
+    def lesson(self, words: Sequence[str]) -> list[int]:
+        """Return a text to learn from that is no trajectory."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return tokens as text for people, control tokens shown."""
+
+    def call_tokens(self, ids: Sequence[int]) -> slice:
+        """Return where in a turn's tokens its call is."""
 
 
 def between(ids: Sequence[int], opening: int, closing: int) -> slice:

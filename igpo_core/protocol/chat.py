@@ -105,9 +105,11 @@ class ChatProtocol:
         self.shows_tools = frames.shows_tools
 
     def prompt(self, question: str) -> list[int]:
+        """Return the template's prompt, with the question as text."""
         return self._framed(self._prompt_frame, question.strip())
 
     def observation(self, text: str) -> list[int]:
+        """Return the template's tool message, with the result as text."""
         return self._framed(self._observation_frame, text.strip())
 
     def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
@@ -124,6 +126,7 @@ class ChatProtocol:
         return self.neutralise(value) if isinstance(value, str) else value
 
     def parse(self, ids: Sequence[int]) -> Action:
+        """Return what a sampled turn does, its stop token included."""
         if not ids or ids[-1] not in self.stop_ids:
             return Malformed("the turn has no stop token")
         if self._special.intersection(ids[:-1]):
@@ -158,9 +161,11 @@ class ChatProtocol:
         return AnswerProbe(ids[:first], ids[first:last], ids[last:])
 
     def lesson(self, words: Sequence[str]) -> list[int]:
+        """Return the words as plain tokens."""
         return self._plain(" ".join(words))
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return tokens as text for people, control tokens shown."""
         parts: list[str] = []
         for letter, group in itertools.groupby(ids, self._letters.get):
             if letter is not None:

@@ -34,9 +34,11 @@ class WordProtocol:
         self.stop_ids = tuple(self.ids[word] for word in ("</tool_call>", "</answer>", "<eos>"))
 
     def prompt(self, question: str) -> list[int]:
+        """Return the question's words after <bos>."""
         return [self.ids["<bos>"], *self._plain(question)]
 
     def observation(self, text: str) -> list[int]:
+        """Return the result's words between its two control tokens."""
         return [self.ids["<tool_response>"], *self._plain(text), self.ids["</tool_response>"]]
 
     def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
@@ -51,6 +53,7 @@ class WordProtocol:
         return [*head, *inner, self.ids[closing]], slice(len(head), len(head) + len(inner))
 
     def parse(self, ids: Sequence[int]) -> Action:
+        """Return what a sampled turn does, its stop token included."""
         think, end_think = self.ids["<think>"], self.ids["</think>"]
         if not ids or ids[0] != think or end_think not in ids:
             return Malformed("no <think> .. </think> at the start of the turn")
@@ -71,14 +74,17 @@ class WordProtocol:
         return Malformed("neither <tool_call> .. </tool_call> nor <answer> .. </answer> after the thought")
 
     def probe(self, answer: str) -> AnswerProbe:
+        """Return a last turn that gives this answer, as a prefix and the answer's tokens."""
         thought = self._plain(self.interface.final_thought)
         prefix = [self.ids["<think>"], *thought, self.ids["</think>"], self.ids["<answer>"]]
         return AnswerProbe(prefix, self._plain(answer), (self.ids["</answer>"],))
 
     def lesson(self, words: Sequence[str]) -> list[int]:
+        """Return the words after <bos>."""
         return [self.ids["<bos>"], *self._plain(" ".join(words))]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return tokens as their words."""
         return self._text(ids)
 
     def call_tokens(self, ids: Sequence[int]) -> slice:

@@ -34,6 +34,7 @@ class ProbeBlock:
 
     @property
     def width(self) -> int:
+        """Return the columns of the probes' rectangle."""
         return self.tokens.shape[1]
 
     @staticmethod

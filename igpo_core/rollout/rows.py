@@ -77,6 +77,7 @@ class Row:
         return ids
 
     def finished(self) -> Trajectory:
+        """Return the trajectory. Its status is set."""
         assert self.status is not None
         return Trajectory(
             self.question,

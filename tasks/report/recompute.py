@@ -38,6 +38,7 @@ def recompute(run_id: str) -> list[CellReport]:
 
 
 def main(arguments: list[str]) -> int:
+    """Print the tables. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.report.recompute", description="A report's tables, from MLflow alone."
     )

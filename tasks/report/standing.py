@@ -104,6 +104,7 @@ class Change:
 
     @property
     def moved(self) -> bool:
+        """Return whether the difference left the one of before by more than its limit."""
         return abs(self.now - self.before) > self.limit
 
 

@@ -26,6 +26,7 @@ class RunData:
 
     @property
     def finished(self) -> bool:
+        """Return whether it ended, and was tested."""
         return self.status == "FINISHED" and any(name.startswith("test/all/") for name in self.histories)
 
     def last(self, metric: str) -> float | None:
@@ -45,6 +46,7 @@ class RunData:
 
     @property
     def steps(self) -> float:
+        """Return the run's last step."""
         return max((step for history in self.histories.values() for step in history), default=0.0)
 
     def at(self, metric: str, step: float) -> float | None:
@@ -76,6 +78,7 @@ class SweepData:
         return self.rubric[self.headline]
 
     def finished(self, arm: str | None = None) -> list[RunData]:
+        """Return the finished runs, of one arm where it is named."""
         return [run for run in self.runs if run.finished and arm in (None, run.arm)]
 
     def scores(self, metric: str = "") -> dict[str, dict[int, float]]:

@@ -30,6 +30,7 @@ class Moved:
     before_url: str
 
     def sentence(self) -> str:
+        """Return the warning of it."""
         return (
             f"EFFECT MOVED: {self.arm} differs from the baseline by {self.difference:+.3f}, outside [{self.low:+.3f}, "
             f"{self.high:+.3f}] of the sweep before of the same specification, {self.before} ({self.before_url}). Data, code, "

@@ -87,6 +87,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def difference(row: "ArmSummary") -> str:
+    """Return a difference with its interval as text; "-" where there is none."""
     if row.difference is None:
         return "-"
     bounds = "" if row.low is None or row.high is None else f" [{row.low:+.3f}, {row.high:+.3f}]"

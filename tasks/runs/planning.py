@@ -43,6 +43,7 @@ class Timing:
 
 
 def timing_file(home: Path, sweep: str) -> Path:
+    """Return where the timing of a sweep is kept."""
     return home / "timings" / f"{sweep}.json"
 
 
@@ -100,6 +101,7 @@ def time_a_step(run: "Run", seconds: float | None, say: "Say") -> Timing:
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
+    """Write how long a sweep's steps take on this machine."""
     path = timing_file(home, sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(timing))

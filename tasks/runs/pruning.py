@@ -213,6 +213,7 @@ def short_of_room(free: int, needed: int, least: float) -> bool:
 
 
 def main(arguments: list[str]) -> int:
+    """Delete what is old, or say what would be. Returns the exit status."""
     from tasks.home import open_home
 
     parser = argparse.ArgumentParser(

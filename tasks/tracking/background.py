@@ -20,6 +20,7 @@ class Background:
 
     @property
     def busy(self) -> bool:
+        """Return whether some call has not ended."""
         return any(not call.done() for call in self._calls)
 
     def submit(self, call: Callable[[], Result]) -> "Future[Result]":

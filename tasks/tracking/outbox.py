@@ -81,6 +81,7 @@ class Outbox:
         self._stamps |= {(name, step): now for name in fresh}
 
     def has(self, name: str, step: int) -> bool:
+        """Return whether the metric of this step is there."""
         return (name, step) in self._stamps
 
     def sync(self) -> None:
@@ -105,24 +106,31 @@ class Outbox:
         self._kept |= {(record.split, record.step) for record in fresh}
 
     def set_traces(self, records: Sequence[TraceRecord]) -> None:
+        """Write the test trajectories that become MLflow traces."""
         write_json(self.folder / "traces.json", [asdict(record) for record in records])
 
 
 class Nowhere:
     """In place of an outbox, of those of several processes that write nothing."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep nothing."""
 
     def has(self, name: str, step: int) -> bool:
+        """Return False."""
         return False
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        """Keep nothing."""
 
-    def set_model(self, checkpoint: Path, step: int, metrics: Sequence[str]) -> None: ...
+    def set_model(self, checkpoint: Path, step: int, metrics: Sequence[str]) -> None:
+        """Keep nothing."""
 
-    def keep(self, records: Sequence[TraceRecord]) -> None: ...
+    def keep(self, records: Sequence[TraceRecord]) -> None:
+        """Keep nothing."""
 
-    def set_traces(self, records: Sequence[TraceRecord]) -> None: ...
+    def set_traces(self, records: Sequence[TraceRecord]) -> None:
+        """Keep nothing."""
 
 
 Writing = Outbox | Nowhere
@@ -170,6 +178,7 @@ def read_about(folder: Path) -> About | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
+    """Write how a run stands, and when it ended."""
     ended = None if status == "RUNNING" else int(time.time() * 1000)
     write_json(folder / "status.json", {"status": status, "ended_ms": ended})
 

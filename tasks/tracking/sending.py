@@ -225,6 +225,7 @@ class Sender:
 
 
 def read_sent(folder: Path) -> Sent | None:
+    """Return how far a run was sent; None before the first time."""
     import json
 
     path = folder / "sent.json"

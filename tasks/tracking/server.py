@@ -38,6 +38,7 @@ def _embedded_uri() -> str:
 
 
 def client() -> "MlflowClient":
+    """Return a client of MLflow's server whose calls give up within seconds."""
     from mlflow import MlflowClient
 
     # by default a call to a server that is away blocks for four minutes, and to one that hangs for sixteen
