@@ -104,7 +104,7 @@ def test_the_report_can_be_recomputed_from_the_runs(servers: Servers, sweep: str
         mean[arm] = sum(values) / len(values)
     report = next(run for run in runs if run["tags"].get("kind") == "report")
     table = json.loads(Path(mlflow(servers).download_artifacts(report["id"], "table.json", str(tmp_path))).read_text())
-    assert {row["arm"]: row["f1"] for row in table} == pytest.approx(mean)
+    assert {row["arm"]: row["score"] for row in table} == pytest.approx(mean)
 
 
 def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(servers: Servers, sweep: str) -> None:
