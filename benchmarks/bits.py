@@ -39,7 +39,11 @@ from benchmarks.findings import BrokenStudy, Meant, compare, read_study, renamed
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 6  # differences of a study that are printed
-MEANT: tuple[Meant, ...] = (Meant("*", "*paper_f1*", "the authors' F1 is measured beside the sources' own"),)
+MEANT: tuple[Meant, ...] = (
+    Meant("*", "*paper_f1*", "the authors' F1 is measured beside the sources' own"),
+    Meant("*", "* test *.name", "the span of a turn is named with its gain"),
+    Meant("atlas", "*first_exposure*", "atlas shows its answer to the arm, which was the outcome alone"),
+)
 # of names on the old side -> on the new one, where old checkouts have other words for the same number
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"/searches at step ", "/tool_calls at step "),
@@ -50,6 +54,8 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (r"^(report\b.*)/(best|greedy)_f1 at step ", r"\1/\2 at step "),
     (r"^(f1|em)$", r"scores.\1"),
     (r"\.query_or_answer$", ".content"),
+    (r"^(\d+)\.belief_(before|after)$", r"\1.belief_\2_nats"),
+    (r"^(\d+)\.information_gain$", r"\1.gain"),
 )
 
 # ------------------------------------------------------------------------------------------------------ the studies
