@@ -87,6 +87,7 @@ test: environment
 
 # the library without the laboratory, for a trainer of one's own
 wheel: environment
+	@rm -rf igpo_core/build igpo_core/*.egg-info   # modules of before would be in it
 	@$(BIN)/python -m pip wheel ./igpo_core --no-deps --no-build-isolation --quiet --wheel-dir dist
 	@ls dist/igpo_core-*.whl
 

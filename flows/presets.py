@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from flows.accelerate_file import take_over
 from flows.yaml_file import read_yaml
 from igpo_core.config import AblationSpecification, DataConfig, QuestionFiles
@@ -28,7 +30,7 @@ def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> A
     """
     specification = _load(name, ())
     if changes:
-        specification = with_functions(specification.with_changes(changes, from_project), _folder(name))
+        specification = specification.with_changes(_read_in_paths(changes, _folder(name), "set"), from_project)
     return specification
 
 
@@ -50,11 +52,12 @@ def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings: it needs name, base, arms, baseline and seeds")
+    content = with_functions(content, path)
     if isinstance(content.get("base"), dict) and "from" in content["base"]:
         content["base"] = _derived(content["base"], str(path), (*above, path.resolve()))
     if isinstance(content.get("base"), dict):
         content["base"] = take_over(content["base"], str(path))
-    return with_functions(with_project(validated(content, str(path))), path.parent)
+    return with_project(validated(content, str(path)))
 
 
 def with_project(specification: AblationSpecification) -> AblationSpecification:
@@ -63,24 +66,59 @@ def with_project(specification: AblationSpecification) -> AblationSpecification:
     return specification.model_copy(update={"base": base})
 
 
-def with_functions(specification: AblationSpecification, folder: Path) -> AblationSpecification:
-    """Return the specification with the texts of the functions that its gains name. folder: where relative paths begin.
+def with_functions(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return a specification as it was written, with the texts of the functions that its gains name: in arms, base and factors.
 
-    Raises ConfigError where there is no such function.
+    Relative paths begin at the file's folder. Raises ConfigError where there is no such function.
     """
-    arms = {}
-    for arm, changes in specification.arms.items():
-        gain = changes.get("gain")
-        if isinstance(gain, Mapping) and gain.get("kind") == "function":
-            found = with_source(FunctionGain.model_validate(gain), folder)
-            changes = {**changes, "gain": found.model_dump(mode="json", exclude_unset=True)}
-        arms[arm] = changes
-    base = specification.base
-    own = getattr(base.reward, "gain", None)
-    if isinstance(own, FunctionGain) and not own.source:
-        reward = base.reward.model_copy(update={"gain": with_source(own, folder)})
-        base = base.model_copy(update={"reward": reward})
-    return specification.model_copy(update={"arms": arms, "base": base})
+    folder, found = file.parent, dict(content)
+    arms, base, factors = content.get("arms"), content.get("base"), content.get("factors")
+    if isinstance(arms, dict):
+        found["arms"] = {arm: _read_gain(changes, folder, f"{file}: arm {arm}") for arm, changes in arms.items()}
+    if isinstance(base, dict) and "from" in base:
+        found["base"] = _read_in_paths(base, folder, f"{file}: base")
+    elif isinstance(base, dict) and "reward" in base:
+        found["base"] = {**base, "reward": _read_gain(base["reward"], folder, f"{file}: base.reward")}
+    if isinstance(factors, dict):
+        found["factors"] = {
+            factor: {
+                level: _read_in_paths(settings, folder, f"{file}: {factor}={level}")
+                for level, settings in levels.items()
+            }
+            if isinstance(levels, dict)
+            else levels
+            for factor, levels in factors.items()
+        }
+    return found
+
+
+def _read_gain(reward: Any, folder: Path, where: str) -> Any:
+    """Return the choices of a reward, with the text of the function where its gain is one."""
+    gain = reward.get("gain") if isinstance(reward, Mapping) else None
+    if not isinstance(gain, Mapping) or gain.get("kind") != "function":
+        return reward
+    if "source" in gain:
+        raise ConfigError(f"{where}: leave gain.source out: it is read from what gain.path names")
+    try:
+        checked = FunctionGain.model_validate(gain)
+    except ValidationError:
+        return reward  # told with every other fault of the specification
+    return {**reward, "gain": {**gain, "source": with_source(checked, folder).source}}
+
+
+def _read_in_paths(settings: Any, folder: Path, where: str) -> Any:
+    """The same of settings by their path, as factors and the start of a sweep have them."""
+    if not isinstance(settings, Mapping):
+        return settings
+    found = dict(settings)
+    for path, value in settings.items():
+        if path in ("reward.gain.path", "reward.gain.source") or (path, value) == ("reward.gain.kind", "function"):
+            raise ConfigError(f"{where} sets {path}: give reward.gain as a whole, {{kind: function, path: ...}}")
+        if path == "reward":
+            found[path] = _read_gain(value, folder, f"{where}: {path}")
+        if path == "reward.gain":
+            found[path] = _read_gain({"gain": value}, folder, f"{where}: {path}")["gain"]
+    return found
 
 
 def _folder(name: str) -> Path:

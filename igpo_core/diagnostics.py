@@ -16,7 +16,9 @@ from igpo_core.trajectory import TURNS_TOLD
 def fits_window(
     policy: Policy, environment: Environment, item: Scored, config: Reward, contrast: Contrast | None = None
 ) -> bool:
-    """Return whether the longest answer that is probed for fits behind the trajectory."""
+    """Return whether the longest answer that is probed for fits behind the trajectory; without beliefs none is."""
+    if "beliefs" not in environment.settings.offers:
+        return True
     room = policy.window - len(item.trajectory.token_ids)
     return room >= longest_probe(policy, environment, item.trajectory.question, config, contrast)
 
@@ -44,15 +46,16 @@ def belief_metrics(
             metrics[f"diagnostics/belief{name}_turn_{t}"] = mean(values)
             metrics[f"diagnostics/belief_std{name}_turn_{t}"] = std(values)
     trajectories = [item.trajectory for item in explained]
-    empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
     thought, observation = [], []
-    histories = [[ids for (ids,) in row] for row in empty]
-    called = score_histories(policy, environment, trajectories, histories, config)
-    for item, row in zip(explained, called, strict=True):
-        assert item.beliefs is not None
-        for t, after_call in enumerate(row):
-            thought.append(after_call - item.beliefs[t])
-            observation.append(item.beliefs[t + 1] - after_call)
+    if "beliefs" in environment.settings.offers:
+        empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
+        histories = [[ids for (ids,) in row] for row in empty]
+        called = score_histories(policy, environment, trajectories, histories, config)
+        for item, row in zip(explained, called, strict=True):
+            assert item.beliefs is not None
+            for t, after_call in enumerate(row):
+                thought.append(after_call - item.beliefs[t])
+                observation.append(item.beliefs[t + 1] - after_call)
     if thought:
         metrics["diagnostics/gain_thought"], metrics["diagnostics/gain_observation"] = mean(thought), mean(observation)
     shares = [shown for item in trajectories if (shown := environment.evidence(item.episode)) is not None]

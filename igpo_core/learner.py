@@ -183,7 +183,7 @@ class Learner:
                     self.accelerator.backward(terms.total * self.ranks.count)  # for it takes their mean
             passed.logprobs.append(logprobs)
             if scale:
-                if own_rounding:
+                if own_rounding and first is None:
                     passed.drift.append(Drift.of(logprobs, items))
                 # read at the end: each number that is read lets a GPU wait
                 passed.terms.append(replace(terms, total=terms.total.detach()))

@@ -16,7 +16,7 @@ from igpo_core.config import ExperimentConfig, WarmStartStage
 from igpo_core.environments.base import Demonstration, Environment, Lesson
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy, save_policy
-from igpo_core.protocol import TurnProtocol
+from igpo_core.protocol import TurnProtocol, WordProtocol
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import ToolCall
 from igpo_core.weights import trained
@@ -45,6 +45,11 @@ def render(protocol: TurnProtocol, item: Demonstration | Lesson) -> Example:
     soft: dict[int, tuple[tuple[int, float], ...]] = {}
     for turn in item.turns:
         tokens, body = protocol.turn(turn.thought, turn.action)
+        if turn.target and not isinstance(protocol, WordProtocol):  # elsewhere a word is no one token at a known place
+            raise ConfigError(
+                "these demonstrations train a word towards a distribution, which takes one token a word: use policy.kind=new "
+                "with policy.tokenizer=words"
+            )
         if turn.target:
             soft[len(ids) + body.start + turn.target_place] = tuple(
                 (_token(protocol, word), share) for word, share in turn.target

@@ -63,6 +63,8 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 f"reward asks for {NEEDS[need]}, which data.kind={self.data.kind} does not offer: use another reward"
             )
+        if self.reward.outcome == self.data.headline:  # one experiment, however it is spelt
+            object.__setattr__(self, "reward", self.reward.model_copy(update={"outcome": None}))
         if self.reward.outcome is not None and self.reward.outcome not in self.data.rubric:
             raise ValueError(
                 f"reward.outcome={self.reward.outcome} is no score of data.kind={self.data.kind}: it has "

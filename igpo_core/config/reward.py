@@ -114,15 +114,18 @@ class Reward(Settings):
 
     @model_validator(mode="after")
     def _no_inert_choice(self) -> "Reward":
-        for name, reason in self.ignored().items():
-            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default(
-                call_default_factory=True
-            ):
-                raise ValueError(f"{reason} ignores {name}: leave it out")
+        for path, reason in self.ignored().items():
+            name, _, inner = path.partition(".")
+            holder = getattr(self, name) if inner else self
+            field = type(holder).model_fields[inner or name]
+            given = {name, inner or name} <= self.model_fields_set | (holder.model_fields_set if inner else set())
+            if given and getattr(holder, inner or name) != field.get_default(call_default_factory=True):
+                raise ValueError(f"{reason} ignores {path}: leave it out")
         return self
 
     def ignored(self) -> dict[str, str]:
-        """Choices that the other ones leave without effect, and by which of them."""
+        """Choices that the other ones leave without effect, and by which of them; one within another by its path,
+        normalization.floor."""
         found = {}
         if self.format_penalty == 0:
             found["penalty_on"] = "format_penalty=0"
@@ -142,7 +145,7 @@ class Gigpo(Reward):
 
     reward: Literal["gigpo"] = "gigpo"
     gamma: float = Field(1.0, ge=0, le=1, description="Discount of the outcome by the turns that are left.")
-    gain_weight: float | LinearWeight = Field(1.0, description="Of the part by state.")
+    gain_weight: Annotated[float, Field(gt=0)] | LinearWeight = Field(1.0, description="Of the part by state.")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -250,7 +253,7 @@ class TurnGains(Reward):
             found["baseline"] = "normalization=turn_group, whose pools are a question's,"
         divides = isinstance(self.normalization, Separate | TurnGroup)
         if self.scale == "none" and divides and self.floor != Separate().floor:
-            found["normalization"] = "scale=none, with which nothing is divided by the floor,"
+            found["normalization.floor"] = "scale=none, with which nothing is divided by the floor,"
         return found
 
 
@@ -363,8 +366,11 @@ def settled(choices: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     if kind is None:
         return dict(choices)  # refused where it is validated
     known = {name: value for name, value in choices.items() if name in kind.model_fields or name in own}
-    lost = _lost(kind, known).keys() - own.keys()
-    return {name: value for name, value in known.items() if name not in lost}
+    lost = {path for path in _lost(kind, known) if path.partition(".")[0] not in own}
+    kept = {name: value for name, value in known.items() if name not in lost}
+    for name, _, inner in (path.partition(".") for path in lost if "." in path):
+        kept[name] = {key: value for key, value in kept[name].items() if key != inner}
+    return kept
 
 
 _NESTED: Mapping[str, TypeAdapter[Any]] = {

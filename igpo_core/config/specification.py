@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -167,6 +167,8 @@ class AblationSpecification(BaseModel):
         if not cell:
             return self.base
         content = of_cell(json.loads(self.base.model_dump_json()), self.factors, cell)
+        levels = (self.factors[factor][level] for factor, level in (part.split("=", 1) for part in cell.split(",")))
+        content["reward"] = _with_reward(content["reward"], [path for settings in levels for path in settings])
         try:
             return ExperimentConfig.model_validate(content)
         except ValidationError as error:
@@ -255,7 +257,7 @@ class AblationSpecification(BaseModel):
         of data begin.
         Raises ConfigError where there is no such setting, where a factor sets it, or where no arm would notice.
         """
-        where = f"{self.name} with {spell_changes(changes)}"
+        where = f"{self.name} with {spell_changes(_without_texts(changes))}"
         base = self.base.model_dump(mode="json")
         for path, value in changes.items():
             if path.split(".")[0] in ("seed", "replicate"):
@@ -264,6 +266,7 @@ class AblationSpecification(BaseModel):
                 put(base, path, value)
             except ValueError as error:
                 raise ConfigError(f"{where}: {error}") from error
+        base["reward"] = _with_reward(base["reward"], list(changes))
         chosen = validated({**self.model_dump(), "base": base, "changes": {}}, where)
         chosen = chosen.model_copy(update={"base": chosen.base.model_copy(update={"data": placed(chosen.base.data)})})
         before, after = self.base.model_dump(mode="json"), chosen.base.model_dump(mode="json")
@@ -281,6 +284,7 @@ class AblationSpecification(BaseModel):
                 f"{where}: no arm would notice {', '.join(asked)}: each sets it for itself, or ignores it"
             )
         made = changed(self.base.identity(), chosen.base.identity())
+        made = {path: value for path, value in made.items() if not path.endswith("gain.source")}
         return chosen.model_copy(update={"changes": {**self.changes, **made}})
 
     def departures(self, chosen: "AblationSpecification") -> list[str]:
@@ -398,6 +402,23 @@ def spell_changes(changes: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in sorted(changes.items())
     )
+
+
+def _with_reward(reward: Any, paths: Sequence[str]) -> Any:
+    """Return a reward in which some settings are others now, without those that they leave without effect. paths: of all
+    settings that are others, "reward.gamma" among them."""
+    if not isinstance(reward, Mapping) or "reward" in paths:
+        return reward
+    own = {path.split(".")[1] for path in paths if path.startswith("reward.")}
+    return settled(reward, {name: value for name, value in reward.items() if name in own}) if own else reward
+
+
+def _without_texts(value: Any) -> Any:
+    """Settings as they are told: a function by its path, without its text."""
+    if not isinstance(value, Mapping):
+        return value
+    hidden = {"source"} if value.get("kind") == "function" else set()
+    return {name: _without_texts(item) for name, item in value.items() if name not in hidden}
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -153,8 +153,12 @@ def draw_chain(config: CalculatorWorld, split: str, rng: random.Random) -> Chain
         words: list[str] = []
         operands: list[int] = []
         values = [rng.randrange(1, config.numbers)]
+        tried: set[str] = set()
         while len(words) < config.operations:
+            if len(tried) == len(SIGNS):  # no operation leads on from here
+                return draw()
             word = rng.choice(list(SIGNS))
+            tried.add(word)
             known = {*values, *operands}  # no number of the text is the answer
             results = _results(values[-1], word, config.numbers)
             fitting = [(n, value) for n, value in results if n not in known and value not in known and n != value]
@@ -163,6 +167,7 @@ def draw_chain(config: CalculatorWorld, split: str, rng: random.Random) -> Chain
                 words.append(word)
                 operands.append(rng.choice([n for n, found in fitting if found == value]))
                 values.append(value)
+                tried = set()
         return Chain(tuple(words), tuple(operands), tuple(values))
 
     return draw_in_split(split, draw, f"data.operations={config.operations}, data.numbers={config.numbers}")
@@ -261,14 +266,16 @@ class CalculatorEnvironment(TableOfTasks, Environment):
             value = evaluate(call.arguments["expression"], names)
         except CalculatorError as error:
             return Observation(f"error : {error} .", "miss")
-        return Observation(f"{value} .", self._label(episode, str(value)))
+        return Observation(f"{value} .", self._label(episode, to_number(str(value))))
 
     @staticmethod
-    def _label(episode: Episode, value: str) -> str:
-        """Which operation's right value it is, of those that were not found before."""
+    def _label(episode: Episode, value: Fraction | None) -> str:
+        """Which operation's right value it is, of those that were not found before; 42.0 is 42."""
         seen = {observation.label for observation in episode.observations}
         wanted = enumerate((episode.question.facts or {}).values(), start=1)
-        return next((f"step_{n}" for n, right in wanted if right == value and f"step_{n}" not in seen), "miss")
+        return next(
+            (f"step_{n}" for n, right in wanted if to_number(right) == value and f"step_{n}" not in seen), "miss"
+        )
 
     def rubric(self, episode: Episode) -> dict[str, float]:
         """Return whether the answer is the number, and 1 less the distance to it in its own size, 0 at the least."""
@@ -295,8 +302,8 @@ class CalculatorEnvironment(TableOfTasks, Environment):
         return ToolCall("calculate", {"expression": next(iter(question.facts or {"1 + 1": ""}))})
 
     def comparable(self, text: str) -> str:
-        """Return the text's words and numbers."""
-        return " ".join(re.findall(r"-?\d+(?:\.\d+)?|[^\W\d]+", text.lower()))
+        """Return the text's words and numbers. A sign is one where no number or word stands right before it."""
+        return " ".join(re.findall(r"(?:(?<![\w.])-)?\d+(?:\.\d+)?|[^\W\d]+", text.lower()))
 
     def exposes(self, question: Question, observation: str) -> bool:
         """Return whether the observation is the answer."""

@@ -51,9 +51,9 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
         return [Observation(self._render(item), failed=isinstance(item, SearchFailure)) for item in found]
 
     def opened(self, title: str) -> Observation:
-        """Return the passages with a title, numbered as a search shows them, each with data.open_words words."""
+        """Return the first data.top_k passages with a title, numbered as a search shows them, each with data.open_words words."""
         assert self._titles is not None  # else the interface has no such tool
-        passages = self._titles.passages(title)
+        passages = self._titles.passages(title, self._config.top_k)
         return Observation(self._lines(passages, self._config.open_words) if passages else NO_SUCH_TITLE)
 
     def example_call(self, question: Question) -> ToolCall:

@@ -1,7 +1,7 @@
 """Turns of chat models as text: written from a thought and an action, and read back."""
 
 import json
-import math
+import sys
 from typing import Any
 
 from igpo_core.environments.base import Interface, Parameter, Tool
@@ -59,7 +59,8 @@ def parse_call(text: str, interface: Interface) -> Action:
 def _argument(parameter: Parameter, value: Any) -> Any:
     """A parameter's value as the tool gets it; Malformed, in words, where it is of another kind."""
     if parameter.kind == "number":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # NaN compares false; a whole number of 400 digits is none that a tool could compute with
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return Malformed(f"the tool call has no number as {parameter.name}")
         return value
     if not isinstance(value, str) or not one_form(value):

@@ -25,10 +25,10 @@ class Titles:
         shown = (shown_title(title.as_py()).casefold() for title in passages.column("title"))
         self._titles = pyarrow.array(shown, pyarrow.large_string())
 
-    def passages(self, title: str) -> list[Passage]:
-        """Return the passages with that title, in table order; [] where there is none."""
+    def passages(self, title: str, most: int) -> list[Passage]:
+        """Return the first `most` passages with that title, in table order; [] where there is none."""
         import pyarrow.compute
 
         same = pyarrow.compute.equal(self._titles, shown_title(title).casefold())
-        rows = pyarrow.compute.indices_nonzero(same).to_pylist()
+        rows = pyarrow.compute.indices_nonzero(same)[:most].to_pylist()
         return [Passage(*(self._passages.column(name)[row].as_py() for name in COLUMNS)) for row in rows]

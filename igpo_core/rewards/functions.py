@@ -5,9 +5,10 @@ specification once that was read, so that it decides the run's key, and goes wit
 A specification that names a function is a program (docs/security.md).
 """
 
+import hashlib
 import importlib
 import math
-import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +83,7 @@ def with_source(gain: FunctionGain, folder: Path) -> FunctionGain:
 
     Raises ConfigError where there is no such module or function.
     """
-    name, _, function = gain.path.partition(":")
+    name = gain.path.partition(":")[0]
     if gain.in_file:
         path = folder / name
         try:
@@ -93,9 +94,6 @@ def with_source(gain: FunctionGain, folder: Path) -> FunctionGain:
         source = _text_of(_imported(gain.path, name), gain.path)
     found = gain.model_copy(update={"source": source})
     load_function(found.path, found.source, found.in_file)
-    if not re.search(rf"\bdef {function}\b", source):
-        raise ConfigError(f"gain.path={gain.path}: {function} is not defined in {name} itself, so that its text could change "
-                          "unseen: name the module that defines it")  # fmt: skip
     return found
 
 
@@ -107,10 +105,16 @@ def load_function(path: str, source: str, in_file: bool) -> Callable[..., Any]:
     """
     name, _, function = path.partition(":")
     if in_file:
-        module = ModuleType(Path(name).stem)
+        if not source:
+            raise ConfigError(f"gain.path={path}: the text of {name} was not read: give the specification as a file")
+        # known by a name of its own, as dataclasses and pickle want it
+        known = f"igpo_function_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        module = sys.modules[known] = ModuleType(known)
+        module.__file__ = name
         try:
             exec(compile(source, name, "exec"), vars(module))
         except Exception as error:  # somebody else's program
+            del sys.modules[known]
             raise ConfigError(f"gain.path={path}: the module fails with {type(error).__name__}: {error}") from error
     else:
         module = _imported(path, name)
@@ -123,6 +127,11 @@ def load_function(path: str, source: str, in_file: bool) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
             f"gain.path={path}: there is no function {function} in {name}: it has {', '.join(names) or 'none'}"
+        )
+    if getattr(found, "__module__", None) != module.__name__:
+        raise ConfigError(
+            f"gain.path={path}: {function} is not defined in {name} itself, so that its text could change unseen: name the "
+            "module that defines it"
         )
     called: Callable[..., Any] = found
     return called

@@ -1,6 +1,6 @@
 """What a turn earns of itself: one class a gain, with its parameters and its formula; pure functions of beliefs.
 
-A new gain is a class here, a test with a number by hand, and its name in `AnyGain` of igpo_core/config/reward.py. What it reads
+A new gain is a class here, a test with a number by hand, and its name in `AnyGain` of igpo_core/config/variants.py. What it reads
 decides which of the classes it is made from: BoundaryGain has the beliefs s_0..s_{T-1} at the turns' boundaries, which ride in
 the rollout; the others say what they need besides.
 """

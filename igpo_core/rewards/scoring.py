@@ -153,6 +153,8 @@ def explain_trajectories(
     if isinstance(config, TurnGains) and config.needs_beliefs:
         scores = answer_scores(policy, environment, trajectories, config, contrast)
         return _with_gains(policy, environment, outcomes, scores, config, key, contrast)
+    if "beliefs" not in environment.settings.offers:
+        return _without_beliefs(policy, environment, outcomes, config) if isinstance(config, TurnGains) else outcomes
     beliefs = score_trajectories(policy, environment, trajectories, config)
     if isinstance(config, TurnGains):
         explained = _without_beliefs(policy, environment, outcomes, config)

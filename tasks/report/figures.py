@@ -42,11 +42,16 @@ def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str,
 
 def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "Figure":
     """Four panels: the headline on dev, paired differences, dead groups, turns."""
-    figure, axes = _canvas(2, 2, (12.0, 7.6))
+    metrics = shown("overview")
+    rows = -(-(len(metrics) + 1) // 2)
+    figure, axes = _canvas(rows, 2, (12.0, 3.8 * rows))
     colours = arm_colours(data.arms, baseline)
-    for axis, metric in zip((axes[0][0], axes[1][0], axes[1][1]), shown("overview"), strict=True):
+    first, differences, *others = axes.flat
+    for axis, metric in zip((first, *others), metrics, strict=False):
         curves(axis, data, metric, colours)
-    forest(axes[0][1], pairs, baseline, colours, data.title)
+    forest(differences, pairs, baseline, colours, data.title)
+    for axis in others[len(metrics) - 1 :]:
+        axis.remove()
     seeds = len({run.seed for run in data.finished()})
     figure.suptitle(
         f"{data.sweep}: {counted(seeds, 'seed')}; bold: mean"

@@ -27,6 +27,10 @@ class Metric:
     reducer: Reducer
     place: Place
 
+    def __post_init__(self) -> None:
+        if self.place == "turn by turn" and not ("{turn}" in self.key or "{label}" in self.key):
+            raise ValueError(f"{self.key} is shown turn by turn: its key needs {{turn}} or {{label}}")
+
     def named(self, **names: object) -> str:
         """Return MLflow's name with these names in the key's places."""
         return self.key.format(**names)
@@ -42,8 +46,8 @@ class Metric:
         return re.compile(self.key.format(**{name: f"(?P<{name}>{form})" for name, form in forms.items()}))
 
 
-def _explained(key: str, title: str, unit: str = "") -> Metric:
-    return Metric(key, title, unit, "first to last", "explained")
+def _explained(key: str, title: str, unit: str = "", reducer: Reducer = "first to last") -> Metric:
+    return Metric(key, title, unit, reducer, "explained")
 
 
 METRICS: tuple[Metric, ...] = (
@@ -107,14 +111,18 @@ def shown(place: Place) -> list[Metric]:
     return [metric for metric in METRICS if metric.place == place]
 
 
-def explaining(rubric: Mapping[str, str]) -> dict[str, str]:
-    """Return MLflow's name -> title of what the report explains arms with. rubric: title of each score by key, the headline
-    first."""
+def explaining(rubric: Mapping[str, str]) -> list[tuple[str, str, Reducer]]:
+    """Return MLflow's name, title and reducer of what the report explains arms with. rubric: title of each score by key, the
+    headline first."""
     headline, title = next(iter(rubric.items()))
-    return {
-        metric.named(score=headline): metric.title.format(title=title) + (f" ({metric.unit})" if metric.unit else "")
+    return [
+        (
+            metric.named(score=headline),
+            metric.title.format(title=title) + (f" ({metric.unit})" if metric.unit else ""),
+            metric.reducer,
+        )
         for metric in shown("explained")
-    }
+    ]
 
 
 def wanted(names: Iterable[str], rubric: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from igpo_core.config.changes import of_cell
 from igpo_core.config.reward import OF_ALL_ARMS, Reward, TurnGains, reward_of, settled
 from igpo_core.config.specification import spell_changes
 from tasks.home import PROJECT
@@ -64,7 +67,7 @@ def write_page(
     trajectories: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write one HTML file. Text from outside (questions, passages, what the policy wrote) is escaped; no script of it runs."""
-    baseline, rewards = specification["baseline"], rewards_of(specification)
+    baseline, rewards = specification["baseline"], rewards_of(specification, reports[0].cell)
     units = {arm: reward.gain.unit for arm, reward in rewards.items() if isinstance(reward, TurnGains)}
     script = (TEMPLATES / "viewer.js").read_text(encoding="utf-8")
     effect = None
@@ -95,9 +98,9 @@ def write_page(
     path.write_text(text, encoding="utf-8")
 
 
-def rewards_of(specification: Mapping[str, Any]) -> dict[str, Reward]:
-    """Return the reward of every arm, as it stands over the base."""
-    base = specification["base"].get("reward", {})
+def rewards_of(specification: Mapping[str, Any], cell: str) -> dict[str, Reward]:
+    """Return the reward of every arm, as it stands over the base in a cell."""
+    base = of_cell(specification["base"], specification["factors"], cell).get("reward", {})
     found = {}
     for arm, changes in specification["arms"].items():
         own = {name: value for name, value in changes.items() if name not in ("optimizer", "replicate")}
@@ -115,29 +118,65 @@ def _facts(
     sweep: str, specification: Mapping[str, Any], reports: "Sequence[CellReport]", made: Made
 ) -> list[tuple[str, str]]:
     """What was compared, when, on what, and how to do it again: name and text of each."""
-    base, seeds = specification["base"], ", ".join(map(str, specification["seeds"]))
-    runs = [run for report in reports for run in report.data.finished()]
-    seconds = sum(run.last("progress/seconds") or 0.0 for run in runs)
-    again = f"make ablation PRESET={specification['name']}"
-    if not (PROJECT / "deployments" / "presets" / f"{specification['name']}.yaml").is_file():
-        again = f"make ablation PRESET=<the file of {specification['name']}>"
-    settings = "".join(f" --set {path}={json.dumps(value)}" for path, value in specification["changes"].items())
-    facts = [
+    factors = specification["factors"]
+    bases = {report.cell: of_cell(specification["base"], factors, report.cell) for report in reports}
+    runs = {run.run_id: run for report in reports for run in report.data.finished()}  # cells may share a run
+    seconds = sum(run.last("progress/seconds") or 0.0 for run in runs.values())
+
+    def told(words: Callable[[Mapping[str, Any]], str]) -> str:
+        """A fact of the base, by cell where cells differ in it."""
+        by_text: dict[str, list[str]] = {}
+        for cell, base in bases.items():
+            by_text.setdefault(words(base), []).append(cell)
+        if len(by_text) == 1:
+            return next(iter(by_text))
+        return "; ".join(f"{' and '.join(cells)}: {text}" for text, cells in by_text.items())
+
+    return [
         ("question", specification["description"] or f"Do these arms differ from {specification['baseline']}?"),
-        ("data", f"{_short(base['data'])}; version {', '.join(made.data)}"),
-        ("policy", _short(base["policy"])),
-        ("start", _start(base)),
-        ("budget", f"{budget(base)}, the same for every arm"),
-        ("format penalty", penalty(base["reward"])),
+        *([("varied", _levels(factors))] if factors else []),
+        ("data", f"{told(lambda base: _short(base['data']))}; version {', '.join(made.data)}"),
+        ("policy", told(lambda base: _short(base["policy"]))),
+        ("start", told(_start)),
+        ("budget", f"{told(budget)}, the same for every arm"),
+        ("format penalty", told(lambda base: penalty(base["reward"]))),
         ("set besides", spell_changes(specification["changes"]) or "nothing"),
-        ("seeds", seeds),
+        ("seeds", ", ".join(map(str, specification["seeds"]))),
         ("runs", f"{len(runs)} finished, {seconds / 60:.0f} minutes of training in all"),
         ("computed on", ", ".join(made.processors) or "not recorded"),
         ("code", f"commit {made.commit}; igpo_core {made.code}"),
         ("made", f"{made.when}, sweep {sweep}"),
-        ("again", f'{again} ARGS="--seeds {seeds.replace(" ", "")}{settings}"'),
+        ("again", again(specification)),
     ]
-    return facts
+
+
+def _levels(factors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    return "; ".join(
+        f"{factor}: {', '.join(f'{level} ({spell_changes(settings)})' for level, settings in levels.items())}"
+        for factor, levels in factors.items()
+    )
+
+
+def again(specification: Mapping[str, Any]) -> str:
+    """Return the command that makes the comparison once more. A shipped preset is known by its name and description."""
+    import yaml
+
+    shipped, known = PROJECT / "deployments" / "presets" / f"{specification['name']}.yaml", {}
+    if shipped.is_file():
+        known = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    own = known.get("description") != specification["description"]
+    left_out = not own and [*known["arms"]] != [*specification["arms"]]
+    words = [
+        *(["--arms", ",".join(specification["arms"])] if left_out else []),
+        *("--seeds", ",".join(map(str, specification["seeds"]))),
+        *(part for item in specification["changes"].items() for part in ("--set", _set(*item))),
+    ]
+    preset = "FILE.yaml" if own else specification["name"]
+    return f"make ablation PRESET={preset} ARGS={shlex.quote(shlex.join(words))}"
+
+
+def _set(path: str, value: Any) -> str:
+    return f"{path}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def _short(section: Mapping[str, Any]) -> str:
@@ -190,8 +229,7 @@ def _plain(value: Any) -> str:
 
 def _first_sentence(thing: object) -> str:
     text = " ".join((type(thing).__doc__ or "").split())
-    end = text.find(". ")
-    return text if end < 0 else text[: end + 1]
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]  # "Eq. 4" ends none
 
 
 def _cell(report: "CellReport", units: Mapping[str, str]) -> dict[str, Any]:

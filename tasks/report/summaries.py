@@ -1,7 +1,7 @@
 """What a sweep's cell shows, as tables and words, computed from the metrics of MLflow's runs alone."""
 
 import statistics as plain
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -192,15 +192,21 @@ def slice_rows(slices: Mapping[str, Mapping[str, Paired]], baseline: str) -> lis
 
 
 def explain(data: SweepData) -> list[dict[str, str]]:
-    """A row a diagnostic that some run has, a column an arm: "first -> last step", means over seeds."""
+    """A row a diagnostic that some run has, a column an arm: means over seeds, of the first and the last step, or of what the
+    metric's reducer says."""
+    read: Mapping[str, tuple[Callable[[RunData, str], float | None], ...]] = {
+        "first to last": (RunData.first, RunData.last),
+        "over training": (RunData.over_training,),
+        "at the end": (RunData.last,),
+    }
     rows = []
-    for metric, title in explaining(data.rubric).items():
+    for metric, title, reducer in explaining(data.rubric):
         row = {"metric": title}
         for arm in data.arms:
             runs = data.finished(arm)
-            start, end = _mean([run.first(metric) for run in runs]), _mean([run.last(metric) for run in runs])
-            both = ["-" if value is None else f"{value:.3g}" for value in (start, end)]
-            row[arm] = " → ".join(both) if start is not None else "-"
+            values = [_mean([reduce(run, metric) for run in runs]) for reduce in read[reducer]]
+            shown = ["-" if value is None else f"{value:.3g}" for value in values]
+            row[arm] = " → ".join(shown) if values[0] is not None else "-"
         if any(metric in run.histories for run in data.finished()):
             rows.append(row)
     return rows

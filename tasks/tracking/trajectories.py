@@ -32,9 +32,9 @@ def records_of(
                     action=_kind(turn.action),
                     content=_content(turn.action),
                     observation=None if last else trajectory.observations[t],
-                    belief_before=seen[t],
-                    belief_after=None if last else seen[t + 1],
-                    gain=None if last else gains[t],
+                    belief_before=seen[t] if seen else None,
+                    belief_after=seen[t + 1] if seen and not last else None,
+                    gain=gains[t] if gains and not last else None,
                     advantage=None if advantages is None else advantages[i][t],
                 )
             )

@@ -111,5 +111,6 @@ def note(study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: s
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
-    """Return `gain: prob_diff` and so on, one after another."""
-    return ", ".join(f"`{name}: {value}`" for name, value in flatten(changes).items()) or "nothing"
+    """Return `gain: prob_diff` and so on, one after another; of a function its path, not its text."""
+    told = [f"`{name}: {value}`" for name, value in flatten(changes).items() if name != "gain.source"]
+    return ", ".join(told) or "nothing"

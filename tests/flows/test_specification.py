@@ -487,3 +487,38 @@ def test_a_selection_says_in_what_it_departs() -> None:
     assert whole.departures(whole.select(["igpo_rms"], [200, 201, 202, 203, 204, 205, 300])) == [
         "seed 300 added", "seed 206 left out", "arm igpo left out"
     ]  # fmt: skip
+
+
+def test_the_kind_of_reward_may_be_a_factor_or_set_at_the_start(tmp_path: Path) -> None:
+    """What the other kind lacks is not taken over from the base, which never wrote it."""
+    arms = {"outcome_only": {"reward": "outcome_only"}, "mine": {"gain": "prob_diff"}}
+    levels = {name: {"reward.reward": name} for name in ("outcome_and_gain", "gain_only")}
+    content = {**GOOD, "arms": arms, "base": {}, "factors": {"kind": levels}}
+    factored = load_specification(write(tmp_path, content))
+    assert [factored.experiment("mine", 0, cell).reward.reward for cell in factored.cells] == [*levels]  # type: ignore[attr-defined]
+    plain = load_specification(write(tmp_path, {**content, "factors": {}}), {"reward.reward": "gain_only"})
+    assert plain.experiment("mine", 0).reward.reward == "gain_only"  # type: ignore[attr-defined]
+
+
+def test_an_inert_floor_leaves_its_normalisation(tmp_path: Path) -> None:
+    """With scale none nothing is divided; the pool is the arm's all the same."""
+    pool = {"kind": "turn_group", "floor": 0.01, "smallest": 4}
+    arms = {"outcome_only": {"reward": "outcome_only"}, "mine": {"scale": "none"}}
+    found = load_specification(write(tmp_path, {**GOOD, "arms": arms, "base": {"reward": {"normalization": pool}}}))
+    normalization = found.experiment("mine", 0).reward.normalization  # type: ignore[attr-defined]
+    assert (normalization.kind, normalization.smallest, normalization.floor) == ("turn_group", 4, 1e-4)
+    own = {"outcome_only": {"reward": "outcome_only"}, "mine": {"scale": "none", "normalization": pool}}
+    with pytest.raises(ConfigError, match=r"ignores normalization\.floor: leave it out"):
+        load_specification(write(tmp_path, {**GOOD, "arms": own, "base": {}}))
+
+
+def test_one_experiment_has_one_spelling(tmp_path: Path) -> None:
+    arms = {"a": {}, "b": {"outcome": "f1"}}
+    with pytest.raises(ConfigError, match="'a' and 'b' are the same"):
+        load_specification(write(tmp_path, {**GOOD, "arms": arms, "baseline": "a", "base": {}}))
+
+
+def test_a_weight_that_turns_the_signal_round_is_refused(tmp_path: Path) -> None:
+    arms = {"outcome_only": {"reward": "outcome_only"}, "mine": {"reward": "gigpo", "gain_weight": -1}}
+    with pytest.raises(ConfigError, match="greater than 0"):
+        load_specification(write(tmp_path, {**GOOD, "arms": arms, "base": {}}))

@@ -16,9 +16,11 @@ from igpo_core.environments.calculator import (
     CalculatorEnvironment,
     CalculatorError,
     Number,
+    draw_chain,
     evaluate,
     to_number,
 )
+from igpo_core.errors import ConfigError
 from igpo_core.policies import word_tokenizer
 from igpo_core.protocol import WordProtocol
 from igpo_core.trajectory import Episode, Final, Observation, Question, ToolCall
@@ -180,3 +182,35 @@ def test_a_chat_policy_is_refused_for_want_of_texts() -> None:
         ExperimentConfig.model_validate(
             {"data": {"kind": "calculator"}, "policy": {"kind": "new", "tokenizer": "chat"}}
         )
+
+
+@pytest.mark.parametrize(("operations", "numbers"), [(6, 16), (5, 16), (6, 24)])
+def test_a_chain_that_cannot_go_on_is_begun_anew(operations: int, numbers: int) -> None:
+    """With few numbers some chains have no next operation (399 of 2,000 with six operations below 16)."""
+    world = CalculatorWorld(operations=operations, numbers=numbers, train=300, dev=10, test=10)
+    for n in range(300):
+        chain = draw_chain(world, "train", random.Random(n))
+        assert len(chain.words) == operations and len({*chain.values}) == operations + 1
+
+
+def test_a_float_that_is_the_value_is_found() -> None:
+    question = Question("q", "calculator", "train", "?", ("42",), hops=1, facts={"84 // 2": "42"})
+    environment = CalculatorEnvironment(CalculatorWorld(), [question], 3)
+    seen = environment.call(Episode(question), ToolCall("calculate", {"expression": "84 / 2"}))
+    assert (seen.text, seen.label) == ("42.0 .", "step_1") and environment.exposes(question, seen.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"), [("84-42", "84 42"), ("84 - 42", "84 42"), ("-42 .", "-42"), ("x-1.5", "x 1.5")]
+)
+def test_a_sign_stands_before_a_number_alone(text: str, form: str) -> None:
+    environment = CalculatorEnvironment(CalculatorWorld(), [], 3)
+    assert environment.comparable(text) == form == environment.comparable(form)
+
+
+def test_a_soft_target_needs_one_token_a_word(chat_policy: Any) -> None:
+    """In a chat turn the place of a word among the tokens is another one: the target would teach whatever stands there."""
+    world = CalculatorEnvironment(CalculatorWorld(), [], 4)
+    (shown,) = world.demonstrations(random.Random(0), 1, CalculatorDemonstrations(stop_early=0.0))
+    with pytest.raises(ConfigError, match="one token a word"):
+        render(chat_policy.protocol, shown)

@@ -133,3 +133,69 @@ def test_a_function_of_an_installed_package(tmp_path: Path) -> None:
     played = Played(Episode(Question("q", "s", "train", "?", ("a",))), ("a",), None, 0.0)
     with pytest.raises(ConfigError, match="another text here than where the run was planned"):
         changed.gains(played)
+
+
+def two(folder: Path, **content: Any) -> Path:
+    """A specification beside two files whose functions have one name."""
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (folder / f"{name}.py").write_text(f"def bonus(played):\n    return [{value}] * (len(played.turns) - 1)\n")
+    whole = {
+        "name": "two", "baseline": "outcome_only", "seeds": [0], "arms": {"outcome_only": {"reward": "outcome_only"}, "mine": {}},
+        "base": {"data": {"kind": "lookup"}, "reward": {"gain": {"kind": "function", "path": "a.py:bonus"}}}, **content,
+    }  # fmt: skip
+    (folder / "two.yaml").write_text(yaml.safe_dump(whole))
+    return folder / "two.yaml"
+
+
+def source(specification: Any, cell: str = "") -> str:
+    return str(specification.experiment("mine", 0, cell).reward.gain.source)
+
+
+def test_every_place_that_names_a_function_gets_its_own_text(tmp_path: Path) -> None:
+    """In factors and at the start of a sweep as in the base: never the text of another path."""
+    levels = {name: {"reward.gain": {"kind": "function", "path": f"{name}.py:bonus"}} for name in ("a", "b")}
+    factored = load_specification(str(two(tmp_path, factors={"file": levels})))
+    assert "[1.0]" in source(factored, "file=a") and "[2.0]" in source(factored, "file=b")
+    plain = str(two(tmp_path))
+    other = load_specification(plain, {"reward.gain": {"kind": "function", "path": "b.py:bonus"}})
+    assert "[1.0]" in source(load_specification(plain)) and "[2.0]" in source(other)
+    assert other.changes == {"reward.gain.path": "b.py:bonus"} and other.select(None, None).changes == other.changes
+    derived = tmp_path / "derived.yaml"
+    content = yaml.safe_load((tmp_path / "two.yaml").read_text())
+    derived.write_text(yaml.safe_dump({**content, "name": "derived", "base": {"from": plain}}))
+    assert "[1.0]" in source(load_specification(str(derived)))
+
+
+def test_a_path_alone_or_a_text_by_hand_is_refused(tmp_path: Path) -> None:
+    """Either would run another text than the one that is named."""
+    plain = str(two(tmp_path))
+    with pytest.raises(ConfigError, match=r"give reward\.gain as a whole"):
+        load_specification(plain, {"reward.gain.path": "b.py:bonus"})
+    with pytest.raises(ConfigError, match=r"give reward\.gain as a whole"):
+        load_specification(str(two(tmp_path, factors={"f": {"x": {"reward.gain.path": "b.py:bonus"}, "y": {}}})))
+    by_hand = {"kind": "function", "path": "a.py:bonus", "source": "def bonus(played): ..."}
+    with pytest.raises(ConfigError, match=r"leave gain\.source out"):
+        load_specification(
+            str(two(tmp_path, arms={"outcome_only": {"reward": "outcome_only"}, "mine": {"gain": by_hand}}))
+        )
+
+
+def test_a_module_may_hold_dataclasses_and_lambdas(tmp_path: Path) -> None:
+    text = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Kept:
+    value: float
+
+bonus = lambda played: [Kept(1.0).value] * (len(played.turns) - 1)
+"""
+    found = load_specification(str(preset(tmp_path, text, "mine.py:bonus"))).experiment("mine", 0).reward
+    played = Played(Episode(Question("q", "s", "train", "?", ("a",))), ("a", "b"), (-1.0, -1.0), 0.0)
+    assert found.gain.gains(played) == [1.0]  # type: ignore[attr-defined]
+
+
+def test_a_function_of_another_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sqrt is not defined in mine\.py itself"):
+        load_specification(str(preset(tmp_path, "# def sqrt\nfrom math import sqrt\n", "mine.py:sqrt")))

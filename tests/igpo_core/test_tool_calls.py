@@ -1,10 +1,13 @@
 """Tool calls as models write them: each is a search, or malformed with a reason; never an exception, never another search."""
 
+import json
 from typing import Any
 
 import pytest
 
+from igpo_core.environments.base import Parameter
 from igpo_core.environments.searching import search_for
+from igpo_core.protocol.calls import _argument
 from igpo_core.trajectory import Malformed
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "lake Orla"}}\n</tool_call>'
@@ -52,3 +55,9 @@ def test_ids_without_a_text_make_a_turn_malformed(chat_policy: Any) -> None:
     beyond = [len(chat.tokenizer) + 5]
     answer = [*chat._encode("\n</think>\n<answer>\nIda"), *beyond, *chat._encode(f"\n</answer>{chat._stop_text}")]
     assert isinstance(chat.parse([*chat._encode("<think>\nx"), *beyond, *answer]), Malformed)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1" + "0" * 400, "1e999", "true", '"1"'])
+def test_what_is_no_number_to_a_tool_is_malformed(value: str) -> None:
+    found = _argument(Parameter("k", "a number", "number"), json.loads(value))
+    assert isinstance(found, Malformed)

@@ -3,10 +3,16 @@
 import base64
 import hashlib
 import json
+import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+from flows.presets import load_specification
+from tasks.report.page import Made, _facts, again, in_words, rewards_of
 from tasks.report.reporting import write_report
+from tasks.report.summaries import cell_reports
 from tasks.tracking.outbox import About, Outbox, write_status
 from tasks.tracking.sending import Sender
 from tasks.tracking.server import client
@@ -68,3 +74,45 @@ def test_the_reports_policy_lets_the_viewers_script_run_alone(mlflow_server: str
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         assert not str(attributes.get("href") or "").startswith("javascript:") and "src" not in attributes
+
+
+def crossed(**base: Any) -> dict[str, Any]:
+    """A comparison whose factor sets the penalty, and something without which an arm cannot be."""
+    levels = {
+        "off": {"reward.format_penalty": 0.0, "reward.outcome_credit": "broadcast"},
+        "on": {"reward.format_penalty": -1.0, "reward.outcome_credit": "broadcast"},
+    }
+    arms = {"outcome_only": {"reward": "outcome_only"}, "igpo": {"accumulation": {"kind": "root"}}}
+    return {**SPECIFICATION, "arms": arms, "factors": {"penalty": levels}, "base": {**SPECIFICATION["base"], **base}}
+
+
+def test_an_arm_is_told_as_it_is_in_a_cell() -> None:
+    """Over the bare base this arm cannot be: the report came to nothing once every run was there."""
+    rewards = rewards_of(crossed(), "penalty=on")
+    assert in_words(rewards["outcome_only"]) == "GRPO: the outcome alone, to every turn."
+    words = in_words(rewards["igpo"])
+    assert "(paper Eq. 4, camera-ready)." in words and "accumulation root" in words and not words.endswith("Eq.")
+
+
+def test_what_a_factor_sets_is_told_by_cell() -> None:
+    data = five()
+    report = cell_reports({**SPECIFICATION, "arms": crossed()["arms"]}, {"": data}, [""])[0]
+    made = Made("now", "c", "v", ("d",), (), ())
+    facts = dict(_facts("s", crossed(), [replace(report, cell=f"penalty={level}") for level in ("off", "on")], made))
+    told = "penalty=off: no format penalty; penalty=on: a format penalty of -1 on the malformed turn"
+    assert facts["format penalty"] == told
+    assert facts["runs"].startswith("10 finished, ")  # one run serves both cells, and is counted once
+    assert facts["varied"].startswith("penalty: off (reward.format_penalty=0.0, ")
+
+
+def test_the_command_that_makes_it_again_is_one_that_a_shell_reads() -> None:
+    shipped = {"name": "easy", "description": load_specification("easy").description, "seeds": [0, 1]}
+    changes = {"evaluation.decoding": ["greedy", "sampled"], "data.note": "two words"}
+    told = again({**shipped, "arms": {"outcome_only": {}, "igpo": {}}, "changes": changes})
+    make, target, preset, arguments = shlex.split(told)
+    assert (make, target, preset) == ("make", "ablation", "PRESET=easy")
+    assert shlex.split(arguments.removeprefix("ARGS=")) == [
+        "--arms", "outcome_only,igpo", "--seeds", "0,1", "--set", 'evaluation.decoding=["greedy","sampled"]',
+        "--set", "data.note=two words",
+    ]  # fmt: skip
+    assert "PRESET=FILE.yaml" in shlex.split(again({**shipped, "description": "a copy", "arms": {}, "changes": {}}))

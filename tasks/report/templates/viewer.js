@@ -48,7 +48,7 @@ function remember() {
 
 function recall() {
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (name === "at") place = Number(value) || 0;
+    if (name === "at") place = Math.max(0, Math.floor(Number(value)) || 0);
     else if (name in fields) chosen[name] = value;
   }
 }
@@ -62,7 +62,7 @@ function list() {
   shown.forEach((row, number) => {
     const [name, value] = score(row);
     const item = add(box, "div", `${row.question}  ${who(row)}: ${name} ${value.toFixed(2)}, ${row.turns.length} turns, ${row.status}`);
-    item.onclick = () => open(number);
+    item.onclick = () => { open(number); remember(); };
   });
   if (shown.length) return open(Math.min(place, shown.length - 1));
   add(box, "div", "no trajectory of this kind was kept");
@@ -86,21 +86,20 @@ function beside(row) {
   const same = rows.filter((other) => other !== row && other.question_id === row.question_id && other.split === row.split);
   same.sort((a, b) => (a.arm === row.arm) - (b.arm === row.arm) || Math.abs(a.step - row.step) - Math.abs(b.step - row.step));
   const select = add(add(bar, "label", "beside it, on the same question: "), "select");
-  for (const option of ["nothing", ...same.map(who)]) add(select, "option", option);
-  const found = same.findIndex((other) => who(other) === second || (second && other.arm === second));
-  const draw = (n) => {
-    const other = document.getElementById("other");
-    other.replaceChildren();
+  const number = (other) => rows.filter((one) => who(one) === who(other) && one.question_id === other.question_id).indexOf(other) + 1;
+  ["nothing", ...same.map((other) => `${who(other)} rollout ${number(other)}`)].forEach((text, n) => {
+    add(select, "option", text).value = n;
+  });
+  const draw = () => {
+    const pane = document.getElementById("other"), n = Number(select.value) - 1;
+    pane.replaceChildren();
     document.getElementById("panes").className = n < 0 ? "" : "two";
-    if (n >= 0) one(other, same[n]);
-  };
-  select.value = found < 0 ? "nothing" : who(same[found]);
-  select.onchange = () => {
-    const n = same.findIndex((other) => who(other) === select.value);
     second = n < 0 ? "" : same[n].arm;
-    draw(n);
+    if (n >= 0) one(pane, same[n]);
   };
-  draw(found);
+  select.value = second ? same.findIndex((other) => other.arm === second) + 1 : 0;
+  select.onchange = draw;
+  draw();
 }
 
 function one(pane, row) {
