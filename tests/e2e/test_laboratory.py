@@ -114,7 +114,9 @@ def test_a_second_sweep_reuses_everything_and_sends_again_what_mlflow_lost(serve
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
     printed = done.stdout + done.stderr
     assert done.returncode == 0
-    assert "every run was there" in printed and "holds: nothing" not in printed  # the report names the run that was lost
+    assert (
+        "every run was there" in printed and "holds: nothing" not in printed
+    )  # the report names the run that was lost
     assert printed.count(f"sent {lost['tags']['run_key']}: ") == 1
     asked = asked_runs(servers)
     third = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
