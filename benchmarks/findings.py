@@ -96,7 +96,7 @@ def _read_metrics(db: sqlite3.Connection, run: str, name: str, found: Findings) 
 
 
 def _read_spans(db: sqlite3.Connection, run: str, name: str, found: Findings) -> None:
-    """A trajectory of the test is a trace, which is told from others by what its root was given."""
+    """A trajectory of the test is a trace, which is told from others by its question: two may have one text, and no id."""
     spans = db.execute(
         "select s.trace_id, s.name, s.content from spans s join trace_request_metadata m on m.request_id = s.trace_id "
         "where m.key = 'mlflow.sourceRun' and m.value = ? order by s.trace_id, s.start_time_unix_nano",
@@ -108,8 +108,7 @@ def _read_spans(db: sqlite3.Connection, run: str, name: str, found: Findings) ->
         attributes.pop("mlflow.traceRequestId", None)
         traces.setdefault(trace, []).append({"name": title, **attributes})
     for turns in traces.values():
-        asked = json.dumps(turns[0].get("mlflow.spanInputs"), ensure_ascii=False)
-        _add_trajectory(found, f"{name} test {asked}", turns)
+        _add_trajectory(found, f"{name} test {turns[0]['question_id']}", turns)
 
 
 def _parsed(text: str) -> Any:

@@ -49,7 +49,11 @@ class Laboratory:
                 "insert into trace_request_metadata values ('mlflow.sourceRun', 'run1', 'tr-1');"
             )
             for title, started, attributes in (
-                ("igpo seed 0", 10, {"mlflow.spanInputs": '{"question": "who ?"}', "turns": "2"}),
+                (
+                    "igpo seed 0",
+                    10,
+                    {"mlflow.spanInputs": '{"question": "who ?"}', "question_id": '"q7"', "turns": "2"},
+                ),
                 ("turn 1: search", 20, {"belief_before": "-0.5", "mlflow.spanType": '"TOOL"'}),
             ):
                 content = {
@@ -87,8 +91,8 @@ def test_a_study_is_read_whole_and_without_times(make: Callable[[str], Laborator
     }
     assert list(found.tensors) == ["train igpo 0 step 2 model.safetensors w"]
     assert found.trajectories == {
-        'train igpo 0 test {"question": "who ?"}': {
-            "0.name": '"igpo seed 0"', "0.mlflow.spanInputs.question": '"who ?"', "0.turns": "2",
+        "train igpo 0 test q7": {
+            "0.name": '"igpo seed 0"', "0.mlflow.spanInputs.question": '"who ?"', "0.question_id": '"q7"', "0.turns": "2",
             "1.name": '"turn 1: search"', "1.belief_before": "-0.5", "1.mlflow.spanType": '"TOOL"',
         },
         "train igpo 0 trajectories.jsonl line 0": {
@@ -113,7 +117,7 @@ def next_float(value: float) -> float:
 METRIC = "train igpo 0 train/f1 at step"
 TENSOR = "train igpo 0 step 2 model.safetensors w"
 TRAJECTORY = "train igpo 0 trajectories.jsonl line 0"
-SPANS = 'train igpo 0 test {"question": "who ?"}'
+SPANS = "train igpo 0 test q7"
 CHANGES: dict[str, tuple[Callable[[Laboratory], Any], str]] = {
     "last bit of a metric": (
         lambda lab: lab.change(f"update metrics set value = {next_float(0.1)!r} where step = 1 and key = 'train/f1'"),
