@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,12 +325,11 @@ def profiles(work: Work, of: Policy) -> None:
     with scripted(script):
         config = configuration(work, "outcome_and_gain", "continuous", len(script))
         trainer = Trainer(config, environment, of)  # type: ignore[arg-type]
-        roll = lambda: trainer.roll_out(list(enumerate(environment.asked)), RolloutTimes())  # noqa: E731
+        roll = partial(trainer.roll_out, list(enumerate(environment.asked)), RolloutTimes())
         trajectories = roll()
         profile(roll, "a rollout with beliefs")
-        update = lambda: trainer.learner.update(  # noqa: E731
-            trajectories, [[1e-3] * len(item.turns) for item in trajectories], step=0
-        )
+        advantages = [[1e-3] * len(item.turns) for item in trajectories]
+        update = partial(trainer.learner.update, trajectories, advantages, step=0)
         update()
         profile(update, "an update")
 

@@ -102,13 +102,14 @@ def validate_and_publish(data: DataConfig) -> "PublishedData":
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="log to MLflow")
 def log_to_mlflow(study: str, published: Any) -> str | None:
-    """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, and a sweep's
-    report or the next call makes it."""
+    """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, which is said;
+    a sweep's report or the next call makes it."""
     from tasks.tracking.mlflow_runs import log_data
     from tasks.tracking.server import MlflowAway, answering
 
     try:
         with answering():
             return log_data(study, published.version, published.folder)
-    except MlflowAway:
+    except MlflowAway as error:
+        run_log()(f"warning: {error}. The data are published; a sweep's report or the next call logs them")
         return None

@@ -29,7 +29,7 @@ LEAST_OUTCOME, MOST_SCALE = 0.3, 10.0  # DR-Venus (arXiv 2604.19859), IG-Scale
 
 @dataclass(frozen=True)
 class TurnRewards:
-    """What one trajectory of T turns earned. gains: g_1..g_{T-1}, empty where the arm has none. outcome: F1 of the answer,
+    """What one trajectory of T turns earned. gains: g_1..g_{T-1}, empty where the arm has none. outcome: score of the answer,
     0 without one. answered: whether there is a well-formed one. states: for each turn, what had been seen before it."""
 
     turns: int
@@ -253,7 +253,7 @@ def _outcomes(
 
 
 def _charge(item: TurnRewards, config: Reward) -> float:
-    """What the last turn alone is charged: malformed, cut off or one search too many, it is the turn at fault (DR-Venus)."""
+    """What the last turn alone is charged: malformed, cut off or one call too many, it is the turn at fault (DR-Venus)."""
     return config.format_penalty if config.penalty_on == "turn" and not item.answered else 0.0
 
 

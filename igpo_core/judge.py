@@ -1,6 +1,6 @@
 """Answers judged by a language model, through any endpoint in the form of OpenAI's chat completions.
 
-An optional metric beside F1 and EM (the paper's model-based evaluation, MBE), never a reward. Verdicts are pinned: the same
+An optional metric beside the rubric (the paper's model-based evaluation, MBE), never a reward. Verdicts are pinned: the same
 question, accepted answers and answer are judged once, for all runs that share the folder.
 """
 

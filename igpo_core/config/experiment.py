@@ -57,14 +57,16 @@ class ExperimentConfig(Settings):
             )
         if isinstance(self.reward, TurnGains) and self.reward.credit == "query" and self.rollout.questions < 2:
             raise ValueError(
-                "reward.credit=query compares with what other questions' searches returned: set rollout.questions to 2 or more"
+                "reward.credit=query compares with what other questions' calls returned: set rollout.questions to 2 or more"
             )
         for need in sorted(self.reward.needs - self.data.offers):
             raise ValueError(
                 f"reward asks for {NEEDS[need]}, which data.kind={self.data.kind} does not offer: use another reward"
             )
-        if self.reward.outcome == self.data.headline:  # one experiment, however it is spelt
-            object.__setattr__(self, "reward", self.reward.model_copy(update={"outcome": None}))
+        if self.reward.outcome == self.data.headline:  # one experiment has one spelling
+            raise ValueError(
+                f"reward.outcome={self.reward.outcome} is what data.kind={self.data.kind} has anyway: leave it out"
+            )
         if self.reward.outcome is not None and self.reward.outcome not in self.data.rubric:
             raise ValueError(
                 f"reward.outcome={self.reward.outcome} is no score of data.kind={self.data.kind}: it has "

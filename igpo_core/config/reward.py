@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from igpo_core.config.variants import (
     AnyAccumulation,
@@ -12,6 +12,7 @@ from igpo_core.config.variants import (
     AnyNormalization,
     AnyScorer,
     CurrentScorer,
+    Divided,
     LinearWeight,
     NoGate,
     OutcomeSpreadGate,
@@ -22,7 +23,6 @@ from igpo_core.config.variants import (
     Window,
 )
 from igpo_core.environments.base import Need
-from igpo_core.rewards.functions import FunctionGain
 from igpo_core.rewards.gains import (
     Aliases,
     DifferenceGain,
@@ -181,14 +181,12 @@ class TurnGains(Reward):
     @property
     def floor(self) -> float | None:
         """The floor of the spread that gains are divided by; None where they are not."""
-        return getattr(self.normalization, "floor", None)
+        return self.normalization.floor if isinstance(self.normalization, Divided) else None
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the gain asks of an environment, and beliefs where it reads them."""
-        others: set[Need] = {"other_answers"} if self.others else set()
-        beliefs: set[Need] = {"beliefs"} if self.needs_beliefs else set()
-        return self.gain.needs | others | beliefs
+        """What the gain asks of an environment, and other answers where it is compared with these."""
+        return self.gain.needs | ({"other_answers"} if self.others else set())
 
     @property
     def needs_gain(self) -> bool:
@@ -198,7 +196,7 @@ class TurnGains(Reward):
     @property
     def needs_beliefs(self) -> bool:
         """Whether a model is asked for beliefs; otherwise no scoring pass is made at all."""
-        return self.gain.beliefs if isinstance(self.gain, FunctionGain) else "beliefs" in self.gain.needs
+        return "beliefs" in self.gain.needs
 
     @property
     def beliefs_while_rolling_out(self) -> bool:
@@ -389,5 +387,5 @@ def _lost(kind: type[Reward], known: Mapping[str, Any]) -> dict[str, str]:
         for name, value in known.items():
             fields[name] = _NESTED[name].validate_python(value) if name in _NESTED else value
         return kind.model_construct(**fields).ignored()
-    except (ValueError, TypeError):
+    except ValidationError:
         return {}

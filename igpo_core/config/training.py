@@ -196,7 +196,7 @@ class EvaluationConfig(Settings):
         description="Of the test. The first is the headline, and the only one on dev.",
     )
     threshold: float = Field(
-        0.5, gt=0, le=1, description="Dev F1 whose first reaching gives steps, tokens and seconds."
+        0.5, gt=0, le=1, description="The first score on dev whose first reaching gives steps, tokens and seconds."
     )
     traces: int = Field(4, ge=0, description="Test trajectories logged as MLflow traces.")
     diagnostics: int = Field(

@@ -24,11 +24,16 @@ def _spelt_out(given: Any) -> Any:
 _Short = BeforeValidator(_spelt_out)
 
 
-class Separate(Settings):
+class Divided(Settings):
+    """Gains are divided by their spread in a pool, and by a floor besides, in their own unit (the authors' 1e-4)."""
+
+    floor: float = Field(1e-4, gt=0, description="Added to the spread, in the gain's own unit; the authors' 1e-4.")
+
+
+class Separate(Divided):
     """z = (g - mean) / (std + floor) among the gains of the question (paper Eq. 5)."""
 
     kind: Literal["separate"] = "separate"
-    floor: float = Field(1e-4, gt=0, description="Added to the spread, in the gain's own unit; the authors' 1e-4.")
 
 
 class Joint(Settings):
@@ -37,25 +42,22 @@ class Joint(Settings):
     kind: Literal["joint"] = "joint"
 
 
-class Raw(Settings):
+class Raw(Divided):
     """z = g / (std + floor): the mean is kept (DR-Venus's raw_ig). It has no bound where gains are alike."""
 
     kind: Literal["raw"] = "raw"
-    floor: float = Field(1e-4, gt=0)
 
 
-class RootMeanSquare(Settings):
+class RootMeanSquare(Divided):
     """z = g / (root mean square + floor): the mean is kept, and no value exceeds the root of the pool's size."""
 
     kind: Literal["root_mean_square"] = "root_mean_square"
-    floor: float = Field(1e-4, gt=0)
 
 
-class TurnGroup(Settings):
+class TurnGroup(Divided):
     """As separate, among the turns of the question with the same index (A2TGPO)."""
 
     kind: Literal["turn_group"] = "turn_group"
-    floor: float = Field(1e-4, gt=0)
     smallest: int = Field(3, ge=2, description="Fewer turns than this use the question's pool.")
 
 

@@ -105,13 +105,13 @@ class WorldSettings(Settings):
         return self.rubric[self.headline]
 
     @property
+    @abstractmethod
     def interface(self) -> Interface:
         """Return what a policy is told and may call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, folder: Path, max_turns: int) -> "Environment":
         """Return the environment over published data. max_turns: the most turns of a demonstration, the answer included."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and no state: the observation is a pure function of (question, query).
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
@@ -42,12 +43,12 @@ class SyntheticSettings(WorldSettings):
     dev: int = Field(512, ge=1)
     test: int = Field(512, ge=1)
 
+    @abstractmethod
     def generate(self) -> "pandas.DataFrame":
         """Return the question table; each row is a pure function of (settings, split, index).
 
         Raises ConfigError when a split cannot be filled because there are too few question texts.
         """
-        raise NotImplementedError
 
 
 class SearchWorld(SyntheticSettings):

@@ -20,7 +20,7 @@ def instead_of_observations(
 ) -> list[list[list[list[int]]]]:
     """histories[i][t]: h_t with something else in the place of turn t's observation, for each turn t < T.
 
-    credit=observation: nothing, framed as the template frames it. credit=query: OTHERS observations that searches of other
+    credit=observation: nothing, framed as the template frames it. credit=query: OTHERS observations that calls of other
     questions of the batch returned, those nearest in length, ties drawn with key = (seed, step); none that makes a history
     longer than the batch's longest trajectory, which is known to fit. Fewer, or none, where fewer were returned.
     """

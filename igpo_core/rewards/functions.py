@@ -53,7 +53,10 @@ class FunctionGain(Gain):
     settings: dict[str, Any] = Field({}, description="Given to the function by name.")
     source: str = Field("", description="The module's text. It is filled in when the specification is read.")
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return beliefs, where the function reads them."""
+        return frozenset({"beliefs"}) if self.beliefs else frozenset()
 
     @property
     def in_file(self) -> bool:

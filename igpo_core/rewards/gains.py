@@ -7,6 +7,7 @@ the rollout; the others say what they need besides.
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
@@ -43,18 +44,21 @@ def belief(scores: Sequence[float], lengths: Sequence[int], aliases: Aliases) ->
 class Gain(Settings):
     """What a turn earns of itself."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"beliefs"})
-    """What it asks of an environment. Without "beliefs" no scoring pass is made."""
     unit: ClassVar[str]
     """Of a gain, for figures."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return what it asks of an environment. Without "beliefs" no scoring pass is made."""
+        return frozenset({"beliefs"})
 
 
 class BoundaryGain(Gain):
     """A gain made of the beliefs at the turns' boundaries."""
 
+    @abstractmethod
     def gains(self, beliefs: Sequence[float]) -> list[float]:
         """Return g_1..g_{T-1} from s_0..s_{T-1}, mean log-probabilities of the gold answer."""
-        raise NotImplementedError
 
 
 class DifferenceGain(BoundaryGain):
@@ -67,9 +71,9 @@ class DifferenceGain(BoundaryGain):
         description="Other answers whose mean gain is taken off (igpo_core/rewards/contrast.py); 0: none.",
     )
 
+    @abstractmethod
     def value(self, belief: float) -> float:
         """Return f(s)."""
-        raise NotImplementedError
 
     def gains(self, beliefs: Sequence[float]) -> list[float]:
         """Return f(s_t) - f(s_{t-1})."""
@@ -154,7 +158,11 @@ class FirstExposure(Gain):
 
     kind: Literal["first_exposure"] = "first_exposure"
     unit: ClassVar[str] = "exposures"
-    needs: ClassVar[frozenset[Need]] = frozenset({"exposure"})
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return that it asks an environment alone, and no model."""
+        return frozenset({"exposure"})
 
     def gains(self, shown: Sequence[bool]) -> list[float]:
         """Return the gains. shown: of each observation, in order (Environment.exposes)."""

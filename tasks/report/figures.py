@@ -7,7 +7,7 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.trajectory import TURNS_TOLD
-from tasks.report.metrics import GAIN, Metric, shown
+from tasks.report.metrics import GAIN, Metric, pattern, shown
 from tasks.report.statistics import Interval, Paired, curve_band
 from tasks.report.wording import counted
 
@@ -163,8 +163,8 @@ def _names(metric: Metric, data: "SweepData") -> list[str]:
     """Return the turns' numbers, or what calls found in some run: misses last."""
     if "{turn}" in metric.key:
         return [str(turn) for turn in range(1, TURNS_TOLD + 1)]
-    pattern = metric.pattern(data.rubric)
-    matches = [pattern.fullmatch(name) for run in data.finished() for name in run.histories]
+    form = pattern(metric.key, data.rubric)
+    matches = [form.fullmatch(name) for run in data.finished() for name in run.histories]
     return sorted({match["label"] for match in matches if match}, key=lambda name: (name == "miss", name))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Reducer = Literal["curve", "first to last", "over training", "at the end", "last"]
-Place = Literal["overview", "explained", "turn by turn", "belief by turn", "warnings", "scores", "costs"]
+Reducer = Literal["curve", "first to last", "over training", "at the end"]
+Place = Literal["overview", "explained", "turn by turn"]
 
 GAIN = "the arm's"  # unit of gains: it differs between arms
 
@@ -35,15 +35,11 @@ class Metric:
         """Return MLflow's name with these names in the key's places."""
         return self.key.format(**names)
 
-    def pattern(self, scores: Iterable[str]) -> re.Pattern[str]:
-        """Return what MLflow's names of it match. scores: keys of the rubric."""
-        forms = {
-            "score": "|".join(map(re.escape, scores)),
-            "part": "|_solved|_unsolved",
-            "turn": r"\d+",
-            "label": ".+",
-        }
-        return re.compile(self.key.format(**{name: f"(?P<{name}>{form})" for name, form in forms.items()}))
+
+def pattern(key: str, scores: Iterable[str]) -> re.Pattern[str]:
+    """Return what MLflow's names of a key match. scores: keys of the rubric."""
+    forms = {"score": "|".join(map(re.escape, scores)), "part": "|_solved|_unsolved", "turn": r"\d+", "label": ".+"}
+    return re.compile(key.format(**{name: f"(?P<{name}>{form})" for name, form in forms.items()}))
 
 
 def _explained(key: str, title: str, unit: str = "", reducer: Reducer = "first to last") -> Metric:
@@ -90,19 +86,23 @@ METRICS: tuple[Metric, ...] = (
         "at the end",
         "turn by turn",
     ),
-    Metric("diagnostics/belief{part}_turn_{turn}", "Belief in the gold answer", "", "at the end", "belief by turn"),
-    Metric("diagnostics/belief_std{part}_turn_{turn}", "", "", "at the end", "belief by turn"),
-    Metric("train/status_turn_limit", "", "", "curve", "warnings"),
-    Metric("train/status_window_full", "", "", "curve", "warnings"),
-    Metric("test/all/questions", "", "", "last", "warnings"),
-    Metric("test/all/left_out", "", "", "last", "warnings"),
-    Metric("test/all/{score}", "{title}", "", "last", "scores"),
-    Metric("test_greedy/all/{score}", "greedy {title}", "", "last", "scores"),
-    Metric("test_best/all/{score}", "best-by-dev {title}", "", "last", "scores"),
-    Metric("progress/rollouts", "rollouts", "", "curve", "costs"),
-    Metric("progress/questions", "questions", "", "curve", "costs"),
-    Metric("progress/sampled_tokens", "tokens", "", "curve", "costs"),
-    Metric("progress/seconds", "seconds", "s", "curve", "costs"),
+)
+
+# what tables, warnings and the figure of beliefs read under words of their own
+ALSO_READ: tuple[str, ...] = (
+    "test/all/{score}",
+    "test_greedy/all/{score}",
+    "test_best/all/{score}",
+    "test/all/questions",
+    "test/all/left_out",
+    "train/status_turn_limit",
+    "train/status_window_full",
+    "progress/rollouts",
+    "progress/questions",
+    "progress/sampled_tokens",
+    "progress/seconds",
+    "diagnostics/belief{part}_turn_{turn}",
+    "diagnostics/belief_std{part}_turn_{turn}",
 )
 
 
@@ -126,6 +126,6 @@ def explaining(rubric: Mapping[str, str]) -> list[tuple[str, str, Reducer]]:
 
 
 def wanted(names: Iterable[str], rubric: Mapping[str, str]) -> list[str]:
-    """Return those of MLflow's names that a report shows."""
-    patterns = [metric.pattern(rubric) for metric in METRICS]
-    return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]
+    """Return those of MLflow's names that a report reads."""
+    patterns = [pattern(key, rubric) for key in (*(metric.key for metric in METRICS), *ALSO_READ)]
+    return [name for name in names if any(one.fullmatch(name) for one in patterns)]

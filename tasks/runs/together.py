@@ -74,7 +74,7 @@ def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
     run = open_run(folder)
     device(run.spec.experiment, say)  # its processes' accelerators are theirs alone
-    provide(run.spec.experiment.data)  # its processes search too, and nobody prepared data in this one
+    provide(run.spec.experiment.data)  # its processes call tools too, and nobody prepared data in this one
     failures = _launch(run, node, meeting, say, lambda step: None, [])
     if failures:
         raise IgpoError(f"the processes of node {node} failed: {failures}")

@@ -25,7 +25,7 @@ def start_of(experiment: ExperimentConfig) -> str:
 
 
 def untrained(base: Mapping[str, Any]) -> list[str]:
-    """Return a loud line where a policy is new and has no warm start: it neither searches nor answers, and learns nothing."""
+    """Return a loud line where a policy is new and has no warm start: it neither calls a tool nor answers, and learns nothing."""
     if base["policy"]["kind"] != "new" or base["warm_start"] is not None:
         return []
     return [

@@ -514,7 +514,7 @@ def test_an_inert_floor_leaves_its_normalisation(tmp_path: Path) -> None:
 
 def test_one_experiment_has_one_spelling(tmp_path: Path) -> None:
     arms = {"a": {}, "b": {"outcome": "f1"}}
-    with pytest.raises(ConfigError, match="'a' and 'b' are the same"):
+    with pytest.raises(ConfigError, match=r"arm 'b': .*reward\.outcome=f1 is what .* has anyway: leave it out"):
         load_specification(write(tmp_path, {**GOOD, "arms": arms, "baseline": "a", "base": {}}))
 
 

@@ -73,7 +73,7 @@ def test_texts_that_differ_in_a_symbol_are_two_and_the_metrics_sameness_is_told(
 
 def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Path) -> None:
     """16,000 of them took half a minute when the rest of the text was normalised at each."""
-    from tasks.data.validation import _names, _states
+    from tasks.data.columns import _names, _states
 
     started = time.monotonic()
     assert not _states("answer: x " * 16_000, ["ida holm"])
@@ -92,7 +92,7 @@ def test_many_statements_of_an_answer_are_looked_at_in_linear_time(tmp_path: Pat
     ],
 )  # fmt: skip
 def test_what_states_an_answer(text: str, stated: bool) -> None:
-    from tasks.data.validation import _states
+    from tasks.data.columns import _states
 
     assert _states(text, ["ida holm", "no"]) is stated
 
@@ -102,7 +102,7 @@ def test_what_states_an_answer(text: str, stated: bool) -> None:
     [("who is ida holm", True), ("who is ida holmes", False), ("ida", False), ("yes or no", False), ("", False)],
 )
 def test_what_names_an_answer(key: str, named: bool) -> None:
-    from tasks.data.validation import _names
+    from tasks.data.columns import _names
 
     assert _names(key, ["ida holm", "yes", "no", ""]) is named
 
