@@ -1,7 +1,9 @@
 """The contract of environments, kept by every one that is shipped; and broken, so that the check is seen to see."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas
 import pytest
@@ -16,16 +18,20 @@ from igpo_core.config import (
     LookupDemonstrations,
     LookupWorld,
     QuestionFiles,
+    reward_of,
 )
 from igpo_core.data.schema import QUESTION_SCHEMA, table
-from igpo_core.environments.base import Environment
+from igpo_core.diagnostics import belief_metrics, fits_window
+from igpo_core.environments.base import Environment, Need
 from igpo_core.environments.contract import ContractError, check
 from igpo_core.environments.qa import NO_SUCH_TITLE, CorpusEnvironment
 from igpo_core.errors import ConfigError
 from igpo_core.policies import word_tokenizer
 from igpo_core.protocol import WordProtocol
 from igpo_core.retrieval.bm25 import BM25
-from igpo_core.trajectory import Episode, Observation, ToolCall
+from igpo_core.rewards.scoring import explain_trajectories
+from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.trajectory import Episode, Observation, Question, ToolCall
 
 SIZES = {"train": 40, "dev": 10, "test": 10}
 WORLDS = {
@@ -47,7 +53,9 @@ def opened(settings: Any, folder: Path) -> Environment:
     return environment
 
 
-def corpus(folder: Path, **changes: Any) -> CorpusEnvironment:
+def corpus(
+    folder: Path, passages: Sequence[tuple[str, str, str]] = tuple(PASSAGES), **changes: Any
+) -> CorpusEnvironment:
     rows = [
         {"source": "custom", "hops": None, "facts": None, "distractors": [], "answerable": True, "defect": None, "id": split,
          "split": split, "question": f"Where was Curie born, {split}?", "answers": ["Warsaw"],
@@ -55,7 +63,7 @@ def corpus(folder: Path, **changes: Any) -> CorpusEnvironment:
         for split in ("train", "dev", "test")
     ]  # fmt: skip
     table(rows, QUESTION_SCHEMA).drop(columns="defect").to_parquet(folder / "questions.parquet")
-    frame = pandas.DataFrame(PASSAGES, columns=["passage_id", "title", "text"])
+    frame = pandas.DataFrame(passages, columns=["passage_id", "title", "text"])
     frame.to_parquet(folder / "corpus.parquet")
     BM25.build(frame, folder / "bm25")
     content = {"questions": [{"path": "q"}], "corpus": ["c"], "max_passage_words": 4, **changes}
@@ -170,3 +178,33 @@ def test_an_arm_that_asks_for_more_than_is_offered_is_refused(monkeypatch: pytes
     with pytest.raises(ValueError, match="same state"):
         ExperimentConfig.model_validate({"reward": {"reward": "gigpo"}})
     ExperimentConfig.model_validate({"reward": {"reward": "outcome_only"}})
+
+
+def test_a_title_that_many_passages_have_fills_no_window(tmp_path: Path) -> None:
+    """A long article in pieces: as many of them as a search shows, not all."""
+    pieces = [(f"p{n}", "Kolm", f"piece {n} of the article") for n in range(40)]
+    environment = corpus(tmp_path, passages=pieces, open_words=6, top_k=3)
+    (seen,) = environment.step([(Episode(environment.tasks("train")[0]), ToolCall("open", {"title": "Kolm"}))])
+    assert seen.text.count("piece") == environment.settings.top_k == 3
+
+
+class Unbelieving(LookupWorld):
+    """A world whose tasks have no answer that a belief could be read for."""
+
+    offers: ClassVar[frozenset[Need]] = LookupWorld.offers - {"beliefs"}
+
+
+def test_without_beliefs_nothing_asks_for_them(taught: Any) -> None:
+    config, known, policy = taught
+    environment: Any = copy.copy(known)
+    environment.settings = Unbelieving(**config.data.model_dump(exclude_unset=True))
+
+    def belief_targets(question: Question) -> tuple[str, ...]:
+        raise AssertionError("asked for a belief")
+
+    environment.belief_targets = belief_targets
+    reward = reward_of({"reward": "outcome_only"})
+    tried = rollout(policy, environment, known.tasks("train")[:2], config.rollout, members=2, key=(0, "own", 0))
+    explained = explain_trajectories(policy, environment, tried, reward)
+    assert all(fits_window(policy, environment, item, reward) and item.beliefs is None for item in explained)
+    assert not [name for name in belief_metrics(policy, environment, explained, reward) if "evidence" not in name]

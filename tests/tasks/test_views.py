@@ -5,7 +5,7 @@ import json
 import zlib
 
 from tasks.tracking.server import client, experiment_id
-from tasks.tracking.views import show_view, view_state
+from tasks.tracking.views import note, show_view, view_state
 
 
 def test_the_view_is_of_the_sweeps_runs_by_arm(mlflow_server: str) -> None:
@@ -32,3 +32,10 @@ def test_the_view_is_of_the_sweeps_runs_by_arm(mlflow_server: str) -> None:
     note = tags["mlflow.note.content"]
     assert url in note and "Two arms." in note
     assert "| `igpo` | `gain: prob_diff`, `optimizer.ratio: token` |" in note
+
+
+def test_a_function_is_told_by_its_path() -> None:
+    """Its text is a page of its own, and MLflow refuses a tag of 20,000 characters."""
+    gain = {"kind": "function", "path": "mine.py:bonus", "source": "x = 1  # | a cell\n" * 2000}
+    told = note("study", "study-1", {"mine": {"gain": gain}}, "", "http://x", "F1")
+    assert "`gain.path: mine.py:bonus`" in told and "a cell" not in told and len(told) < 1000
