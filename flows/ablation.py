@@ -15,7 +15,7 @@ from pydantic import Field
 from flows.children import Where, children_of
 from flows.parameters import Arms, Changes, Preset, Seeds
 from flows.prepare_data import prepare_data, published_versions
-from flows.presets import load_specification, study_name
+from flows.presets import load_specification, spell_command, study_name
 from flows.report import show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
@@ -76,7 +76,7 @@ def ablation(
         while True:
             plan = make_plan(specification, versions)
             failed = make_runs(plan, where, workers, say)
-            report = write_report(plan, exploratory, say)
+            report = write_report(plan, exploratory, spell_command(preset, specification, arms), say)
             more = more_seeds(specification, report, workers)
             if not more:
                 break

@@ -18,7 +18,7 @@ from flows.ablation import run_name
 from flows.children import children_of
 from flows.parameters import Preset
 from flows.prepare_data import prepare_data, published_versions
-from flows.presets import load_specification, study_name
+from flows.presets import load_specification, spell_command, study_name
 from flows.report import show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.work import runs_of, simultaneous
@@ -108,7 +108,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
         return check_verdict(specification, study, versions, sweep, verdict, say)
     if not todo.last:
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
-    report = write_report(plan, (), say)
+    report = write_report(plan, (), spell_command(preset, specification), say)
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)

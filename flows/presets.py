@@ -2,8 +2,9 @@
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,20 @@ def study_name(preset: str) -> str:
         return load_specification(preset).name
     except ConfigError:
         return Path(preset).stem
+
+
+def spell_command(preset: str, specification: AblationSpecification, arms: Sequence[str] | None = None) -> str:
+    """Return the command that makes a comparison once more. arms: the only ones that were asked for; None: all."""
+    words = [
+        *(["--arms", ",".join(arms)] if arms else []),
+        *("--seeds", ",".join(map(str, specification.seeds))),
+        *(word for item in specification.changes.items() for word in ("--set", _spell_setting(*item))),
+    ]
+    return shlex.join(["make", "ablation", f"PRESET={preset}", f"ARGS={shlex.join(words)}"])
+
+
+def _spell_setting(path: str, value: Any) -> str:
+    return f"{path}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=_mlflow_is_away,
 )
-def write_report(plan: Plan, exploratory: Sequence[str], say: Say) -> "Report":
+def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
+    again: the command that makes the comparison once more.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
     """
@@ -48,7 +49,9 @@ def write_report(plan: Plan, exploratory: Sequence[str], say: Say) -> "Report":
             log_data(specification.name, version, data_folder(version))
         send_runs(home(), say, plan.places.keys())
         content = specification.model_dump(mode="json")
-        return reporting.write_report(content, plan.sweep, plan.versions, plan.places, specification.cells, exploratory)
+        return reporting.write_report(
+            content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory
+        )
 
 
 def show_report(report: "Report", sweep: str) -> None:

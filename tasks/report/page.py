@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from markupsafe import Markup
 from igpo_core.config.changes import of_cell
 from igpo_core.config.reward import OF_ALL_ARMS, Reward, TurnGains, reward_of, settled
 from igpo_core.config.specification import spell_changes
-from tasks.home import PROJECT
 from tasks.report.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
 from tasks.report.terms import TERMS
 from tasks.report.wording import BEHAVIOUR, budget, penalty
@@ -42,6 +40,8 @@ class Made:
     """Data versions."""
     processors: tuple[str, ...]
     """What the runs were computed on."""
+    again: str
+    """The command that makes the comparison once more."""
     links: tuple[tuple[str, str], ...]
     """Text and address of pages beside this one."""
 
@@ -146,7 +146,7 @@ def _facts(
         ("computed on", ", ".join(made.processors) or "not recorded"),
         ("code", f"commit {made.commit}; igpo_core {made.code}"),
         ("made", f"{made.when}, sweep {sweep}"),
-        ("again", again(specification)),
+        ("again", made.again),
     ]
 
 
@@ -155,28 +155,6 @@ def _levels(factors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         f"{factor}: {', '.join(f'{level} ({spell_changes(settings)})' for level, settings in levels.items())}"
         for factor, levels in factors.items()
     )
-
-
-def again(specification: Mapping[str, Any]) -> str:
-    """Return the command that makes the comparison once more. A shipped preset is known by its name and description."""
-    import yaml
-
-    shipped, known = PROJECT / "deployments" / "presets" / f"{specification['name']}.yaml", {}
-    if shipped.is_file():
-        known = yaml.safe_load(shipped.read_text(encoding="utf-8"))
-    own = known.get("description") != specification["description"]
-    left_out = not own and [*known["arms"]] != [*specification["arms"]]
-    words = [
-        *(["--arms", ",".join(specification["arms"])] if left_out else []),
-        *("--seeds", ",".join(map(str, specification["seeds"]))),
-        *(part for item in specification["changes"].items() for part in ("--set", _set(*item))),
-    ]
-    preset = "FILE.yaml" if own else specification["name"]
-    return f"make ablation PRESET={preset} ARGS={shlex.quote(shlex.join(words))}"
-
-
-def _set(path: str, value: Any) -> str:
-    return f"{path}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def _short(section: Mapping[str, Any]) -> str:

@@ -81,18 +81,20 @@ def write_report(
     versions_by_cell: Mapping[str, str],
     places: Mapping[str, Sequence[Place]],
     cells: Sequence[str],
+    again: str,
     exploratory: Sequence[str] = (),
 ) -> Report:
     """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
     as it is where nothing that it is made of has changed.
 
-    places: run key -> (cell, arm, seed) that the run stands for. exploratory: in what the sweep departs from the preset.
+    places: run key -> (cell, arm, seed) that the run stands for. again: the command that makes it once
+    more. exploratory: in what the sweep departs from the preset.
     """
     study = specification["name"]
     experiment, comparison = experiment_id(study), comparison_of(specification)
     before = report_before(experiment, comparison, sweep)
     made_of = fingerprint(
-        dict(specification), dict(versions_by_cell), dict(places), [*exploratory], tracking_uri(), _code(),
+        dict(specification), dict(versions_by_cell), dict(places), again, [*exploratory], tracking_uri(), _code(),
         before and before.info.run_id, _runs(experiment, sweep),
     )  # fmt: skip
     found = _find_report(experiment, sweep, specification)
@@ -126,7 +128,7 @@ def write_report(
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         reused=False,
     )
-    _write_files(report, specification, sweep, versions_by_cell, places, cells, reports)
+    _write_files(report, specification, sweep, versions_by_cell, places, cells, again, reports)
     for one in reports:
         _log_summaries(run_id, one.summaries, one.cell)
     client().set_tag(run_id, "answer", report.answer)  # what a night repeats
@@ -154,6 +156,7 @@ def _write_files(
     versions_by_cell: Mapping[str, str],
     places: Mapping[str, Sequence[Place]],
     cells: Sequence[str],
+    again: str,
     reports: Sequence[CellReport],
 ) -> None:
     """The artifacts of the report's run."""
@@ -183,6 +186,7 @@ def _write_files(
             code=code_version(),
             data=tuple(sorted(set(versions_by_cell.values()))),
             processors=tuple(computed_on),
+            again=again,
             links=(("curves by arm in MLflow", report.compare), ("this report in MLflow", report.url)),
         )
         trajectories = read_trajectories(reports)

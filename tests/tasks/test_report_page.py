@@ -3,14 +3,12 @@
 import base64
 import hashlib
 import json
-import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from flows.presets import load_specification
-from tasks.report.page import Made, _facts, again, in_words, rewards_of
+from tasks.report.page import Made, _facts, in_words, rewards_of
 from tasks.report.reporting import write_report
 from tasks.report.summaries import cell_reports
 from tasks.tracking.outbox import About, Outbox, write_status
@@ -56,7 +54,7 @@ def test_the_reports_policy_lets_the_viewers_script_run_alone(mlflow_server: str
     write_status(outbox.folder, "FINISHED")
     Sender(outbox.folder).send()
     specification = {**SPECIFICATION, "name": "guarded", "description": hostile}
-    report = write_report(specification, "study-1", {"": "v1"}, PLACES, [""])
+    report = write_report(specification, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     page = Tags((Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text())
     (data,) = (text for attributes, text in page.scripts if attributes.get("type") == "application/json")
     (script,) = (text for attributes, text in page.scripts if not attributes)
@@ -97,22 +95,9 @@ def test_an_arm_is_told_as_it_is_in_a_cell() -> None:
 def test_what_a_factor_sets_is_told_by_cell() -> None:
     data = five()
     report = cell_reports({**SPECIFICATION, "arms": crossed()["arms"]}, {"": data}, [""])[0]
-    made = Made("now", "c", "v", ("d",), (), ())
+    made = Made("now", "c", "v", ("d",), (), "make ablation", ())
     facts = dict(_facts("s", crossed(), [replace(report, cell=f"penalty={level}") for level in ("off", "on")], made))
     told = "penalty=off: no format penalty; penalty=on: a format penalty of -1 on the malformed turn"
     assert facts["format penalty"] == told
     assert facts["runs"].startswith("10 finished, ")  # one run serves both cells, and is counted once
     assert facts["varied"].startswith("penalty: off (reward.format_penalty=0.0, ")
-
-
-def test_the_command_that_makes_it_again_is_one_that_a_shell_reads() -> None:
-    shipped = {"name": "easy", "description": load_specification("easy").description, "seeds": [0, 1]}
-    changes = {"evaluation.decoding": ["greedy", "sampled"], "data.note": "two words"}
-    told = again({**shipped, "arms": {"outcome_only": {}, "igpo": {}}, "changes": changes})
-    make, target, preset, arguments = shlex.split(told)
-    assert (make, target, preset) == ("make", "ablation", "PRESET=easy")
-    assert shlex.split(arguments.removeprefix("ARGS=")) == [
-        "--arms", "outcome_only,igpo", "--seeds", "0,1", "--set", 'evaluation.decoding=["greedy","sampled"]',
-        "--set", "data.note=two words",
-    ]  # fmt: skip
-    assert "PRESET=FILE.yaml" in shlex.split(again({**shipped, "description": "a copy", "arms": {}, "changes": {}}))

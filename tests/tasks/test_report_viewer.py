@@ -12,7 +12,9 @@ from tasks.report.summaries import cell_reports
 from tests.tasks.test_reporting import SPECIFICATION, five
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MADE = Made("2026-11-27", "c0ffee", "v1", ("d1",), ("cpu",), (("curves", "http://127.0.0.1:1/#/curves"),))
+MADE = Made(
+    "2026-11-27", "c0ffee", "v1", ("d1",), ("cpu",), "make ablation", (("curves", "http://127.0.0.1:1/#/curves"),)
+)
 
 
 def told(arm: str, question: str, answer: str, step: int = 2) -> dict[str, Any]:

@@ -379,22 +379,24 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     }
     assert [item.seed for item in found.finished("igpo")] == [0, 1, 2, 3]
 
-    first = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
+    first = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     assert "igpo seed 4 (FAILED)" in first.markdown and "igpo seed 4 (FAILED)" in first.terminal.replace("\n", " ")
     assert [row["verdict"] for row in first.rows] == ["baseline", "too few seeds"]
 
     write_status(tmp_path / "igpo-4", "FINISHED")
     Sender(tmp_path / "igpo-4").send()
-    second = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
+    second = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     assert second.run_id == first.run_id and f"/runs/{first.run_id}/artifacts/report.html?" in second.url
     assert "MISSING" not in second.markdown and "UNEQUAL" not in second.markdown
 
     lasted = client().get_run(first.run_id).info.end_time
     points = client().get_metric_history(second.run_id, "report/igpo/difference")
     assert second.answer.startswith("Not decided whether igpo is better or worse than outcome_only: test F1 0.800")
-    found_again = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""])
+    found_again = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     assert found_again == replace(second, reused=True) and not second.reused  # nothing had changed
-    added = write_report(SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], exploratory=["seed 4 added"])
+    added = write_report(
+        SPECIFICATION, "study-1", {"": "v1"}, PLACES, [""], "make ablation", exploratory=["seed 4 added"]
+    )
     assert not added.reused and added.run_id == first.run_id and "Exploratory: seed 4 added" in added.terminal
     second = added
     assert client().get_metric_history(second.run_id, "report/igpo/difference") == points  # unchanged: no new point
@@ -445,7 +447,7 @@ def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp
     outbox.set_traces([told])
     write_status(outbox.folder, "FINISHED")
     Sender(outbox.folder).send()
-    report = write_report({**SPECIFICATION, "name": "viewed"}, "study-1", {"": "v1"}, PLACES, [""])
+    report = write_report({**SPECIFICATION, "name": "viewed"}, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     page = (Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text()
     (data,) = re.findall(r'id="data">(.*?)</script>', page)
     content = json.loads(data)
@@ -470,7 +472,9 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
 
     def report(sweep: str, **changes: Any) -> Any:
         places = {f"{sweep}-{key}": there for key, there in PLACES.items()}
-        return write_report({**SPECIFICATION, "name": "watch", **changes}, sweep, {"": "v1"}, places, [""])
+        return write_report(
+            {**SPECIFICATION, "name": "watch", **changes}, sweep, {"": "v1"}, places, [""], "make ablation"
+        )
 
     first, second, third = report("w-1"), report("w-2"), report("w-3")
     assert first.moved == [] and second.moved == []
@@ -497,7 +501,12 @@ def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_serve
             places[item.run_id] = [(cell, "igpo", seed)]
             send("crossed", item, tmp_path, cell=cell)
     report = write_report(
-        specification, "study-1", {"gamma=1": "v1", "gamma=0.9": "v1"}, places, ["gamma=1", "gamma=0.9"]
+        specification,
+        "study-1",
+        {"gamma=1": "v1", "gamma=0.9": "v1"},
+        places,
+        ["gamma=1", "gamma=0.9"],
+        "make ablation",
     )
     assert [(cell.cell, cell.summaries[1].difference) for cell in recompute(report.run_id)] == [
         ("gamma=1", pytest.approx(0.7)),
@@ -523,5 +532,5 @@ def test_the_newest_finished_run_of_a_pair_counts(mlflow_server: str, tmp_path: 
 def test_a_sweep_without_finished_runs_is_refused(mlflow_server: str, tmp_path: Path) -> None:
     send("none", replace(run("igpo", 0, 0.1, (0, 0, 0)), status="FAILED"), tmp_path)
     with pytest.raises(DataError, match=r"no run to report on is finished.*igpo seed 0 \(FAILED\)"):
-        write_report({**SPECIFICATION, "name": "none"}, "study-1", {"": "v1"}, PLACES, [""])
+        write_report({**SPECIFICATION, "name": "none"}, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     assert client().search_runs([experiment_id("none")], "tags.kind = 'report'") == []
