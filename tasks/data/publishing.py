@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
-CODE = ("indexing", "published", "publishing", "reading", "validation")
+CODE = ("columns", "indexing", "published", "publishing", "reading", "validation")
 PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
 
 
