@@ -1,0 +1,443 @@
+"""What a chat template writes around questions, turns and tool replies, learnt from the template itself.
+
+A sampled history is put together piece by piece. It has to be what the template gives for the whole conversation. So structured
+messages (a thought, a tool call, a tool's reply) are rendered with placeholders, and what the template writes around these is
+taken over. Then it is tried on conversations of several turns, with plain text and with text that templates are known to change
+(quotes, line breaks, markup, JSON, long text). Where a template has no place for one of these messages, the next best way to say
+the same is tried (Layout). Where none can be continued, the template is refused with the reason.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from igpo_core.environments.base import Interface
+from igpo_core.errors import ConfigError
+from igpo_core.protocol.base import MARKERS
+from igpo_core.protocol.calls import call_json, call_of
+from igpo_core.protocol.template_faults import (
+    EDIT,
+    Lost,
+    Piece,
+    first_difference,
+    lost_turn,
+    no_end,
+    opens_the_thought,
+    rewrites,
+    times,
+)
+from igpo_core.trajectory import ToolCall
+
+ROUNDS_TRIED = 3  # of a turn and a reply: what is done to all turns but the last one shows in the second
+# The day that templates are told which ask for a date (strftime_now), so that a run sees the same prompts tomorrow, by the codes
+# of strftime. Llama 3.2's own template names this day where it knows no date.
+TODAY = {
+    "%-d": "26", "%-m": "7", "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26",
+    "%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
+}  # fmt: skip
+CALL_ID = "toolcall1"  # nine letters and digits, as Mistral's templates ask for
+ASKED, THOUGHT, ARGUMENT, SEEN, ANSWER = (f"PLACEHOLDER-{letter}" for letter in "QTSRA")
+# Text of questions, queries and replies that templates were seen to change or to treat in another way.
+TRIED = (
+    "He said \"yes\" & 'no': <b>{x}</b> {{ y }} {% z %} C:\\new\\1 &amp; #1 *c*",
+    "1. Title\n\n  two  spaces \n\tand a tab\r\nlast line.",
+    "Łódź, 東京, e\u0301, \u00a0\u200b\u2028, مرحبا, 😀",
+    '{"name": "search", "arguments": {"query": "x"}}',
+    '["a", 1]',
+    "1984",
+    "true",
+    "word " * 20_000 + "end",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """As what messages a conversation is given to a template. The first value of each is what templates are made for."""
+
+    system: Literal["message", "question"]
+    """A system message, or in front of the question: where the template has no place for one, changes or moves it."""
+    tools: Literal["template", "prompt"]
+    """The template tells of the tools and of how a call is written, or the end of the system prompt does."""
+    thought: Literal["reasoning_content", "content"]
+    """A field of its own, or between <think> and </think> in the content."""
+    call: Literal["tool_calls", "content"]
+    """A field of its own, or between <tool_call> and </tool_call> in the content."""
+    reply: Literal["tool", "user"]
+    """The role of a tool's reply. Of the user it stands between <tool_response> and </tool_response>."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A turn that calls a tool, and the tool's reply."""
+
+    thought: str
+    call: ToolCall
+    reply: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a template writes around the texts of a conversation."""
+
+    layout: Layout
+    question: tuple[str, str]
+    """Before and behind a question; the end is what stands before a turn."""
+    call: tuple[str, str, str]
+    """Before a thought, between it and the JSON of a call, and behind that up to the token that ends the turn."""
+    final: tuple[str, str, str]
+    """The same of a turn that answers."""
+    reply: tuple[str, str]
+    """Before and behind a tool's reply; the end is what stands before the next turn."""
+    reply_as_json: bool
+    """A reply is written with JSON's escapes (Llama 3.1)."""
+    opened: str
+    """The beginning of a thought that stands before every turn already (R1, Qwen3-Thinking); "" where the policy writes it."""
+    call_end: str
+    final_end: str
+    """The texts of the tokens that end a turn which calls, and one which answers."""
+
+    def call_text(self, thought: str, call: ToolCall) -> str:
+        """Return a turn that calls a tool, with the token that ends it."""
+        before, between, behind = self.call
+        return f"{before}{self.shaped(thought)}{between}{call_json(call)}{behind}{self.call_end}"
+
+    def final_parts(self, thought: str) -> tuple[str, str]:
+        """Return a turn that answers, up to the answer and behind it, with the token that ends it."""
+        before, between, behind = self.final
+        return f"{before}{self.shaped(thought)}{between}", f"{behind}{self.final_end}"
+
+    def shaped(self, thought: str) -> str:
+        """Return the thought as the template writes it: fields of their own lose the white space at their ends."""
+        return thought.strip() if self.layout.thought == "reasoning_content" else thought
+
+    def shown(self, reply: str) -> str:
+        """Return a tool's reply as the template writes it between the frames."""
+        return json.dumps(reply, ensure_ascii=False)[1:-1] if self.reply_as_json else reply
+
+
+def with_fixed_date(template: Any) -> Any:
+    """Return the chat template with a date of its own in place of today's; also where a tokenizer has several, by name."""
+    if isinstance(template, dict):
+        return {name: with_fixed_date(text) for name, text in template.items()}
+    if "strftime_now" not in template or "macro strftime_now" in template:
+        return template
+    named = "".join(f" | replace({code!r}, {name!r})" for code, name in TODAY.items())
+    # transformers takes the line's end behind a block away
+    return f"{{% macro strftime_now(form) %}}{{{{ form{named} }}}}{{% endmacro %}}\n{template}"
+
+
+class Template:
+    """The chat template of a tokenizer, with what the policy is told.
+
+    harmless: outside text as it is given to the template, without markers. ends: the texts of tokens that may end a turn, the
+    tokenizer's eos_token first.
+    """
+
+    def __init__(
+        self, tokenizer: Any, interface: Interface, *, harmless: Callable[[str], str], ends: Sequence[str]
+    ) -> None:
+        self._tokenizer, self._interface, self._harmless, self._ends = tokenizer, interface, harmless, tuple(ends)
+        self._call = call_of(interface.tools[0], ARGUMENT)
+
+    def frames(self) -> Frames:
+        """Return the frames of the first layout that is continued. Raises ConfigError with the reason where none is.
+
+        The reason is that of the layout that asks least of the template; with a system message, unless that is what it lacks.
+        """
+        reasons: list[ConfigError] = []
+        for system in ("message", "question"):
+            reason: ConfigError | None = None
+            for layout in self._layouts(system):
+                try:
+                    frames = self._learnt(layout)
+                    self._require_same(frames)
+                    return frames
+                except ConfigError as error:
+                    reason = error
+            reasons += [reason] if reason else []
+        raise next((reason for reason in reasons if not isinstance(reason, Lost)), reasons[0])
+
+    def render(
+        self, layout: Layout, question: str, rounds: Sequence[Round] = (), answer: tuple[str, str] | None = None
+    ) -> str:
+        """Return a conversation as the template writes it: up to the next turn, or to its end where it has an answer, which is
+        given with the thought before it."""
+        messages = self._asking(layout, question)
+        for item in rounds:
+            messages += [_turn(layout, item.thought, item.call, ""), _reply(layout, item.call, item.reply)]
+        if answer is not None:
+            messages.append(_turn(layout, answer[0], None, f"<answer>\n{answer[1]}\n</answer>"))
+        return self._apply(messages, layout.tools == "template", answer is None)
+
+    def _asking(self, layout: Layout, question: str) -> list[dict[str, Any]]:
+        told = self._told(layout)
+        if layout.system == "question":
+            return [{"role": "user", "content": f"{told}\n\n{question}"}]
+        return [{"role": "system", "content": told}, {"role": "user", "content": question}]
+
+    def _told(self, layout: Layout) -> str:
+        own = f"\n\n{tool_section(self._interface)}" if layout.tools == "prompt" else ""
+        return f"{self._interface.system_prompt}{own}"
+
+    def _apply(self, messages: list[dict[str, Any]], with_tools: bool, before_a_turn: bool) -> str:
+        from jinja2 import TemplateError
+
+        tools = [tool.schema for tool in self._interface.tools] if with_tools else None
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                add_generation_prompt=before_a_turn,
+                tokenize=False,
+            )
+        # a template is a program of somebody else's: it may call, add and look up what is not there
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ConfigError(
+                f"this chat template cannot render a {messages[-1]['role']} message after the others: {error}. It must take a "
+                "system message, tools, and a tool's reply, each with text as its content: use another model, or another "
+                "template"
+            ) from error
+        return str(text)
+
+    # ------------------------------------------------------------------------------------------------ which layouts
+
+    def _layouts(self, system: Any) -> Iterator[Layout]:
+        """Layouts that the template has a place for, what it is made for first."""
+        plain = Layout(system, "template", "content", "content", "tool")
+        form = self._form_of_calls(plain)
+        tools: Any = "prompt" if form == "other" or not self._tells_of_tools(plain) else "template"
+        reply: Any = "tool" if self._takes_replies(replace(plain, tools=tools)) else "user"
+        calls: list[Any] = ["tool_calls", "content"] if form == "own" else ["content"]
+        thoughts: list[Any] = ["reasoning_content", "content"]
+        for thought, call in itertools.product(thoughts, calls):
+            yield Layout(system, tools, thought, call, reply)
+
+    def _form_of_calls(self, plain: Layout) -> Literal["own", "other", "none"]:
+        """How the template writes a message's tool_calls: as <tool_call> {"name": .., "arguments": ..} </tool_call>, in another
+        form, or not at all."""
+        called, written = (
+            [*self._asking(layout, ASKED), _turn(layout, THOUGHT, self._call, "")]
+            for layout in (replace(plain, call="tool_calls"), plain)
+        )
+        try:
+            whole = self._apply(called, with_tools=True, before_a_turn=True)
+        except ConfigError:
+            try:  # is it the field?
+                self._apply(written, with_tools=True, before_a_turn=True)
+            except ConfigError:
+                return "none"
+            return "other"
+        if re.search(rf"<tool_call>\s*{re.escape(call_json(self._call))}\s*</tool_call>", whole):
+            return "own"
+        return "other" if ARGUMENT in whole else "none"
+
+    def _tells_of_tools(self, plain: Layout) -> bool:
+        """Whether `tools=` puts the names, the parameters and the form of a call into the prompt."""
+        try:
+            prompt = self.render(plain, ASKED)
+        except ConfigError:  # said of the layout that is tried
+            return False
+        told, words = self._told(plain), ["<tool_call>"]
+        for tool in self._interface.tools:
+            words += [tool.name, *(item.name for item in tool.parameters)]
+        return all(prompt.count(word) > told.count(word) for word in words)
+
+    def _takes_replies(self, plain: Layout) -> bool:
+        """Whether the template takes messages of the role tool and writes anything for them, in every round."""
+        rounds = [Round(THOUGHT, self._call, SEEN)] * ROUNDS_TRIED
+        try:
+            whole = self.render(plain, ASKED, rounds)
+        except ConfigError:
+            try:  # is it the role?
+                self.render(replace(plain, reply="user"), ASKED, rounds)
+            except ConfigError:
+                return True
+            return False
+        other = self.render(plain, ASKED, [replace(item, reply="another") for item in rounds])
+        turns = [_turn(plain, item.thought, item.call, "") for item in rounds]
+        try:
+            silent = self._apply([*self._asking(plain, ASKED), *turns], plain.tools == "template", True)
+        except ConfigError:  # roles must alternate, and a tool's reply is what stands between
+            return True
+        return whole != other or len(whole) > len(silent)
+
+    # ------------------------------------------------------------------------------------------------ what is learnt
+
+    def _learnt(self, layout: Layout) -> Frames:
+        prompt = self.render(layout, ASKED)
+        if prompt.count(ASKED) != 1:
+            raise Lost(
+                f"this chat template {times(prompt, ASKED)} the user's question: write {{{{ message.content }}}}, text and no "
+                f"list of parts, once for a user message {EDIT}"
+            )
+        before, after = prompt.split(ASKED)
+        whole = self.render(layout, ASKED, [Round(THOUGHT, self._call, SEEN)])
+        call, behind = self._turn_parts(whole, prompt, call_json(self._call), "tool_call")
+        space, call_end = self._end(behind, prompt, after)
+        rest = behind[len(space) + len(call_end) :]
+        if rest.count(SEEN) != 1:
+            raise ConfigError(
+                f"this chat template {times(rest, SEEN)} the tool's reply: write {{{{ message.content }}}} once for a message "
+                f"of the role tool {EDIT}"
+            )
+        first, last = rest.split(SEEN)
+        opened = _opened(after)
+        if _opened(last) != opened:
+            raise opens_the_thought(last if "<think>" in last else after)
+        answered = self.render(layout, ASKED, answer=(THOUGHT, ANSWER))
+        final, ending = self._turn_parts(answered, prompt, ANSWER, "answer")
+        self._require_system(layout, before)
+        final_space, final_end = ("", self._ends[0]) if not ending.strip() else self._end(ending, prompt, after)
+        return Frames(
+            layout,
+            question=(before, after),
+            call=(*call[:2], call[2] + space),
+            final=(*final[:2], final[2] + final_space),
+            reply=(first, last),
+            reply_as_json=self._writes_json(layout),
+            opened=opened,
+            call_end=call_end,
+            final_end=final_end,
+        )
+
+    def _require_system(self, layout: Layout, before: str) -> None:
+        """Raise ConfigError where what the policy is told does not stand before the question."""
+        if self._told(layout).strip() not in before:
+            known = self._interface.system_prompt.strip()[:40] in before
+            raise Lost(
+                f"this chat template {'changes' if known else 'drops'} the system message, which tells the policy how to think, "
+                f"call tools and answer: write {{{{ message.content }}}} for a system message {EDIT}"
+            )
+
+    def _turn_parts(self, whole: str, prompt: str, said: str, marker: str) -> tuple[tuple[str, str, str], str]:
+        """Return what stands around a turn's thought and what it says, and all that follows."""
+        after = prompt[prompt.index(ASKED) + len(ASKED) :]
+        body = whole[len(prompt) :]
+        if not whole.startswith(prompt) or body.count(THOUGHT) != 1 or said not in body:
+            raise lost_turn(whole, prompt, THOUGHT, ARGUMENT if marker == "tool_call" else ANSWER, after)
+        before, rest = body.split(THOUGHT)
+        between, _, rest = rest.partition(said)
+        closing = re.match(rf"\s*</{marker}>", rest)
+        if not re.fullmatch(r"\s*<think>\s*", _opened(after) + before):
+            control = next((end for end in self._ends if end in before), None)
+            if control is not None:
+                raise ConfigError(
+                    f"this chat template begins a turn with {before.partition('<think>')[0]!r}, in which {control!r} is a "
+                    "control token: such a turn is several messages (channels), which a policy here does not write: use another "
+                    "model"
+                )
+            raise lost_turn(whole, prompt, THOUGHT, ARGUMENT, after)
+        if closing is None or not re.fullmatch(rf"\s*</think>\s*<{marker}>\s*", between):
+            raise rewrites(f"it writes {between!r} between a thought and {said!r}")
+        return (before, between, closing[0]), rest[closing.end() :]
+
+    def _end(self, behind: str, prompt: str, opening: str) -> tuple[str, str]:
+        """Return the white space behind a turn, and the text of the token that ends it.
+
+        behind: what the template writes behind a turn. opening: the prompt's end behind the question.
+        """
+        bare = behind.lstrip()
+        begins = prompt.removeprefix(self._tokenizer.bos_token or "")
+        for token in sorted(self._ends, key=len, reverse=True):
+            if bare.startswith(token):
+                opens = opening.lstrip().find(token) > 0 or begins.startswith(token)  # a message
+                if token != self._ends[0] and (token in MARKERS or opens):
+                    break
+                return behind[: len(behind) - len(bare)], token
+        raise no_end(behind, self._ends[0])
+
+    def _writes_json(self, layout: Layout) -> bool:
+        text = '"a"\nb'
+        whole = self.render(layout, ASKED, [Round(THOUGHT, self._call, text)])
+        return text not in whole and json.dumps(text) in whole
+
+    # ------------------------------------------------------------------------------------------------ what is compared
+
+    def rounds(self, text: str, count: int) -> list[Round]:
+        """Return turns that hold this text everywhere, each of another tool."""
+        tools = itertools.cycle(self._interface.tools)
+        return [Round(text, call_of(next(tools), text), text) for _ in range(count)]
+
+    def _require_same(self, frames: Frames) -> None:
+        """Raise ConfigError where a conversation that is put together of these frames is not what the template gives."""
+        for raw in (ASKED, *TRIED):
+            text = self._harmless(raw).strip()
+            pieces = _pieces(frames, text, self.rounds(text, ROUNDS_TRIED))
+            whole = self.render(frames.layout, text, self.rounds(text, ROUNDS_TRIED))
+            wanted = "".join(piece.text for piece in pieces)
+            if whole != wanted:
+                raise first_difference(whole, wanted, pieces)
+            whole = self.render(frames.layout, text, self.rounds(text, 1), answer=(text, text))
+            before, behind = frames.final_parts(text)
+            pieces = [
+                *_pieces(frames, text, self.rounds(text, 1)),
+                Piece("an assistant's turn", before + text + behind),
+            ]
+            wanted = "".join(piece.text for piece in pieces)
+            if not (whole + frames.final_end).startswith(wanted):  # a template may leave the last end to the sampler
+                raise first_difference(whole, wanted, pieces)
+
+
+def _turn(layout: Layout, thought: str, call: ToolCall | None, text: str) -> dict[str, Any]:
+    """An assistant's message that calls a tool, or says `text`."""
+    message: dict[str, Any] = {"role": "assistant"}
+    parts = []
+    if layout.thought == "reasoning_content":
+        message["reasoning_content"] = thought
+    else:
+        parts.append(f"<think>\n{thought}\n</think>")
+    if call is not None and layout.call == "tool_calls":
+        function = {"name": call.name, "arguments": dict(call.arguments)}
+        message["tool_calls"] = [{"id": CALL_ID, "type": "function", "function": function}]
+    else:
+        parts.append(text if call is None else f"<tool_call>\n{call_json(call)}\n</tool_call>")
+    return {**message, "content": "\n".join(parts)}
+
+
+def _reply(layout: Layout, call: ToolCall, text: str) -> dict[str, Any]:
+    if layout.reply == "user":
+        return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
+    return {"role": "tool", "name": call.name, "tool_call_id": CALL_ID, "content": text}
+
+
+def _opened(generation_prompt: str) -> str:
+    """The thought that a prompt opens and leaves open."""
+    _, opening, rest = generation_prompt.rpartition("<think>")
+    return opening + rest if opening and "</think>" not in rest else ""
+
+
+def _pieces(frames: Frames, question: str, rounds: Sequence[Round]) -> list[Piece]:
+    pieces = [
+        Piece("what stands before the user's question", frames.question[0]),
+        Piece("the user's question", question),
+        Piece("what stands behind the user's question", frames.question[1]),
+    ]
+    for item in rounds:
+        pieces += [
+            Piece("an assistant's turn", frames.call_text(item.thought, item.call)),
+            Piece("what stands around the tool's reply", frames.reply[0]),
+            Piece("the tool's reply", frames.shown(item.reply)),
+            Piece("what stands around the tool's reply", frames.reply[1]),
+        ]
+    return pieces
+
+
+def tool_section(interface: Interface) -> str:
+    """Return what tells a policy of its tools and of how to call one, for templates that do not."""
+    tools = "\n".join(json.dumps(tool.schema["function"], ensure_ascii=False) for tool in interface.tools)
+    return (
+        f"Your tools, each as a JSON schema:\n{tools}\n\n"
+        "A call is one JSON object with the tool's name and its arguments, between <tool_call> and </tool_call>:\n"
+        '<tool_call>\n{"name": <the tool\'s name>, "arguments": {<parameter>: <value>}}\n</tool_call>'
+    )
