@@ -1,6 +1,7 @@
 """Turns of any causal LM with a chat template."""
 
 import itertools
+import json
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
 from igpo_core.protocol.base import MARKERS, AnswerProbe, between
 from igpo_core.protocol.calls import parse_call, turn_parts
-from igpo_core.protocol.templates import TRIED, Frames, Template, with_fixed_date
+from igpo_core.protocol.layouts import Frames
+from igpo_core.protocol.templates import TRIED, Template, with_fixed_date
 from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Final, Malformed, ToolCall
 
@@ -223,6 +225,14 @@ class ChatProtocol:
                     str(self.tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
                 )
         return "".join(parts)
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, without JSON's escapes where the template writes results with them: a line break is none of
+        the letters of a word."""
+        text = self.decode(ids)
+        if not self.frames.reply_as_json:
+            return text
+        return re.sub(r'\\(?:["\\bfnrt]|u[0-9a-f]{4})', lambda found: str(json.loads(f'"{found[0]}"')), text)
 
     def call_tokens(self, ids: Sequence[int]) -> slice:
         """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>.

@@ -11,13 +11,14 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
 from igpo_core.protocol.base import MARKERS
 from igpo_core.protocol.calls import call_json, call_of
+from igpo_core.protocol.layouts import Frames, Layout, Round, reply_message, tool_section, turn_message
 from igpo_core.protocol.template_faults import (
     EDIT,
     Lost,
@@ -29,7 +30,6 @@ from igpo_core.protocol.template_faults import (
     rewrites,
     times,
 )
-from igpo_core.trajectory import ToolCall
 
 ROUNDS_TRIED = 3  # of a turn and a reply: what is done to all turns but the last one shows in the second
 # The day that templates are told which ask for a date (strftime_now), so that a run sees the same prompts tomorrow, by the codes
@@ -38,7 +38,6 @@ TODAY = {
     "%-d": "26", "%-m": "7", "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26",
     "%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
 }  # fmt: skip
-CALL_ID = "toolcall1"  # nine letters and digits, as Mistral's templates ask for
 ASKED, THOUGHT, ARGUMENT, SEEN, ANSWER = (f"PLACEHOLDER-{letter}" for letter in "QTSRA")
 # Text of questions, queries and replies that templates were seen to change or to treat in another way.
 TRIED = (
@@ -51,71 +50,6 @@ TRIED = (
     "true",
     "word " * 20_000 + "end",
 )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """As what messages a conversation is given to a template. The first value of each is what templates are made for."""
-
-    system: Literal["message", "question"]
-    """A system message, or in front of the question: where the template has no place for one, changes or moves it."""
-    tools: Literal["template", "prompt"]
-    """The template tells of the tools and of how a call is written, or the end of the system prompt does."""
-    thought: Literal["reasoning_content", "content"]
-    """A field of its own, or between <think> and </think> in the content."""
-    call: Literal["tool_calls", "content"]
-    """A field of its own, or between <tool_call> and </tool_call> in the content."""
-    reply: Literal["tool", "user"]
-    """The role of a tool's reply. Of the user it stands between <tool_response> and </tool_response>."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """A turn that calls a tool, and the tool's reply."""
-
-    thought: str
-    call: ToolCall
-    reply: str
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What a template writes around the texts of a conversation."""
-
-    layout: Layout
-    question: tuple[str, str]
-    """Before and behind a question; the end is what stands before a turn."""
-    call: tuple[str, str, str]
-    """Before a thought, between it and the JSON of a call, and behind that up to the token that ends the turn."""
-    final: tuple[str, str, str]
-    """The same of a turn that answers."""
-    reply: tuple[str, str]
-    """Before and behind a tool's reply; the end is what stands before the next turn."""
-    reply_as_json: bool
-    """A reply is written with JSON's escapes (Llama 3.1)."""
-    opened: str
-    """The beginning of a thought that stands before every turn already (R1, Qwen3-Thinking); "" where the policy writes it."""
-    call_end: str
-    final_end: str
-    """The texts of the tokens that end a turn which calls, and one which answers."""
-
-    def call_text(self, thought: str, call: ToolCall) -> str:
-        """Return a turn that calls a tool, with the token that ends it."""
-        before, between, behind = self.call
-        return f"{before}{self.shaped(thought)}{between}{call_json(call)}{behind}{self.call_end}"
-
-    def final_parts(self, thought: str) -> tuple[str, str]:
-        """Return a turn that answers, up to the answer and behind it, with the token that ends it."""
-        before, between, behind = self.final
-        return f"{before}{self.shaped(thought)}{between}", f"{behind}{self.final_end}"
-
-    def shaped(self, thought: str) -> str:
-        """Return the thought as the template writes it: fields of their own lose the white space at their ends."""
-        return thought.strip() if self.layout.thought == "reasoning_content" else thought
-
-    def shown(self, reply: str) -> str:
-        """Return a tool's reply as the template writes it between the frames."""
-        return json.dumps(reply, ensure_ascii=False)[1:-1] if self.reply_as_json else reply
 
 
 def with_fixed_date(template: Any) -> Any:
@@ -167,9 +101,12 @@ class Template:
         given with the thought before it."""
         messages = self._asking(layout, question)
         for item in rounds:
-            messages += [_turn(layout, item.thought, item.call, ""), _reply(layout, item.call, item.reply)]
+            messages += [
+                turn_message(layout, item.thought, item.call, ""),
+                reply_message(layout, item.call, item.reply),
+            ]
         if answer is not None:
-            messages.append(_turn(layout, answer[0], None, f"<answer>\n{answer[1]}\n</answer>"))
+            messages.append(turn_message(layout, answer[0], None, f"<answer>\n{answer[1]}\n</answer>"))
         return self._apply(messages, layout.tools == "template", answer is None)
 
     def _asking(self, layout: Layout, question: str) -> list[dict[str, Any]]:
@@ -227,7 +164,7 @@ class Template:
         """How the template writes a message's tool_calls: as <tool_call> {"name": .., "arguments": ..} </tool_call>, in another
         form, or not at all."""
         called, written = (
-            [*self._asking(layout, ASKED), _turn(layout, THOUGHT, self._call, "")]
+            [*self._asking(layout, ASKED), turn_message(layout, THOUGHT, self._call, "")]
             for layout in (replace(plain, call="tool_calls"), plain)
         )
         try:
@@ -265,7 +202,7 @@ class Template:
                 return True
             return False
         other = self.render(plain, ASKED, [replace(item, reply="another") for item in rounds])
-        turns = [_turn(plain, item.thought, item.call, "") for item in rounds]
+        turns = [turn_message(plain, item.thought, item.call, "") for item in rounds]
         try:
             silent = self._apply([*self._asking(plain, ASKED), *turns], plain.tools == "template", True)
         except ConfigError:  # roles must alternate, and a tool's reply is what stands between
@@ -389,28 +326,6 @@ class Template:
                 raise first_difference(whole, wanted, pieces)
 
 
-def _turn(layout: Layout, thought: str, call: ToolCall | None, text: str) -> dict[str, Any]:
-    """An assistant's message that calls a tool, or says `text`."""
-    message: dict[str, Any] = {"role": "assistant"}
-    parts = []
-    if layout.thought == "reasoning_content":
-        message["reasoning_content"] = thought
-    else:
-        parts.append(f"<think>\n{thought}\n</think>")
-    if call is not None and layout.call == "tool_calls":
-        function = {"name": call.name, "arguments": dict(call.arguments)}
-        message["tool_calls"] = [{"id": CALL_ID, "type": "function", "function": function}]
-    else:
-        parts.append(text if call is None else f"<tool_call>\n{call_json(call)}\n</tool_call>")
-    return {**message, "content": "\n".join(parts)}
-
-
-def _reply(layout: Layout, call: ToolCall, text: str) -> dict[str, Any]:
-    if layout.reply == "user":
-        return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
-    return {"role": "tool", "name": call.name, "tool_call_id": CALL_ID, "content": text}
-
-
 def _opened(generation_prompt: str) -> str:
     """The thought that a prompt opens and leaves open."""
     _, opening, rest = generation_prompt.rpartition("<think>")
@@ -431,13 +346,3 @@ def _pieces(frames: Frames, question: str, rounds: Sequence[Round]) -> list[Piec
             Piece("what stands around the tool's reply", frames.reply[1]),
         ]
     return pieces
-
-
-def tool_section(interface: Interface) -> str:
-    """Return what tells a policy of its tools and of how to call one, for templates that do not."""
-    tools = "\n".join(json.dumps(tool.schema["function"], ensure_ascii=False) for tool in interface.tools)
-    return (
-        f"Your tools, each as a JSON schema:\n{tools}\n\n"
-        "A call is one JSON object with the tool's name and its arguments, between <tool_call> and </tool_call>:\n"
-        '<tool_call>\n{"name": <the tool\'s name>, "arguments": {<parameter>: <value>}}\n</tool_call>'
-    )

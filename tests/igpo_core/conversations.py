@@ -6,7 +6,7 @@ from typing import Any
 
 from igpo_core.environments.searching import search_for
 from igpo_core.protocol import ChatProtocol
-from igpo_core.protocol.templates import tool_section
+from igpo_core.protocol.layouts import tool_section
 from igpo_core.trajectory import Final
 
 

@@ -312,3 +312,11 @@ def test_a_border_that_the_tokenizer_merges_is_refused(tokenizer: Any) -> None:
 
     tokenizer.add_tokens([AddedToken("\n<thi", special=False, normalized=False)])
     assert "as one token" in refusal(tokenizer, PLAIN)
+
+
+def test_words_of_a_reply_in_json_are_found(tokenizer: Any) -> None:
+    """Llama 3.1: an answer at the end of a line is one word, and not that word, a backslash and an n."""
+    tokenizer.chat_template = TAKEN["the reply as JSON (Llama 3.1)"]
+    chat = ChatProtocol(tokenizer, SEARCH)
+    ids = chat.observation(SEEN + " \\ \x01")
+    assert "town\\n2." in chat.decode(ids) and SEEN + " \\ \x01" in chat.plain(ids)
