@@ -98,7 +98,7 @@ class ChatProtocol:
         self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
         self._mark({*added, *MARKERS})
         template = Template(
-            tokenizer, interface, harmless=self.neutralise, ends=(tokenizer.eos_token, *(added.keys() - MARKERS))
+            tokenizer, interface, harmless=self.neutralise, ends=(tokenizer.eos_token, *sorted(added.keys() - MARKERS))
         )
         self.frames = frames = template.frames()
         self._mark({*self.markers, *_written_marks(frames)})

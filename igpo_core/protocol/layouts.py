@@ -19,8 +19,9 @@ class Layout:
     """A system message, or in front of the question: where the template has no place for one, changes or moves it."""
     tools: Literal["template", "prompt"]
     """The template tells of the tools and of how a call is written, or the end of the system prompt does."""
-    thought: Literal["reasoning_content", "content"]
-    """A field of its own, or between <think> and </think> in the content."""
+    thought: Literal["reasoning_content", "content", "none"]
+    """A field of its own, or between <think> and </think> in the content; none where the template closes an empty thought before
+    every turn (Qwen3 with thinking switched off)."""
     call: Literal["tool_calls", "content"]
     """A field of its own, or between <tool_call> and </tool_call> in the content."""
     reply: Literal["tool", "user"]
@@ -52,7 +53,8 @@ class Frames:
     reply_as_json: bool
     """A reply is written with JSON's escapes (Llama 3.1)."""
     opened: str
-    """The beginning of a thought that stands before every turn already (R1, Qwen3-Thinking); "" where the policy writes it."""
+    """What stands before every turn already: the beginning of a thought (Qwen3-Thinking), or an empty one; "" where the policy
+    writes it all."""
     call_end: str
     final_end: str
     """The texts of the tokens that end a turn which calls, and one which answers."""
@@ -69,6 +71,8 @@ class Frames:
 
     def shaped(self, thought: str) -> str:
         """Return the thought as the template writes it: fields of their own lose the white space at their ends."""
+        if self.layout.thought == "none":
+            return ""
         return thought.strip() if self.layout.thought == "reasoning_content" else thought
 
     def shown(self, reply: str) -> str:
@@ -80,8 +84,9 @@ def turn_message(layout: Layout, thought: str, call: ToolCall | None, text: str)
     """An assistant's message that calls a tool, or says `text`."""
     message: dict[str, Any] = {"role": "assistant"}
     parts = []
-    if layout.thought == "reasoning_content":
-        message["reasoning_content"] = thought
+    if layout.thought != "content":
+        # Qwen3's template writes an empty thought for white space, and nothing for ""
+        message["reasoning_content"] = "\n" if layout.thought == "none" else thought
     else:
         parts.append(f"<think>\n{thought}\n</think>")
     if call is not None and layout.call == "tool_calls":
@@ -97,6 +102,9 @@ def reply_message(layout: Layout, call: ToolCall, text: str) -> dict[str, Any]:
     if layout.reply == "user":
         return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
     return {"role": "tool", "name": call.name, "tool_call_id": CALL_ID, "content": text}
+
+
+NO_THOUGHTS = "Thoughts are switched off: begin every turn with the call or with the answer."
 
 
 def tool_section(interface: Interface) -> str:

@@ -33,11 +33,10 @@ def rewrites(how: str) -> ConfigError:
 def opens_the_thought(generation_prompt: str) -> ConfigError:
     """The refusal of a template that opens a thought before a turn and does not keep it there."""
     opened = generation_prompt[generation_prompt.rindex("<think>") :]
-    closed = "</think>" in opened
     return ConfigError(
-        f"this chat template opens the thought itself{' and closes it, for turns without thoughts' if closed else ''}: its "
-        f"generation prompt ends with {opened!r}, and a turn that it is given back does not begin with that. Every turn of the "
-        f"policy thinks: {'switch thinking on, or ' if closed else ''}take that out of the end of the model's chat_template.jinja"
+        f"this chat template opens the thought itself{' and closes it' if '</think>' in opened else ''}: its generation "
+        f"prompt ends with {opened!r}, and a turn that it is given back does not begin with that: take that out of the end of "
+        "the model's chat_template.jinja"
     )
 
 
@@ -49,9 +48,10 @@ def lost_turn(whole: str, prompt: str, thought: str, argument: str, after: str) 
     rest = whole[agree(whole, prompt) :]
     if argument not in rest:
         return rewrites("it drops them once a tool has replied")
-    if thought not in rest:
+    opens = "<think>" in after and not whole.startswith(prompt)
+    if thought not in rest and not (opens and "</think>" in after):
         return rewrites("it drops their thoughts (<think> .. </think>)")
-    if "<think>" in after and not whole.startswith(prompt):
+    if opens:
         return opens_the_thought(after)
     if "<think>" not in rest + after or "</think>" not in rest:
         return rewrites("it takes <think> and </think> out of them")

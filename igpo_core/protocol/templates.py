@@ -18,7 +18,7 @@ from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
 from igpo_core.protocol.base import MARKERS
 from igpo_core.protocol.calls import call_json, call_of
-from igpo_core.protocol.layouts import Frames, Layout, Round, reply_message, tool_section, turn_message
+from igpo_core.protocol.layouts import NO_THOUGHTS, Frames, Layout, Round, reply_message, tool_section, turn_message
 from igpo_core.protocol.template_faults import (
     EDIT,
     Lost,
@@ -116,8 +116,10 @@ class Template:
         return [{"role": "system", "content": told}, {"role": "user", "content": question}]
 
     def _told(self, layout: Layout) -> str:
-        own = f"\n\n{tool_section(self._interface)}" if layout.tools == "prompt" else ""
-        return f"{self._interface.system_prompt}{own}"
+        parts = [self._interface.system_prompt]
+        parts += [NO_THOUGHTS] if layout.thought == "none" else []
+        parts += [tool_section(self._interface)] if layout.tools == "prompt" else []
+        return "\n\n".join(parts)
 
     def _apply(self, messages: list[dict[str, Any]], with_tools: bool, before_a_turn: bool) -> str:
         from jinja2 import TemplateError
@@ -156,9 +158,16 @@ class Template:
         tools: Any = "prompt" if form == "other" or not self._tells_of_tools(plain) else "template"
         reply: Any = "tool" if self._takes_replies(replace(plain, tools=tools)) else "user"
         calls: list[Any] = ["tool_calls", "content"] if form == "own" else ["content"]
-        thoughts: list[Any] = ["reasoning_content", "content"]
+        thoughts: list[Any] = ["none"] if self._closes_thoughts(plain) else ["reasoning_content", "content"]
         for thought, call in itertools.product(thoughts, calls):
             yield Layout(system, tools, thought, call, reply)
+
+    def _closes_thoughts(self, plain: Layout) -> bool:
+        """Whether an empty thought stands before a turn already."""
+        try:
+            return "</think>" in _opened(self.render(plain, ASKED).partition(ASKED)[2])
+        except ConfigError:  # said of the layout that is tried
+            return False
 
     def _form_of_calls(self, plain: Layout) -> Literal["own", "other", "none"]:
         """How the template writes a message's tool_calls: as <tool_call> {"name": .., "arguments": ..} </tool_call>, in another
@@ -220,7 +229,7 @@ class Template:
             )
         before, after = prompt.split(ASKED)
         whole = self.render(layout, ASKED, [Round(THOUGHT, self._call, SEEN)])
-        call, behind = self._turn_parts(whole, prompt, call_json(self._call), "tool_call")
+        call, behind = self._turn_parts(layout, whole, prompt, call_json(self._call), "tool_call")
         space, call_end = self._end(behind, prompt, after)
         rest = behind[len(space) + len(call_end) :]
         if rest.count(SEEN) != 1:
@@ -233,7 +242,7 @@ class Template:
         if _opened(last) != opened:
             raise opens_the_thought(last if "<think>" in last else after)
         answered = self.render(layout, ASKED, answer=(THOUGHT, ANSWER))
-        final, ending = self._turn_parts(answered, prompt, ANSWER, "answer")
+        final, ending = self._turn_parts(layout, answered, prompt, ANSWER, "answer")
         self._require_system(layout, before)
         final_space, final_end = ("", self._ends[0]) if not ending.strip() else self._end(ending, prompt, after)
         return Frames(
@@ -257,16 +266,19 @@ class Template:
                 f"call tools and answer: write {{{{ message.content }}}} for a system message {EDIT}"
             )
 
-    def _turn_parts(self, whole: str, prompt: str, said: str, marker: str) -> tuple[tuple[str, str, str], str]:
+    def _turn_parts(
+        self, layout: Layout, whole: str, prompt: str, said: str, marker: str
+    ) -> tuple[tuple[str, str, str], str]:
         """Return what stands around a turn's thought and what it says, and all that follows."""
         after = prompt[prompt.index(ASKED) + len(ASKED) :]
-        body = whole[len(prompt) :]
-        if not whole.startswith(prompt) or body.count(THOUGHT) != 1 or said not in body:
-            raise lost_turn(whole, prompt, THOUGHT, ARGUMENT if marker == "tool_call" else ANSWER, after)
-        before, rest = body.split(THOUGHT)
+        body, opened = whole[len(prompt) :], _opened(after)
+        argument, thoughts = (ARGUMENT if marker == "tool_call" else ANSWER), int(layout.thought != "none")
+        if not whole.startswith(prompt) or body.count(THOUGHT) != thoughts or said not in body:
+            raise lost_turn(whole, prompt, THOUGHT, argument, after)
+        before, _, rest = body.partition(THOUGHT) if thoughts else ("", "", body)
         between, _, rest = rest.partition(said)
         closing = re.match(rf"\s*</{marker}>", rest)
-        if not re.fullmatch(r"\s*<think>\s*", _opened(after) + before):
+        if not re.match(r"\s*<think>\s*$" if thoughts else r"\s*<think>\s*</think>\s*$", opened + before):
             control = next((end for end in self._ends if end in before), None)
             if control is not None:
                 raise ConfigError(
@@ -274,8 +286,9 @@ class Template:
                     "control token: such a turn is several messages (channels), which a policy here does not write: use another "
                     "model"
                 )
-            raise lost_turn(whole, prompt, THOUGHT, ARGUMENT, after)
-        if closing is None or not re.fullmatch(rf"\s*</think>\s*<{marker}>\s*", between):
+            raise lost_turn(whole, prompt, THOUGHT, argument, after)
+        end_of_thought = r"\s*</think>" if thoughts else ""
+        if closing is None or not re.fullmatch(rf"{end_of_thought}\s*<{marker}>\s*", between):
             raise rewrites(f"it writes {between!r} between a thought and {said!r}")
         return (before, between, closing[0]), rest[closing.end() :]
 
@@ -327,9 +340,9 @@ class Template:
 
 
 def _opened(generation_prompt: str) -> str:
-    """The thought that a prompt opens and leaves open."""
+    """The thought that a prompt ends with: one that is left open, or an empty one."""
     _, opening, rest = generation_prompt.rpartition("<think>")
-    return opening + rest if opening and "</think>" not in rest else ""
+    return opening + rest if opening else ""
 
 
 def _pieces(frames: Frames, question: str, rounds: Sequence[Round]) -> list[Piece]:

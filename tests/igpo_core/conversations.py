@@ -16,6 +16,8 @@ def messages(
     """rounds: thought, query, reply. answer: thought, answer."""
     layout = chat.frames.layout
     system = chat.interface.system_prompt
+    if layout.thought == "none":
+        system += "\n\nThoughts are switched off: begin every turn with the call or with the answer."
     if layout.tools == "prompt":
         system = f"{system}\n\n{tool_section(chat.interface)}"
     told = [{"role": "system", "content": system}, {"role": "user", "content": question}]
@@ -38,6 +40,8 @@ def messages(
 
 
 def thinking(way: str, thought: str, content: str) -> dict[str, Any]:
+    if way == "none":
+        return {"role": "assistant", "reasoning_content": "\n", "content": content}
     if way == "reasoning_content":
         return {"role": "assistant", "reasoning_content": thought, "content": content}
     return {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n{content}".rstrip("\n")}

@@ -64,9 +64,12 @@ FAMILIES = {
     ),
     "Qwen3, thinking switched off": Family(
         "trl qwen3", CHATML, change=("enable_thinking is defined and enable_thinking is false", "true"),
-        refused="opens the thought itself and closes it, for turns without thoughts.*switch thinking on",
+        layout="message template none tool_calls tool",
     ),
     "Qwen3.5": Family("trl qwen3_5_think", CHATML, layout="message prompt reasoning_content content tool"),
+    "Qwen3.5, thinking switched off": Family(
+        "trl qwen3_5_nothink", CHATML, layout="message prompt none content tool"
+    ),
     "Qwen3.6": Family("trl qwen3_6", CHATML, layout="message prompt reasoning_content content tool"),
     "Llama 3.1": Family("trl llama3_1", "<|eot_id|>", "<|begin_of_text|>", layout="message prompt content content tool"),
     "Llama 3.2": Family("trl llama3_2", "<|eot_id|>", "<|begin_of_text|>", layout="message prompt content content tool"),
@@ -243,8 +246,8 @@ def test_turns_are_read_as_they_are_written_and_as_policies_write_them(name: str
     call, answer = chat.turn("a thought", search_for('q "x"'))[0], chat.turn("a thought", Final("x y"))[0]
     assert chat.parse(call) == search_for('q "x"') and chat.parse(answer) == Final("x y")
     assert call[-1] in chat.stop_ids and answer[-1] in chat.stop_ids
-    opened = chat.frames.opened.removeprefix("<think>").lstrip() if chat.frames.opened else "<think>"
-    loose = chat._encode(f"{opened} a </think><answer>x</answer>")
+    thought = "" if chat.frames.layout.thought == "none" else f"{'' if chat.frames.opened else '<think>'} a </think>"
+    loose = chat._encode(f"{thought}<answer>x</answer>")
     assert chat.parse([*loose, answer[-1]]) == Final("x")
     assert isinstance(chat.parse(loose), Malformed)
     control = next(index for index in chat.tokenizer.all_special_ids if index not in chat.stop_ids)

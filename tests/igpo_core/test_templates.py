@@ -10,7 +10,7 @@ import pytest
 
 from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.errors import ConfigError
-from igpo_core.policies import CHAT_TEMPLATE
+from igpo_core.policies import CHAT_TEMPLATE, make_policy
 from igpo_core.protocol import ChatProtocol
 from igpo_core.trajectory import Final, Malformed
 from tests.igpo_core.conversations import put_together, rendered
@@ -320,3 +320,14 @@ def test_words_of_a_reply_in_json_are_found(tokenizer: Any) -> None:
     chat = ChatProtocol(tokenizer, SEARCH)
     ids = chat.observation(SEEN + " \\ \x01")
     assert "town\\n2." in chat.decode(ids) and SEEN + " \\ \x01" in chat.plain(ids)
+
+
+def test_an_eos_token_that_ends_no_turn_ends_a_rollouts_turn_all_the_same(chat_policy: Any) -> None:
+    """Gemma: a sampled <eos> ends the turn, which is malformed, whether or not the model's generation_config names it."""
+    tokenizer = copy.deepcopy(chat_policy.protocol.tokenizer)
+    assert make_policy(chat_policy.model, tokenizer, SEARCH).end_ids == chat_policy.end_ids
+    tokenizer.eos_token = "<|endoftext|>"
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    model = copy.deepcopy(chat_policy.model)
+    model.generation_config.eos_token_id = None
+    assert make_policy(model, tokenizer, SEARCH).end_ids == tuple(ends)
