@@ -95,7 +95,9 @@ class ChatProtocol:
         self._known = frozenset(tokenizer.get_vocab().values())
         self._normalizer = tokenizer.backend_tokenizer.normalizer
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
+        # encoded once, not with each text
+        self._frame_controls: dict[tuple[str, ...], list[int]] = {}
+        self._lengths: dict[str, int] = {}
         self._mark({*added, *MARKERS})
         template = Template(
             tokenizer, interface, harmless=self.neutralise, ends=(tokenizer.eos_token, *sorted(added.keys() - MARKERS))
@@ -307,14 +309,19 @@ class ChatProtocol:
 
     def _encode_behind(self, anchor: str, text: str) -> list[int]:
         """Ids of a text as it is written behind the anchor: some tokenizers put a space before what begins a text."""
-        return self._spans_behind(anchor, text)[0]
+        return self._encode(anchor + text)[self._length(anchor) :]
 
     def _spans_behind(self, anchor: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The same, and where in the text each token stands."""
         encoded = self.tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True)
-        before, size = len(self._encode(anchor)), len(anchor)
+        before, size = self._length(anchor), len(anchor)
         spans = [(start - size, stop - size) for start, stop in encoded["offset_mapping"][before:]]
         return list(encoded["input_ids"][before:]), spans
+
+    def _length(self, anchor: str) -> int:
+        if anchor not in self._lengths:
+            self._lengths[anchor] = len(self._encode(anchor))
+        return self._lengths[anchor]
 
 
 def _original_length(normal: Any, start: int, stop: int) -> int:
