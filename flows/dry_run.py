@@ -67,8 +67,8 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     )
     if isinstance(policy.protocol, ChatProtocol) and not policy.protocol.shows_tools:
         yield (
-            "  warning: this chat template does not tell of the tools: the policy knows their form from a warm start alone; "
-            "write tools into the model's chat_template.jinja, or take a model whose template has them"
+            "  warning: this chat template does not tell of the tools, or has calls written in another form than policies here "
+            "write them: the prompt tells of both itself"
         )
     lengths = first_batch(costly, environment, policy)
     yield (

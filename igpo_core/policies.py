@@ -56,8 +56,8 @@ CHAT_ADDED = ("<tool_call>", "</tool_call>")  # added, but not special, as in Qw
 @dataclass(frozen=True)
 class Policy:
     """A causal LM and how it writes turns. window: the longest sequence it takes, in tokens. half: whether it computes in
-    bfloat16. other_ends: tokens that its generation_config ends at and the protocol does not stop at; Qwen2.5 ends at <|im_end|>,
-    which stops a turn, and at <|endoftext|>."""
+    bfloat16. other_ends: tokens that its generation_config or its tokenizer ends at and the protocol does not stop at; Qwen2.5
+    ends at <|im_end|>, which stops a turn, and at <|endoftext|>."""
 
     model: Any
     protocol: TurnProtocol
@@ -243,8 +243,10 @@ def make_policy(model: Any, tokenizer: Any, interface: Interface, half: bool = F
     protocol = protocol_for(tokenizer, interface)
     require_embeddings(model, protocol)
     known: int | list[int] | None = model.generation_config.eos_token_id
-    ends = [] if known is None else [known] if isinstance(known, int) else known
-    others = tuple(token for token in ends if token not in protocol.stop_ids)
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if tokenizer.eos_token_id is not None:  # a template may end a turn with another one (Gemma)
+        ends.append(tokenizer.eos_token_id)
+    others = tuple(token for token in dict.fromkeys(ends) if token not in protocol.stop_ids)
     return Policy(model, protocol, window(model.config), half, others)
 
 

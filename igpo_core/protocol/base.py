@@ -95,6 +95,9 @@ class TurnProtocol(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return tokens as text for people, control tokens shown."""
 
+    def plain(self, ids: Sequence[int]) -> str:
+        """Return tokens as text in which the words of questions and results can be looked for."""
+
     def call_tokens(self, ids: Sequence[int]) -> slice:
         """Return where in a turn's tokens its call is."""
 

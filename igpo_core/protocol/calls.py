@@ -6,7 +6,7 @@ from typing import Any
 
 from igpo_core.environments.base import Interface, Parameter, Tool
 from igpo_core.text import one_form
-from igpo_core.trajectory import Action, Final, Malformed, ToolCall
+from igpo_core.trajectory import Action, Malformed, ToolCall
 
 
 def turn_parts(text: str) -> tuple[str, str, str] | None:
@@ -22,12 +22,9 @@ def turn_parts(text: str) -> tuple[str, str, str] | None:
     return None
 
 
-def turn_text(thought: str, action: ToolCall | Final) -> str:
-    """Return a whole turn, without the token that ends it."""
-    if isinstance(action, ToolCall):
-        call = json.dumps({"name": action.name, "arguments": dict(action.arguments)}, ensure_ascii=False)
-        return f"<think>\n{thought}\n</think>\n<tool_call>\n{call}\n</tool_call>"
-    return f"<think>\n{thought}\n</think>\n<answer>\n{action.text}\n</answer>"
+def call_json(call: ToolCall) -> str:
+    """Return what stands between <tool_call> and </tool_call>."""
+    return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
 
 
 def call_of(tool: Tool, text: str) -> ToolCall:

@@ -1,31 +1,23 @@
 """Turns of any causal LM with a chat template."""
 
 import itertools
+import json
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from igpo_core.environments.base import Interface, Tool
+from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
 from igpo_core.protocol.base import MARKERS, AnswerProbe, between
-from igpo_core.protocol.calls import call_of, parse_call, turn_parts, turn_text
-from igpo_core.templates import Template
+from igpo_core.protocol.calls import parse_call, turn_parts
+from igpo_core.protocol.layouts import Frames
+from igpo_core.protocol.templates import TRIED, Template, with_fixed_date
 from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Final, Malformed, ToolCall
 
 REPLACED = "\ufffd"  # for outside text that no space makes harmless
 ROUNDS = 8  # of making normalised text harmless
-
-
-def _template_text(tokenizer: Any, tools: Sequence[Tool]) -> str:
-    """The chat template that is used: some tokenizers have several, by name, one of them for conversations with tools."""
-    try:
-        return str(tokenizer.get_chat_template(tools=[tool.schema for tool in tools]))
-    except ValueError as error:
-        raise ConfigError(
-            f"this tokenizer's chat templates have none for conversations with tools: {error}. Name one of them default in the "
-            "model's tokenizer_config.json"
-        ) from error
+TRIED_AS_TOKENS = tuple(text[-2000:] for text in TRIED)
 
 
 def _harmless(marker: str) -> str:
@@ -44,37 +36,56 @@ def _controls_text(token: Any, template: str) -> bool:
     return len(text) > 1 and (any(sign in text for sign in "<>[]{}|｜＜＞") or text in template)
 
 
+def _require_usable(tokenizer: Any, interface: Interface) -> None:
+    """Raise ConfigError for a tokenizer that no conversation can be written with."""
+    if not tokenizer.is_fast:
+        raise ConfigError("this tokenizer does not tell where its tokens stand: use a model with a tokenizer.json")
+    if tokenizer.chat_template is None:
+        raise ConfigError("this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("this tokenizer has no eos token: a turn could not end")
+    try:
+        tokenizer.get_chat_template(tools=[tool.schema for tool in interface.tools])
+    except ValueError as error:  # some have several, by name, one of them for conversations with tools
+        raise ConfigError(
+            f"this tokenizer's chat templates have none for conversations with tools: {error}. Name one of them default in the "
+            "model's tokenizer_config.json"
+        ) from error
+
+
+def _written_marks(frames: Frames) -> set[str]:
+    """Marks between brackets that a template writes around turns and that may be no tokens of their own ([INST] of Mistral)."""
+    around = (*frames.reply, frames.question[1], *frames.call, *frames.final)
+    return {mark for text in around for mark in re.findall(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\]", text)}
+
+
+def _from_control(text: str, tokens: Collection[str]) -> str:
+    """The end of the text from the last of these tokens on; all of it where it holds none."""
+    return text[max((text.rfind(token) for token in tokens), default=0) :] if any(t in text for t in tokens) else text
+
+
 class ChatProtocol:
     """Any causal LM with a chat template that appends: Qwen2.5's ChatML with tool calls is the model case.
 
-    The frame around an observation is what the template itself puts between an assistant's turn and the next
-    generation prompt, found once with placeholders; a template that rewrites earlier turns, or changes what is put into
-    it, is refused (igpo_core/templates.py), because the history that was sampled would no longer be the history that the
-    template gives. shows_tools: whether its prompt tells of the tools.
+    What stands around a question, a thought, a call, an answer and an observation is what the template itself writes there,
+    found once with placeholders (igpo_core/protocol/templates.py). A template that rewrites earlier turns, or changes what is
+    put into it, is refused, because the history that was sampled would no longer be the history that the template gives. A
+    template that asks for today's date is told a fixed one, in the tokenizer itself: a saved policy has the prompts that it was
+    trained on.
     """
 
     def __init__(self, tokenizer: Any, interface: Interface) -> None:
         self.tokenizer: Any = tokenizer
         self.interface = interface
-        if not tokenizer.is_fast:
-            raise ConfigError("this tokenizer does not tell where its tokens stand: use a model with a tokenizer.json")
-        if tokenizer.chat_template is None:
-            raise ConfigError(
-                "this tokenizer has no chat template: use an instruct model, or set tokenizer.chat_template"
-            )
-        if "strftime_now" in _template_text(tokenizer, interface.tools):
-            raise ConfigError(
-                "this chat template writes today's date into the prompt (strftime_now), so that the same run would see other "
-                "prompts tomorrow: write a fixed date in its place into the model's chat_template.jinja"
-            )
+        _require_usable(tokenizer, interface)
+        tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
         added = {
             token.content: index
             for index, token in tokenizer.added_tokens_decoder.items()
             if _controls_text(token, str(tokenizer.chat_template)) or index == tokenizer.eos_token_id
         }
         self.control = frozenset(added.values())
-        self.markers = tuple(sorted({*added, *MARKERS}))
-        self._pattern = _any_of(self.markers)
+        self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
         # "ü" as an added token: a byte-level decoder takes the letter for the byte that it stands for elsewhere
         self._letters = {
             index: token.content
@@ -83,43 +94,83 @@ class ChatProtocol:
         }
         self._known = frozenset(tokenizer.get_vocab().values())
         self._normalizer = tokenizer.backend_tokenizer.normalizer
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # encoded once, not with each text
+        self._frame_controls: dict[tuple[str, ...], list[int]] = {}
+        self._lengths: dict[str, int] = {}
+        self._mark({*added, *MARKERS})
+        template = Template(
+            tokenizer, interface, harmless=self.neutralise, ends=(tokenizer.eos_token, *sorted(added.keys() - MARKERS))
+        )
+        self.frames = frames = template.frames()
+        self._mark({*self.markers, *_written_marks(frames)})
+        ends = {**added, tokenizer.eos_token: tokenizer.eos_token_id}
+        self._call_end, self._final_end = ends[frames.call_end], ends[frames.final_end]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self._call_end, self._final_end)))
+        self._stop_text = frames.final_end
+        self._before_turn = _from_control(frames.question[1], added)
+        self._require_same_ids(template)
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template tells of the tools and of the form of a call; else the end of the system prompt does."""
+        return self.frames.layout.tools == "template"
+
+    def _mark(self, markers: Collection[str]) -> None:
+        """Take these as what outside text must not hold."""
+        self.markers = tuple(sorted(markers))
+        self._pattern = _any_of(self.markers)
         if self._normalizer is not None:
             forms = {self._normalizer.normalize_str(marker).strip("▁ ") for marker in self.markers}
             self._normal_pattern = _any_of({*self.markers, *(form for form in forms if form and not form.isalnum())})
-        self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
-        if tokenizer.eos_token_id is None:
-            raise ConfigError("this tokenizer has no eos token: a turn could not end")
-        self.stop_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
-        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._stop_text = tokenizer.eos_token
-        self._frame_controls: dict[tuple[str, ...], list[int]] = {}  # encoded once, not with each text
-        frames = Template(
-            tokenizer,
-            interface.system_prompt,
-            [tool.schema for tool in interface.tools],
-            turn=lambda thought, text: turn_text(thought, call_of(interface.tools[0], text)),
-            harmless=self.neutralise,
-            end=self._stop_text,
-        ).frames()
-        self._prompt_frame, self._observation_frame = frames.question, frames.reply
-        self.shows_tools = frames.shows_tools
+
+    def _require_same_ids(self, template: Template) -> None:
+        """Raise ConfigError where a history that is put together of these tokens is not how the tokenizer writes the template's
+        text. Text that is equal may be cut otherwise: tokens may reach over a border."""
+        frames = self.frames
+        for raw in TRIED_AS_TOKENS:
+            text = self.neutralise(raw).strip()
+            first, second = template.rounds(text, 2)
+            history = self._encode(text.join(frames.question))
+            for item in (first, second):
+                history += self.turn(text, item.call)[0]
+                history += self._encode_behind(frames.call_end, frames.shown(text).join(frames.reply))
+            answering, _ = self.turn(text, Final(text))
+            whole = template.render(frames.layout, text, [first, second])
+            answered = template.render(frames.layout, text, [first, second], answer=(text, text))
+            if not answered.startswith(whole):
+                raise ConfigError(
+                    "this chat template rewrites earlier turns once there is an answer: use another model"
+                )
+            wanted = self._encode(answered)
+            if (
+                self._encode(whole) != history
+                or wanted[: len(history) + len(answering) - 1] != (history + answering)[:-1]
+            ):
+                at = next((i for i, pair in enumerate(zip(history, wanted, strict=False)) if pair[0] != pair[1]), 0)
+                raise ConfigError(
+                    "this model's tokenizer writes the border between two parts of a conversation as one token, which cannot be "
+                    f"sampled or added alone: near {self.decode(wanted[max(0, at - 3) : at + 3])!r}: use another model"
+                )
 
     def prompt(self, question: str) -> list[int]:
         """Return the template's prompt, with the question as text."""
-        return self._framed(self._prompt_frame, question.strip())
+        return self._framed("", self.frames.question, self.neutralise(question.strip()))
 
     def observation(self, text: str) -> list[int]:
         """Return the template's tool message, with the result as text."""
-        return self._framed(self._observation_frame, text.strip())
+        frames = self.frames
+        return self._framed(frames.call_end, frames.reply, frames.shown(self.neutralise(text.strip())))
 
     def turn(self, thought: str, action: ToolCall | Final) -> tuple[list[int], slice]:
         """Ids of a whole turn with its stop token, and the slice of everything (a BPE has no borders to cut at)."""
-        plain: ToolCall | Final = (
-            ToolCall(action.name, {name: self._harmless(value) for name, value in action.arguments.items()})
-            if isinstance(action, ToolCall)
-            else Final(self.neutralise(action.text))
-        )
-        ids = self._encode(turn_text(self.neutralise(thought), plain) + self._stop_text)
+        thought = self.neutralise(thought)
+        if isinstance(action, ToolCall):
+            arguments = {name: self._harmless(value) for name, value in action.arguments.items()}
+            text = self.frames.call_text(thought, ToolCall(action.name, arguments))
+        else:
+            text = self.neutralise(action.text).join(self.frames.final_parts(thought))
+        ids = self._encode_behind(self._before_turn, text)
         return ids, slice(0, len(ids))
 
     def _harmless(self, value: Any) -> Any:
@@ -133,9 +184,11 @@ class ChatProtocol:
             return Malformed("a control token inside the turn")
         if not self._known.issuperset(ids):  # a model's vocabulary may be padded (Qwen's); decoding drops such ids
             return Malformed("a token that no text stands for")
-        parts = turn_parts(self.decode(ids[:-1]))
+        parts = turn_parts(self.frames.opened + self.decode(ids[:-1]))
         if parts is None or any(marker in parts[0] for marker in MARKERS):
             return Malformed("not <think> .. </think> followed by one <tool_call> or one <answer>")
+        if ids[-1] != (self._call_end if parts[1] == "<tool_call>" else self._final_end):
+            return Malformed("the turn ends with a token that ends another kind of turn")
         if parts[1] == "<tool_call>":
             return parse_call(parts[2], self.interface)
         answer = one_form(parts[2])
@@ -149,11 +202,9 @@ class ChatProtocol:
         The turn is encoded whole, because a BPE merges across the answer's borders: Qwen2.5 writes the end of "D.C." and the
         newline behind it as one token. The answer's tokens are those that cover any of its characters.
         """
-        before = f"<think>\n{self.interface.final_thought}\n</think>\n<answer>\n"
+        before, after = self.frames.final_parts(self.interface.final_thought)
         text = self.neutralise(answer)
-        after = f"\n</answer>{self._stop_text}"
-        encoded = self.tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = list(encoded["input_ids"]), encoded["offset_mapping"]
+        ids, spans = self._spans_behind(self._before_turn, before + text + after)
         self._require_neutral(ids, (before, after), text)
         start, end = len(before), len(before) + len(text)
         first = next(i for i, (_, stop) in enumerate(spans) if stop > start)
@@ -176,6 +227,14 @@ class ChatProtocol:
                     str(self.tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
                 )
         return "".join(parts)
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, without JSON's escapes where the template writes results with them: a line break is none of
+        the letters of a word."""
+        text = self.decode(ids)
+        if not self.frames.reply_as_json:
+            return text
+        return re.sub(r'\\(?:["\\bfnrt]|u[0-9a-f]{4})', lambda found: str(json.loads(f'"{found[0]}"')), text)
 
     def call_tokens(self, ids: Sequence[int]) -> slice:
         """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>.
@@ -222,10 +281,10 @@ class ChatProtocol:
             start, seen = stop, match.end()
         return found
 
-    def _framed(self, frame: tuple[str, ...], text: str) -> list[int]:
+    def _framed(self, anchor: str, frame: tuple[str, ...], text: str) -> list[int]:
         # Encoded whole, because a BPE merges across the border between the frame's newline and the text.
         before, after = frame
-        ids = self._encode(before + self.neutralise(text) + after)
+        ids = self._encode_behind(anchor, before + text + after)
         self._require_neutral(ids, frame, text)
         return ids
 
@@ -247,6 +306,22 @@ class ChatProtocol:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_behind(self, anchor: str, text: str) -> list[int]:
+        """Ids of a text as it is written behind the anchor: some tokenizers put a space before what begins a text."""
+        return self._encode(anchor + text)[self._length(anchor) :]
+
+    def _spans_behind(self, anchor: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same, and where in the text each token stands."""
+        encoded = self.tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True)
+        before, size = self._length(anchor), len(anchor)
+        spans = [(start - size, stop - size) for start, stop in encoded["offset_mapping"][before:]]
+        return list(encoded["input_ids"][before:]), spans
+
+    def _length(self, anchor: str) -> int:
+        if anchor not in self._lengths:
+            self._lengths[anchor] = len(self._encode(anchor))
+        return self._lengths[anchor]
 
 
 def _original_length(normal: Any, start: int, stop: int) -> int:

@@ -87,6 +87,10 @@ class WordProtocol:
         """Return tokens as their words."""
         return self._text(ids)
 
+    def plain(self, ids: Sequence[int]) -> str:
+        """Return tokens as their words."""
+        return self._text(ids)
+
     def call_tokens(self, ids: Sequence[int]) -> slice:
         """Return where the call stands within the tokens of its turn: between <tool_call> and </tool_call>."""
         return between(ids, self.ids["<tool_call>"], self.ids["</tool_call>"])

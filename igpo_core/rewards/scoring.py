@@ -226,7 +226,7 @@ def _contrasted(
     assert scores is not None and isinstance(gain, DifferenceGain)  # _beliefs raised before
     trajectory = item.trajectory
     names, asked = contrast.names(trajectory.question), len(answers_asked(environment, trajectory.question, config))
-    histories = [environment.comparable(policy.protocol.decode(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
+    histories = [environment.comparable(policy.protocol.plain(trajectory.token_ids[:cut])) for cut in trajectory.cuts]
     absent = [[not contrast.stands_in(name, history) for name in names] for history in histories]
     gains, alone = contrast_gains(beliefs, [row[asked:] for row in scores], absent, gain)
     return replace(item, beliefs=beliefs, gains=tuple(gains), without_contrast=alone)

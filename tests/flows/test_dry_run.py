@@ -193,10 +193,10 @@ def rollout_server(status: int) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("+ message.content + '\\n</tool_response>", "+ message.content | tojson + '\\n</tool_response>", "as JSON"),
-        ("assistant\\n'", "assistant\\n<think>\\n'", "opens the thought itself"),
+        ("+ message.content + '\\n</tool_response>", "+ message.content[:20] + '\\n</tool_response>", "cuts the tool's reply"),
+        ("assistant\\n'", "assistant\\n<think></think>'", "opens the thought itself and closes it"),
         ("'\\n' + message.content -", "'\\n' + message.content.split('</think>')[-1] -", "drops their thoughts"),
-        ("'<|im_end|>\\n'", "'<|endoftext|>\\n'", "set eos_token to '<|endoftext|>'"),
+        ("'<|im_end|>\\n'", "'\\n'", "does not end a turn with the eos_token"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_continued(tmp_path: Path, chat_policy: Any, old: str, new: str, reason: str) -> None:

@@ -197,10 +197,10 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat: ChatProtocol) -
             "{{ raise_exception('System role not supported') }}",
             "cannot render a user message.*System role not supported",
         ),
-        ("{{- 'Today is ' + strftime_now('%d %b %Y') -}}", "today's date .*write a fixed date in its place"),
+        ("{{- 'Today is ' + now('%d %b %Y') -}}", "'now' is undefined"),
     ],
 )
-def test_a_template_that_raises_or_writes_the_date_is_refused(chat: ChatProtocol, before: str, reason: str) -> None:
+def test_a_template_that_raises_is_refused(chat: ChatProtocol, before: str, reason: str) -> None:
     import copy
 
     tokenizer = copy.deepcopy(chat.tokenizer)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from igpo_core.environments.searching import SEARCH, SEARCH_TOOL, search_for
+from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.errors import ConfigError
-from igpo_core.policies import CHAT_TEMPLATE
+from igpo_core.policies import CHAT_TEMPLATE, make_policy
 from igpo_core.protocol import ChatProtocol
-from igpo_core.protocol.calls import turn_text
+from igpo_core.trajectory import Final, Malformed
+from tests.igpo_core.conversations import put_together, rendered
 
 REPLY = "+ message.content + '\\n</tool_response>"
 TURN = "message.role + '\\n' + message.content"
@@ -41,18 +42,16 @@ def refusal(tokenizer: Any, template: Any) -> str:
     return ""
 
 
-def pieces_and_whole(tokenizer: Any, template: str, seen: str) -> tuple[str, str]:
+def pieces_and_whole(tokenizer: Any, template: Any, seen: str) -> tuple[str, str]:
     """A history of two replies as it is put together, and as the template gives it."""
     tokenizer.chat_template = template
     chat = ChatProtocol(tokenizer, SEARCH)
-    turn = turn_text("t", search_for("q"))
-    messages = [{"role": "system", "content": SEARCH.system_prompt}, {"role": "user", "content": "Who?"}]
-    messages += [{"role": "assistant", "content": turn}, {"role": "tool", "content": seen}] * 2
-    whole = tokenizer.apply_chat_template(
-        messages, tools=[SEARCH_TOOL.schema], add_generation_prompt=True, tokenize=False
-    )
-    step = chat.turn("t", search_for("q"))[0] + chat.observation(seen)
-    return chat.decode(chat.prompt("Who?") + step * 2), whole
+    made, whole = (way(chat, "Who?", [("t", "q", seen)] * 2) for way in (put_together, rendered))
+    assert made == whole
+    answered = put_together(chat, "Who?", [("t", "q", seen)], ("so", "Ida"))
+    assert rendered(chat, "Who?", [("t", "q", seen)], ("so", "Ida"))[: len(answered)] == answered
+    assert chat.parse(chat.turn("t", search_for("q"))[0]) == search_for("q")
+    return chat.decode(made), chat.decode(whole)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,6 @@ def test_a_template_that_leaves_text_alone_is_continued_to_the_letter(tokenizer:
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        ("(message.content | tojson)", "as JSON, with its quotes and line breaks escaped"),
         ("(message.content | e | string)", "escapes the tool's reply as HTML"),
         ("(message.content | replace('\"', '&quot;'))", "changes the tool's reply: .*&quot;yes&quot;"),
         ("message.content[:20]", "cuts the tool's reply after 20 characters"),
@@ -103,51 +101,101 @@ def test_a_changed_reply_of_earlier_turns_is_refused(tokenizer: Any) -> None:
     assert "cuts the tool's reply after 5 characters" in said
 
 
-@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_start|>"])
-def test_an_eos_token_that_ends_no_turn_is_named_with_the_one_that_does(tokenizer: Any, end: str) -> None:
-    tokenizer.eos_token = end
-    with pytest.raises(ConfigError) as caught:
-        ChatProtocol(tokenizer, SEARCH)
-    said = str(caught.value)
-    assert f"is '{end}': set eos_token to '<|im_end|>' in the model's tokenizer_config.json" in said
-    tokenizer.eos_token = "<|im_end|>"
-    ChatProtocol(tokenizer, SEARCH)  # the cure is one
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<|im_start|>"])
+def test_a_turn_ends_with_what_the_template_ends_it_with(tokenizer: Any, eos: str) -> None:
+    """Base models of Qwen2.5, Gemma: the tokenizer's eos_token is another one."""
+    tokenizer.eos_token = eos
+    made, whole = pieces_and_whole(tokenizer, CHAT_TEMPLATE, SEEN)
+    assert made == whole
+    chat = ChatProtocol(tokenizer, SEARCH)
+    assert chat.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    turn, _ = chat.turn("t", search_for("q"))
+    assert isinstance(chat.parse([*turn[:-1], tokenizer.eos_token_id]), Malformed)
 
 
-@pytest.mark.parametrize(
-    ("end", "reason"),
-    [
-        ("' <|im_end|>\\n'", r"writes ' ' between a turn and the eos_token '<\|im_end\|>'"),
-        ("'\\n'", r"does not end a turn with the eos_token .* behind a turn stands '\\n<\|im_start\|>"),
-        ("''", r"does not end a turn with the eos_token .* behind a turn stands '<\|im_start\|>"),
-    ],
-)
-def test_a_turn_without_an_end_of_its_own_is_refused(tokenizer: Any, end: str, reason: str) -> None:
+@pytest.mark.parametrize("end", ["'\\n'", "''"])
+def test_a_turn_without_an_end_of_its_own_is_refused(tokenizer: Any, end: str) -> None:
     ended = PLAIN.replace("+ '<|im_end|>\\n'", f"+ {end}")
     assert ended != PLAIN
+    reason = r"does not end a turn with the eos_token .* behind a turn stands '(\\n)?<\|im_start\|>"
     assert re.search(reason, refusal(tokenizer, ended))
 
 
+def test_a_call_may_end_with_the_token_that_opens_its_reply(tokenizer: Any) -> None:
+    """GLM-4: behind a call stands <|observation|>, behind an answer nothing."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|seen|>"]})
+    template = (
+        "{%- for m in messages -%}{{- '<|seen|>' if m.role == 'tool' else '<|im_start|>' + m.role -}}{{- '\\n' + m.content -}}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+    tokenizer.chat_template = template
+    chat = ChatProtocol(tokenizer, SEARCH)
+    rounds = [("t", "q", SEEN)] * 2
+    assert put_together(chat, "Who?", rounds) == rendered(chat, "Who?", rounds)
+    seen, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|seen|>", "<|im_end|>"))
+    assert put_together(chat, "Who?", rounds, ("t", "a")) == [*rendered(chat, "Who?", rounds, ("t", "a")), end]
+    assert chat.stop_ids == (seen, end)
+    turns = {seen: chat.turn("t", search_for("q"))[0], end: chat.turn("t", Final("a"))[0]}
+    assert chat.parse(turns[seen]) == search_for("q") and chat.parse(turns[end]) == Final("a")
+    for own, other in ((seen, end), (end, seen)):
+        assert isinstance(chat.parse([*turns[own][:-1], other]), Malformed)
+
+
+# refused once, continued now: what the template has no place for is said in another way
+TAKEN = {
+    "the reply as JSON (Llama 3.1)": CHAT_TEMPLATE.replace(REPLY, "+ (message.content | tojson) + '\\n</tool_response>"),
+    "no system message (Gemma 2)": "{%- if messages[0].role == 'system' -%}{{ raise_exception('System role not supported') }}"
+    "{%- endif -%}" + CHAT_TEMPLATE,
+    "the system message without its markers (SmolLM3)": CHAT_TEMPLATE.replace(
+        TURN, "message.role + '\\n' + (message.content | replace('/think', '') if loop.first and message.role == 'system' "
+        "else message.content)"
+    ),
+    "no place for the system message": "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + PLAIN,
+    "roles must alternate (Mistral)": "{%- for m in messages[1:] -%}{%- if m.role not in ['user', 'assistant'] -%}"
+    "{{ raise_exception('roles must alternate') }}{%- endif -%}{%- endfor -%}" + CHAT_TEMPLATE,
+    "tool call ids of nine letters (Mistral)": CHAT_TEMPLATE.replace(
+        "{%- if message.role == 'tool' -%}",
+        "{%- if message.role == 'tool' -%}{%- if message.tool_call_id is undefined or message.tool_call_id | length != 9 -%}"
+        "{{ raise_exception('tool call ids should have length 9') }}{%- endif -%}",
+    ),
+    "thoughts laid out anew (Qwen3)": CHAT_TEMPLATE.replace(
+        TURN, "message.role + '\\n' + message.content | replace('</think>\\n', '</think>\\n\\n')"
+    ),
+    "the thought opened by the template (R1, QwQ)": CHAT_TEMPLATE.replace(OPENING, "<|im_start|>assistant\\n<think>\\n'"),
+    "a space behind the generation prompt (Mistral)": CHAT_TEMPLATE.replace(
+        TURN, "message.role + '\\n' + (' ' if message.role == 'assistant' else '') + message.content"
+    ),
+    "a space before the end": PLAIN.replace("+ '<|im_end|>\\n'", "+ ' <|im_end|>\\n'"),
+    "no place for a tool's reply (Phi-4)": PLAIN.replace(
+        "{{- '<|im_start|>'", "{%- if m.role != 'tool' -%}{{- '<|im_start|>'"
+    ).replace("{%- endfor -%}", "{%- endif -%}{%- endfor -%}"),
+    "the tool's name wanted": CHAT_TEMPLATE.replace(
+        "message.role == 'tool'", "message.role == 'tool' and message['name'].startswith('s')"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_has_no_place_is_said_in_another_way(tokenizer: Any, name: str) -> None:
+    assert TAKEN[name] not in (CHAT_TEMPLATE, PLAIN)
+    made, whole = pieces_and_whole(tokenizer, TAKEN[name], SEEN)
+    assert made == whole and SEARCH.system_prompt in made
+
+
+def test_todays_date_is_a_fixed_one_and_stays_so(tokenizer: Any, tmp_path: Path) -> None:
+    """SmolLM3, Llama 3.2: the prompts of tomorrow are the same, of the saved model too."""
+    made, whole = pieces_and_whole(tokenizer, "{{- strftime_now('%d %B %Y, %d %b') -}}" + CHAT_TEMPLATE, SEEN)
+    assert made == whole and made.startswith("26 July 2024, 26 Jul<|im_start|>")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    assert loaded.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith("26 July 2024")
+    again = ChatProtocol(loaded, SEARCH)
+    assert loaded.chat_template == tokenizer.chat_template and again.decode(again.prompt("Who?")) == made.split("Who?")[
+        0
+    ] + ("Who?" + again.frames.question[1])
+
+
 REFUSED = {
-    "no system message (Gemma 2)": (
-        "{%- if messages[0].role == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
-        + CHAT_TEMPLATE,
-        "System role not supported",
-    ),
-    "roles must alternate (Mistral)": (
-        "{%- for m in messages[1:] -%}{%- if m.role not in ['user', 'assistant'] -%}"
-        "{{ raise_exception('roles must alternate') }}{%- endif -%}{%- endfor -%}" + CHAT_TEMPLATE,
-        "roles must alternate",
-    ),
-    "tool call ids of nine letters (Mistral)": (
-        CHAT_TEMPLATE.replace(
-            "{%- if message.role == 'tool' -%}",
-            "{%- if message.role == 'tool' -%}{%- if message.tool_call_id is undefined -%}"
-            "{{ raise_exception('tool call ids should have length 9') }}{%- endif -%}",
-        ),
-        "length 9",
-    ),
-    "today's date (SmolLM3, Llama 3)": ("{{- strftime_now('%d %B %Y') -}}" + CHAT_TEMPLATE, "today's date"),
     "today's date by another name": ("{{- now().strftime('%d') -}}" + CHAT_TEMPLATE, "'now' is undefined"),
     "thoughts of earlier turns dropped (R1)": (
         CHAT_TEMPLATE.replace(TURN, "message.role + '\\n' + message.content.split('</think>')[-1]"),
@@ -159,10 +207,6 @@ REFUSED = {
             "message.role + '\\n' + (message.content.split('</think>')[-1] if loop.revindex > 2 else message.content)",
         ),
         "rewrites earlier turns",
-    ),
-    "thoughts laid out anew (Qwen3)": (
-        CHAT_TEMPLATE.replace(TURN, "message.role + '\\n' + message.content | replace('</think>\\n', '</think>\\n\\n')"),
-        r"rewrites earlier turns: it writes .*</think>\\n\\n<tool_call>",
     ),
     "markers of thoughts taken out": (
         CHAT_TEMPLATE.replace(
@@ -178,10 +222,6 @@ REFUSED = {
         ),
         "rewrites earlier turns: it drops them once a tool has replied",
     ),
-    "the thought opened by the template (R1, QwQ)": (
-        CHAT_TEMPLATE.replace(OPENING, "<|im_start|>assistant\\n<think>\\n'"),
-        r"opens the thought itself: its generation prompt ends with '<think>\\n'.*take that out",
-    ),
     "the thought opened and closed (Qwen3 without thinking)": (
         CHAT_TEMPLATE.replace(OPENING, "<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'"),
         "opens the thought itself and closes it",
@@ -189,16 +229,6 @@ REFUSED = {
     "the thought opened behind a reply alone": (
         CHAT_TEMPLATE.replace(OPENING, "<|im_start|>assistant\\n' + ('<think>' if messages[-1].role == 'tool' else '')"),
         "opens the thought itself",
-    ),
-    "a space behind the generation prompt (Mistral)": (
-        CHAT_TEMPLATE.replace(TURN, "message.role + '\\n ' + message.content"),
-        r"rewrites earlier turns: it writes .*assistant\\n <think>",
-    ),
-    "no place for a tool's reply": (
-        PLAIN.replace("{{- '<|im_start|>'", "{%- if m.role != 'tool' -%}{{- '<|im_start|>'").replace(
-            "{%- endfor -%}", "{%- endif -%}{%- endfor -%}"
-        ),
-        "drops the tool's reply",
     ),
     "no place for the system message": (
         PLAIN.replace("{%- for m in messages -%}", "{%- for m in messages[1:] -%}"),
@@ -213,10 +243,6 @@ REFUSED = {
     "a fault of Jinja": ("{%- for m in messages -%}{{ m.content }}", "Unexpected end of template"),
     "a text and a number added": (PLAIN.replace("m.content", "m.content + 1"), "cannot render .*str"),
     "an argument of another type": (PLAIN.replace("m.content", "m.content.split(1)[0]"), "cannot render"),
-    "the tool's name wanted": (
-        CHAT_TEMPLATE.replace("message.role == 'tool'", "message.role == 'tool' and message['name'].startswith('x')"),
-        "has no attribute 'name'",
-    ),
 }  # fmt: skip
 
 
@@ -227,9 +253,13 @@ def test_a_refusal_names_its_reason(tokenizer: Any, name: str) -> None:
 
 
 def test_templates_by_name_are_the_one_for_tools(tokenizer: Any) -> None:
-    """Some tokenizers have several: the date in another one than is used is no fault."""
-    assert refusal(tokenizer, {"default": "{{ strftime_now('%d') }}", "tool_use": CHAT_TEMPLATE}) == ""
-    assert "today's date" in refusal(tokenizer, {"default": "{{ strftime_now('%d') }}"})
+    """Some tokenizers have several: a fault in another one than is used is none."""
+    assert refusal(tokenizer, {"default": "{{ now('%d') }}", "tool_use": CHAT_TEMPLATE}) == ""
+    assert "'now' is undefined" in refusal(tokenizer, {"default": "{{ now('%d') }}"})
+    made, whole = pieces_and_whole(
+        tokenizer, {"default": PLAIN, "tool_use": "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE}, SEEN
+    )
+    assert made == whole and made.startswith("2024")
     assert "none for conversations with tools" in refusal(tokenizer, {"rag": CHAT_TEMPLATE})
 
 
@@ -243,3 +273,61 @@ def test_qwen2_5s_own_template_is_taken(tokenizer: Any) -> None:
     template = (Path(__file__).resolve().parents[1] / "data" / "qwen2_5_chat_template.jinja").read_text()
     made, whole = pieces_and_whole(tokenizer, template, SEEN)
     assert made == whole
+
+
+def test_marks_that_are_no_tokens_are_kept_out_of_text_too(tokenizer: Any) -> None:
+    """[INST] of Mistral's first models is plain text: a passage that holds it must not look like the end of a reply."""
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}{{- m.content + '<|im_end|>' if m.role == 'assistant' else "
+        "'[INST] ' + m.content + '[/INST]' -}}"
+        "{%- endfor -%}"
+    )
+    chat = ChatProtocol(tokenizer, SEARCH)
+    shown = chat.decode(chat.observation("so[/INST]<think>"))
+    assert shown.count("[/INST]") == 1 and "so[ /INST]< think>" in shown
+
+
+@pytest.mark.parametrize(
+    "call", ["'CALL ' ~ m.tool_calls[0].function.name ~ m.tool_calls[0].function.arguments.query", "''"]
+)
+def test_a_template_whose_calls_are_of_another_form_is_not_left_to_tell_of_them(tokenizer: Any, call: str) -> None:
+    """It tells of the tools, and of calls by another name, or drops them: the prompt then tells of both itself."""
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "{%- if message.role == 'tool' -%}",
+        "{%- set m = message -%}{%- if m.tool_calls -%}{{- '<|im_start|>assistant\\n' ~ "
+        + call
+        + " ~ '<|im_end|>\\n' -}}"
+        "{%- elif message.role == 'tool' -%}",
+    )
+    chat = ChatProtocol(tokenizer, SEARCH)
+    assert chat.shows_tools is (call == "''")
+    rounds = [("t", "q", SEEN)] * 2
+    assert put_together(chat, "Who?", rounds) == rendered(chat, "Who?", rounds)
+    assert chat.decode(chat.prompt("Who?")).count("What to look for.") == 1
+
+
+def test_a_border_that_the_tokenizer_merges_is_refused(tokenizer: Any) -> None:
+    """The text is equal, and the tokens are not: the end of a prompt and the beginning of a turn are one token."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken("\n<thi", special=False, normalized=False)])
+    assert "as one token" in refusal(tokenizer, PLAIN)
+
+
+def test_words_of_a_reply_in_json_are_found(tokenizer: Any) -> None:
+    """Llama 3.1: an answer at the end of a line is one word, and not that word, a backslash and an n."""
+    tokenizer.chat_template = TAKEN["the reply as JSON (Llama 3.1)"]
+    chat = ChatProtocol(tokenizer, SEARCH)
+    ids = chat.observation(SEEN + " \\ \x01")
+    assert "town\\n2." in chat.decode(ids) and SEEN + " \\ \x01" in chat.plain(ids)
+
+
+def test_an_eos_token_that_ends_no_turn_ends_a_rollouts_turn_all_the_same(chat_policy: Any) -> None:
+    """Gemma: a sampled <eos> ends the turn, which is malformed, whether or not the model's generation_config names it."""
+    tokenizer = copy.deepcopy(chat_policy.protocol.tokenizer)
+    assert make_policy(chat_policy.model, tokenizer, SEARCH).end_ids == chat_policy.end_ids
+    tokenizer.eos_token = "<|endoftext|>"
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    model = copy.deepcopy(chat_policy.model)
+    model.generation_config.eos_token_id = None
+    assert make_policy(model, tokenizer, SEARCH).end_ids == tuple(ends)
