@@ -19,7 +19,7 @@ from flows.presets import load_specification, spell_command, study_name
 from flows.report import show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
-from flows.work import announce, runs_of, simultaneous
+from flows.work import announce, simultaneous
 from igpo_core.config import AblationSpecification, Plan, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
@@ -28,6 +28,7 @@ from tasks.home import data_folder, home, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
+from tasks.runs.planned import write_plan
 from tasks.secrets import require_judge
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def make_runs(plan: Plan, where: Where, workers: int, say: Say) -> dict[str, str
     """Make what the plan has and is not there. Returns run name -> why it failed. Raises IgpoError where all did."""
     for version in {*plan.versions.values()}:
         mark_whole(data_folder(version), plan.sweep)  # it was looked at just now
-    runs = runs_of(plan, home())
+    runs = write_plan(plan, home())
     failed: dict[str, str] = {}
     if all(run.finished for run in runs):
         say("every run was there")

@@ -21,7 +21,7 @@ from flows.prepare_data import prepare_data, published_versions
 from flows.presets import load_specification, spell_command, study_name
 from flows.report import show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
-from flows.work import runs_of, simultaneous
+from flows.work import simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import home, open_home
@@ -31,7 +31,7 @@ from tasks.report.messages import Channel, Message, NotSent, open_channel
 from tasks.report.nights import Verdict
 from tasks.report.standing import Change, State, Study, standing_study, tonight
 from tasks.runs.locks import locked
-from tasks.runs.planned import Run
+from tasks.runs.planned import Run, write_plan
 from tasks.secrets import require_judge
 
 
@@ -92,7 +92,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
     versions = published_versions(specification) or prepare_data(preset)["versions"]
     sweep = specification.sweep(versions)
     plan = make_plan(specification, versions)
-    runs = runs_of(plan, home())
+    runs = write_plan(plan, home())
     finished = finished_seeds(runs)
     verdict, check = known_of(specification, sweep)
     todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
