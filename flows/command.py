@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from flows.ablation import ablation
 from flows.children import Where
-from flows.presets import load_specification
+from flows.presets import resolve
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
@@ -64,9 +64,9 @@ def main(arguments: list[str]) -> int:
     changes = dict(chosen.set) or None
     try:
         log = open_home() / "logs"
-        specification = load_specification(chosen.preset, changes).select(
-            chosen.arms, chosen.seeds
-        )  # before any run exists
+        specification = resolve(
+            chosen.preset, changes, chosen.arms, chosen.seeds
+        ).specification  # before any run exists
         drop_what_servers_need()
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"

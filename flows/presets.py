@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,49 @@ from igpo_core.rewards.functions import FunctionGain, with_source
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for: a specification, with the arms, seeds and settings that were chosen."""
+
+    preset: str
+    """Its name or path, for the command that asks for it again."""
+    specification: AblationSpecification
+    """With the chosen arms, seeds and settings."""
+    arms: tuple[str, ...] = ()
+    """The only arms that were asked for; empty: all."""
+    exploratory: tuple[str, ...] = ()
+    """What the choice adds to the specification and leaves out, in words; empty where it is the whole of it."""
+
+    @property
+    def command(self) -> str:
+        """Return the command that makes the comparison once more."""
+        words = [
+            *(["--arms", ",".join(self.arms)] if self.arms else []),
+            *("--seeds", ",".join(map(str, self.specification.seeds))),
+            *(word for item in self.specification.changes.items() for word in ("--set", _spell_setting(*item))),
+        ]
+        return shlex.join(["make", "ablation", f"PRESET={self.preset}", f"ARGS={shlex.join(words)}"])
+
+    def with_seeds(self, seeds: Sequence[int]) -> "Request":
+        """Return the request with these seeds. The specification asks for them, so that they are not exploratory."""
+        return replace(self, specification=self.specification.select(None, list(seeds)))
+
+
+def resolve(
+    preset: str,
+    changes: Mapping[str, Any] | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Request:
+    """Return what a start of a sweep asks for: whoever has it needs the preset no more.
+
+    Raises ConfigError as load_specification, and on an unknown arm.
+    """
+    whole = load_specification(preset, changes)
+    chosen = whole.select(list(arms) if arms else None, list(seeds) if seeds else None)
+    return Request(preset, chosen, tuple(arms or ()), tuple(whole.departures(chosen)))
 
 
 def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> AblationSpecification:
@@ -143,16 +187,6 @@ def study_name(preset: str) -> str:
         return load_specification(preset).name
     except ConfigError:
         return Path(preset).stem
-
-
-def spell_command(preset: str, specification: AblationSpecification, arms: Sequence[str] | None = None) -> str:
-    """Return the command that makes a comparison once more. arms: the only ones that were asked for; None: all."""
-    words = [
-        *(["--arms", ",".join(arms)] if arms else []),
-        *("--seeds", ",".join(map(str, specification.seeds))),
-        *(word for item in specification.changes.items() for word in ("--set", _spell_setting(*item))),
-    ]
-    return shlex.join(["make", "ablation", f"PRESET={preset}", f"ARGS={shlex.join(words)}"])
 
 
 def _spell_setting(path: str, value: Any) -> str:

@@ -62,11 +62,11 @@ def train(
         cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
         set: Other settings in the preset's base.
     """
-    place = open_home()
+    igpo_home = open_home()
     specification = load_specification(preset, set)
     versions = versions_of(specification)
     sweep = specification.sweep(versions)
-    run = Run(plan_run(specification, arm, seed, cell, versions.get(cell, ""), sweep), place)
+    run = Run(plan_run(specification, arm, seed, cell, versions.get(cell, ""), sweep), igpo_home)
     mark_whole(run.data, sweep)
     write_run(run)
     return train_run(run.spec.run_key)

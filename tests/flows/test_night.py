@@ -20,7 +20,8 @@ from tasks.runs.planning import Timing, keep_timing
 
 
 def test_the_study_has_the_presets_seeds_and_the_numbers_after_them() -> None:
-    specification, study = load_study("tiny", 6, 4, 2)
+    comparison, study = load_study("tiny", 6, 4, 2)
+    specification = comparison.specification
     assert specification.seeds == [0, 1, 2, 3, 4, 5] and study.checks == (0, 1)
     assert study.name == "tiny"
 
@@ -46,7 +47,7 @@ def test_what_cannot_be_a_study(tmp_path: Path, changes: dict[str, object], seed
 
 def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:
     """Of seeds 0 to 5: 0 has both arms, 1 the baseline alone, 2 a run of another sweep."""
-    specification, _ = load_study("tiny", 6, 2, 2)
+    specification = load_study("tiny", 6, 2, 2)[0].specification
     runs = write_plan(make_plan(specification, {"": "d"}), tmp_path)
     made = [run for run in runs if run.spec.seed == 0 or (run.spec.seed, run.spec.arm) == (1, "outcome_only")]
     old = [Run(plan_run(specification, arm, 2, "", "d", "old"), tmp_path) for arm in specification.arms]
@@ -60,7 +61,7 @@ def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytes
     """12 runs that keep last and best weights and MLflow's copy, 2 MB besides; two at a time that have another five: two
     moments of two checkpoints and the weights of the older one; 6 warm starts."""
     monkeypatch.setenv("IGPO_HOME", str(tmp_path))
-    specification, _ = load_study("tiny", 6, 2, 2)
+    specification = load_study("tiny", 6, 2, 2)[0].specification
     data = prepare(specification.base.data, tmp_path)
     plan = make_plan(specification, {"": data.version})
     runs = write_plan(plan, tmp_path)
