@@ -73,7 +73,8 @@ def ablation(
         links = show_links(specification, specification.sweep(versions), say)
         while True:
             plan = make_plan(request.specification, versions)
-            failed = make_runs(write_plan(plan, igpo_home), where, workers, say)
+            runs = write_plan(plan, igpo_home)
+            failed = make_runs(runs, where, workers, say)
             report = write_report(plan, request.exploratory, request.command, say)
             more = more_seeds(request.specification, report, workers)
             if not more:

@@ -35,47 +35,33 @@ def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
         set: Other settings in the preset's base.
     """
     open_home()
-    published, by_cell = publish(load_specification(preset, set))
-    last, url = published[-1]
+    specification = load_specification(preset, set)
+    by_cell: dict[str, str] = {}
+    for cells, data in specification.data_settings():
+        published = validate_and_publish(data)
+        url = show(specification.name, published)
+        by_cell |= dict.fromkeys(cells, published.version)
     return {
-        "version": last.version,
-        "folder": str(last.folder),
-        "counts": last.counts,
+        "version": published.version,
+        "folder": str(published.folder),
+        "counts": published.counts,
         "url": url,
         "versions": by_cell,
     }
 
 
 def versions_of(specification: AblationSpecification) -> dict[str, str]:
-    """Return the data version of each cell: found published and whole, or published now."""
-    return find_versions(specification) or publish(specification)[1]
-
-
-def find_versions(specification: AblationSpecification) -> dict[str, str]:
-    """Return the data version of each cell where all were published before and are whole; nothing where one is not."""
+    """Return the data version of each cell: found published and whole, or published now and shown."""
     from tasks.data.publishing import find_published  # pandas takes a second
 
-    found: dict[str, str] = {}
+    by_cell: dict[str, str] = {}
     for cells, data in specification.data_settings():
         published = find_published(data, home())
         if published is None:
-            return {}
-        found |= dict.fromkeys(cells, published.version)
-    return found
-
-
-def publish(specification: AblationSpecification) -> tuple[list[tuple["PublishedData", str | None]], dict[str, str]]:
-    """Publish, or find published, the data of each cell, and show them in Prefect and MLflow.
-
-    Returns what was published with its link in MLflow, and the versions by cell.
-    """
-    made: list[tuple[PublishedData, str | None]] = []
-    by_cell: dict[str, str] = {}
-    for cells, data in specification.data_settings():
-        published = validate_and_publish(data)
-        made.append((published, show(specification.name, published)))
+            published = validate_and_publish(data)
+            show(specification.name, published)
         by_cell |= dict.fromkeys(cells, published.version)
-    return made, by_cell
+    return by_cell
 
 
 def show(study: str, published: "PublishedData") -> str | None:

@@ -1,5 +1,6 @@
 """Specifications as files: the presets that are shipped, and YAML files of the user's own."""
 
+import argparse
 import json
 import os
 import shlex
@@ -187,6 +188,17 @@ def study_name(preset: str) -> str:
         return load_specification(preset).name
     except ConfigError:
         return Path(preset).stem
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Return (path, value) of "optimizer.learning_rate=1e-5". A value is read as JSON, and is a text where it is none."""
+    path, equals, value = text.partition("=")
+    if not path or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} sets nothing: give it as optimizer.learning_rate=1e-5")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
 
 
 def _spell_setting(path: str, value: Any) -> str:

@@ -20,12 +20,10 @@ from tasks.home import home, open_home
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.runs import planning
 from tasks.runs.devices import device
-from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
 from tasks.runs.processors import processor
 from tasks.runs.together import Meeting, train_together
-from tasks.runs.warm_starts import ensure_warm_start
 from tasks.secrets import require_judge
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.sending import Tracker, bring_up_to_date
@@ -78,6 +76,8 @@ def train_run(run_key: str) -> dict[str, Any]:
     Args:
         run_key: Of the run, whose run.json in IGPO_HOME/runs says all that it needs.
     """
+    from tasks.runs.warm_starts import ensure_warm_start  # torch takes seconds
+
     run, say = open_run(open_home(), run_key), run_log()
     require_judge(run.spec.experiment)
     with locked(run.home, run.spec.run_key, say) as lock:
@@ -97,6 +97,9 @@ def warm_start(run_key: str) -> str:
     Args:
         run_key: Of the run, whose run.json in IGPO_HOME/runs says all that it needs.
     """
+    from tasks.runs.training import time_a_step
+    from tasks.runs.warm_starts import ensure_warm_start
+
     run, say = open_run(open_home(), run_key), run_log()
     provide_data(run.spec.experiment.data, run.data, run.spec.sweep)
     found = run.start.exists()
@@ -105,7 +108,7 @@ def warm_start(run_key: str) -> str:
     alone = run.spec.experiment.training.world == 1  # this process could not hold what several share
     if alone and planning.read_timing(run.home, run.spec.sweep) is None:  # the sweep tells from it what it will take
         took = None if found else time.perf_counter() - started
-        planning.keep_timing(run.home, run.spec.sweep, planning.time_a_step(run, took, say))
+        planning.keep_timing(run.home, run.spec.sweep, time_a_step(run, took, say))
     return str(run.start)
 
 
@@ -143,7 +146,8 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
 
 
 def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any]:
-    from tasks.runs.training import Recorder, open_training  # torch takes seconds
+    from tasks.runs.interruption import leave_checkpoint
+    from tasks.runs.training import Recorder, open_training
 
     training = open_training(run, say)
     recorder = Recorder(run, training, tracker, say, page.report)

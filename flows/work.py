@@ -10,8 +10,16 @@ from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 from tasks.runs.devices import accelerators, at_a_time
 from tasks.runs.planned import Run
-from tasks.runs.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
-from tasks.runs.warm_starts import start_of, untrained
+from tasks.runs.planning import (
+    Timing,
+    estimate,
+    known_timing,
+    run_seconds,
+    spell,
+    start_of,
+    untrained,
+    warm_start_seconds,
+)
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"

@@ -5,6 +5,7 @@ The flow `train` asks for one part after another, each in a Prefect task; severa
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from igpo_core.run import (
@@ -22,6 +23,7 @@ from igpo_core.run import (
 from tasks.runs.devices import device
 from tasks.runs.interruption import whole_steps
 from tasks.runs.planned import OnStep, Run, Say, write_result
+from tasks.runs.planning import Timing, demonstrations, policy_key
 from tasks.tracking.outbox import Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
@@ -153,6 +155,24 @@ def train_to_end(
     while recorder.result is None:
         recorder.part()
     return recorder.result
+
+
+def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:
+    """Time the second of two training steps from the run's warm start, by this process alone. The run itself is not touched.
+
+    seconds: of the warm start.
+    """
+    # under another sweep it is another run, without checkpoints
+    trainer = open_training(replace(run, spec=run.spec.model_copy(update={"sweep": "timing"})), say).trainer
+    experiment = run.spec.experiment
+    trainer.run_step()
+    started = time.perf_counter()
+    metrics = trainer.run_step().metrics
+    step = time.perf_counter() - started
+    rollouts = experiment.rollout.questions * experiment.rollout.group_size
+    rollout = (step - metrics["time/update"]) / rollouts
+    weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
+    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
 
 
 def result_of(run: Run, event: Finished) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.ablation import more_seeds
-from flows.presets import PRESETS, load_specification, resolve
+from flows.presets import PRESETS, load_specification, resolve, setting
 from flows.work import CONTROL, DATA, MODEL, WORLDS, announce
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
@@ -527,8 +527,6 @@ def test_a_weight_that_turns_the_signal_round_is_refused(tmp_path: Path) -> None
 
 def test_the_command_that_makes_it_again_makes_the_same(tmp_path: Path) -> None:
     """Read by a shell, then by make's shell, then by the command's own parser."""
-    from flows.command import setting
-
     file = write(tmp_path, {**GOOD, "description": "in a folder"})
     asked = {"evaluation.decoding": ["greedy"], "optimizer.learning_rate": 1e-5}
     first = resolve(file, asked, ["gain"], [3, 4])
