@@ -122,7 +122,7 @@ def _parsed(text: str) -> Any:
 def _read_jsonl(folder: Path, name: str, found: Findings) -> None:
     for path in sorted(folder.rglob("*.jsonl")):
         if path.name != "metrics.jsonl":  # MLflow has them
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+            for number, line in enumerate(path.read_bytes().splitlines()):
                 _add_trajectory(found, f"{name} {path.name} line {number}", json.loads(line))
 
 

@@ -1,6 +1,7 @@
 """How a shell reaches the embedded servers: `.env` of the project folder, which Prefect reads there, and lines to export."""
 
 import shlex
+from io import StringIO
 from pathlib import Path
 
 from deployments import processes
@@ -64,7 +65,7 @@ def _parts() -> tuple[list[str], Path | None]:
     others: list[str] = []
     home: Path | None = None
     inside = False
-    for line in ENV.read_text().splitlines() if ENV.is_file() else []:
+    for line in map(_unended, StringIO(ENV.read_text() if ENV.is_file() else "")):
         if line.startswith(BEGIN):
             home, inside = Path(line.removeprefix(BEGIN)), True
         elif inside and _name(line) in TOLD:
@@ -74,6 +75,10 @@ def _parts() -> tuple[list[str], Path | None]:
                 others.append(line)
             inside = False
     return others, home
+
+
+def _unended(line: str) -> str:
+    return line.removesuffix("\n")
 
 
 def _runs(home: Path) -> bool:

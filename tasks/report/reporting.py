@@ -23,7 +23,7 @@ from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.watch import Moved, moved, prefix, report_before
 from tasks.source import commit
-from tasks.tracking.outbox import TRAJECTORIES
+from tasks.tracking.outbox import TRAJECTORIES, read_lines
 from tasks.tracking.server import (
     artifact_url,
     client,
@@ -237,16 +237,13 @@ def _code() -> dict[str, str]:
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
     """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
     every run where there are too many."""
-    import mlflow.artifacts
-
-    mlflow.set_tracking_uri(tracking_uri())  # load_text asks the server that this names, whichever client() asked
     runs = [(report.cell, run) for report in reports for run in report.data.finished()]
     found: list[dict[str, Any]] = []
     for cell, run in runs:
         if TRAJECTORIES not in {item.path for item in client().list_artifacts(run.run_id)}:
             continue
-        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{TRAJECTORIES}")
-        lines = [json.loads(line) for line in text.splitlines()]
+        with tempfile.TemporaryDirectory() as place:
+            lines, _ = read_lines(Path(client().download_artifacts(run.run_id, TRAJECTORIES, place)), 0)
         step = max(1, -(-len(lines) * len(runs) // most))
         addresses = _traces(run)
         for line in lines[::step]:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from igpo_core.config import QuestionFiles
+from igpo_core.environments.qa import CorpusEnvironment
+from igpo_core.environments.searching import search_for
 from igpo_core.errors import DataError
+from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
 from tasks.data.publishing import PublishedData, is_whole, prepare
 from tests.tasks.tables import GOOD, PASSAGES, files, row
@@ -141,6 +144,18 @@ def test_too_few_good_rows_stop_with_the_reasons(
 def test_a_corpus_without_a_good_passage_stops(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 good passages of 1 asked for"):
         prepare(files(tmp_path, [*GOOD[1:], row("t", "train")], [{**PASSAGES[0], "text": ""}]), tmp_path / "home")
+
+
+@pytest.mark.parametrize("name", ["données [v1]", "my runs 100% #1 東京", "a 'quoted' \"name\" & more"])
+def test_folders_of_any_name_hold_data(tmp_path: Path, name: str) -> None:
+    """The case paths-with-odd-names: prepared, found again, opened and searched."""
+    config = files(tmp_path / name / "q uestions", GOOD)
+    first = prepare(config, tmp_path / name / "home")
+    again = prepare(config, tmp_path / name / "home")
+    assert is_whole(first.folder) and again.reused and again.folder == first.folder
+    environment = CorpusEnvironment(config, first.folder)
+    task = environment.tasks("train")[0]
+    assert "capital of Poland" in environment.call(Episode(task), search_for("Warsaw")).text
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

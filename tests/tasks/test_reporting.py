@@ -436,7 +436,8 @@ def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
 def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp_path: Path) -> None:
     turn = TurnRecord("<answer> x </answer>", "answer", "x", None, -1.0, None, None)
     told = TraceRecord("q1", "who ?", ("x",), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "outcome_only", 0, "test", 4)
-    trained = replace(told, question_id="q0", split="train")
+    odd = "who\u2028is\x85it\x0b?"  # what str.splitlines takes for ends of lines
+    trained = replace(told, question_id="q0", question=odd, split="train")
     item = five().runs[0]
     identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
     outbox = Outbox(tmp_path / item.run_id, About("viewed", item.run_id, item.run_id, identity, {}))
@@ -453,7 +454,7 @@ def test_the_viewer_links_a_test_trajectory_to_its_trace(mlflow_server: str, tmp
     content = json.loads(data)
     first, second = content["rows"]
     assert content["units"] == {"igpo": "nats"}  # the outcome alone has no gain
-    assert (first["split"], first["trace"], second["split"]) == ("train", None, "test")
+    assert (first["split"], first["trace"], first["question"], second["split"]) == ("train", None, odd, "test")
     place = experiment_id("viewed")
     (trace,) = client().search_traces(locations=[place])
     assert second["trace"].endswith(
