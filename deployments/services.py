@@ -33,6 +33,7 @@ from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.account import account_file, drop_what_servers_need
 from tasks.home import PROJECT, open_home
+from tasks.servers import require_servers
 
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 
@@ -170,8 +171,6 @@ def down(place: Place) -> None:
 def worker(place: Place) -> None:
     """Become a worker of the arms' pool, or of the one that POOL names, until Ctrl-C: on this machine, or on another one that
     reaches both servers and shares IGPO_HOME."""
-    from tasks.servers import require_servers
-
     place = replace(place, elsewhere=True)
     drop_what_servers_need()
     os.environ.update(place.environment())

@@ -6,7 +6,8 @@ seeds and the same rollout budget; arms differ in the reward alone (igpo_core/co
 
 import itertools
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -14,24 +15,23 @@ from pydantic import Field
 
 from flows.children import Where, children_of
 from flows.parameters import Arms, Changes, Preset, Seeds
-from flows.prepare_data import prepare_data, published_versions
-from flows.presets import load_specification, spell_command, study_name
+from flows.prepare_data import versions_of
+from flows.presets import resolve, study_name
 from flows.report import show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
-from flows.work import announce, runs_of, simultaneous
-from igpo_core.config import AblationSpecification, Plan, make_plan
+from flows.work import announce, simultaneous
+from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
 from tasks.data.published import mark_whole
-from tasks.home import data_folder, home, open_home
+from tasks.home import open_home
 from tasks.prefect_runs import Say, run_log
+from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
+from tasks.runs.planned import Run, write_plan
 from tasks.secrets import require_judge
-
-if TYPE_CHECKING:
-    from tasks.report.reporting import Report
 
 
 def run_name() -> str:
@@ -58,31 +58,30 @@ def ablation(
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
         set: Other settings in the preset's base, for all arms alike.
     """
-    open_home()
-    say = run_log()
+    request = resolve(preset, set, arms, seeds)
+    igpo_home, say = open_home(), run_log()
     hush_tasks()
     require_progress(flow_run.run_count)
-    whole = load_specification(preset, set)
-    specification = whole.select(arms, seeds)
-    exploratory = whole.departures(specification)
+    specification = request.specification
     workers = len(specification.runs()) if where == "pool" else simultaneous(specification, processes)
     say(announce(specification, workers))
     require_judge(specification.base)
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
-    with locked(home(), f"sweep-{flow_run.id}", say):
-        versions = published_versions(specification) or prepare_data(preset, set)["versions"]
+    with locked(igpo_home, f"sweep-{flow_run.id}", say):
+        versions = versions_of(specification)
         links = show_links(specification, specification.sweep(versions), say)
         while True:
-            plan = make_plan(specification, versions)
-            failed = make_runs(plan, where, workers, say)
-            report = write_report(plan, exploratory, spell_command(preset, specification, arms), say)
-            more = more_seeds(specification, report, workers)
+            plan = make_plan(request.specification, versions)
+            runs = write_plan(plan, igpo_home)
+            failed = make_runs(runs, where, workers, say)
+            report = write_report(plan, request.exploratory, request.command, say)
+            more = more_seeds(request.specification, report, workers)
             if not more:
                 break
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
-            specification = specification.select(None, [*specification.seeds, *more])
+            request = request.with_seeds([*request.specification.seeds, *more])
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
@@ -99,11 +98,10 @@ def ablation(
     }
 
 
-def make_runs(plan: Plan, where: Where, workers: int, say: Say) -> dict[str, str]:
-    """Make what the plan has and is not there. Returns run name -> why it failed. Raises IgpoError where all did."""
-    for version in {*plan.versions.values()}:
-        mark_whole(data_folder(version), plan.sweep)  # it was looked at just now
-    runs = runs_of(plan, home())
+def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict[str, str]:
+    """Make what is not there of a sweep's runs. Returns run name -> why it failed. Raises IgpoError where all did."""
+    for run in runs:
+        mark_whole(run.data, run.spec.sweep)  # it was looked at just now
     failed: dict[str, str] = {}
     if all(run.finished for run in runs):
         say("every run was there")
@@ -118,7 +116,7 @@ def make_runs(plan: Plan, where: Where, workers: int, say: Say) -> dict[str, str
     return failed
 
 
-def more_seeds(specification: AblationSpecification, report: "Report", workers: int) -> list[int]:
+def more_seeds(specification: AblationSpecification, report: Report, workers: int) -> list[int]:
     """Seeds to add where the answer is not as narrow as asked for: as many as keep the workers busy; none at the limit.
 
     What decides is the width alone, never where the interval lies: stopping when it leaves zero would find too much. With

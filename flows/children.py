@@ -19,6 +19,7 @@ from uuid import UUID
 import psutil
 
 from flows.terminal import follow_parent
+from flows.train import FLOWS
 from igpo_core.errors import ConfigError
 from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
 from tasks.runs.planned import Run
@@ -131,8 +132,6 @@ def _run(message: bytes) -> None:
     import cloudpickle
     from prefect.context import hydrated_context
     from prefect.flow_engine import run_flow
-
-    from flows.train import FLOWS
 
     follow_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,14 +1,13 @@
 """The command of a sweep: python -m flows.ablation PRESET."""
 
 import argparse
-import json
 import sys
 from datetime import datetime
-from typing import Any, get_args
+from typing import get_args
 
 from flows.ablation import ablation
 from flows.children import Where
-from flows.presets import load_specification
+from flows.presets import resolve, setting
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
@@ -25,17 +24,6 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
     return [int(part) for part in text.split(",")]
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """Return (path, value) of "optimizer.learning_rate=1e-5". A value is read as JSON, and is a text where it is none."""
-    path, equals, value = text.partition("=")
-    if not path or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} sets nothing: give it as optimizer.learning_rate=1e-5")
-    try:
-        return path, json.loads(value)
-    except ValueError:
-        return path, value
 
 
 def main(arguments: list[str]) -> int:
@@ -64,9 +52,9 @@ def main(arguments: list[str]) -> int:
     changes = dict(chosen.set) or None
     try:
         log = open_home() / "logs"
-        specification = load_specification(chosen.preset, changes).select(
-            chosen.arms, chosen.seeds
-        )  # before any run exists
+        specification = resolve(
+            chosen.preset, changes, chosen.arms, chosen.seeds
+        ).specification  # before any run exists
         drop_what_servers_need()
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"

@@ -13,16 +13,24 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.presets import load_specification
+import psutil
+
+from flows.presets import load_specification, setting
 from flows.work import announce, missing_starts, simultaneous, whole, whole_seconds, write_minutes
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
+from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError
-from tasks.runs.described import Lengths, describe, first_batch
+from igpo_core.protocol import ChatProtocol
+from igpo_core.rollout.serving import Connection
+from tasks.home import home, open_home
 from tasks.runs.planned import Run
 from tasks.runs.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
+from tasks.runs.together import meeting_address
+from tasks.secrets import require_judge
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
+    from tasks.runs.described import Lengths
 
 # GiB, dense operations a second in bfloat16 and in float32, bytes a second: the makers' data sheets
 ACCELERATORS = {
@@ -38,14 +46,10 @@ PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on L
 
 def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
-    from igpo_core.data import SPLITS
-    from igpo_core.environments import open_environment
-    from igpo_core.protocol import ChatProtocol
+    from igpo_core.data import SPLITS  # pandas and torch take seconds: a wrong name is told before
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
-    from tasks.home import home
-    from tasks.runs.together import meeting_address
-    from tasks.secrets import require_judge
+    from tasks.runs.described import describe, first_batch
 
     specification = load_specification(preset, changes)
     workers = simultaneous(specification)
@@ -89,8 +93,6 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
 def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
     """Each rollout server, asked once, and left to the run that may use it. Raises ServiceError where one does not answer or
     takes no weights, ConfigError where its log-probabilities are not those of rollout.temperature."""
-    from igpo_core.rollout.serving import Connection
-
     if not isinstance(config.rollout.engine, VllmEngine):
         return
     once = config.rollout.engine.model_copy(update={"attempts": 1})
@@ -142,8 +144,7 @@ def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> in
 
     The weights are as large as in the last sweep of such a policy, or counted where there was none.
     """
-    from igpo_core.environments import open_environment
-    from tasks.home import home
+    from tasks.runs.described import describe
 
     left, base = [run for run in runs if not run.finished], specification.base
     timing = known_timing(home(), specification.name, base)
@@ -154,11 +155,9 @@ def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> in
     return disk(len(left), len(missing_starts(left)), weights, simultaneous(specification))
 
 
-def needs(config: ExperimentConfig, shape: "Shape", lengths: Lengths, at_a_time: int) -> Generator[str, None, bool]:
+def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_time: int) -> Generator[str, None, bool]:
     """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known: operations
     and bytes alone, while small models wait for kernels to start. Returns whether it fits."""
-    import psutil
-
     from igpo_core.estimates import GIB, memory, work
 
     held = memory(shape, config)
@@ -211,9 +210,6 @@ def _amount(count: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print what a preset would do. Returns the exit status."""
-    from flows.command import setting
-    from tasks.home import open_home
-
     parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
     parser.add_argument("preset")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="PATH=VALUE")

@@ -8,8 +8,12 @@ from pydantic import Field
 
 from flows.parameters import Preset
 from flows.presets import load_specification
+from igpo_core.environments import open_environment
 from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
+from tasks.report.wording import literal, literal_rows
+from tasks.runs.devices import borrowed_device
+from tasks.tracking.mlflow_runs import log_evaluation
 
 
 @flow(name="evaluate", flow_run_name="{model} on {split}", validate_parameters=True)
@@ -28,14 +32,10 @@ def evaluate(
         limit: Questions at most, from the table's beginning. Empty: all.
         cell: Whose settings, where the preset has factors. Empty: the first cell's.
     """
-    from igpo_core.environments import open_environment
-    from igpo_core.evaluation import decode_each
+    from igpo_core.evaluation import decode_each  # torch and pandas take seconds
     from igpo_core.policies import load_policy
     from tasks.data.publishing import prepare
-    from tasks.report.wording import literal, literal_rows
-    from tasks.runs.devices import borrowed_device
     from tasks.runs.stored_models import locate, metric_rows, require_vocabulary
-    from tasks.tracking.mlflow_runs import log_evaluation
 
     open_home()
     specification = load_specification(preset)

@@ -7,32 +7,41 @@ verdict moved. Where the study stands is read from the runs on disk and the repo
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.ablation import run_name
 from flows.children import children_of
+from flows.dry_run import needed_disk
 from flows.parameters import Preset
-from flows.prepare_data import prepare_data, published_versions
-from flows.presets import load_specification, spell_command, study_name
+from flows.prepare_data import versions_of
+from flows.presets import Request, resolve, study_name
 from flows.report import show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
-from flows.work import runs_of, simultaneous
+from flows.work import simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import home, open_home
 from tasks.prefect_runs import Say, flow_run_url, run_log
 from tasks.report import morning
 from tasks.report.messages import Channel, Message, NotSent, open_channel
-from tasks.report.nights import Verdict
-from tasks.report.standing import Change, State, Study, standing_study, tonight
+from tasks.report.nights import Verdict, find_check, find_verdict, fix_seeds, read_report, read_scores, write_check
+from tasks.report.reporting import comparison_of
+from tasks.report.reporting import versions as versions_now
+from tasks.report.standing import Change, State, Study, changes, standing_study, tonight, what_changed
+from tasks.report.watch import EVENT
 from tasks.runs.locks import locked
-from tasks.runs.planned import Run
+from tasks.runs.planned import Run, write_plan
+from tasks.runs.pruning import prune, require_room
 from tasks.secrets import require_judge
+from tasks.tracking.sending import send_runs
+from tasks.tracking.server import answering, experiment_id
 
 
 @flow(name="night", flow_run_name=run_name, validate_parameters=True)
@@ -57,42 +66,40 @@ def night(
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
         free_gb: The night does not begin where its runs would leave less than this free on the disk.
     """
-    open_home()
+    igpo_home = open_home()
     say, channel = run_log(), open_channel(notify, mail_to)
     try:
         require_progress(flow_run.run_count)
-        specification, study = load_study(preset, seeds, seeds_a_night, check_seeds)
-        with locked(home(), f"sweep-{flow_run.id}", say):
-            deleted = make_room(keep_days)
-            message = go_on(preset, specification, study, free_gb, say)
+        request, study = load_study(preset, seeds, seeds_a_night, check_seeds)
+        with locked(igpo_home, f"sweep-{flow_run.id}", say):
+            deleted = make_room(igpo_home, keep_days)
+            message = go_on(igpo_home, request, study, free_gb, say)
     except Exception as error:
         failed = morning.failed(study_name(preset), error, f"prefect flow-run retry {flow_run.id}")
-        tell(failed, preset, "", channel, say)
+        tell(failed, study_name(preset), "", channel, say)
         raise
-    return tell(message, preset, deleted, channel, say)
+    return tell(message, study.name, deleted, channel, say)
 
 
-def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[AblationSpecification, Study]:
+def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Request, Study]:
     """Return the preset with the seeds of the study, and the study. Raises ConfigError where it cannot be one."""
-    given = load_specification(preset)
+    request = resolve(preset)
+    given = request.specification
     if given.until is not None:
         raise ConfigError(
             f"{preset} adds seeds `until` an interval is narrow: a standing study has a fixed number. Remove until"
         )
     require_judge(given.base)
     study = standing_study(given.name, given.seeds, max(1, len(given.arms) - 1), seeds, a_night, checks)
-    return given.select(None, list(study.seeds)), study
+    return request.with_seeds(study.seeds), study
 
 
-def go_on(preset: str, specification: AblationSpecification, study: Study, free_gb: float, say: Say) -> Message:
+def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: Say) -> Message:
     """Do what the night has to do. Returns what there is to say."""
-    from flows.dry_run import needed_disk
-    from tasks.runs.pruning import require_room
-
-    versions = published_versions(specification) or prepare_data(preset)["versions"]
-    sweep = specification.sweep(versions)
+    specification = request.specification
+    versions = versions_of(specification)
     plan = make_plan(specification, versions)
-    runs = runs_of(plan, home())
+    sweep, runs = plan.sweep, write_plan(plan, igpo_home)
     finished = finished_seeds(runs)
     verdict, check = known_of(specification, sweep)
     todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
@@ -102,13 +109,13 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
     if todo.seeds:
         asked = [run for run in runs if run.spec.seed in todo.seeds]
         if not all(run.finished for run in asked):
-            require_room(home(), needed_disk(specification, asked), free_gb)
+            require_room(igpo_home, needed_disk(specification, asked), free_gb)
         train_all(asked, simultaneous(specification), say)
     if verdict:
         return check_verdict(specification, study, versions, sweep, verdict, say)
     if not todo.last:
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
-    report = write_report(plan, (), spell_command(preset, specification), say)
+    report = write_report(plan, (), request.command, say)
     show_report(report, sweep)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
@@ -121,10 +128,6 @@ def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
 
 def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
     """Return the study's verdict, and what the check of this sweep said. Raises ConfigError where its total was changed."""
-    from tasks.report.nights import find_check, find_verdict, fix_seeds
-    from tasks.report.reporting import comparison_of
-    from tasks.tracking.server import answering, experiment_id
-
     with answering():
         place, comparison = experiment_id(specification.name), comparison_of(specification.model_dump(mode="json"))
         fix_seeds(place, len(specification.seeds))
@@ -152,13 +155,6 @@ def check_verdict(
     say: Say,
 ) -> Message:
     """Compare the check seeds of now with the study. Returns whether its verdict moved, in words."""
-    from tasks.report.nights import read_report, read_scores, write_check
-    from tasks.report.reporting import comparison_of
-    from tasks.report.reporting import versions as versions_now
-    from tasks.report.standing import changes, what_changed
-    from tasks.tracking.sending import send_runs
-    from tasks.tracking.server import answering, experiment_id
-
     checked = make_plan(specification.select(None, list(study.checks)), versions).places
     with answering():
         send_runs(home(), say, checked.keys())
@@ -177,28 +173,22 @@ def check_verdict(
 
 def announce(study: str, moved: Sequence[Change], url: str) -> None:
     """Emit an event for each arm whose verdict moved; automations can react to it."""
-    from prefect.events import emit_event
-
-    from tasks.report.watch import EVENT
-
     for change in moved:
         resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
         emit_event(EVENT, resource, payload={**asdict(change), "report": url})
 
 
-def make_room(keep_days: float) -> str:
-    """Delete old runs and warm starts. Returns what was deleted, in words; empty where it was nothing."""
-    from tasks.runs.pruning import prune
-
-    old = prune(home(), flow_run.scheduled_start_time.timestamp(), keep_days, delete=True)
+def make_room(igpo_home: Path, keep_days: float) -> str:
+    """Delete old runs and warm starts of a home. Returns what was deleted, in words; empty where it was nothing."""
+    old = prune(igpo_home, flow_run.scheduled_start_time.timestamp(), keep_days, delete=True)
     return old.told() if old.runs or old.warm_starts else ""
 
 
-def tell(message: Message, preset: str, deleted: str, channel: Channel | None, say: Say) -> dict[str, str]:
+def tell(message: Message, study: str, deleted: str, channel: Channel | None, say: Say) -> dict[str, str]:
     """Make the message an artifact and send it. One that cannot be sent is a warning: the artifact has it."""
     page = flow_run_url(str(flow_run.id))
     message = morning.with_details(message, flow_run.scheduled_start_time, deleted, page)
-    key = "night-" + re.sub("[^a-z0-9]+", "-", study_name(preset).lower())
+    key = "night-" + re.sub("[^a-z0-9]+", "-", study.lower())
     create_markdown_artifact(morning.page(message), key=key, description="The message of the night")
     say(f"{message.subject}\n{message.body}")
     if channel is not None:

@@ -12,6 +12,9 @@ from flows.presets import load_specification, study_name
 from igpo_core.config import AblationSpecification, DataConfig
 from tasks.home import home, open_home
 from tasks.prefect_runs import run_log
+from tasks.report.wording import literal_rows
+from tasks.tracking.mlflow_runs import log_data
+from tasks.tracking.server import MlflowAway, answering
 
 if TYPE_CHECKING:
     from tasks.data.publishing import PublishedData
@@ -31,33 +34,13 @@ def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
     Args:
         set: Other settings in the preset's base.
     """
-    from tasks.data.publishing import summary_rows
-    from tasks.report.wording import literal_rows
-
     open_home()
-    say = run_log()
     specification = load_specification(preset, set)
-    by_cell: dict[str, Any] = {}
+    by_cell: dict[str, str] = {}
     for cells, data in specification.data_settings():
         published = validate_and_publish(data)
+        url = show(specification.name, published)
         by_cell |= dict.fromkeys(cells, published.version)
-        counts = ", ".join(f"{count} {split}" for split, count in published.counts.items())
-        reused = "reused" if published.reused else "published"
-        say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
-        for warning in published.warnings:
-            say(f"warning: {warning}")
-        create_table_artifact(literal_rows(summary_rows(published)), description=f"Data {published.version}")
-        url = log_to_mlflow(specification.name, published)
-        if url is None:
-            say(
-                f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later"
-            )
-        else:
-            create_link_artifact(
-                link=url,
-                link_text="Data Docs and quarantine in MLflow",
-                description="Data Docs and quarantine in MLflow",
-            )
     return {
         "version": published.version,
         "folder": str(published.folder),
@@ -68,28 +51,37 @@ def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
 
 
 def versions_of(specification: AblationSpecification) -> dict[str, str]:
-    """The data version of each cell, published before or now."""
-    from tasks.data.publishing import prepare
+    """Return the data version of each cell: found published and whole, or published now and shown."""
+    from tasks.data.publishing import find_published  # pandas takes a second
 
-    return {
-        cell: version
-        for cells, data in specification.data_settings()
-        for version in [prepare(data, home()).version]
-        for cell in cells
-    }
-
-
-def published_versions(specification: AblationSpecification) -> dict[str, str] | None:
-    """The data version of each cell where all were published before and are whole; nothing is made."""
-    from tasks.data.publishing import find_published
-
-    found: dict[str, str] = {}
+    by_cell: dict[str, str] = {}
     for cells, data in specification.data_settings():
         published = find_published(data, home())
         if published is None:
-            return None
-        found |= dict.fromkeys(cells, published.version)
-    return found
+            published = validate_and_publish(data)
+            show(specification.name, published)
+        by_cell |= dict.fromkeys(cells, published.version)
+    return by_cell
+
+
+def show(study: str, published: "PublishedData") -> str | None:
+    """Tell of published data in the log, and on the page in Prefect with a link to MLflow; return the link, None without one."""
+    from tasks.data.publishing import summary_rows
+
+    say = run_log()
+    counts = ", ".join(f"{count} {split}" for split, count in published.counts.items())
+    reused = "reused" if published.reused else "published"
+    say(f"data {published.version} {reused}: {counts}; {published.quarantined} rows quarantined")
+    for warning in published.warnings:
+        say(f"warning: {warning}")
+    create_table_artifact(literal_rows(summary_rows(published)), description=f"Data {published.version}")
+    url = log_to_mlflow(study, published)
+    text = "Data Docs and quarantine in MLflow"
+    if url is None:
+        say(f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later")
+    else:
+        create_link_artifact(link=url, link_text=text, description=text)
+    return url
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
@@ -104,9 +96,6 @@ def validate_and_publish(data: DataConfig) -> "PublishedData":
 def log_to_mlflow(study: str, published: Any) -> str | None:
     """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, which is said;
     a sweep's report or the next call makes it."""
-    from tasks.tracking.mlflow_runs import log_data
-    from tasks.tracking.server import MlflowAway, answering
-
     try:
         with answering():
             return log_data(study, published.version, published.folder)

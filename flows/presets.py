@@ -1,10 +1,12 @@
 """Specifications as files: the presets that are shipped, and YAML files of the user's own."""
 
+import argparse
 import json
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,49 @@ from igpo_core.rewards.functions import FunctionGain, with_source
 from tasks.home import PROJECT
 
 PRESETS = PROJECT / "deployments" / "presets"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for: a specification, with the arms, seeds and settings that were chosen."""
+
+    preset: str
+    """Its name or path, for the command that asks for it again."""
+    specification: AblationSpecification
+    """With the chosen arms, seeds and settings."""
+    arms: tuple[str, ...] = ()
+    """The only arms that were asked for; empty: all."""
+    exploratory: tuple[str, ...] = ()
+    """What the choice adds to the specification and leaves out, in words; empty where it is the whole of it."""
+
+    @property
+    def command(self) -> str:
+        """Return the command that makes the comparison once more."""
+        words = [
+            *(["--arms", ",".join(self.arms)] if self.arms else []),
+            *("--seeds", ",".join(map(str, self.specification.seeds))),
+            *(word for item in self.specification.changes.items() for word in ("--set", _spell_setting(*item))),
+        ]
+        return shlex.join(["make", "ablation", f"PRESET={self.preset}", f"ARGS={shlex.join(words)}"])
+
+    def with_seeds(self, seeds: Sequence[int]) -> "Request":
+        """Return the request with these seeds. The specification asks for them, so that they are not exploratory."""
+        return replace(self, specification=self.specification.select(None, list(seeds)))
+
+
+def resolve(
+    preset: str,
+    changes: Mapping[str, Any] | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Request:
+    """Return what a start of a sweep asks for: whoever has it needs the preset no more.
+
+    Raises ConfigError as load_specification, and on an unknown arm.
+    """
+    whole = load_specification(preset, changes)
+    chosen = whole.select(list(arms) if arms else None, list(seeds) if seeds else None)
+    return Request(preset, chosen, tuple(arms or ()), tuple(whole.departures(chosen)))
 
 
 def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> AblationSpecification:
@@ -145,14 +190,15 @@ def study_name(preset: str) -> str:
         return Path(preset).stem
 
 
-def spell_command(preset: str, specification: AblationSpecification, arms: Sequence[str] | None = None) -> str:
-    """Return the command that makes a comparison once more. arms: the only ones that were asked for; None: all."""
-    words = [
-        *(["--arms", ",".join(arms)] if arms else []),
-        *("--seeds", ",".join(map(str, specification.seeds))),
-        *(word for item in specification.changes.items() for word in ("--set", _spell_setting(*item))),
-    ]
-    return shlex.join(["make", "ablation", f"PRESET={preset}", f"ARGS={shlex.join(words)}"])
+def setting(text: str) -> tuple[str, Any]:
+    """Return (path, value) of "optimizer.learning_rate=1e-5". A value is read as JSON, and is a text where it is none."""
+    path, equals, value = text.partition("=")
+    if not path or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} sets nothing: give it as optimizer.learning_rate=1e-5")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
 
 
 def _spell_setting(path: str, value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -13,14 +13,17 @@ from prefect.runtime import flow_run
 from igpo_core.config import AblationSpecification, Plan
 from tasks.home import data_folder, home
 from tasks.prefect_runs import Say, flow_run_url
-
-if TYPE_CHECKING:
-    from tasks.report.reporting import Report
+from tasks.report import reporting
+from tasks.report.reporting import Report
+from tasks.report.watch import EVENT
+from tasks.report.wording import literal_rows
+from tasks.tracking.mlflow_runs import log_data
+from tasks.tracking.sending import send_runs
+from tasks.tracking.server import MlflowAway, answering, experiment_id
+from tasks.tracking.views import show_view
 
 
 def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
-    from tasks.tracking.server import MlflowAway
-
     return isinstance(state.result(raise_on_failure=False), MlflowAway)
 
 
@@ -32,17 +35,12 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=_mlflow_is_away,
 )
-def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> "Report":
+def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> Report:
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
     again: the command that makes the comparison once more.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
     """
-    from tasks.report import reporting
-    from tasks.tracking.mlflow_runs import log_data
-    from tasks.tracking.sending import send_runs
-    from tasks.tracking.server import answering
-
     specification = plan.specification
     with answering():
         for version in sorted({*plan.versions.values()}):
@@ -54,20 +52,16 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
         )
 
 
-def show_report(report: "Report", sweep: str) -> None:
+def show_report(report: Report, sweep: str) -> None:
     """The report on the page of the sweep in Prefect."""
-    from tasks.report.wording import literal_rows
-
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
     create_table_artifact(literal_rows(report.rows), description="The result as a table")
     create_link_artifact(link=report.url, link_text="report.html in MLflow", description="The report, in MLflow")
 
 
-def tell_what_moved(study: str, report: "Report", say: Say) -> None:
+def tell_what_moved(study: str, report: Report, say: Say) -> None:
     """A warning and an event for each effect that left its earlier interval; automations can react to the event. Once: a
     report that is found as it was has told them."""
-    from tasks.report.watch import EVENT
-
     for arm in () if report.reused else report.moved:
         say(f"warning: {arm.sentence()}")
         resource = {"prefect.resource.id": f"igpo-lab.study.{study}", "prefect.resource.name": study}
@@ -76,9 +70,6 @@ def tell_what_moved(study: str, report: "Report", say: Say) -> None:
 
 def show_links(specification: AblationSpecification, sweep: str, say: Say) -> dict[str, str]:
     """Links that open while the sweep runs; none to MLflow while it is away."""
-    from tasks.tracking.server import MlflowAway, answering, experiment_id
-    from tasks.tracking.views import show_view
-
     study = specification.name
     page = flow_run_url(str(flow_run.id))
     say(f"Prefect  {page}")

@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from flows.presets import load_specification, presets
-from igpo_core.config import AblationSpecification, ExperimentConfig, Plan, code_version, warm_start_key
+from igpo_core.config import AblationSpecification, ExperimentConfig, code_version, warm_start_key
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 from tasks.runs.devices import accelerators, at_a_time
-from tasks.runs.planned import Run, write_plan
-from tasks.runs.planning import Timing, estimate, known_timing, run_seconds, spell, warm_start_seconds
-from tasks.runs.warm_starts import start_of, untrained
+from tasks.runs.planned import Run
+from tasks.runs.planning import (
+    Timing,
+    estimate,
+    known_timing,
+    run_seconds,
+    spell,
+    start_of,
+    untrained,
+    warm_start_seconds,
+)
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
@@ -19,14 +27,6 @@ WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is no
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
 DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
-
-
-def runs_of(plan: Plan, home: Path) -> list[Run]:
-    """Return the runs of a plan, each written to its folder, seed by seed."""
-    runs = [Run(spec, home) for spec in plan.runs]
-    for run in runs:
-        write_plan(run)
-    return runs
 
 
 def announce(specification: AblationSpecification, workers: int) -> str:

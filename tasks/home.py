@@ -46,16 +46,6 @@ def open_home() -> Path:
     return folder
 
 
-def run_folder(run_key: str) -> Path:
-    """Return a run's folder."""
-    return home() / "runs" / run_key
-
-
 def data_folder(version: str) -> Path:
     """Return the folder of a version of data."""
     return home() / "data" / version
-
-
-def warm_start_folder(key: str) -> Path:
-    """Return a warm start's folder."""
-    return home() / "warm_starts" / key

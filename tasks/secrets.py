@@ -2,8 +2,11 @@
 
 import os
 
+import httpx
+
 from igpo_core.config import DataConfig, ExperimentConfig, HttpSettings, QuestionFiles, WebSearch
 from igpo_core.errors import ConfigError
+from igpo_core.http import read_key
 
 
 def provide(config: DataConfig) -> None:
@@ -15,8 +18,6 @@ def provide(config: DataConfig) -> None:
 
 def require_judge(experiment: ExperimentConfig) -> None:
     """Raise ConfigError, before work starts, where a judge is asked for and its key is missing."""
-    from igpo_core.http import read_key
-
     judge = experiment.evaluation.judge
     if judge is not None:
         from_block(judge)
@@ -30,7 +31,6 @@ def from_block(settings: HttpSettings) -> None:
     """
     if os.environ.get(settings.key_variable):
         return
-    import httpx
     from prefect.blocks.system import Secret
     from prefect.exceptions import ObjectNotFound
 

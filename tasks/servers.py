@@ -1,14 +1,13 @@
 """Whether the servers that a flow needs answer: asked before it starts, for their clients retry for minutes."""
 
 from igpo_core.errors import ServiceError
+from tasks.tracking.server import tracking_uri
 
 
 def require_servers() -> None:
     """Raise ServiceError, naming the address and the remedy, unless Prefect and MLflow answer."""
     import httpx
     from prefect.settings import get_current_settings
-
-    from tasks.tracking.server import tracking_uri
 
     settings = get_current_settings().api
     prefect = settings.url

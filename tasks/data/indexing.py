@@ -7,6 +7,8 @@ from typing import Any
 import pandas
 
 from igpo_core.config import DataConfig, DenseSearch, QuestionFiles, WebSearch
+from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
+from igpo_core.retrieval import bm25, dense
 from igpo_core.text import count_words
 
 MEASURED = 200  # questions whose search is timed
@@ -16,32 +18,20 @@ def index_settings(config: DataConfig) -> dict[str, Any] | None:
     """What decides an index besides its corpus, the library's version included; None where there is no index."""
     if not isinstance(config, QuestionFiles) or isinstance(config.search, WebSearch):
         return None
-    if isinstance(config.search, DenseSearch):
-        from igpo_core.retrieval.dense import settings
-
-        return settings(config.search)
-    from igpo_core.retrieval.bm25 import SETTINGS
-
-    return SETTINGS
+    return dense.settings(config.search) if isinstance(config.search, DenseSearch) else bm25.SETTINGS
 
 
 def build_index(config: QuestionFiles, corpus: pandas.DataFrame, folder: Path) -> Path:
     """The index's folder, bm25 or dense."""
     if isinstance(config.search, DenseSearch):
-        from igpo_core.retrieval.dense import Dense
-
-        Dense.build(corpus, folder / "dense", config.search)
+        dense.Dense.build(corpus, folder / "dense", config.search)
         return folder / "dense"
-    from igpo_core.retrieval.bm25 import BM25
-
-    BM25.build(corpus, folder / "bm25")
+    bm25.BM25.build(corpus, folder / "bm25")
     return folder / "bm25"
 
 
 def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
     """What a policy will meet: speed of the search and words of its observations, over test questions as queries."""
-    from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
-
     environment = CorpusEnvironment(config, folder)
     asked = environment.tasks("test")[:MEASURED]
     started = time.monotonic()

@@ -9,6 +9,8 @@ import pandas
 
 from igpo_core.config import DataConfig, QuestionFiles, Source, WebSearch
 from igpo_core.data import CORPUS_SCHEMA, load_corpus, load_questions
+from igpo_core.hub import fetched
+from igpo_core.retrieval.web import search_key
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,6 @@ def on_this_machine(config: DataConfig) -> DataConfig:
     """The same with files of the hub fetched."""
     if not isinstance(config, QuestionFiles):
         return config
-    from igpo_core.hub import fetched
-
     found = {
         "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
         "corpus": tuple(fetched(path) for path in config.corpus),
@@ -62,8 +62,6 @@ def _read_files(config: QuestionFiles) -> Tables:
         keep(~questions["source"].isin(others), "of another source")
     corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
     if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
-        from igpo_core.retrieval.web import search_key
-
         search_key(config.search)
     return Tables(questions.reset_index(drop=True), corpus, dropped)
 

@@ -12,13 +12,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import code_version, fingerprint
+from igpo_core.config import DataConfig, code_version, fingerprint
 from igpo_core.environments.base import WorldSettings
+from igpo_core.folders import file_hash
+from tasks.home import home
 from tasks.report import wording
+from tasks.report.figures import write_figures
+from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.watch import Moved, moved, prefix, report_before
 from tasks.source import commit
+from tasks.tracking.outbox import TRAJECTORIES, read_lines
 from tasks.tracking.server import (
     artifact_url,
     client,
@@ -68,8 +73,6 @@ class Report:
     @property
     def file(self) -> Path | None:
         """Return report.html on this disk; None where MLflow's server keeps its artifacts elsewhere."""
-        from tasks.home import home
-
         place = client().get_run(self.run_id).info.artifact_uri.removeprefix("mlflow-artifacts:/")
         path = home() / "mlflow" / "artifacts" / place / PAGE
         return path if path.is_file() else None
@@ -162,9 +165,6 @@ def _write_files(
     """The artifacts of the report's run."""
     import yaml
 
-    from tasks.report.figures import write_figures
-    from tasks.report.page import Made, write_page
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
@@ -198,8 +198,6 @@ def rubric_of(specification: Mapping[str, Any]) -> Mapping[str, str]:
     """Return title by key of the scores of a specification's data, the headline first."""
     from pydantic import TypeAdapter
 
-    from igpo_core.config import DataConfig
-
     data: WorldSettings = TypeAdapter(DataConfig).validate_python(specification["base"]["data"])
     return data.rubric
 
@@ -231,8 +229,6 @@ def _runs(experiment: str, sweep: str) -> list[list[Any]]:
 
 def _code() -> dict[str, str]:
     """What turns runs into a report: a change of it makes the report anew."""
-    from igpo_core.folders import file_hash
-
     folder = Path(__file__).parent
     files = [*folder.glob("*.py"), *folder.glob("templates/*")]
     return {path.name: file_hash(path) for path in sorted(files)}
@@ -241,8 +237,6 @@ def _code() -> dict[str, str]:
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
     """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
     every run where there are too many."""
-    from tasks.tracking.outbox import TRAJECTORIES, read_lines
-
     runs = [(report.cell, run) for report in reports for run in report.data.finished()]
     found: list[dict[str, Any]] = []
     for cell, run in runs:

@@ -23,8 +23,8 @@ from tasks.report.statistics import (
 )
 from tasks.report.sweeps import RunData, SweepData
 from tasks.report.wording import Words, sentences, table_rows
+from tasks.runs.planning import untrained
 from tasks.runs.processors import mixed
-from tasks.runs.warm_starts import untrained
 
 EXPLAINED = "What explains it: first and last step, means over seeds"
 BUDGETS = ("steps", "progress/rollouts", "progress/questions")

@@ -3,15 +3,21 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from igpo_core.config import ExperimentConfig, NewPolicy
+from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from igpo_core.environments.base import Environment
-    from igpo_core.estimates import Shape
-    from igpo_core.policies import Policy
+from igpo_core.estimates import Shape
+from igpo_core.models import UNLOADABLE, require_embeddings, require_plain_head, text_config, window, without_sdpa
+from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
+from igpo_core.rewards.contrast import Contrast, contrast_pool
+from igpo_core.rewards.scoring import answer_probes, require_room
+from igpo_core.rollout.rows import prompt_fits
+from igpo_core.trajectory import Episode
+from igpo_core.weights import add_lora, require_no_dropout
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,14 @@ class Lengths:
     trajectory: int
 
 
-def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Policy, Shape]":
+def describe(config: ExperimentConfig, environment: Environment) -> tuple[Policy, Shape]:
     """The policy's protocol and window, without its weights (model is None), and its shape. Raises ConfigError when its
     configuration or tokenizer cannot be loaded, its template cannot be continued token for token, its logits are scaled or
     capped, or what is asked of the model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
-    import torch
-
-    from igpo_core.estimates import Shape
-    from igpo_core.models import (
-        UNLOADABLE,
-        require_embeddings,
-        require_plain_head,
-        text_config,
-        window,
-        without_sdpa,
-    )
-    from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
-    from igpo_core.weights import add_lora, require_no_dropout
-
     if isinstance(config.policy, NewPolicy):
         with torch.device("meta"):
             policy = build_policy(config, environment)
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     name, remote = config.policy.name, remote_code(config.policy.name, config.policy)
     _require_safetensors(Path(name))
     where = {"revision": config.policy.revision, **remote}
@@ -85,13 +75,8 @@ def _require_safetensors(folder: Path) -> None:
         )
 
 
-def first_batch(config: ExperimentConfig, environment: "Environment", policy: "Policy") -> Lengths:
+def first_batch(config: ExperimentConfig, environment: Environment, policy: Policy) -> Lengths:
     """Prompts, probes and one observation as tokens. Raises IgpoError where a question, a probe or a tool fails."""
-    from igpo_core.rewards.contrast import Contrast, contrast_pool
-    from igpo_core.rewards.scoring import answer_probes, require_room
-    from igpo_core.rollout.rows import prompt_fits
-    from igpo_core.trajectory import Episode
-
     every = [q for q in environment.tasks("train") if prompt_fits(policy, config.rollout, q)]
     if not every:
         raise ConfigError(

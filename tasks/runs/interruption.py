@@ -4,18 +4,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from igpo_core.checkpoints import checkpoint_folder
+from igpo_core.run import TrainingRun
+from igpo_core.training import Trainer
 from tasks.runs.planned import Say
 from tasks.tracking.outbox import Writing
 
-if TYPE_CHECKING:
-    from igpo_core.run import TrainingRun
-    from igpo_core.training import Trainer
-
 
 @contextmanager
-def whole_steps(trainer: "Trainer") -> Iterator[None]:
+def whole_steps(trainer: Trainer) -> Iterator[None]:
     """A signal to end waits from the beginning of a step's update until the line of its metrics is written; before, during
     rollouts, it ends the step at once. Elsewhere than in the main thread nothing is changed: signals are not seen there."""
     if threading.current_thread() is not threading.main_thread():
@@ -42,13 +41,11 @@ def whole_steps(trainer: "Trainer") -> Iterator[None]:
         signal.raise_signal(waiting[0])
 
 
-def leave_checkpoint(training: "TrainingRun", outbox: Writing, say: Say) -> None:
+def leave_checkpoint(training: TrainingRun, outbox: Writing, say: Say) -> None:
     """What a run does when it is told to end (SIGTERM, Ctrl-C), within the 30 s that most senders of SIGTERM grant.
 
     The step under way is given up. Nothing is written between its update and the line of its metrics, which would be lost.
     """
-    from igpo_core.checkpoints import checkpoint_folder
-
     for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not interrupt this
         signal.signal(number, signal.SIG_IGN)
     trainer = training.trainer

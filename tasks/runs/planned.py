@@ -7,7 +7,6 @@ start holds its lock in `<home>/locks`; another that wants the same waits, and t
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from igpo_core.config import RunSpec, code_version
+from igpo_core.config import Plan, RunSpec, code_version
 from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
@@ -67,7 +66,15 @@ class Run:
         return result
 
 
-def write_plan(run: Run) -> None:
+def write_plan(plan: Plan, home: Path) -> list[Run]:
+    """Write the run.json of each run of a sweep; return the runs, seed by seed."""
+    runs = [Run(spec, home) for spec in plan.runs]
+    for run in runs:
+        write_run(run)
+    return runs
+
+
+def write_run(run: Run) -> None:
     """Write run.json, from which any process on any machine can train the run. A finished run keeps its own."""
     content = run.spec.model_dump(mode="json")
     path = run.folder / PLAN
@@ -80,25 +87,25 @@ def write_plan(run: Run) -> None:
     write_json(path, content)
 
 
-def told_name(folder: Path) -> str:
+def told_name(home: Path, run_key: str) -> str:
     """Return "<arm> seed <seed> <cell>" of a planned run, of whatever code it was; its key where no plan can be read."""
     try:
-        content = json.loads((folder / PLAN).read_text())
+        content = json.loads((home / "runs" / run_key / PLAN).read_text())
         return " ".join(filter(None, [content["arm"], f"seed {content['experiment']['seed']}", content["cell"]]))
     except (OSError, ValueError, KeyError, TypeError):  # whoever opens the run says what is wrong with it
-        return folder.name
+        return run_key
 
 
-def open_run(folder: Path) -> Run:
-    """Return the run that was planned in this folder.
+def open_run(home: Path, run_key: str) -> Run:
+    """Return the planned run of this key: whoever has it needs the key no more.
 
     Raises ConfigError where none was, or where this process has other code than its plan: another code computes other numbers.
     """
-    path = folder / PLAN
+    path = home / "runs" / run_key / PLAN
     if not path.is_file():
         raise ConfigError(
-            f"{folder} holds no {PLAN}: no run was planned there. Give the key of a planned run, as sweeps and the flow `train` "
-            "make them, and see that this machine has the IGPO_HOME of the one that planned it"
+            f"{path.parent} holds no {PLAN}: no run was planned there. Give the key of a planned run, as sweeps and the flow "
+            "`train` make them, and see that this machine has the IGPO_HOME of the one that planned it"
         )
     try:
         content = json.loads(path.read_text())
@@ -116,7 +123,7 @@ def open_run(folder: Path) -> Run:
         spec = RunSpec.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ConfigError(f"{path} is no plan of a run: {'; '.join(reasons(error, RunSpec))}") from error
-    return Run(spec, Path(os.path.abspath(folder)).parents[1])  # as home() has it: runs/ may be a link
+    return Run(spec, home)
 
 
 def planned_start(folder: Path) -> str:
@@ -150,25 +157,6 @@ def drop_moments(folder: Path) -> None:
         forget_files(last, [STATE, SHARDS])
     except (ValueError, KeyError, TypeError):  # the manifest is damaged
         return
-
-
-def bring_up_to_date(run: Run) -> str:
-    """Send what MLflow lacks of a finished run; says what was done."""
-    from tasks.tracking.outbox import read_status, write_status
-    from tasks.tracking.sending import Sender, read_sent
-    from tasks.tracking.server import MlflowAway
-
-    drop_moments(run.folder)
-    if read_status(run.folder)[0] != "FINISHED":  # killed right after its result was written
-        write_status(run.folder, "FINISHED")
-    before = read_sent(run.folder)
-    try:
-        url = Sender(run.folder).send()
-    except MlflowAway as error:
-        return f"warning: {error}; the sweep's report sends what is owed, and so does `make send`"
-    after = read_sent(run.folder)
-    lost = before is not None and after is not None and before.run_id != after.run_id
-    return f"MLflow had lost it and was sent everything again: {url}" if lost else url
 
 
 def write_result(run: Run, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep will take: time from a timed step, disk from the size of the weights.
+"""What a sweep will do: what its arms start from, its time from a timed step, its disk from the size of the weights.
 
 Measured once a sweep, in the process that made, or found, its first warm start: before that there is no policy to time.
 """
@@ -6,17 +6,13 @@ Measured once a sweep, in the process that made, or found, its first warm start:
 import json
 import re
 import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from igpo_core.config import ExperimentConfig, fingerprint
+from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
-
-if TYPE_CHECKING:
-    from tasks.runs.planned import Run, Say
 
 # weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
 KEPT = 3
@@ -40,6 +36,24 @@ class Timing:
     weights: int
     policy: str = ""
     demonstrations: int = 0
+
+
+def start_of(experiment: ExperimentConfig) -> str:
+    """Return what the arms of a seed start from, in words."""
+    if experiment.warm_start is not None:
+        return "the same warm start"
+    policy = experiment.policy
+    return policy.name if isinstance(policy, PretrainedPolicy) else "the same random weights, which nothing was taught"
+
+
+def untrained(base: Mapping[str, Any]) -> list[str]:
+    """Return a loud line where a policy is new and has no warm start: it neither calls a tool nor answers, and learns nothing."""
+    if base["policy"]["kind"] != "new" or base["warm_start"] is not None:
+        return []
+    return [
+        "THE POLICY IS UNTRAINED: it is new (policy.kind: new) and has no warm start, so every score will be near zero. Add a "
+        "warm_start, or take over a base that has one: base: {from: outcome-vs-igpo, ...} (docs/experiments.md)"
+    ]
 
 
 def timing_file(home: Path, sweep: str) -> Path:
@@ -78,26 +92,6 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
             others.append(entry)
     best = max(own or others, key=lambda entry: entry[:2], default=None)
     return best[2] if best else None
-
-
-def time_a_step(run: "Run", seconds: float | None, say: "Say") -> Timing:
-    """Time the second of two training steps from the run's warm start, by this process alone. The run itself is not touched.
-
-    seconds: of the warm start.
-    """
-    from tasks.runs.training import open_training
-
-    # under another sweep it is another run, without checkpoints
-    trainer = open_training(replace(run, spec=run.spec.model_copy(update={"sweep": "timing"})), say).trainer
-    experiment = run.spec.experiment
-    trainer.run_step()
-    started = time.perf_counter()
-    metrics = trainer.run_step().metrics
-    step = time.perf_counter() - started
-    rollouts = experiment.rollout.questions * experiment.rollout.group_size
-    rollout = (step - metrics["time/update"]) / rollouts
-    weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
-    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

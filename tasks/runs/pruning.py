@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.errors import IgpoError, ServiceError
+from tasks.home import open_home
 from tasks.report.wording import counted
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import planned_start
@@ -214,8 +215,6 @@ def short_of_room(free: int, needed: int, least: float) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Delete what is old, or say what would be. Returns the exit status."""
-    from tasks.home import open_home
-
     parser = argparse.ArgumentParser(
         prog="make prune ARGS=..", description="Old runs and warm starts: docs/operate.md."
     )

@@ -3,14 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from igpo_core.checkpoints import MANIFEST, verify_folder
+from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from igpo_core.environments.base import Environment
-    from igpo_core.policies import Policy
+from igpo_core.policies import Policy
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/model
 
@@ -35,7 +32,7 @@ def locate(model: str, home: Path) -> str:
     return str(folder) if folder.exists() else model
 
 
-def require_vocabulary(policy: "Policy", environment: "Environment", name: str) -> None:
+def require_vocabulary(policy: Policy, environment: Environment, name: str) -> None:
     """Raise CheckpointError when a word-level policy lacks words of the world: it would read <unk> and score nothing."""
     if "vocabulary" not in environment.settings.offers:
         return

@@ -70,9 +70,8 @@ def train_together(
     return result
 
 
-def join(folder: Path, node: int, meeting: Meeting, say: Say) -> None:
+def join(run: Run, node: int, meeting: Meeting, say: Say) -> None:
     """What machine `node` (from 1) does for a run of several. Raises IgpoError when its processes fail."""
-    run = open_run(folder)
     device(run.spec.experiment, say)  # its processes' accelerators are theirs alone
     provide(run.spec.experiment.data)  # its processes call tools too, and nobody prepared data in this one
     failures = _launch(run, node, meeting, say, lambda step: None, [])
@@ -92,7 +91,7 @@ def _launch(run: Run, node: int, meeting: Meeting | None, say: Say, on_step: OnS
                 with os.fdopen(writing, "wb") as said_by_all:
                     for local in range(run.spec.experiment.training.processes):
                         started = subprocess.Popen(
-                            [sys.executable, "-m", "tasks.runs.together", str(run.folder)],
+                            [sys.executable, "-m", "tasks.runs.together", str(run.home), run.spec.run_key],
                             cwd=PROJECT,
                             env={**os.environ, **place, **_rank(run, node, local)},
                             stdin=subprocess.DEVNULL,
@@ -244,7 +243,7 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 # ------------------------------------------------------------------------------------------ in each of the processes
 
 
-def main(folder: Path) -> None:
+def main(home: Path, run_key: str) -> None:
     """What each process does."""
     from tasks.runs.interruption import leave_checkpoint
     from tasks.runs.training import open_training, train_to_end
@@ -256,10 +255,10 @@ def main(folder: Path) -> None:
     say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
     training = None
     try:
-        run = open_run(folder)
-        about = read_about(folder)
+        run = open_run(home, run_key)
+        about = read_about(run.folder)
         assert about is not None
-        outbox = Outbox(folder, about) if first else Nowhere()
+        outbox = Outbox(run.folder, about) if first else Nowhere()
         training = open_training(run, say)
         train_to_end(run, training, outbox, say, lambda step: _tell(step=step) if first else None)
     except KeyboardInterrupt:
@@ -296,4 +295,4 @@ def _end_with_owner() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

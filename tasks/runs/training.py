@@ -1,11 +1,11 @@
 """A planned run, trained: its events are written into its folder, and told to whoever watches.
 
-The flow `train` goes through it in its own process, with a Prefect task for each checkpoint; several processes that train
-together (tasks/runs/together.py) each go through it, and the first of them writes what is written.
+The flow `train` asks for one part after another, each in a Prefect task; several processes that train together
+(tasks/runs/together.py) each go through all of it, and the first of them writes what is written.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from igpo_core.run import (
@@ -23,6 +23,7 @@ from igpo_core.run import (
 from tasks.runs.devices import device
 from tasks.runs.interruption import whole_steps
 from tasks.runs.planned import OnStep, Run, Say, write_result
+from tasks.runs.planning import Timing, demonstrations, policy_key
 from tasks.tracking.outbox import Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
@@ -34,22 +35,49 @@ def open_training(run: Run, say: Say) -> TrainingRun:
 
 
 class Recorder:
-    """Writes down what a run's events say. In other processes than the first, `outbox` writes nothing."""
+    """Goes through a run's events, and writes each down before it asks for the next one.
 
-    def __init__(self, run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep) -> None:
-        self._run, self._trainer, self._outbox, self._say, self._on_step = run, training.trainer, outbox, say, on_step
+    In other processes than the first, `outbox` writes nothing.
+    """
+
+    def __init__(
+        self, run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep = lambda step: None
+    ) -> None:
+        self._run, self._training, self._trainer = run, training, training.trainer
+        self._outbox, self._say, self._on_step = outbox, say, on_step
+        self._events = training.events(self._evaluated_before)
+        self.result: dict[str, Any] | None = None
+        """Of the run once it is finished: the content of result.json, which is on disk then."""
         self._logging = 0.0
         """Seconds that the line of the step before took. Nobody knows earlier."""
         self._saving = 0.0
         """Seconds of a checkpoint just before the next step: a kill right after a checkpoint must leave no hole."""
         self._last: StepDone | None = None
 
-    def evaluated(self, step: int) -> bool:
+    @property
+    def next_part(self) -> str:
+        """Return what `part` will make, in words."""
+        trainer = self._trainer
+        number = trainer.step // trainer.config.training.steps_per_epoch + 1
+        return "test and publish" if trainer.done else f"epoch {number}"
+
+    def part(self) -> None:
+        """Go on until the next checkpoint is whole, or the run is finished."""
+        while not isinstance(self.advance(), Checkpointed | Finished):
+            pass
+
+    def advance(self) -> Event:
+        """Make the next event and write it down; a signal to end waits for a step's line (tasks/runs/interruption.py)."""
+        with whole_steps(self._trainer):
+            event = next(self._events)
+            self._record(event)
+        return event
+
+    def _evaluated_before(self, step: int) -> bool:
         """Return whether the evaluation on dev of a step is written down."""
         return self._outbox.has(f"eval/all/{self._trainer.config.data.headline}", step)
 
-    def record(self, event: Event) -> None:
-        """Write down one event."""
+    def _record(self, event: Event) -> None:
         match event:
             case Said(text):
                 self._say(text)
@@ -66,9 +94,7 @@ class Recorder:
             case Decoded():
                 self._traces(event)
             case Finished():
-                self._outbox.log(event.step, event.metrics)
-                scores = [f"test/all/{name}" for name in self._trainer.config.data.rubric]
-                self._outbox.set_model(event.checkpoint, event.step, scores)
+                self._finished(event)
 
     def _step(self, event: StepDone) -> None:
         started, config = time.perf_counter(), self._trainer.config
@@ -112,40 +138,41 @@ class Recorder:
         self._outbox.keep(traced)
         self._outbox.set_traces(traced)
 
-
-def advance(training: TrainingRun, events: Iterator[Event], recorder: Recorder) -> Event:
-    """Make the next event and write it down; a signal to end waits for a step's line (tasks/runs/interruption.py)."""
-    with whole_steps(training.trainer):
-        event = next(events)
-        recorder.record(event)
-    return event
-
-
-def train_part(training: TrainingRun, events: Iterator[Event], recorder: Recorder) -> Event:
-    """Go on until the next checkpoint is whole, or the run is finished; return that event."""
-    while True:
-        event = advance(training, events, recorder)
-        if isinstance(event, Checkpointed | Finished):
-            return event
+    def _finished(self, event: Finished) -> None:
+        self._outbox.log(event.step, event.metrics)
+        scores = [f"test/all/{name}" for name in self._trainer.config.data.rubric]
+        self._outbox.set_model(event.checkpoint, event.step, scores)
+        self.result = result_of(self._run, event)
+        if self._trainer.ranks.first:
+            write_result(self._run, self.result)
 
 
 def train_to_end(
-    run: Run,
-    training: TrainingRun,
-    outbox: Writing,
-    say: Say,
-    on_step: OnStep = lambda step: None,
-    part: Callable[[TrainingRun, Iterator[Event], Recorder], Event] = train_part,
+    run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep = lambda step: None
 ) -> dict[str, Any]:
-    """Make all that is left of the run. Returns its result, which is on disk then. part: train_part, or what wraps it."""
+    """Make all that is left of the run. Returns its result, which is on disk then."""
     recorder = Recorder(run, training, outbox, say, on_step)
-    events = training.events(recorder.evaluated)
-    while not isinstance(event := part(training, events, recorder), Finished):
-        pass
-    result = result_of(run, event)
-    if training.trainer.ranks.first:
-        write_result(run, result)
-    return result
+    while recorder.result is None:
+        recorder.part()
+    return recorder.result
+
+
+def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:
+    """Time the second of two training steps from the run's warm start, by this process alone. The run itself is not touched.
+
+    seconds: of the warm start.
+    """
+    # under another sweep it is another run, without checkpoints
+    trainer = open_training(replace(run, spec=run.spec.model_copy(update={"sweep": "timing"})), say).trainer
+    experiment = run.spec.experiment
+    trainer.run_step()
+    started = time.perf_counter()
+    metrics = trainer.run_step().metrics
+    step = time.perf_counter() - started
+    rollouts = experiment.rollout.questions * experiment.rollout.group_size
+    rollout = (step - metrics["time/update"]) / rollouts
+    weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
+    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
 
 
 def result_of(run: Run, event: Finished) -> dict[str, Any]:

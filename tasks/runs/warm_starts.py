@@ -2,46 +2,25 @@
 
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import ExperimentConfig, PretrainedPolicy
+import torch
+
+from igpo_core.checkpoints import verify_folder, write_folder
+from igpo_core.config import ExperimentConfig
+from igpo_core.environments import open_environment
+from igpo_core.environments.base import Environment
+from igpo_core.policies import Policy, build_policy, save_policy
+from igpo_core.warmstart import run_warm_start
 from tasks.runs.devices import device
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, Say
-
-if TYPE_CHECKING:
-    from igpo_core.environments.base import Environment
-    from igpo_core.policies import Policy
+from tasks.runs.planning import start_of
 
 
-def start_of(experiment: ExperimentConfig) -> str:
-    """Return what the arms of a seed start from, in words."""
-    if experiment.warm_start is not None:
-        return "the same warm start"
-    policy = experiment.policy
-    return policy.name if isinstance(policy, PretrainedPolicy) else "the same random weights, which nothing was taught"
-
-
-def untrained(base: Mapping[str, Any]) -> list[str]:
-    """Return a loud line where a policy is new and has no warm start: it neither calls a tool nor answers, and learns nothing."""
-    if base["policy"]["kind"] != "new" or base["warm_start"] is not None:
-        return []
-    return [
-        "THE POLICY IS UNTRAINED: it is new (policy.kind: new) and has no warm start, so every score will be near zero. Add a "
-        "warm_start, or take over a base that has one: base: {from: outcome-vs-igpo, ...} (docs/experiments.md)"
-    ]
-
-
-def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -> "tuple[Environment, Policy]":
+def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -> tuple[Environment, Policy]:
     """The environment over a published data folder, and the untrained policy on its device, or in `place`. Sets this
     process's torch threads. Raises ConfigError when there is no such device."""
-    import torch
-
-    from igpo_core.environments import open_environment
-    from igpo_core.policies import build_policy
-
     torch.set_num_threads(experiment.training.threads)
     environment = open_environment(experiment, data)
     policy = build_policy(experiment, environment)
@@ -51,8 +30,6 @@ def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -
 
 def ensure_warm_start(run: Run, say: Say) -> Path:
     """Return the folder of the policy that every arm of the run's seed starts from: found whole, or made now."""
-    from igpo_core.checkpoints import verify_folder
-
     experiment, key = run.spec.experiment, run.spec.start
     with locked(run.home, key, say):
         if run.start.exists():
@@ -67,12 +44,6 @@ def ensure_warm_start(run: Run, say: Say) -> Path:
 def _make_warm_start(experiment: ExperimentConfig, data: Path, folder: Path, say: Say) -> None:
     """A model that nothing is taught stays on the CPU, and one that was taught leaves the accelerator: this is the flow's own
     process, which waits while others train there."""
-    import torch
-
-    from igpo_core.checkpoints import write_folder
-    from igpo_core.policies import save_policy
-    from igpo_core.warmstart import run_warm_start
-
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     environment, policy = set_up(experiment, data, "cpu" if experiment.warm_start is None else None)
     if experiment.warm_start is not None:

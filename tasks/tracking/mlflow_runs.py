@@ -1,13 +1,38 @@
-"""MLflow runs besides training: one for each published data version, one for each evaluation."""
+"""What MLflow is told of a training run, and its runs besides: one for each published data version, one for each evaluation."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from igpo_core.config import DataConfig, QuestionFiles
+from igpo_core.config import DataConfig, QuestionFiles, RunSpec
+from igpo_core.config.specification import spell_changes
 from igpo_core.folders import file_hash
-from tasks.tracking.server import artifact_url, client, experiment_id, run_url, tag_filter
+from tasks.runs.planned import Run
+from tasks.runs.processors import joined
+from tasks.source import source_tags
+from tasks.tracking.outbox import About, read_about
+from tasks.tracking.server import artifact_url, client, experiment_id, flatten, run_url, tag_filter
+
+LONGEST_NAME = 250  # of a run: a column of MLflow's database; the tag `set` has it whole
+# One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
+COLOURS = (
+    "#7f7f7f",
+    "#1f77b4",
+    "#d62728",
+    "#2ca02c",
+    "#9467bd",
+    "#ff7f0e",
+    "#8c564b",
+    "#e377c2",
+    "#bcbd22",
+    "#17becf",
+    "#000000",
+    "#aec7e8",
+    "#98df8a",
+    "#ffbb78",
+)
 
 
 def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
@@ -21,6 +46,40 @@ def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
     if summary["passages"] is not None:
         profile["passages"] = summary["passages"]
     return {"name": name, "digest": summary["version"], "uri": str(folder), "profile": json.dumps(profile)}
+
+
+def about_run(run: Run, processor: str, page: str) -> About:
+    """Return what MLflow is told of a training run. processor: that it computes on now; page: its own in Prefect."""
+    spec = run.spec
+    before = read_about(run.folder)
+    tags = tags_of(spec) | {
+        "processor": joined(before.tags.get("processor") if before else None, processor),
+        "mlflow.note.content": f"[This run in Prefect]({page})",  # the page shows it first
+    }
+    settings = spec.experiment.model_dump(mode="json")
+    dataset = dataset_of(spec.experiment.data, run.data)
+    return About(spec.study, title_of(spec), spec.run_key, tags, settings, dataset=dataset)
+
+
+def title_of(spec: RunSpec) -> str:
+    """Return what MLflow calls the run: its name, and what the start of its sweep set."""
+    return " · ".join(filter(None, [spec.name, spell_changes(spec.changes)]))[:LONGEST_NAME]
+
+
+def tags_of(spec: RunSpec) -> dict[str, str]:
+    """Return MLflow's tags of a run that its plan says."""
+    return {
+        "kind": "train",
+        "cell": spec.cell,
+        "mlflow.runColor": COLOURS[spec.arm_number % len(COLOURS)],
+        "sweep": spec.sweep,
+        "arm": spec.arm,
+        "seed": str(spec.seed),
+        "data_version": spec.data_version,
+        **({"set": spell_changes(spec.changes)} if spec.changes else {}),
+        **{f"arm.{name}": value for name, value in flatten(spec.arm_settings).items()},
+        **source_tags("flows/train.py"),
+    }
 
 
 DOCS = "data_docs/index.html"
@@ -55,8 +114,6 @@ def log_evaluation(
     study: str, model: str, data_version: str, metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]]
 ) -> str:
     """A run tagged kind=evaluation with all metrics and one record a question and decoding. Returns its link."""
-    import time
-
     from mlflow.entities import Metric
 
     mlflow, experiment = client(), experiment_id(study)

@@ -4,6 +4,7 @@ Sending twice is harmless. A run is found by its key; MLflow keeps an equal (met
 timestamps are those of the file; traces and the model are looked up first. sent.json remembers what one server has.
 """
 
+import json
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpo_core.errors import IgpoError, ServiceError
 from igpo_core.folders import write_json
+from tasks.home import open_home
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import drop_moments
 from tasks.tracking.outbox import (
@@ -44,7 +46,7 @@ from tasks.tracking.server import (
     run_url,
     tracking_uri,
 )
-from tasks.tracking.traces import TraceRecord
+from tasks.tracking.traces import TraceRecord, log_traces
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -202,8 +204,6 @@ class Sender:
         self._remember(model=digest)  # of what was read above: the run may have written another since
 
     def _send_traces(self) -> None:
-        from tasks.tracking.traces import log_traces
-
         assert self._sent is not None
         records, digest = read_traces(self.folder)
         if not records or self._sent.traces == digest:
@@ -226,8 +226,6 @@ class Sender:
 
 def read_sent(folder: Path) -> Sent | None:
     """Return how far a run was sent; None before the first time."""
-    import json
-
     path = folder / "sent.json"
     return Sent(**json.loads(path.read_text())) if path.is_file() else None
 
@@ -338,6 +336,21 @@ def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
     return count
 
 
+def bring_up_to_date(folder: Path) -> str:
+    """Send what MLflow lacks of a finished run; return the run's page, or why there is none, in words."""
+    drop_moments(folder)
+    if read_status(folder)[0] != "FINISHED":  # killed right after its result was written
+        write_status(folder, "FINISHED")
+    before = read_sent(folder)
+    try:
+        url = Sender(folder).send()
+    except MlflowAway as error:
+        return f"warning: {error}; the sweep's report sends what is owed, and so does `make send`"
+    after = read_sent(folder)
+    lost = before is not None and after is not None and before.run_id != after.run_id
+    return f"MLflow had lost it and was sent everything again: {url}" if lost else url
+
+
 def is_lost(folder: Path) -> bool:
     """Whether MLflow no longer has the run that it was sent."""
     from mlflow.exceptions import MlflowException
@@ -356,7 +369,6 @@ def is_lost(folder: Path) -> bool:
 def owes(folder: Path) -> bool:
     """Whether the MLflow server of now may lack a part of this run, as far as the folder knows."""
     sent = read_sent(folder)
-
     lines = folder / "metrics.jsonl"
     return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.trajectories, sent.status) != (
         tracking_uri(),
@@ -370,8 +382,6 @@ def owes(folder: Path) -> bool:
 
 def main() -> int:
     """python -m tasks.tracking.sending: send what all runs of IGPO_HOME owe to MLflow."""
-    from tasks.home import open_home
-
     started = time.monotonic()
     try:
         count = send_runs(open_home(), lambda line: print(line, flush=True))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from igpo_core.config import fingerprint
+from tasks.tracking.server import MlflowAway, client, find_traces, tracking_uri
 
 LONGEST_TAG = 250  # characters; MLflow cuts a trace's tag at 4,096 or less, by its store
 
@@ -69,8 +70,6 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
     os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
     import mlflow
 
-    from tasks.tracking.server import MlflowAway, tracking_uri
-
     mlflow.set_tracking_uri(tracking_uri())
     missing = _missing(run_id, experiment_id, records)
     written = [_trace(run_id, experiment_id, record) for record in missing]
@@ -83,8 +82,6 @@ def log_traces(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) 
 
 def _missing(run_id: str, experiment_id: str, records: Sequence[TraceRecord]) -> list[TraceRecord]:
     """Records that the run has no whole trace of: a span a turn and one for all. Traces cut off on the way are deleted."""
-    from tasks.tracking.server import client, find_traces
-
     whole_ids = {tag_of(record.question_id): record.question_id for record in records}
     spans = {record.question_id: 1 + len(record.turns) for record in records}
     whole, broken = set(), []

@@ -1,10 +1,13 @@
 """Scored trajectories as records for people: text by turn, with beliefs, gains and advantages."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from igpo_core.config import ExperimentConfig
+from igpo_core.diagnostics import fits_window
 from igpo_core.rewards.contrast import Contrast
+from igpo_core.rewards.scoring import explain_trajectories
 from igpo_core.trajectory import Final, ToolCall
 from tasks.tracking.traces import TraceRecord, TurnRecord
 
@@ -68,11 +71,6 @@ def traced_records(
 
     Beliefs are scored here for the sample alone, so that outcome_only shows them too and pays for no other.
     """
-    from itertools import islice
-
-    from igpo_core.diagnostics import fits_window
-    from igpo_core.rewards.scoring import explain_trajectories
-
     sample = list(
         islice(
             (item for item in scored if fits_window(policy, environment, item, config.reward, contrast)),

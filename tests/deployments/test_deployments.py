@@ -66,8 +66,8 @@ def test_the_night_is_a_study_that_can_be_one() -> None:
     (entry,) = [entry for entry in ENTRIES if flow_of(entry) is night]
     defaults = {name: parameter.default for name, parameter in inspect.signature(night.fn).parameters.items()}
     given = {**defaults, **entry["parameters"]}
-    specification, study = load_study(given["preset"], given["seeds"], given["seeds_a_night"], given["check_seeds"])
-    assert len(study.seeds) == given["seeds"] and list(study.seeds) == specification.seeds
+    request, study = load_study(given["preset"], given["seeds"], given["seeds_a_night"], given["check_seeds"])
+    assert len(study.seeds) == given["seeds"] and list(study.seeds) == request.specification.seeds
     assert [schedule["cron"] for schedule in entry["schedules"]] == ["0 2 * * *"]
 
 

@@ -9,19 +9,19 @@ import yaml
 from flows.dry_run import needed_disk
 from flows.night import finished_seeds, load_study
 from flows.parameters import PRESETS
-from flows.work import runs_of
 from igpo_core.config import make_plan, plan_run
 from igpo_core.environments import open_environment
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 from igpo_core.policies import build_policy
 from tasks.data.publishing import prepare
-from tasks.runs.planned import Run
+from tasks.runs.planned import Run, write_plan
 from tasks.runs.planning import Timing, keep_timing
 
 
 def test_the_study_has_the_presets_seeds_and_the_numbers_after_them() -> None:
-    specification, study = load_study("tiny", 6, 4, 2)
+    comparison, study = load_study("tiny", 6, 4, 2)
+    specification = comparison.specification
     assert specification.seeds == [0, 1, 2, 3, 4, 5] and study.checks == (0, 1)
     assert study.name == "tiny"
 
@@ -47,8 +47,8 @@ def test_what_cannot_be_a_study(tmp_path: Path, changes: dict[str, object], seed
 
 def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:
     """Of seeds 0 to 5: 0 has both arms, 1 the baseline alone, 2 a run of another sweep."""
-    specification, _ = load_study("tiny", 6, 2, 2)
-    runs = runs_of(make_plan(specification, {"": "d"}), tmp_path)
+    specification = load_study("tiny", 6, 2, 2)[0].specification
+    runs = write_plan(make_plan(specification, {"": "d"}), tmp_path)
     made = [run for run in runs if run.spec.seed == 0 or (run.spec.seed, run.spec.arm) == (1, "outcome_only")]
     old = [Run(plan_run(specification, arm, 2, "", "d", "old"), tmp_path) for arm in specification.arms]
     for run in (*made, *old):
@@ -61,10 +61,10 @@ def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytes
     """12 runs that keep last and best weights and MLflow's copy, 2 MB besides; two at a time that have another five: two
     moments of two checkpoints and the weights of the older one; 6 warm starts."""
     monkeypatch.setenv("IGPO_HOME", str(tmp_path))
-    specification, _ = load_study("tiny", 6, 2, 2)
+    specification = load_study("tiny", 6, 2, 2)[0].specification
     data = prepare(specification.base.data, tmp_path)
     plan = make_plan(specification, {"": data.version})
-    runs = runs_of(plan, tmp_path)
+    runs = write_plan(plan, tmp_path)
     with torch.device("meta"):
         model = build_policy(specification.base, open_environment(specification.base, data.folder)).model
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())

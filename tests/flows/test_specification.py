@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.ablation import more_seeds
-from flows.presets import PRESETS, load_specification, spell_command
+from flows.presets import PRESETS, load_specification, resolve, setting
 from flows.work import CONTROL, DATA, MODEL, WORLDS, announce
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
@@ -527,17 +527,14 @@ def test_a_weight_that_turns_the_signal_round_is_refused(tmp_path: Path) -> None
 
 def test_the_command_that_makes_it_again_makes_the_same(tmp_path: Path) -> None:
     """Read by a shell, then by make's shell, then by the command's own parser."""
-    from flows.command import setting
-
     file = write(tmp_path, {**GOOD, "description": "in a folder"})
     asked = {"evaluation.decoding": ["greedy"], "optimizer.learning_rate": 1e-5}
-    first = load_specification(file, asked).select(["gain"], [3, 4])
-    make, target, preset, arguments = shlex.split(spell_command(file, first, ["gain"]))
+    first = resolve(file, asked, ["gain"], [3, 4])
+    make, target, preset, arguments = shlex.split(first.command)
     assert (make, target, preset) == ("make", "ablation", f"PRESET={file}")
     words = shlex.split(arguments.removeprefix("ARGS="))
     given = dict(zip(words[::2], words[1::2], strict=True))
     changes = dict(setting(value) for name, value in zip(words[::2], words[1::2], strict=True) if name == "--set")
-    again = load_specification(file, changes).select(
-        given["--arms"].split(","), [*map(int, given["--seeds"].split(","))]
-    )
+    again = resolve(file, changes, given["--arms"].split(","), [*map(int, given["--seeds"].split(","))])
     assert again == first
+    assert first.exploratory == ("seeds 3, 4 added", "seeds 0, 1 left out") and resolve(file).exploratory == ()

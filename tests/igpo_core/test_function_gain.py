@@ -15,7 +15,7 @@ from igpo_core.rewards.functions import FunctionGain, Played
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Episode, Question
-from tasks.runs.planned import Run, write_plan
+from tasks.runs.planned import Run, write_run
 
 TEXT = """
 import math
@@ -100,7 +100,7 @@ def test_its_text_is_part_of_the_run_and_goes_with_it(tmp_path: Path) -> None:
     one, same = planned(tmp_path / "a", TEXT), planned(tmp_path / "b", TEXT)
     other = planned(tmp_path / "c", TEXT.replace("scale=1.0", "scale=0.5"))
     assert one.spec.run_key == same.spec.run_key != other.spec.run_key
-    write_plan(one)
+    write_run(one)
     (tmp_path / "a" / "mine.py").unlink()
     assert (one.folder / "mine.py").read_text() == TEXT
     content = json.loads((one.folder / "run.json").read_text())

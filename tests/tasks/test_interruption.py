@@ -16,7 +16,7 @@ from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone, read_best
 from tasks import prefect_runs
 from tasks.prefect_runs import RunPage, away, patiently
 from tasks.runs.interruption import leave_checkpoint
-from tasks.runs.training import Recorder, advance, open_training
+from tasks.runs.training import Recorder, open_training
 from tasks.tracking.outbox import About, Outbox, write_status
 from tests.tasks.planned import planned
 
@@ -38,7 +38,7 @@ def signals() -> Any:
 
 @pytest.fixture
 def setting(taught: Any, tmp_path: Path) -> Any:
-    """(training, recorder, tracker) of six steps with an evaluation every second."""
+    """(run, training, tracker) of six steps with an evaluation every second."""
     config, _, policy = taught
     config = config.model_copy(
         update={
@@ -52,14 +52,13 @@ def setting(taught: Any, tmp_path: Path) -> Any:
     save_policy(policy, run.start)
     training = open_training(run, print)
     tracker = QuietTracker(run.folder, About("study", "run", "key", {}, {}))
-    return training, Recorder(run, training, tracker, print, lambda step: None), tracker
+    return run, training, tracker
 
 
 def go_on(setting: Any, last: type[Any], step: int) -> None:
     """Make and write down events up to one of a kind and step."""
-    training, recorder, _ = setting
-    events = training.events(recorder.evaluated)
-    while not (isinstance(event := advance(training, events, recorder), last) and event.step == step):
+    recorder = Recorder(*setting, print)
+    while not (isinstance(event := recorder.advance(), last) and event.step == step):
         pass
 
 
@@ -69,7 +68,7 @@ def steps_with(folder: Path, metric: str) -> list[int]:
 
 
 def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None) -> None:
-    training, _, tracker = setting
+    _, training, tracker = setting
     said: list[str] = []
     go_on(setting, StepDone, 3)
     leave_checkpoint(training, tracker, said.append)
@@ -83,7 +82,7 @@ def test_a_checkpoint_of_the_step_that_was_logged(setting: Any, signals: None) -
 @pytest.mark.parametrize("when", ["before its metrics are written", "while its update is applied"])
 def test_a_step_without_metrics_is_not_kept(setting: Any, signals: None, when: str) -> None:
     """Going on behind it would leave a hole in every curve."""
-    training, _, tracker = setting
+    _, training, tracker = setting
     go_on(setting, StepDone, 1)
     training.trainer.run_step()  # ended before its line
     if when == "while its update is applied":
@@ -97,7 +96,7 @@ def test_a_signal_waits_until_the_steps_line_is_written(
     setting: Any, signals: None, monkeypatch: pytest.MonkeyPatch, moment: str, done: int
 ) -> None:
     """During the rollouts of step 2 it ends the run with step 1; from the update on with step 2, whole."""
-    training, _, tracker = setting
+    _, training, tracker = setting
     trainer = training.trainer
 
     def told(*_: Any) -> None:
@@ -123,7 +122,7 @@ def test_a_signal_waits_until_the_steps_line_is_written(
 
 def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once; and none is missing at the very end."""
-    training, _, tracker = setting
+    _, training, tracker = setting
     log = tracker.log
 
     def interrupted(step: int, metrics: dict[str, float]) -> None:
@@ -148,7 +147,7 @@ def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monke
 def test_metrics_are_on_disk_before_the_checkpoint_that_claims_their_steps(
     setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training, _, tracker = setting
+    _, training, tracker = setting
     seen: list[tuple[list[int], bool]] = []
 
     def sync() -> None:
@@ -160,7 +159,7 @@ def test_metrics_are_on_disk_before_the_checkpoint_that_claims_their_steps(
 
 
 def test_the_best_weights_are_the_first_of_equals(setting: Any) -> None:
-    training, _, _ = setting
+    _, training, _ = setting
     training._keep_best(0.5)
     go_on(setting, StepDone, 1)
     training._keep_best(0.5)

@@ -16,7 +16,7 @@ from igpo_core.environments.lookup import generate
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.runs.locks import locked, locked_if_free
-from tasks.runs.planned import PLAN, Run, open_run, write_plan
+from tasks.runs.planned import PLAN, Run, open_run, write_run
 from tasks.runs.together import Meeting, join, train_together
 from tasks.runs.training import open_training, train_to_end
 from tasks.tracking.outbox import About, Nowhere, Outbox
@@ -26,7 +26,7 @@ from tests.tasks.planned import planned
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = (
     "import sys; from pathlib import Path; from tasks.runs.locks import locked; from tasks.runs.together import *\n"
-    "run = open_run(Path(sys.argv[1]))\n"
+    "run = open_run(Path(sys.argv[1]), sys.argv[2])\n"
     "with locked(run.home, run.spec.run_key, print) as lock:\n"
     "    train_together(run, lock, print, lambda step: print('step', step, flush=True))\n"
 )
@@ -34,7 +34,8 @@ STARTED = (
 
 JOINED = (
     "import sys; from pathlib import Path; from tasks.runs.together import *\n"
-    "join(Path(sys.argv[1]), 1, Meeting(sys.argv[2], int(sys.argv[3])), print)\n"
+    "run = open_run(Path(sys.argv[1]), sys.argv[2])\n"
+    "join(run, 1, Meeting(sys.argv[3], int(sys.argv[4])), print)\n"
 )
 
 
@@ -57,7 +58,7 @@ def make_run(
         run.data.mkdir(parents=True)
         generate(config.data).to_parquet(run.data / "questions.parquet")
         save_policy(policy, run.start)
-    write_plan(run)
+    write_run(run)
     Outbox(run.folder, About("study", key, key, {}, {}))
     return run
 
@@ -119,7 +120,7 @@ def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, mo
     joined: list[subprocess.Popen[str]] = []
 
     def call_others(meeting: Meeting) -> None:
-        told = [str(run.folder), meeting.address, str(meeting.port)]
+        told = [str(run.home), run.spec.run_key, meeting.address, str(meeting.port)]
         joined.append(start(JOINED, *told))
 
     with locked(tmp_path, "nodes", print) as lock:
@@ -148,7 +149,7 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 @pytest.mark.night
 def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: Any, tmp_path: Path) -> None:
     run = make_run(taught, tmp_path, "killed", 2, steps=400)
-    owner = start(STARTED, str(run.folder))
+    owner = start(STARTED, str(run.home), run.spec.run_key)
     wait_for_step(owner, 3)
     family = psutil.Process(owner.pid).children(recursive=True)
     assert len(family) >= 2
@@ -187,11 +188,11 @@ def test_a_killed_process_is_told_apart_from_those_that_miss_it(taught: Any, tmp
 
 def test_a_job_of_other_code_is_refused(taught: Any, tmp_path: Path) -> None:
     run = make_run(taught, tmp_path, "old", 2)
-    assert open_run(run.folder) == run
+    assert open_run(run.home, run.spec.run_key) == run
     path = run.folder / PLAN
     path.write_text(path.read_text().replace(f'"code": "{run.spec.code}"', '"code": "0123456789ab"'))
     with pytest.raises(IgpoError, match="install the same on all machines"):
-        open_run(run.folder)
+        open_run(run.home, run.spec.run_key)
 
 
 def test_another_machine_gets_the_search_key_before_its_processes_start(
@@ -201,10 +202,10 @@ def test_another_machine_gets_the_search_key_before_its_processes_start(
     search = {"kind": "web", "api": "serper", "url": "http://127.0.0.1:9/search"}
     data = QuestionFiles.model_validate({"questions": [{"path": "q.jsonl"}], "search": search})
     run = planned(tmp_path, chat_config.model_copy(update={"data": data, "warm_start": None}))
-    write_plan(run)
+    write_run(run)
     monkeypatch.setenv("SEARCH_API_KEY", "")
     monkeypatch.setattr("tasks.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
     keys: list[str] = []
     monkeypatch.setattr("tasks.runs.together._launch", lambda *_: keys.append(os.environ["SEARCH_API_KEY"]) or "")
-    join(run.folder, 1, Meeting("127.0.0.1", 1), print)
+    join(run, 1, Meeting("127.0.0.1", 1), print)
     assert keys == ["hush"]

@@ -13,7 +13,7 @@ from igpo_core.checkpoints import policy_digest, verify_folder, write_folder
 from igpo_core.config import ExperimentConfig, identity, reward_of, warm_start_key
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.runs.locks import locked, locked_if_free
-from tasks.runs.planned import PLAN, drop_moments, open_run, told_name, write_plan
+from tasks.runs.planned import PLAN, drop_moments, open_run, told_name, write_run
 from tasks.runs.stored_models import locate, require_vocabulary
 from tests.tasks.planned import planned
 
@@ -67,33 +67,33 @@ def test_a_run_belongs_to_one_sweep(tmp_path: Path) -> None:
 def test_a_planned_run_is_read_as_it_was_planned_by_the_same_code_alone(tmp_path: Path) -> None:
     run = planned(tmp_path, cell="k=8", arm_settings={"gain": "prob_diff"}, changes={"data.hops": 2})
     with pytest.raises(ConfigError, match=r"holds no run\.json"):
-        open_run(run.folder)
-    write_plan(run)
-    assert open_run(run.folder) == run and run.folder.name == run.spec.run_key
+        open_run(run.home, run.spec.run_key)
+    write_run(run)
+    assert open_run(run.home, run.spec.run_key) == run and run.folder.name == run.spec.run_key
     other = planned(tmp_path, code="0123456789ab")
-    write_plan(other)
+    write_run(other)
     assert other.folder != run.folder
     with pytest.raises(ConfigError, match="0123456789ab where the run was planned"):
-        open_run(other.folder)
+        open_run(other.home, other.spec.run_key)
 
 
 def test_a_plan_of_other_settings_or_a_damaged_one_is_no_traceback(tmp_path: Path) -> None:
     """Other code may have other settings: its plan is refused for the code, and its page has a name nevertheless."""
     run = planned(tmp_path, arm="igpo", cell="k=8")
-    write_plan(run)
+    write_run(run)
     path = run.folder / PLAN
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "code": "0123456789ab", "of_tomorrow": 1}))
     with pytest.raises(ConfigError, match="0123456789ab where the run was planned"):
-        open_run(run.folder)
-    assert told_name(run.folder) == "igpo seed 0 k=8"
+        open_run(run.home, run.spec.run_key)
+    assert told_name(tmp_path, run.spec.run_key) == "igpo seed 0 k=8"
     path.write_text(json.dumps({**content, "of_tomorrow": 1}))
     with pytest.raises(ConfigError, match="of_tomorrow"):
-        open_run(run.folder)
+        open_run(run.home, run.spec.run_key)
     path.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        open_run(run.folder)
-    assert told_name(run.folder) == run.spec.run_key == told_name(tmp_path / run.spec.run_key)
+        open_run(run.home, run.spec.run_key)
+    assert told_name(tmp_path, run.spec.run_key) == run.spec.run_key == told_name(tmp_path / "none", run.spec.run_key)
 
 
 def test_runs_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_runs_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "runs").symlink_to(tmp_path / "disk")
     run = planned(tmp_path / "home")
-    write_plan(run)
-    assert open_run(run.folder) == run
+    write_run(run)
+    assert open_run(run.home, run.spec.run_key) == run
 
 
 def test_a_finished_run_without_a_whole_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_a_finished_run_keeps_its_plan(tmp_path: Path) -> None:
     """An arm that is called otherwise since is the same run, and MLflow has it under the name that it had."""
     before, after = planned(tmp_path, arm="old"), planned(tmp_path, arm="new")
     assert before.folder == after.folder
-    write_plan(before)
-    write_plan(after)
-    assert open_run(after.folder).spec.arm == "new"
+    write_run(before)
+    write_run(after)
+    assert open_run(after.home, after.spec.run_key).spec.arm == "new"
     after.result_file.write_text("{}")
-    write_plan(before)
-    assert open_run(after.folder).spec.arm == "new"
+    write_run(before)
+    assert open_run(after.home, after.spec.run_key).spec.arm == "new"
 
 
 def test_a_finished_run_keeps_the_last_and_the_best_weights(tmp_path: Path) -> None:

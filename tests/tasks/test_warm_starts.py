@@ -25,7 +25,7 @@ def test_nothing_of_it_stays_on_the_accelerator(
         experiment = experiment.model_copy(update={"warm_start": WarmStart.model_validate({"stages": [STAGE]})})
     asked: list[str] = []
     moved: list[str] = []
-    monkeypatch.setattr("igpo_core.environments.open_environment", lambda config, folder: taught[1])
+    monkeypatch.setattr(warm_starts, "open_environment", lambda config, folder: taught[1])
     monkeypatch.setattr(warm_starts, "device", lambda config: asked.append("device") or "cpu")
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, place: moved.append(place) or self)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
