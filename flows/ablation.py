@@ -28,6 +28,7 @@ from tasks.home import data_folder, home, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
+from tasks.runs.models import ready
 from tasks.secrets import require_judge
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def ablation(
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
         versions = published_versions(specification) or prepare_data(preset, set)["versions"]
+        for policy in {specification.cell_base(cell).policy for cell in specification.cells}:
+            ready(policy, home(), say)  # before several processes want it
         links = show_links(specification, specification.sweep(versions), say)
         while True:
             plan = make_plan(specification, versions)

@@ -44,6 +44,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
     from tasks.home import home
+    from tasks.runs.models import with_model
     from tasks.runs.together import meeting_address
     from tasks.secrets import require_judge
 
@@ -60,6 +61,9 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
     yield from (f"  warning: {warning}" for warning in data.warnings)
     environment = open_environment(costly, data.folder)
+    heard: list[str] = []
+    costly = with_model(costly, home(), heard.append)
+    yield from heard
     policy, shape = describe(costly, environment)
     yield from servers(costly, policy.protocol.prompt(environment.tasks("train")[0].text))
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
@@ -144,12 +148,14 @@ def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> in
     """
     from igpo_core.environments import open_environment
     from tasks.home import home
+    from tasks.runs.models import with_model
 
     left, base = [run for run in runs if not run.finished], specification.base
     timing = known_timing(home(), specification.name, base)
     if timing is not None:
         weights = timing.weights
     else:
+        base = with_model(base, home(), print)
         weights = trained_bytes(base, describe(base, open_environment(base, left[0].data))[1])
     return disk(len(left), len(missing_starts(left)), weights, simultaneous(specification))
 

@@ -22,6 +22,7 @@ from tasks.runs import planning
 from tasks.runs.devices import device
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.locks import locked
+from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, bring_up_to_date, drop_moments, open_run, told_name, write_plan
 from tasks.runs.processors import joined, processor
 from tasks.runs.together import Meeting, train_together
@@ -88,7 +89,7 @@ def train_run(run_key: str) -> dict[str, Any]:
     """
     open_home()
     say = run_log()
-    run = open_run(run_folder(run_key))
+    run = with_its_model(open_run(run_folder(run_key)), say)
     require_judge(run.spec.experiment)
     with locked(run.home, run_key, say) as lock:
         finished = run.result()
@@ -109,7 +110,7 @@ def warm_start(run_key: str) -> str:
     """
     open_home()
     say = run_log()
-    run = open_run(run_folder(run_key))
+    run = with_its_model(open_run(run_folder(run_key)), say)
     provide_data(run.spec.experiment.data, run.data, run.spec.sweep)
     found = run.start.exists()
     started = time.perf_counter()

@@ -48,9 +48,9 @@ def describe(config: ExperimentConfig, environment: "Environment") -> "tuple[Pol
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    name, remote = config.policy.name, remote_code(config.policy.name, config.policy)
+    name, remote = config.policy.source, remote_code(config.policy.source, config.policy)
     _require_safetensors(Path(name))
-    where = {"revision": config.policy.revision, **remote}
+    where = {"revision": None if config.policy.is_gguf else config.policy.revision, **remote}
     try:
         shape = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)

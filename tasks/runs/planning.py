@@ -55,9 +55,7 @@ def read_timing(home: Path, sweep: str) -> Timing | None:
 
 def policy_key(experiment: ExperimentConfig) -> str:
     """The same for experiments whose rollouts cost about the same: same policy, same kind of processor."""
-    return fingerprint(
-        experiment.policy.model_dump(mode="json"), experiment.training.device, experiment.training.threads
-    )
+    return fingerprint(experiment.policy.identity(), experiment.training.device, experiment.training.threads)
 
 
 def demonstrations(experiment: ExperimentConfig) -> int:
