@@ -150,7 +150,12 @@ class QuestionFiles(WorldSettings):
     )
     max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
-    max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
+    max_passage_words: int = Field(
+        100,
+        ge=1,
+        description="A longer passage of the corpus is split into parts of so many words, of which neighbours share a fourth; a "
+        "longer result of a web search is cut there.",
+    )
     open_words: int = Field(
         0,
         ge=0,

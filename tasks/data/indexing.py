@@ -40,7 +40,7 @@ def build_index(config: QuestionFiles, corpus: pandas.DataFrame, folder: Path) -
 
 def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
     """What a policy will meet: speed of the search and words of its observations, over test questions as queries."""
-    from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
+    from igpo_core.environments.qa import NO_RESULTS, CorpusEnvironment
 
     environment = CorpusEnvironment(config, folder)
     asked = environment.tasks("test")[:MEASURED]
@@ -56,5 +56,4 @@ def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
         "observation_words_mean": round(sum(words) / len(words), 1),
         "observation_words_max": words[-1],
         "passages_shown": len(lines),
-        "passages_cut": sum(line.endswith(f" {CUT}") for line in lines),
     }

@@ -10,7 +10,7 @@ from igpo_core.folders import checksums
 from tasks.secrets import provide
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of a folder's layout and of its summary.json: raise it when either changes
+FORMAT = 4  # of a folder's layout and of its summary.json: raise it when either changes
 
 
 def is_whole(folder: Path) -> bool:

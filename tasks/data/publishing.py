@@ -179,6 +179,7 @@ def publish(
                 "passages": None if tables.corpus is None else len(tables.corpus),
             },
             "dropped": tables.dropped,
+            "split": tables.split,
             "quarantined": validation.quarantined,
             "quarantined_by_rule": validation.counts,
             "warnings": validation.warnings,
@@ -212,6 +213,12 @@ def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
     ]
     if summary["passages"] is not None:
         rows.append({"what": "passages", "rows": summary["passages"]})
+    passages, parts = summary["split"]
+    if passages:
+        rows.append(
+            {"what": f"passages longer than {summary['config']['max_passage_words']} words, split", "rows": passages}
+        )
+        rows.append({"what": "parts of these", "rows": parts})
     rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
     rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
     rows.append({"what": "quarantined, all rules", "rows": summary["quarantined"]})

@@ -191,17 +191,14 @@ def _corpus_rules(config: DataConfig) -> list[Rule]:
         Rule("text not a stub", "text", "words_of_text", (SHORT_PASSAGE, None), "a heading or a stub", "warning"),
         Rule("text unique", "text", "text_copy", (None, 0), "a repeated text takes two places in results", "warning"),
     ]
-    if isinstance(config, QuestionFiles):
-        most = config.max_passage_words
-        rules.append(Rule("text shown whole", "text", "text_words", (None, most), f"cut after {most} words", "warning"))
-        if isinstance(config.search, BM25Search):
-            rules.append(
-                Rule(
-                    "script has spaces between words", "text", "unspaced", (None, 0),
-                    "bm25 searches languages as Chinese, Japanese or Thai by pairs of characters: search.kind=dense with a "
-                    "model of the language may find more", "warning",
-                )
-            )  # fmt: skip
+    if isinstance(config, QuestionFiles) and isinstance(config.search, BM25Search):
+        rules.append(
+            Rule(
+                "script has spaces between words", "text", "unspaced", (None, 0),
+                "bm25 searches languages as Chinese, Japanese or Thai by pairs of characters: search.kind=dense with a model of "
+                "the language may find more", "warning",
+            )
+        )  # fmt: skip
     return rules
 
 

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from igpo_core.config import QuestionFiles
+from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.errors import DataError
+from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
 from tasks.data.publishing import PublishedData, is_whole, prepare
 from tests.tasks.tables import GOOD, PASSAGES, files, row
@@ -159,3 +162,24 @@ def test_a_change_to_any_code_that_makes_data_is_noticed() -> None:
         used |= set(re.findall(r"^ *from tasks\.data\.(\w+) import", text, re.MULTILINE))
         others |= set(re.findall(r"^ *from tasks\.(?!data\.)([\w.]+) import", text, re.MULTILINE))
     assert used == set(data.CODE) and others <= {"secrets"}
+
+
+def test_a_long_passage_is_split_and_what_was_beyond_the_limit_is_found_with_its_title(tmp_path: Path) -> None:
+    """30 words in parts of 12 that share 3: starts 0, 9, 18. The answer is the last word."""
+    text = " ".join(["filler"] * 12 + ["more"] * 12 + ["the", "old", "mine", "closed", "in", "1931"])
+    passages = [*PASSAGES, {"passage_id": "p9", "title": "Zollverein", "text": text}]
+    asked = row(
+        "t", "test", question="When did the old mine close?", answers=["1931"], supporting_titles=["Zollverein"]
+    )
+    config = files(tmp_path, [*GOOD, asked], passages, max_passage_words=12, top_k=1)
+    folder = prepare(config, tmp_path / "home").folder
+    corpus = pandas.read_parquet(folder / "corpus.parquet")
+    parts = corpus[corpus["title"] == "Zollverein"]
+    assert parts["passage_id"].tolist() == ["p9", "p9#2", "p9#3"]
+    assert [part.split() for part in parts["text"]] == [text.split()[start : start + 12] for start in (0, 9, 18)]
+    environment = CorpusEnvironment(config, folder)
+    question = next(question for question in environment.tasks("test") if question.id == "t")
+    observation = environment.search([question.text])[0]
+    assert observation.text == "1. Zollverein: " + " ".join(text.split()[18:])
+    assert environment.exposes(question, observation.text)
+    assert environment.evidence(Episode(question, (), (observation,))) == [1.0]
