@@ -140,6 +140,11 @@ class QuestionFiles(WorldSettings):
     )
     search: SearchConfig = Field(default_factory=BM25Search)
     evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
+    trajectories: tuple[Path, ...] = Field(
+        (),
+        description="Files of expert trajectories in the messages form; a warm start learns from them with demonstrations: "
+        "{kind: files, use: trajectories}.",
+    )
     only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
     sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
     min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
@@ -185,7 +190,7 @@ class QuestionFiles(WorldSettings):
         """Return the environment over published questions and their index."""
         from igpo_core.environments.qa import CorpusEnvironment
 
-        return CorpusEnvironment(self, folder)
+        return CorpusEnvironment(self, folder, max_turns)
 
 
 DataConfig = Annotated[LookupWorld | AtlasWorld | CalculatorWorld | QuestionFiles, Field(discriminator="kind")]

@@ -120,10 +120,13 @@ PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind
 
 
 class FileDemonstrations(Settings):
-    """Demonstrations over a corpus: search for the supporting titles, then answer. They teach the format."""
+    """Demonstrations of questions from files. They teach the format, and what experts do where there are trajectories of theirs.
+
+    searches: train questions, searched for their supporting titles, then answered. trajectories: those of data.trajectories."""
 
     kind: Literal["files"] = "files"
-    max_searches: int = Field(2, ge=1)
+    use: Literal["searches", "trajectories"] = "searches"
+    max_searches: int = Field(2, ge=1, description="Of a demonstration that is made here (use: searches).")
 
 
 class WarmStartStage(Settings):

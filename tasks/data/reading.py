@@ -10,6 +10,7 @@ import pandas
 from igpo_core.config import DataConfig, QuestionFiles, Source, WebSearch
 from igpo_core.data import CORPUS_SCHEMA, load_corpus, load_questions
 from igpo_core.data.schema import DEFECT
+from igpo_core.data.trajectories import load_trajectories
 from igpo_core.text import windows
 
 OVERLAP = 4  # neighbouring parts of a long passage share a fourth of data.max_passage_words
@@ -24,6 +25,7 @@ class Tables:
     corpus: pandas.DataFrame | None
     dropped: dict[str, int]
     split: tuple[int, int] = (0, 0)
+    trajectories: pandas.DataFrame | None = None
 
 
 def on_this_machine(config: DataConfig) -> DataConfig:
@@ -36,6 +38,7 @@ def on_this_machine(config: DataConfig) -> DataConfig:
         "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
         "corpus": tuple(fetched(path) for path in config.corpus),
         "evaluation": fetched(config.evaluation) if config.evaluation else None,
+        "trajectories": tuple(fetched(path) for path in config.trajectories),
     }
     return config.model_copy(update=found)
 
@@ -73,7 +76,11 @@ def _read_files(config: QuestionFiles) -> Tables:
         from igpo_core.retrieval.web import search_key
 
         search_key(config.search)
-    return Tables(questions.reset_index(drop=True), corpus, dropped, split)
+    trajectories = None
+    if config.trajectories:
+        read_files = [load_trajectories(path, config.interface) for path in config.trajectories]
+        trajectories = pandas.concat(read_files).reset_index(drop=True)
+    return Tables(questions.reset_index(drop=True), corpus, dropped, split, trajectories)
 
 
 def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:

@@ -1,6 +1,8 @@
 """Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
 
 import fcntl
+import json
+import random
 import re
 import subprocess
 import sys
@@ -11,13 +13,14 @@ from typing import Any
 import pandas
 import pytest
 
-from igpo_core.config import QuestionFiles
+from igpo_core.config import FileDemonstrations, QuestionFiles
+from igpo_core.environments.base import Demonstration
 from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.errors import DataError
 from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
-from tasks.data.publishing import PublishedData, is_whole, prepare
-from tests.tasks.tables import GOOD, PASSAGES, files, row
+from tasks.data.publishing import PublishedData, is_whole, prepare, summary_rows
+from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,3 +186,46 @@ def test_a_long_passage_is_split_and_what_was_beyond_the_limit_is_found_with_its
     assert observation.text == "1. Zollverein: " + " ".join(text.split()[18:])
     assert environment.exposes(question, observation.text)
     assert environment.evidence(Episode(question, (), (observation,))) == [1.0]
+
+
+def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
+    searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
+    return {
+        "id": name,
+        "messages": [{"role": "user", "content": question}, *searches, {"role": "assistant", "content": answer}],
+    }
+
+
+def test_trajectories_are_published_and_bad_ones_quarantined(tmp_path: Path) -> None:
+    rows = [
+        trajectory("t1", "How far is it?"),
+        trajectory("t2", "How near is it?", turns=4),
+        trajectory("heldout", "question  G3"),  # as g3 of test asks
+        trajectory("t1", "Again?"),
+        trajectory("wordy", "How long?", "one two three four"),
+        {"id": "odd", "messages": [{"role": "user", "content": "?"}]},
+    ]
+    config = files(tmp_path, GOOD, trajectories=[lines(tmp_path / "t.jsonl", rows)], max_answer_words=3)
+    published = prepare(config, tmp_path / "home")
+    assert published.quarantine_by_rule == {
+        "trajectories: readable": 1, "trajectories: id unique": 1, "trajectories: question of train": 1,
+        "trajectories: answer length": 1,
+    }  # fmt: skip
+    quarantine = [json.loads(line) for line in (published.folder / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["id"]: entry["found"] for entry in quarantine}["heldout"] == "asked_in = test"
+    assert {"what": "trajectories", "rows": 2} in summary_rows(published)
+    demonstrations = FileDemonstrations(use="trajectories")
+    drawn = CorpusEnvironment(config, published.folder, 4).demonstrations(random.Random(0), 20, demonstrations)
+    assert {item.question.id for item in drawn if isinstance(item, Demonstration)} == {"t1"}  # t2 has five turns
+    drawn = CorpusEnvironment(config, published.folder, 5).demonstrations(random.Random(0), 20, demonstrations)
+    assert {item.question.id for item in drawn if isinstance(item, Demonstration)} == {"t1", "t2"}
+    with pytest.raises(DataError, match="raise it to 2 or more"):
+        CorpusEnvironment(config, published.folder, 1).demonstrations(random.Random(0), 1, demonstrations)
+    other = files(tmp_path / "other", GOOD, trajectories=[lines(tmp_path / "u.jsonl", rows[:2])], max_answer_words=3)
+    assert prepare(other, tmp_path / "home").version == published.version
+    fewer = files(tmp_path / "fewer", GOOD, trajectories=[lines(tmp_path / "v.jsonl", rows[:1])], max_answer_words=3)
+    assert prepare(fewer, tmp_path / "home").version != published.version
+    bad = files(tmp_path / "bad", GOOD, trajectories=[lines(tmp_path / "w.jsonl", rows[5:])])
+    with pytest.raises(DataError, match="0 good trajectories of 1"):
+        prepare(bad, tmp_path / "home")
