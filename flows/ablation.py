@@ -23,12 +23,13 @@ from flows.work import announce, runs_of, simultaneous
 from igpo_core.config import AblationSpecification, Plan, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
-from tasks.data.published import mark_whole
+from tasks.data.published import count_train, mark_whole
 from tasks.home import data_folder, home, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
 from tasks.runs.models import ready
+from tasks.runs.warm_starts import learnt_by_heart
 from tasks.secrets import require_judge
 
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ def ablation(
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
         versions = published_versions(specification) or prepare_data(preset, set)["versions"]
-        for policy in {specification.cell_base(cell).policy for cell in specification.cells}:
-            ready(policy, home(), say)  # before several processes want it
+        for cell, version in versions.items():
+            base = specification.cell_base(cell)
+            for line in learnt_by_heart(base, count_train(data_folder(version))):
+                say(f"warning: {line}")
+            ready(base.policy, home(), say)  # before several processes want it
         links = show_links(specification, specification.sweep(versions), say)
         while True:
             plan = make_plan(specification, versions)

@@ -27,14 +27,13 @@ from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder, write_json
 from igpo_core.locks import held
 from tasks.data.indexing import build_index, index_settings, measure_search
-from tasks.data.published import FORMAT, MANIFEST, is_whole
+from tasks.data.published import FORMAT, MANIFEST, SUMMARY, is_whole
 from tasks.data.reading import Tables, on_this_machine, read
 from tasks.secrets import provide
 
 if TYPE_CHECKING:
     from tasks.data.validation import Validation
 
-SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
 CODE = ("columns", "indexing", "published", "publishing", "reading", "validation")

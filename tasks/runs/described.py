@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpo_core.config import ExperimentConfig, NewPolicy
+from igpo_core.environments.base import Demonstration
 from igpo_core.errors import ConfigError
+from tasks.runs.planning import Tokens
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
     from igpo_core.estimates import Shape
     from igpo_core.policies import Policy
+
+LOOKED_AT = 16  # demonstrations
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,21 @@ def first_batch(config: ExperimentConfig, environment: "Environment", policy: "P
     turns = config.rollout.max_turns
     whole = prompt + turns * config.rollout.max_new_tokens + (turns - 1) * observation
     return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
+
+
+def usual_tokens(config: ExperimentConfig, environment: "Environment", policy: "Policy", lengths: Lengths) -> Tokens:
+    """Return the tokens of a usual trajectory: that of a demonstration, after which trajectories are long, or half of what is
+    allowed where none is taught."""
+    from igpo_core.seeds import python_rng
+    from igpo_core.warmstart import render
+
+    stages = config.warm_start.stages if config.warm_start else ()
+    if not stages:
+        turns = config.rollout.max_turns / 2
+        return Tokens(lengths.trajectory / 2, turns * config.rollout.max_new_tokens, turns * lengths.probe, 0.0)
+    drawn = environment.demonstrations(python_rng(config.seed, "usual tokens"), LOOKED_AT, stages[-1].demonstrations)
+    examples = [render(policy.protocol, item) for item in drawn]
+    tokens = statistics.mean(len(example.ids) for example in examples)
+    sampled = statistics.mean(sum(map(bool, example.weights)) for example in examples)
+    turns = statistics.mean(len(item.turns) if isinstance(item, Demonstration) else 1 for item in drawn)
+    return Tokens(tokens, sampled, turns * lengths.probe, tokens)

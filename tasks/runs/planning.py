@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from igpo_core.config import ExperimentConfig, fingerprint
 from igpo_core.folders import write_json
 
 if TYPE_CHECKING:
+    from igpo_core.estimates import Shape
     from tasks.runs.planned import Run, Say
 
 # weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
@@ -24,6 +25,20 @@ KEPT = 3
 COPIES = 2 * 3 + 1 + 1
 STARTING = 4.0  # seconds from the start of a run's process to its first step and at its end, on two cores
 REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
+
+
+# share of Speed that a step on a CPU reaches: SmolLM2-135M on two cores of an AMD EPYC, float32, 2026-11-26, .65 to .85
+REACHED = 0.75
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of a trajectory: all, those that the policy samples, those of its probes; and of a demonstration."""
+
+    trajectory: float
+    sampled: float
+    probes: float
+    demonstration: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,55 @@ def time_a_step(run: "Run", seconds: float | None, say: "Say") -> Timing:
     rollout = (step - metrics["time/update"]) / rollouts
     weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
     return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What this machine reaches with so many threads: operations a second of a square product in float32, and bytes a second that
+    are read and written."""
+
+    operations: float
+    bandwidth: float
+
+
+def measure_speed(threads: int) -> Speed:
+    """Return this machine's speed, measured in less than a second. Other work on it slows it down."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    square, large = torch.ones(1024, 1024), torch.ones(2**24)
+    try:
+        product = _fastest(lambda: square @ square)
+        copy = _fastest(large.clone)
+    finally:
+        torch.set_num_threads(before)
+    return Speed(2 * 1024**3 / product, 2 * large.nbytes / copy)
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of ten times."""
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def count_timing(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, speed: Speed, weights: int) -> Timing:
+    """Return what steps and warm start would take by their operations, where none was timed."""
+    from igpo_core.estimates import work
+
+    rollout = experiment.rollout
+    count = rollout.questions * rollout.group_size
+    step = work(shape, experiment, tokens=tokens.trajectory, sampled=tokens.sampled, probes=tokens.probes)
+    sampling = replace(step, update=0.0).seconds(speed.operations, speed.bandwidth, REACHED) / count
+    taught = demonstrations(experiment)
+    # three passes, each of two operations a weight
+    learning = 6 * shape.parameters * tokens.demonstration * taught / speed.operations / REACHED
+    seconds = step.seconds(speed.operations, speed.bandwidth, REACHED)
+    return Timing(seconds, count, sampling, learning if taught else None, weights, policy_key(experiment), taught)
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

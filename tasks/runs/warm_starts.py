@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import ExperimentConfig, PretrainedPolicy
+from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy
 from tasks.runs.devices import device
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, Say
@@ -14,6 +14,8 @@ from tasks.runs.planned import Run, Say
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
     from igpo_core.policies import Policy
+
+MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 
 
 def start_of(experiment: ExperimentConfig) -> str:
@@ -31,6 +33,22 @@ def untrained(base: Mapping[str, Any]) -> list[str]:
     return [
         "THE POLICY IS UNTRAINED: it is new (policy.kind: new) and has no warm start, so every score will be near zero. Add a "
         "warm_start, or take over a base that has one: base: {from: outcome-vs-igpo, ...} (docs/experiments.md)"
+    ]
+
+
+def learnt_by_heart(experiment: ExperimentConfig, train: int) -> list[str]:
+    """Return a loud line where a warm start is made of few questions from files, each shown again and again. train: questions."""
+    taught = sum(
+        stage.steps * stage.batch_size
+        for stage in (experiment.warm_start.stages if experiment.warm_start else ())
+        if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == "searches"
+    )
+    if taught <= MOST_REPEATS * train:
+        return []
+    return [
+        f"THE WARM START IS LEARNT BY HEART: {taught} demonstrations are made of {train} train questions, {taught / train:.0f} "
+        "times each. Training then starts from questions whose answers the policy knows, and what arms differ by on these says "
+        "nothing of the method: a comparison on such data carries no verdict. Give more questions (data.questions, data.corpus)"
     ]
 
 

@@ -131,7 +131,7 @@ def test_a_warm_start_asks_for_trajectories_only_where_there_are_some() -> None:
         "policy": {"kind": "pretrained", "name": "a/b"},
         "warm_start": {"stages": [stage]},
     }
-    with pytest.raises(ValueError, match="stage 1 has use: trajectories, and data.trajectories names no file"):
+    with pytest.raises(ValueError, match="stage 1 has use: trajectories, and data"):
         ExperimentConfig.model_validate(content)
     ExperimentConfig.model_validate({**content, "data": {**content["data"], "trajectories": ["t"]}})  # type: ignore[dict-item]
 
