@@ -6,6 +6,7 @@ seeds and the same rollout budget; arms differ in the reward alone (igpo_core/co
 
 import itertools
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
@@ -74,11 +75,7 @@ def ablation(
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(home(), f"sweep-{flow_run.id}", say):
         versions = published_versions(specification) or prepare_data(preset, set)["versions"]
-        for cell, version in versions.items():
-            base = specification.cell_base(cell)
-            for line in learnt_by_heart(base, count_train(data_folder(version))):
-                say(f"warning: {line}")
-            ready(base.policy, home(), say)  # before several processes want it
+        make_ready(specification, versions, say)
         links = show_links(specification, specification.sweep(versions), say)
         while True:
             plan = make_plan(specification, versions)
@@ -104,6 +101,15 @@ def ablation(
         "failed": failed,
         "links": links,
     }
+
+
+def make_ready(specification: AblationSpecification, versions: Mapping[str, str], say: Say) -> None:
+    """Convert models in GGUF files before several processes want them, and say which warm starts are learnt by heart."""
+    for cell, version in versions.items():
+        base = specification.cell_base(cell)
+        for line in learnt_by_heart(base, count_train(data_folder(version))):
+            say(f"warning: {line}")
+        ready(base.policy, home(), say)
 
 
 def make_runs(plan: Plan, where: Where, workers: int, say: Say) -> dict[str, str]:

@@ -105,8 +105,7 @@ def validate(
 
     titles: set[str] | None = None
     if corpus is not None:
-        corpus = check("corpus", corpus, derive_corpus(corpus), _corpus_rules(config))
-        corpus = corpus[list(CORPUS_SCHEMA)]
+        corpus = check("corpus", corpus, derive_corpus(corpus), _corpus_rules(config))[list(CORPUS_SCHEMA)]
         titles = set(corpus["title"])
     longest = config.max_answer_words if isinstance(config, QuestionFiles) else None
     derived, usable = derive_questions(questions, titles, longest, config)
@@ -120,17 +119,10 @@ def validate(
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
     names = quarantine["table"] + ": " + quarantine["rule"]
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
+    good = good[list(QUESTION_SCHEMA)]
     return Validation(
-        good[list(QUESTION_SCHEMA)],
-        corpus,
-        quarantine,
-        counts,
-        quarantined,
-        warnings,
-        remedies,
-        data_docs,
-        trajectories,
-    )
+        good, corpus, quarantine, counts, quarantined, warnings, remedies, data_docs, trajectories
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- rules
