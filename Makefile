@@ -30,12 +30,13 @@ PIP   := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version
 # not in the lock, for its builds differ by index under one version: TORCH_INDEX is asked for torch alone, after all others are there
 TORCH := torch==2.13.0
 
-.PHONY: help environment ablation dry-run test lint format up down status send prune worker bench wheel
+.PHONY: help environment ablation dry-run test lint format up down status send prune worker bench wheel model
 
 help:
 	@echo "make ablation [PRESET=outcome-vs-igpo] [ARGS='--arms a,b --seeds 0,1']   set up, run and compare a sweep"
 	@echo "make test      set up, ruff and the tests      make lint     ruff and mypy alone     make format   ruff format"
 	@echo "make dry-run [PRESET=..]   what a preset would do and need, in seconds; nothing is trained"
+	@echo "make model     a small pretrained model without a hub (93 MB); or a GGUF file of your own: ARGS=<file>"
 	@echo "make up        MLflow, Prefect server, deployments and a worker on this machine; prints their links"
 	@echo "make status    what runs                     make down     ends what up and ablation started"
 	@echo "make send      sends what runs owe to MLflow, after it was away or lost something"
@@ -79,6 +80,9 @@ ablation: environment
 
 dry-run: environment
 	@$(BIN)/python -m flows.dry_run $(PRESET) $(ARGS)
+
+model: environment
+	@$(BIN)/python -m tasks.runs.models $(ARGS)
 
 test: environment
 	@$(BIN)/ruff check .

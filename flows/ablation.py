@@ -6,7 +6,8 @@ seeds and the same rollout budget; arms differ in the reward alone (igpo_core/co
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
@@ -24,13 +25,15 @@ from flows.work import announce, simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
-from tasks.data.published import mark_whole
-from tasks.home import open_home
+from tasks.data.published import count_train, mark_whole
+from tasks.home import data_folder, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
+from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
+from tasks.runs.planning import learnt_by_heart
 from tasks.secrets import require_judge
 
 
@@ -70,6 +73,7 @@ def ablation(
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time
     with locked(igpo_home, f"sweep-{flow_run.id}", say):
         versions = versions_of(specification)
+        make_ready(specification, versions, igpo_home, say)
         links = show_links(specification, specification.sweep(versions), say)
         while True:
             plan = make_plan(request.specification, versions)
@@ -96,6 +100,15 @@ def ablation(
         "failed": failed,
         "links": links,
     }
+
+
+def make_ready(specification: AblationSpecification, versions: Mapping[str, str], home: Path, say: Say) -> None:
+    """Convert models in GGUF files before several processes want them, and say which warm starts are learnt by heart."""
+    for cell, version in versions.items():
+        base = specification.cell_base(cell)
+        for line in learnt_by_heart(base, count_train(data_folder(version))):
+            say(f"warning: {line}")
+        ready(base.policy, home, say)
 
 
 def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict[str, str]:

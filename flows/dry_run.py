@@ -16,15 +16,28 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from flows.presets import load_specification, setting
-from flows.work import announce, missing_starts, simultaneous, whole, whole_seconds, write_minutes
+from flows.work import announce, missing_starts, simultaneous, sweep_seconds, whole, write_minutes
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError
 from igpo_core.protocol import ChatProtocol
 from igpo_core.rollout.serving import Connection
 from tasks.home import home, open_home
+from tasks.runs.models import with_model
 from tasks.runs.planned import Run
-from tasks.runs.planning import disk, free_space, known_timing, run_seconds, spell, warm_start_seconds
+from tasks.runs.planning import (
+    REACHED,
+    Tokens,
+    count_timing,
+    disk,
+    free_space,
+    known_timing,
+    learnt_by_heart,
+    measure_speed,
+    run_seconds,
+    spell,
+    warm_start_seconds,
+)
 from tasks.runs.together import meeting_address
 from tasks.secrets import require_judge
 
@@ -49,7 +62,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     from igpo_core.data import SPLITS  # pandas and torch take seconds: a wrong name is told before
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
-    from tasks.runs.described import describe, first_batch
+    from tasks.runs.described import describe, first_batch, usual_tokens
 
     specification = load_specification(preset, changes)
     workers = simultaneous(specification)
@@ -62,8 +75,11 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     data = prepare(costly.data, home())
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
-    yield from (f"  warning: {warning}" for warning in data.warnings)
+    yield from (f"  warning: {line}" for line in (*data.warnings, *learnt_by_heart(costly, data.counts["train"])))
     environment = open_environment(costly, data.folder)
+    heard: list[str] = []
+    costly = with_model(costly, home(), heard.append)
+    yield from heard
     policy, shape = describe(costly, environment)
     yield from servers(costly, policy.protocol.prompt(environment.tasks("train")[0].text))
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
@@ -85,7 +101,8 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     if unsaid:
         yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, workers)
-    yield from spent(preset, specification, shape, home())
+    usual = usual_tokens(costly, environment, policy, lengths)
+    yield from spent(preset, specification, costly, shape, usual, home())
     write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
@@ -105,8 +122,15 @@ def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
         yield f"rollout server {url} answers with {name} and takes weights; what it needs itself is not counted below"
 
 
-def spent(preset: str, specification: AblationSpecification, shape: "Shape", home: Path) -> Iterator[str]:
-    """Disk, and time on this machine as far as it was timed, of all runs from nothing."""
+def spent(
+    preset: str,
+    specification: AblationSpecification,
+    costly: ExperimentConfig,
+    shape: "Shape",
+    usual: Tokens,
+    home: Path,
+) -> Iterator[str]:
+    """Disk, and time on this machine, timed or (on its processor) counted, of all runs from nothing."""
     runs, starts = whole(specification)
     timing = known_timing(home, specification.name, specification.base)
     weights = timing.weights if timing else trained_bytes(specification.base, shape)
@@ -119,17 +143,26 @@ def spent(preset: str, specification: AblationSpecification, shape: "Shape", hom
     )
     if needed > free:
         yield "  warning: the disk will be full before the sweep ends"
-    seconds = whole_seconds(specification, home)
-    if timing is None or seconds is None:
+    if costly.training.world > 1 or (timing is None and costly.training.device != "cpu"):
         yield (
             "time: no step of such a policy was timed on this machine yet. The sweep itself times one after its first warm "
             f"start and says how long the rest takes: make ablation PRESET={preset}"
         )
         return
+    how = "took {:.2g} s here"
+    if timing is None:
+        speed = measure_speed(costly.training.threads)
+        timing = count_timing(costly, shape, usual, speed, weights)
+        how = (
+            "{:.2g} s by its operations, of which "
+            f"{REACHED:.0%} of {speed.operations / 1e9:.0f} GFLOP/s are reached, as {costly.training.threads} threads were just "
+            "seen to; the sweep times one after its first warm start"
+        )
+    seconds = sweep_seconds(specification, timing)
     yield (
         f"time on this machine: about {spell(seconds)} from nothing, {workers} at a time: a warm start about "
         f"{spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(runs[0], timing))} (a step of "
-        f"{timing.rollouts} rollouts took {timing.step:.2g} s here)"
+        f"{timing.rollouts} rollouts {how.format(timing.step)})"
     )
 
 
@@ -151,6 +184,7 @@ def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> in
     if timing is not None:
         weights = timing.weights
     else:
+        base = with_model(base, home(), print)
         weights = trained_bytes(base, describe(base, open_environment(base, left[0].data))[1])
     return disk(len(left), len(missing_starts(left)), weights, simultaneous(specification))
 

@@ -240,6 +240,7 @@ def from_project(data: DataConfig) -> DataConfig:
         "questions": tuple(file.model_copy(update={"path": placed(file.path)}) for file in data.questions),
         "corpus": tuple(placed(path) for path in data.corpus),
         "evaluation": placed(data.evaluation) if data.evaluation else None,
+        "trajectories": tuple(placed(path) for path in data.trajectories),
     }
     return data.model_copy(update=found)
 

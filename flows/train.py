@@ -21,6 +21,7 @@ from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.runs import planning
 from tasks.runs.devices import device
 from tasks.runs.locks import locked
+from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
 from tasks.runs.processors import processor
 from tasks.runs.together import Meeting, train_together
@@ -78,7 +79,8 @@ def train_run(run_key: str) -> dict[str, Any]:
     """
     from tasks.runs.warm_starts import ensure_warm_start  # torch takes seconds
 
-    run, say = open_run(open_home(), run_key), run_log()
+    say = run_log()
+    run = with_its_model(open_run(open_home(), run_key), say)
     require_judge(run.spec.experiment)
     with locked(run.home, run.spec.run_key, say) as lock:
         finished = run.result()
@@ -100,7 +102,8 @@ def warm_start(run_key: str) -> str:
     from tasks.runs.training import time_a_step
     from tasks.runs.warm_starts import ensure_warm_start
 
-    run, say = open_run(open_home(), run_key), run_log()
+    say = run_log()
+    run = with_its_model(open_run(open_home(), run_key), say)
     provide_data(run.spec.experiment.data, run.data, run.spec.sweep)
     found = run.start.exists()
     started = time.perf_counter()

@@ -8,6 +8,7 @@ from flows.presets import load_specification, presets
 from igpo_core.config import AblationSpecification, ExperimentConfig, code_version, warm_start_key
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
+from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.devices import accelerators, at_a_time
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
@@ -44,8 +45,13 @@ def announce(specification: AblationSpecification, workers: int) -> str:
         ignored = specification.ignored_factors(arm)
         if ignored:
             lines.append(f"{arm} ignores {', '.join(ignored)}: one run a seed serves all its levels")
+    needed = seeds_for_verdict(max(1, len(specification.arms) - 1))
     if len(specification.seeds) == 1:
         lines.append("warning: one seed has no interval; a difference of one seed says little")
+    elif max(len(specification.seeds), specification.until.seeds if specification.until else 0) < needed:
+        lines.append(
+            f"warning: {len(specification.seeds)} seeds carry no verdict, whatever they show: that takes {needed} of them"
+        )
     return "\n".join(lines)
 
 
@@ -92,6 +98,11 @@ def whole_seconds(specification: AblationSpecification, home: Path) -> float | N
     timing = known_timing(home, specification.name, specification.base)
     if timing is None or specification.base.training.world > 1:
         return None
+    return sweep_seconds(specification, timing)
+
+
+def sweep_seconds(specification: AblationSpecification, timing: Timing) -> float:
+    """Of all runs and warm starts, with as many runs at a time as there are."""
     runs, starts = whole(specification)
     seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
     return seconds / min(simultaneous(specification), len(runs))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.config.policy import is_gguf
 from igpo_core.environments.base import Environment, Interface
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.models import (
@@ -86,7 +87,7 @@ def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
     ConfigError where its window is too short.
     """
     if isinstance(config.policy, PretrainedPolicy):
-        return load_policy(config.policy.name, config)
+        return load_policy(config.policy.source, config)
     if config.policy.tokenizer == "words":
         tokenizer = word_tokenizer(environment.vocabulary())
     else:
@@ -104,6 +105,10 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if is_gguf(str(name)):
+        raise ConfigError(
+            f"{name}: a GGUF file is converted first (igpo_core.gguf.convert); give the folder that it became"
+        )
     settings = config.policy if isinstance(config.policy, PretrainedPolicy) else PretrainedPolicy(name=str(name))
     if settings.trust_remote_code and _needs_code(Path(name), settings):
         return _trained_of(Path(name), settings, config)

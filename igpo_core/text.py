@@ -108,6 +108,31 @@ def first_words(text: str, most: int) -> str | None:
     return None
 
 
+def windows(text: str, most: int, overlap: int) -> list[str]:
+    """Return a text in parts of `most` words, as count_words counts them, with single spaces; the text itself where it has no
+    more.
+
+    Neighbours share at least `overlap` words, so that any `overlap` + 1 words in a row stand whole in one part. Parts are as few
+    as can be, spread evenly. Raises ValueError where overlap is not below most.
+    """
+    if not 0 <= overlap < most:
+        raise ValueError(f"overlap={overlap} of parts of {most} words: it must be below that")
+    units = [unit for piece in text.split() for unit in _units(piece)]
+    if len(units) <= most:
+        return [text]
+    gaps = -(-(len(units) - most) // (most - overlap))
+    starts = [number * (len(units) - most) // gaps for number in range(gaps + 1)]
+    return ["".join(units[start : start + most]).strip() for start in starts]
+
+
+def _units(piece: str) -> list[str]:
+    """A piece between spaces as its words, which begin with a space where one stands before them."""
+    starts = [] if piece.isascii() else [pair.start() for pair in _PAIR.finditer(piece)]
+    starts = [0, *starts[1:]]  # what stands behind a pair belongs to it
+    parts = [piece[start:end] for start, end in zip(starts, [*starts[1:], len(piece)], strict=True)]
+    return [" " + parts[0], *parts[1:]]
+
+
 def _words_in(piece: str) -> int:
     """Words of a piece between spaces: one, and one for each two characters of scripts without spaces."""
     pairs = sum(1 for _ in _PAIR.finditer(piece))

@@ -140,6 +140,11 @@ class QuestionFiles(WorldSettings):
     )
     search: SearchConfig = Field(default_factory=BM25Search)
     evaluation: Path | None = Field(None, description="A question file whose rows become the test split.")
+    trajectories: tuple[Path, ...] = Field(
+        (),
+        description="Files of expert trajectories in the messages form; a warm start learns from them with demonstrations: "
+        "{kind: files, use: trajectories}.",
+    )
     only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
     sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
     min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
@@ -150,7 +155,12 @@ class QuestionFiles(WorldSettings):
     )
     max_answer_words: int = Field(30, ge=1, description="Longer aliases are dropped; a row left with none is bad.")
     top_k: int = Field(5, ge=1, le=100, description="Passages in an observation.")
-    max_passage_words: int = Field(100, ge=1, description="A longer passage is cut there in the observation.")
+    max_passage_words: int = Field(
+        100,
+        ge=1,
+        description="A longer passage of the corpus is split into parts of so many words, of which neighbours share a fourth; a "
+        "longer result of a web search is cut there.",
+    )
     open_words: int = Field(
         0,
         ge=0,
@@ -180,7 +190,7 @@ class QuestionFiles(WorldSettings):
         """Return the environment over published questions and their index."""
         from igpo_core.environments.qa import CorpusEnvironment
 
-        return CorpusEnvironment(self, folder)
+        return CorpusEnvironment(self, folder, max_turns)
 
 
 DataConfig = Annotated[LookupWorld | AtlasWorld | CalculatorWorld | QuestionFiles, Field(discriminator="kind")]

@@ -2,8 +2,8 @@
 
 from pydantic import Field, model_validator
 
-from igpo_core.config.data import DataConfig
-from igpo_core.config.policy import NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
+from igpo_core.config.data import DataConfig, QuestionFiles
+from igpo_core.config.policy import FileDemonstrations, NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
 from igpo_core.config.reward import OutcomeAndGain, RewardConfig, TurnGains
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
 from igpo_core.environments.base import NEEDS
@@ -78,4 +78,19 @@ class ExperimentConfig(Settings):
                     f"warm_start stage {number} has demonstrations of kind {stage.demonstrations.kind!r} but data is of "
                     f"kind {self.data.kind!r}: use kind {self.data.kind!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trajectories_are_given(self) -> "ExperimentConfig":
+        asked = [
+            number
+            for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1)
+            if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == "trajectories"
+        ]
+        given = isinstance(self.data, QuestionFiles) and bool(self.data.trajectories)
+        if asked and not given:
+            raise ValueError(
+                f"warm_start stage {asked[0]} has use: trajectories, and data.trajectories names no file: name one, or use: "
+                "searches"
+            )
         return self

@@ -106,7 +106,7 @@ def warm_start_key(experiment: ExperimentConfig, data_version: str, code: str) -
     """Return twelve hex digits that change with everything that a warm start depends on, and with nothing that tells arms
     apart."""
     relevant = {
-        "policy": experiment.policy.model_dump(mode="json"),
+        "policy": experiment.policy.identity(),
         "stages": experiment.warm_start.model_dump(mode="json") if experiment.warm_start else None,
         "rollout": [experiment.rollout.max_turns, experiment.rollout.max_tokens],
         "batch": experiment.optimizer.tokens_per_batch,

@@ -1,6 +1,7 @@
 """The policy, and the supervised stages that it may start from."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,7 +9,14 @@ from pydantic import Field, model_validator
 from igpo_core.environments.atlas import AtlasDemonstrations
 from igpo_core.environments.calculator import CalculatorDemonstrations
 from igpo_core.environments.lookup import LookupDemonstrations
-from igpo_core.settings import Settings, Share
+from igpo_core.settings import WHERE, Settings, Share
+
+GGUF = ".gguf"
+
+
+def is_gguf(name: str) -> bool:
+    """Return whether a policy's name means a GGUF file."""
+    return name.endswith(GGUF)
 
 
 class Lora(Settings):
@@ -47,11 +55,20 @@ class NewPolicy(Settings):
 
 
 class PretrainedPolicy(Settings):
-    """A causal LM with a chat template, from a hub name or a folder; safetensors only, remote code off unless asked for."""
+    """A causal LM with a chat template, from a hub name, a folder or a GGUF file, of which safetensors are made once; no other
+    weights are read, and remote code is off unless asked for."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(min_length=1, description="Hub name or path.")
-    revision: str | None = None
+    name: str = Field(
+        min_length=1,
+        description="Hub name, folder, GGUF file, or package:<module>/<file>.gguf for a GGUF file in an installed package.",
+    )
+    revision: str | None = Field(None, description="Commit of the hub; of a GGUF file its SHA-256.")
+    converted: Path | None = Field(
+        None,
+        description="The folder with the safetensors of a GGUF file. The laboratory fills it in.",
+        json_schema_extra=WHERE,
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="What is computed in. Trained weights are float32 in either case: with bfloat16 they are cast as they "
@@ -63,6 +80,31 @@ class PretrainedPolicy(Settings):
         description="Run the code that comes with the model, at the commit of revision. Know whose it is. No other model's code "
         "runs, whatever `evaluate` is given.",
     )
+
+    @property
+    def is_gguf(self) -> bool:
+        """Return whether the name means a GGUF file."""
+        return is_gguf(self.name)
+
+    @property
+    def source(self) -> str:
+        """Return what transformers loads: a hub name or a folder."""
+        return str(self.converted or self.name)
+
+    @model_validator(mode="after")
+    def _gguf_is_converted(self) -> "PretrainedPolicy":
+        if self.is_gguf and self.trust_remote_code:
+            raise ValueError(f"policy.trust_remote_code: a GGUF file ({self.name}) holds no code; leave it out")
+        if self.is_gguf and self.revision is not None and not re.fullmatch("[0-9a-f]{64}", self.revision):
+            raise ValueError(
+                f"policy.revision={self.revision}: of a GGUF file ({self.name}) it is the file's SHA-256, 64 hex digits "
+                "(sha256sum)"
+            )
+        if self.converted is not None and not self.is_gguf:
+            raise ValueError(
+                f"policy.converted belongs to a GGUF file, and policy.name={self.name} is none: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _code_is_pinned(self) -> "PretrainedPolicy":
@@ -78,10 +120,13 @@ PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind
 
 
 class FileDemonstrations(Settings):
-    """Demonstrations over a corpus: search for the supporting titles, then answer. They teach the format."""
+    """Demonstrations of questions from files. They teach the format, and what experts do where there are trajectories of theirs.
+
+    searches: train questions, searched for their supporting titles, then answered. trajectories: those of data.trajectories."""
 
     kind: Literal["files"] = "files"
-    max_searches: int = Field(2, ge=1)
+    use: Literal["searches", "trajectories"] = "searches"
+    max_searches: int = Field(2, ge=1, description="Of a demonstration that is made here (use: searches).")
 
 
 class WarmStartStage(Settings):

@@ -22,7 +22,16 @@ _CSV_FIELD_LIMIT = 2**24
 MAX_CELLS = 100_000_000  # of a parquet file, rows times columns: empty ones take no room in it, but in memory
 
 # Columns in which popular copies hold JSON as text, where the official files have lists and objects.
-_JSON_COLUMNS = ("context", "supporting_facts", "evidences", "paragraphs", "prompt", "reward_model", "extra_info")
+_JSON_COLUMNS = (
+    "context",
+    "supporting_facts",
+    "evidences",
+    "paragraphs",
+    "prompt",
+    "reward_model",
+    "extra_info",
+    "messages",
+)
 
 
 @dataclass(frozen=True)

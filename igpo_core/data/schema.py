@@ -32,6 +32,9 @@ QUESTION_SCHEMA: Mapping[str, Kind] = {
     "answerable": "flag",  # False: the table says that its corpus cannot answer it
 }
 CORPUS_SCHEMA: Mapping[str, Kind] = {"passage_id": "text", "title": "text", "text": "text"}
+# Expert trajectories (igpo_core/data/trajectories.py). turns: a JSON list of {thought, tool, arguments, observation} or
+# {thought, answer}.
+TRAJECTORY_SCHEMA: Mapping[str, Kind] = {"id": "text", "question": "text", "answer": "text", "turns": "text"}
 
 # Only in loaded frames, not in published tables: why the row cannot be used, or missing when it can.
 DEFECT = "defect"
@@ -49,12 +52,12 @@ _DTYPES = {"text": "str", "optional text": "str", "texts": "object", "optional i
 
 
 def content_hash(frame: pandas.DataFrame) -> str:
-    """Twelve hex digits of a question or passage table's content: its version.
+    """Twelve hex digits of a question, passage or trajectory table's content: its version.
 
     Every schema column that the frame has counts, and so does the order of rows (it decides the order of training).
     The file, its format, the index, other columns and `defect` do not.
     """
-    schema = QUESTION_SCHEMA if "question" in frame else CORPUS_SCHEMA
+    schema = TRAJECTORY_SCHEMA if "turns" in frame else QUESTION_SCHEMA if "question" in frame else CORPUS_SCHEMA
     names = [name for name in schema if name in frame]
     digest = hashlib.sha256(json.dumps(names).encode())
     for values in zip(*(_plain(frame[name], schema[name]) for name in names), strict=True):

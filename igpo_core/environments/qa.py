@@ -1,5 +1,6 @@
 """Questions of a published data folder, and tools over its passages or the web: a search, and one that opens a passage."""
 
+import functools
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 from igpo_core.environments.base import Demonstration, DemonstrationTurn, Lesson
 from igpo_core.environments.searching import SearchEnvironment, search_for
 from igpo_core.environments.synthetic import TableOfTasks, published
+from igpo_core.errors import DataError
 from igpo_core.retrieval import Found, Library, Passage, Retriever, SearchFailure
 from igpo_core.retrieval.titles import Titles, shown_title
 from igpo_core.text import first_words
-from igpo_core.trajectory import Episode, Final, Observation, Question, ToolCall
+from igpo_core.trajectory import TURNS_TOLD, Episode, Final, Observation, Question, ToolCall
 
 if TYPE_CHECKING:
     from igpo_core.config import FileDemonstrations, QuestionFiles
@@ -27,11 +29,14 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
     """Questions of `<folder>/questions.parquet` and search over `<folder>/bm25` or `<folder>/dense`, as
     tasks.data.publishing publishes them, or over the web."""
 
-    def __init__(self, config: "QuestionFiles", folder: Path) -> None:
-        """Raises DataError when the folder is no published one, ConfigError where the key of a web search is missing."""
+    def __init__(self, config: "QuestionFiles", folder: Path, max_turns: int = TURNS_TOLD) -> None:
+        """max_turns: of a demonstration, the answer included.
+
+        Raises DataError when the folder is no published one, ConfigError where the key of a web search is missing."""
         super().__init__(published(folder))
         self.settings = self._config = config
         self._folder = folder
+        self._max_turns = max_turns
         self._retriever = open_retriever(config, folder)
         self._titles = Titles(cast(Library, self._retriever).passages) if config.open_words else None
 
@@ -102,8 +107,11 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
     def demonstrations(
         self, rng: random.Random, count: int, settings: "FileDemonstrations"
     ) -> list[Demonstration | Lesson]:
-        """`count` train questions drawn with replacement, each searched for its supporting titles, or for its own text
-        where these are not known, then answered with its main answer. Observations are the real search results."""
+        """`count` of them drawn with replacement: trajectories of experts as they are, or train questions, each searched for its
+        supporting titles, or for its own text where these are not known, then answered with its main answer. Observations of
+        those are the real search results."""
+        if settings.use == "trajectories":
+            return [rng.choice(self._trajectories) for _ in range(count)]
         train = self.tasks("train")
         drawn = [rng.choice(train) for _ in range(count)]
         queries = [(question.supporting_titles or (question.text,))[: settings.max_searches] for question in drawn]
@@ -121,6 +129,28 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
             )
             for question, several in zip(drawn, queries, strict=True)
         ]
+
+    @functools.cached_property
+    def _trajectories(self) -> list[Demonstration]:
+        """The published trajectories. Raises DataError where none has at most rollout.max_turns turns."""
+        import pandas
+
+        from igpo_core.data.trajectories import to_turns
+
+        frame = pandas.read_parquet(self._folder / "trajectories.parquet")
+        found = [
+            Demonstration(
+                Question(row["id"], "custom", "train", row["question"], (row["answer"],)), to_turns(row["turns"])
+            )
+            for row in frame.to_dict("records")
+        ]
+        short = [item for item in found if len(item.turns) <= self._max_turns]
+        if not short:
+            raise DataError(
+                f"none of the {len(found)} trajectories has at most rollout.max_turns={self._max_turns} turns: raise it to "
+                f"{min(len(item.turns) for item in found)} or more"
+            )
+        return short
 
     def texts(self) -> Iterable[str]:
         """Every passage of the corpus as an observation shows it, then every train question: no dev or test text."""

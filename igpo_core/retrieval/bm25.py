@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bm25s
 import numpy as np
 import pyarrow
 import pyarrow.ipc
@@ -18,6 +17,7 @@ import pyarrow.ipc
 from igpo_core.errors import DataError
 from igpo_core.folders import fill_folder
 from igpo_core.retrieval import Passage
+from igpo_core.retrieval.alone import bm25s
 from igpo_core.retrieval.words import FEW, Tokenizer, Words
 
 if TYPE_CHECKING:

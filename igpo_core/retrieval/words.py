@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import Stemmer
-from bm25s.stopwords import STOPWORDS_EN
 
+from igpo_core.retrieval.alone import bm25s
 from igpo_core.text import MARKS, UNSPACED, clusters, one_form
 
 FEW = 3  # words of a query that is taken for a name
 # They begin small words and pieces, so that none is an ordinary word, and that each kind stands together in alphabetical order.
 SMALL, PIECE = " ", "  "
 
-_STOP_WORDS = frozenset(STOPWORDS_EN)
+_STOP_WORDS = frozenset(bm25s.stopwords.STOPWORDS_EN)
 _IN_WORD = f"\\w{MARKS}\u200c\u200d"
 # A word with the signs behind it, without "'s" and its like; or what stands between spaces and has no letter or digit.
 _PART = re.compile(

@@ -83,6 +83,24 @@ def derive_questions(
     return frame, usable
 
 
+def derive_trajectories(trajectories: pandas.DataFrame, questions: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the derived columns of a trajectory table. questions: the good ones."""
+    sound = trajectories[trajectories[DEFECT].isna()]
+    held_out = {
+        split: set(questions["question"][questions["split"] == split].map(identity_key))
+        for split in SPLITS
+        if split != "train"
+    }
+    asked = pandas.Series(None, index=trajectories.index, dtype="object")
+    for split, keys in held_out.items():
+        asked[sound.index[sound["question"].map(identity_key).isin(keys)]] = split
+    columns = {
+        "id_copy": sound.groupby("id", sort=False).cumcount(),
+        "answer_words": sound["answer"].map(count_words),
+    }
+    return _frame(trajectories, columns).assign(asked_in=asked)
+
+
 def _frame(table: pandas.DataFrame, columns: dict[str, Any]) -> pandas.DataFrame:
     """Integer columns over all rows, null for defective ones, with `row`, the position, and `defect`."""
     frame = pandas.DataFrame({name: column.reindex(table.index).astype("Int64") for name, column in columns.items()})

@@ -7,7 +7,7 @@ from typing import Any
 import pandas
 
 from igpo_core.config import DataConfig, DenseSearch, QuestionFiles, WebSearch
-from igpo_core.environments.qa import CUT, NO_RESULTS, CorpusEnvironment
+from igpo_core.environments.qa import NO_RESULTS, CorpusEnvironment
 from igpo_core.retrieval import bm25, dense
 from igpo_core.text import count_words
 
@@ -46,5 +46,4 @@ def measure_search(config: QuestionFiles, folder: Path) -> dict[str, Any]:
         "observation_words_mean": round(sum(words) / len(words), 1),
         "observation_words_max": words[-1],
         "passages_shown": len(lines),
-        "passages_cut": sum(line.endswith(f" {CUT}") for line in lines),
     }

@@ -10,7 +10,14 @@ from igpo_core.folders import checksums
 from tasks.secrets import provide
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of a folder's layout and of its summary.json: raise it when either changes
+SUMMARY = "summary.json"
+FORMAT = 4  # of a folder's layout and of its summary.json: raise it when either changes
+
+
+def count_train(folder: Path) -> int:
+    """Return the train questions of a published folder."""
+    counts: dict[str, int] = json.loads((folder / SUMMARY).read_text())["counts"]
+    return counts["train"]
 
 
 def is_whole(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Read, validate, publish: from the data settings to a folder that training and evaluation open.
 
-`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet and bm25/ or dense/; quarantine.jsonl; data_docs/;
+`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet, trajectories.parquet where some are given, and
+bm25/ or dense/; quarantine.jsonl; data_docs/;
 summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
 file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
 hash of the good rows, of the data settings without paths and of this layout's number: where the files lie and what was
@@ -26,18 +27,17 @@ from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder, write_json
 from igpo_core.locks import held
 from tasks.data.indexing import build_index, index_settings, measure_search
-from tasks.data.published import FORMAT, MANIFEST, is_whole
+from tasks.data.published import FORMAT, MANIFEST, SUMMARY, is_whole
 from tasks.data.reading import Tables, on_this_machine, read
 from tasks.secrets import provide
 
 if TYPE_CHECKING:
     from tasks.data.validation import Validation
 
-SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
 CODE = ("columns", "indexing", "published", "publishing", "reading", "validation")
-PATHS = {"questions", "corpus", "evaluation"}  # settings that say where data lies, not what it is
+PATHS = {"questions", "corpus", "evaluation", "trajectories"}  # settings that say where data lies, not what it is
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def prepare(config: DataConfig, home: Path) -> PublishedData:
         tables = read(config)
         seconds = {"read": time.monotonic() - started}
         started = time.monotonic()
-        validation = validate(tables.questions, tables.corpus, config, Path(temporary) / "data_docs")
+        docs = Path(temporary) / "data_docs"
+        validation = validate(tables.questions, tables.corpus, config, docs, tables.trajectories)
         seconds["validate"] = time.monotonic() - started
         require_enough(validation, tables, config, home / "data" / "rejected")
         published = publish(validation, tables, config, home, seconds)
@@ -118,6 +119,8 @@ def require_enough(validation: "Validation", tables: Tables, config: DataConfig,
     lacking = [f"{counts[s]} good {s} questions of {least}" for s, least in _least(config).items() if counts[s] < least]
     if validation.corpus is not None and validation.corpus.empty:
         lacking.append("0 good passages of 1")
+    if validation.trajectories is not None and validation.trajectories.empty:
+        lacking.append("0 good trajectories of 1")
     if not lacking:
         return
 
@@ -158,6 +161,8 @@ def publish(
         validation.questions.to_parquet(path / "questions.parquet", index=False)
         if validation.corpus is not None:
             validation.corpus.to_parquet(path / "corpus.parquet", index=False)
+        if validation.trajectories is not None:
+            validation.trajectories.to_parquet(path / "trajectories.parquet", index=False)
         _write_quarantine(validation, path)
         spent = {**seconds, "write": time.monotonic() - started}
         index_bytes, search = 0, None
@@ -174,11 +179,13 @@ def publish(
             "counts": _by_split(validation.questions),
             "counts_by_source": _by_source(validation.questions),
             "passages": None if validation.corpus is None else len(validation.corpus),
+            "trajectories": None if validation.trajectories is None else len(validation.trajectories),
             "read": {
                 "questions": len(tables.questions) + sum(tables.dropped.values()),
                 "passages": None if tables.corpus is None else len(tables.corpus),
             },
             "dropped": tables.dropped,
+            "split": tables.split,
             "quarantined": validation.quarantined,
             "quarantined_by_rule": validation.counts,
             "warnings": validation.warnings,
@@ -212,6 +219,14 @@ def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
     ]
     if summary["passages"] is not None:
         rows.append({"what": "passages", "rows": summary["passages"]})
+    if summary["trajectories"] is not None:
+        rows.append({"what": "trajectories", "rows": summary["trajectories"]})
+    passages, parts = summary["split"]
+    if passages:
+        rows.append(
+            {"what": f"passages longer than {summary['config']['max_passage_words']} words, split", "rows": passages}
+        )
+        rows.append({"what": "parts of these", "rows": parts})
     rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
     rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
     rows.append({"what": "quarantined, all rules", "rows": summary["quarantined"]})
@@ -234,7 +249,7 @@ def _inputs_key(config: DataConfig) -> str:
     if isinstance(config, QuestionFiles):
         questions = [file.path for file in config.questions]
         questions += [config.evaluation] if config.evaluation else []
-        files = [*questions, *(path.with_name(ID_ALIASES) for path in questions), *config.corpus]
+        files = [*questions, *(path.with_name(ID_ALIASES) for path in questions), *config.corpus, *config.trajectories]
         splits = [file.split for file in config.questions]
     code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]

@@ -9,17 +9,25 @@ import pandas
 
 from igpo_core.config import DataConfig, QuestionFiles, Source, WebSearch
 from igpo_core.data import CORPUS_SCHEMA, load_corpus, load_questions
+from igpo_core.data.schema import DEFECT
+from igpo_core.data.trajectories import load_trajectories
 from igpo_core.hub import fetched
 from igpo_core.retrieval.web import search_key
+from igpo_core.text import windows
+
+OVERLAP = 4  # neighbouring parts of a long passage share a fourth of data.max_passage_words
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What was read. dropped: rows that were left out because they were not asked for, by reason."""
+    """What was read. dropped: rows that were left out because they were not asked for, by reason. split: passages longer than
+    data.max_passage_words, and the parts that they became."""
 
     questions: pandas.DataFrame
     corpus: pandas.DataFrame | None
     dropped: dict[str, int]
+    split: tuple[int, int] = (0, 0)
+    trajectories: pandas.DataFrame | None = None
 
 
 def on_this_machine(config: DataConfig) -> DataConfig:
@@ -30,6 +38,7 @@ def on_this_machine(config: DataConfig) -> DataConfig:
         "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
         "corpus": tuple(fetched(path) for path in config.corpus),
         "evaluation": fetched(config.evaluation) if config.evaluation else None,
+        "trajectories": tuple(fetched(path) for path in config.trajectories),
     }
     return config.model_copy(update=found)
 
@@ -60,10 +69,16 @@ def _read_files(config: QuestionFiles) -> Tables:
     if config.sources:
         others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
         keep(~questions["source"].isin(others), "of another source")
-    corpus = _read_corpus(config.corpus, dropped) if config.corpus else None
+    corpus, split = None, (0, 0)
+    if config.corpus:
+        corpus, split = split_long(_read_corpus(config.corpus, dropped), config.max_passage_words)
     if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
         search_key(config.search)
-    return Tables(questions.reset_index(drop=True), corpus, dropped)
+    trajectories = None
+    if config.trajectories:
+        read_files = [load_trajectories(path, config.interface) for path in config.trajectories]
+        trajectories = pandas.concat(read_files).reset_index(drop=True)
+    return Tables(questions.reset_index(drop=True), corpus, dropped, split, trajectories)
 
 
 def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:
@@ -77,3 +92,20 @@ def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataF
         dropped[reason] = dropped.get(reason, 0) + int(known.sum())
         corpus = pandas.concat([corpus, more[~known]])
     return corpus.reset_index(drop=True)
+
+
+def split_long(corpus: pandas.DataFrame, most: int) -> tuple[pandas.DataFrame, tuple[int, int]]:
+    """The passages with those of more than `most` words in parts that overlap, each under the passage's title; and how many were
+    split, and into how many. The first part keeps the passage's id, the others are <id>#2, <id>#3, .."""
+    rows, split, parts = [], 0, 0
+    for row in corpus.to_dict("records"):
+        texts = [row["text"]] if pandas.notna(row[DEFECT]) else windows(row["text"], most, most // OVERLAP)
+        if len(texts) == 1:
+            rows.append(row)
+            continue
+        split, parts = split + 1, parts + len(texts)
+        for number, text in enumerate(texts, start=1):
+            name = row["passage_id"] if number == 1 else f"{row['passage_id']}#{number}"
+            rows.append({**row, "passage_id": name, "text": text})
+    found = pandas.DataFrame(rows, columns=corpus.columns).astype(corpus.dtypes) if split else corpus
+    return found, (split, parts)

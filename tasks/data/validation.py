@@ -18,9 +18,9 @@ import pandas
 
 from igpo_core.config import BM25Search, DataConfig, QuestionFiles, Source
 from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS
-from igpo_core.data.schema import DEFECT, content_hash
+from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, content_hash
 from igpo_core.protocol import MARKERS
-from tasks.data.columns import derive_corpus, derive_questions
+from tasks.data.columns import derive_corpus, derive_questions, derive_trajectories
 
 EXCERPT = 200  # characters of a value in the quarantine
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
@@ -55,21 +55,26 @@ class Validation:
     warnings: list[str]
     remedies: dict[str, str]
     data_docs: Path
+    trajectories: pandas.DataFrame | None = None
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
         """The content hash of each table, computed once: it walks every value."""
-        content = {"questions": content_hash(self.questions)}
-        return content if self.corpus is None else {**content, "corpus": content_hash(self.corpus)}
+        tables = {"questions": self.questions, "corpus": self.corpus, "trajectories": self.trajectories}
+        return {name: content_hash(table) for name, table in tables.items() if table is not None}
 
 
 QUARANTINE_COLUMNS = ["table", "id", "field", "rule", "value", "found"]
 
 
 def validate(
-    questions: pandas.DataFrame, corpus: pandas.DataFrame | None, config: DataConfig, data_docs: Path
+    questions: pandas.DataFrame,
+    corpus: pandas.DataFrame | None,
+    config: DataConfig,
+    data_docs: Path,
+    trajectories: pandas.DataFrame | None = None,
 ) -> Validation:
-    """Check both tables (see the module docstring) and write Data Docs into the folder `data_docs`.
+    """Check the tables (see the module docstring) and write Data Docs into the folder `data_docs`.
 
     Passages are checked first: a supporting title counts as present only if a good passage has it. Aliases that are
     empty or longer than max_answer_words are dropped from good rows.
@@ -100,21 +105,24 @@ def validate(
 
     titles: set[str] | None = None
     if corpus is not None:
-        corpus = check("corpus", corpus, derive_corpus(corpus), _corpus_rules(config))
-        corpus = corpus[list(CORPUS_SCHEMA)]
+        corpus = check("corpus", corpus, derive_corpus(corpus), _corpus_rules(config))[list(CORPUS_SCHEMA)]
         titles = set(corpus["title"])
     longest = config.max_answer_words if isinstance(config, QuestionFiles) else None
     derived, usable = derive_questions(questions, titles, longest, config)
     good = check("questions", questions.assign(usable=usable), derived, _question_rules(config))
     good["answers"] = good["usable"]
+    if trajectories is not None:
+        columns = derive_trajectories(trajectories, good)
+        trajectories = check("trajectories", trajectories, columns, _trajectory_rules(config))[list(TRAJECTORY_SCHEMA)]
     context.build_data_docs(site_names=["data_docs"])
     _without_scripts(data_docs)
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
     names = quarantine["table"] + ": " + quarantine["rule"]
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
+    good = good[list(QUESTION_SCHEMA)]
     return Validation(
-        good[list(QUESTION_SCHEMA)], corpus, quarantine, counts, quarantined, warnings, remedies, data_docs
-    )
+        good, corpus, quarantine, counts, quarantined, warnings, remedies, data_docs, trajectories
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- rules
@@ -191,18 +199,25 @@ def _corpus_rules(config: DataConfig) -> list[Rule]:
         Rule("text not a stub", "text", "words_of_text", (SHORT_PASSAGE, None), "a heading or a stub", "warning"),
         Rule("text unique", "text", "text_copy", (None, 0), "a repeated text takes two places in results", "warning"),
     ]
-    if isinstance(config, QuestionFiles):
-        most = config.max_passage_words
-        rules.append(Rule("text shown whole", "text", "text_words", (None, most), f"cut after {most} words", "warning"))
-        if isinstance(config.search, BM25Search):
-            rules.append(
-                Rule(
-                    "script has spaces between words", "text", "unspaced", (None, 0),
-                    "bm25 searches languages as Chinese, Japanese or Thai by pairs of characters: search.kind=dense with a "
-                    "model of the language may find more", "warning",
-                )
-            )  # fmt: skip
+    if isinstance(config, QuestionFiles) and isinstance(config.search, BM25Search):
+        rules.append(
+            Rule(
+                "script has spaces between words", "text", "unspaced", (None, 0),
+                "bm25 searches languages as Chinese, Japanese or Thai by pairs of characters: search.kind=dense with a model of "
+                "the language may find more", "warning",
+            )
+        )  # fmt: skip
     return rules
+
+
+def _trajectory_rules(config: DataConfig) -> list[Rule]:
+    most = config.max_answer_words if isinstance(config, QuestionFiles) else None
+    return [
+        Rule("readable", "row", "defect", None, "repair the message that is named"),
+        Rule("id unique", "id", "id_copy", (None, 0), "give every trajectory an id of its own; the first of an id is kept"),
+        Rule("question of train", "question", "asked_in", None, "a question of dev or test would be learnt: take it out"),
+        Rule("answer length", "answer", "answer_words", (None, most), "answer in fewer words, or raise data.max_answer_words"),
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- Great Expectations

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from igpo_core.config import ExperimentConfig, NewPolicy
-from igpo_core.environments.base import Environment
+from igpo_core.environments.base import Demonstration, Environment
 from igpo_core.errors import ConfigError
 from igpo_core.estimates import Shape
 from igpo_core.models import UNLOADABLE, require_embeddings, require_plain_head, text_config, window, without_sdpa
@@ -18,6 +18,9 @@ from igpo_core.rewards.scoring import answer_probes, require_room
 from igpo_core.rollout.rows import prompt_fits
 from igpo_core.trajectory import Episode
 from igpo_core.weights import add_lora, require_no_dropout
+from tasks.runs.planning import Tokens
+
+LOOKED_AT = 16  # demonstrations
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ def describe(config: ExperimentConfig, environment: Environment) -> tuple[Policy
         with torch.device("meta"):
             policy = build_policy(config, environment)
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
-    name, remote = config.policy.name, remote_code(config.policy.name, config.policy)
+    name, remote = config.policy.source, remote_code(config.policy.source, config.policy)
     _require_safetensors(Path(name))
-    where = {"revision": config.policy.revision, **remote}
+    where = {"revision": None if config.policy.is_gguf else config.policy.revision, **remote}
     try:
         shape = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
@@ -100,3 +103,21 @@ def first_batch(config: ExperimentConfig, environment: Environment, policy: Poli
     turns = config.rollout.max_turns
     whole = prompt + turns * config.rollout.max_new_tokens + (turns - 1) * observation
     return Lengths(prompt, observation, probe, min(whole, config.rollout.max_tokens))
+
+
+def usual_tokens(config: ExperimentConfig, environment: "Environment", policy: "Policy", lengths: Lengths) -> Tokens:
+    """Return the tokens of a usual trajectory: that of a demonstration, after which trajectories are long, or half of what is
+    allowed where none is taught."""
+    from igpo_core.seeds import python_rng
+    from igpo_core.warmstart import render
+
+    stages = config.warm_start.stages if config.warm_start else ()
+    if not stages:
+        turns = config.rollout.max_turns / 2
+        return Tokens(lengths.trajectory / 2, turns * config.rollout.max_new_tokens, turns * lengths.probe, 0.0)
+    drawn = environment.demonstrations(python_rng(config.seed, "usual tokens"), LOOKED_AT, stages[-1].demonstrations)
+    examples = [render(policy.protocol, item) for item in drawn]
+    tokens = statistics.mean(len(example.ids) for example in examples)
+    sampled = statistics.mean(sum(map(bool, example.weights)) for example in examples)
+    turns = statistics.mean(len(item.turns) if isinstance(item, Demonstration) else 1 for item in drawn)
+    return Tokens(tokens, sampled, turns * lengths.probe, tokens)

@@ -6,20 +6,39 @@ Measured once a sweep, in the process that made, or found, its first warm start:
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
+from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
 
+if TYPE_CHECKING:
+    from igpo_core.estimates import Shape
+
+MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 # weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
 KEPT = 3
 # A run that goes on: two checkpoints with two moments each, the best on dev, and at its end MLflow's copy
 COPIES = 2 * 3 + 1 + 1
 STARTING = 4.0  # seconds from the start of a run's process to its first step and at its end, on two cores
 REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
+
+
+# share of Speed that a step on a CPU reaches: SmolLM2-135M on two cores of an AMD EPYC, float32, 2026-11-26, .65 to .85
+REACHED = 0.75
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of a trajectory: all, those that the policy samples, those of its probes; and of a demonstration."""
+
+    trajectory: float
+    sampled: float
+    probes: float
+    demonstration: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,22 @@ def untrained(base: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def learnt_by_heart(experiment: ExperimentConfig, train: int) -> list[str]:
+    """Return a loud line where a warm start is made of few questions from files, each shown again and again. train: questions."""
+    taught = sum(
+        stage.steps * stage.batch_size
+        for stage in (experiment.warm_start.stages if experiment.warm_start else ())
+        if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == "searches"
+    )
+    if taught <= MOST_REPEATS * train:
+        return []
+    return [
+        f"THE WARM START IS LEARNT BY HEART: {taught} demonstrations are made of {train} train questions, {taught / train:.0f} "
+        "times each. Training then starts from questions whose answers the policy knows, and what arms differ by on these says "
+        "nothing of the method: a comparison on such data carries no verdict. Give more questions (data.questions, data.corpus)"
+    ]
+
+
 def timing_file(home: Path, sweep: str) -> Path:
     """Return where the timing of a sweep is kept."""
     return home / "timings" / f"{sweep}.json"
@@ -69,9 +104,7 @@ def read_timing(home: Path, sweep: str) -> Timing | None:
 
 def policy_key(experiment: ExperimentConfig) -> str:
     """The same for experiments whose rollouts cost about the same: same policy, same kind of processor."""
-    return fingerprint(
-        experiment.policy.model_dump(mode="json"), experiment.training.device, experiment.training.threads
-    )
+    return fingerprint(experiment.policy.identity(), experiment.training.device, experiment.training.threads)
 
 
 def demonstrations(experiment: ExperimentConfig) -> int:
@@ -92,6 +125,55 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
             others.append(entry)
     best = max(own or others, key=lambda entry: entry[:2], default=None)
     return best[2] if best else None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What this machine reaches with so many threads: operations a second of a square product in float32, and bytes a second that
+    are read and written."""
+
+    operations: float
+    bandwidth: float
+
+
+def measure_speed(threads: int) -> Speed:
+    """Return this machine's speed, measured in less than a second. Other work on it slows it down."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    square, large = torch.ones(1024, 1024), torch.ones(2**24)
+    try:
+        product = _fastest(lambda: square @ square)
+        copy = _fastest(large.clone)
+    finally:
+        torch.set_num_threads(before)
+    return Speed(2 * 1024**3 / product, 2 * large.nbytes / copy)
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of ten times."""
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def count_timing(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, speed: Speed, weights: int) -> Timing:
+    """Return what steps and warm start would take by their operations, where none was timed."""
+    from igpo_core.estimates import work
+
+    rollout = experiment.rollout
+    count = rollout.questions * rollout.group_size
+    step = work(shape, experiment, tokens=tokens.trajectory, sampled=tokens.sampled, probes=tokens.probes)
+    sampling = replace(step, update=0.0).seconds(speed.operations, speed.bandwidth, REACHED) / count
+    taught = demonstrations(experiment)
+    # three passes, each of two operations a weight
+    learning = 6 * shape.parameters * tokens.demonstration * taught / speed.operations / REACHED
+    seconds = step.seconds(speed.operations, speed.bandwidth, REACHED)
+    return Timing(seconds, count, sampling, learning if taught else None, weights, policy_key(experiment), taught)
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

@@ -1,23 +1,31 @@
-"""Models that the evaluate flow is given by name: runs, checkpoints, folders, hub names."""
+"""Models that the evaluate flow is given by name: runs, checkpoints, folders, hub names, GGUF files."""
 
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from igpo_core.checkpoints import MANIFEST, verify_folder
+from igpo_core.config import PretrainedPolicy
+from igpo_core.config.policy import is_gguf
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError
 from igpo_core.policies import Policy
+from tasks.runs.models import ready
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/model
 
 
 def locate(model: str, home: Path) -> str:
-    """The folder behind a run key, a run's folder or a checkpoint (verified); a hub name is passed on as it is.
+    """The folder behind a run key, a run's folder, a checkpoint (verified) or a GGUF file (converted where it is not yet); a hub
+    name is passed on as it is.
 
     Raises CheckpointError when there is no such run or folder, and when the newest checkpoint of a run is damaged: no
     older one is evaluated in its place.
     """
+    if is_gguf(model):
+        policy = ready(PretrainedPolicy(name=model), home, print)
+        assert isinstance(policy, PretrainedPolicy)
+        return policy.source
     run = home / "runs" / model
     folder = run if run.is_dir() else Path(model)
     if not folder.exists() and not HUB_NAME.fullmatch(model):

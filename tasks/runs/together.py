@@ -32,6 +32,7 @@ from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.ranks import MEETING_FILE
 from tasks.home import PROJECT
 from tasks.runs.devices import device
+from tasks.runs.models import with_its_model
 from tasks.runs.planned import OnStep, Run, Say, open_run
 from tasks.secrets import provide
 from tasks.tracking.outbox import Nowhere, Outbox, read_about
@@ -255,7 +256,7 @@ def main(home: Path, run_key: str) -> None:
     say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
     training = None
     try:
-        run = open_run(home, run_key)
+        run = with_its_model(open_run(home, run_key), say)
         about = read_about(run.folder)
         assert about is not None
         outbox = Outbox(run.folder, about) if first else Nowhere()

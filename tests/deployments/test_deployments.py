@@ -163,8 +163,9 @@ def test_the_image_has_the_extras_that_presets_need() -> None:
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert "-r requirements.lock" in (ROOT / "deployments" / "compose" / "Dockerfile").read_text()
     said = "\n".join(path.read_text() for path in (ROOT / "deployments" / "presets").glob("*.yaml"))
-    needed = {extra for extra, sign in (("lora", "lora:"), ("dense", "kind: dense")) if sign in said}
-    assert needed == {"lora"} and {"peft", "psycopg2-binary"} <= locked  # of extras lora and server
+    needed = {extra for extra, sign in (("lora", "lora:"), ("dense", "kind: dense"), ("gguf", ".gguf")) if sign in said}
+    # each extra by a package of it; psycopg2-binary is of the extra server
+    assert needed == {"lora", "dense", "gguf"} and {"peft", "faiss-cpu", "gguf", "psycopg2-binary"} <= locked
 
 
 def test_kubernetes_jobs_can_ask_for_gpus() -> None:

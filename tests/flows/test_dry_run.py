@@ -41,12 +41,11 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 arms" in said and "rows quarantined" in said and "first batch: 2 questions x 2 rollouts" in said
     assert "policy: 25.2 thousand parameters" in said
     assert "nothing of what was checked stands in the way of this run\n" in said
-    # a preset for the processor: this machine's memory, no accelerator; no step was timed in this home
+    # a preset for the processor: this machine's memory, no accelerator; no step was timed in this home, so that time is counted
     assert "this machine has" in said and "H100" not in said
-    assert (
-        "4 runs and 2 warm starts leave about" in said
-        and "no step of such a policy was timed on this machine yet" in said
-    )
+    assert "4 runs and 2 warm starts leave about" in said
+    assert "(a step of 4 rollouts" in said and "by its operations, of which 75% of" in said and "1 threads" in said
+    assert "warning: 2 seeds carry no verdict, whatever they show: that takes 6 of them" in said
 
 
 def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,3 +154,22 @@ def test_recall_on_the_benchmark(tmp_path: Path) -> None:
     expected = {"hotpotqa": 0.736, "2wikimultihopqa": 0.664, "musique": 0.508, "nq": 0.827, "popqa": 0.933}
     means = {source: sum(shares) / len(shares) for source, shares in recall.items()}
     assert means == pytest.approx(expected, abs=0.0015)
+
+
+@pytest.mark.parametrize("before", ["", "import jax, jax.lax; jax.armed = True"])
+def test_jax_is_never_touched(before: str, tmp_path: Path) -> None:
+    """Not imported, and where the user's program has it already, not run; it can be imported afterwards."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("armed = False\n")
+    lax = "import jax\ndef top_k(*_):\n    raise SystemExit('JAX has taken the GPU')\n"
+    (tmp_path / "jax" / "lax.py").write_text(lax)
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{before}\n"
+        "before = set(sys.modules)\n"
+        "from igpo_core.retrieval.bm25 import BM25, bm25s\n"
+        "assert not {name for name in set(sys.modules) - before if name.split('.')[0] == 'jax'}\n"
+        "assert bm25s.selection.JAX_IS_AVAILABLE is False\n"
+        f"import jax; assert jax.armed is {bool(before)}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from igpo_core.data import load_corpus, load_questions
 from igpo_core.environments.searching import search_for
 from igpo_core.retrieval import Passage
 from igpo_core.rewards.outcome import exact_match, f1_score
-from igpo_core.text import one_form
+from igpo_core.text import count_words, one_form, windows
 from igpo_core.trajectory import Final, Malformed
 
 UNSEEN = {
@@ -85,3 +85,32 @@ def test_blanks_inside_a_text_take_no_time() -> None:
     text = "é" + " " * 500_000 + "x"
     assert one_form(f"\u3164 {text}\u2800 ") == text
     assert time.process_time() - started < 5
+
+
+def test_a_long_text_in_parts_that_overlap() -> None:
+    """13 words in parts of 6 that share 2 or more: 7 words are beyond the first part, each further part brings at most 4, so two
+    more parts, which begin at 0, 3 (7 by 2, rounded down) and 7."""
+    words = [f"w{number}" for number in range(13)]
+    found = windows("  ".join(words), 6, 2)
+    assert found == [" ".join(words[:6]), " ".join(words[3:9]), " ".join(words[7:])]
+    assert windows("a  b\nc", 3, 1) == ["a  b\nc"]
+    with pytest.raises(ValueError, match="below"):
+        windows("a b c", 2, 2)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 3])
+def test_what_is_no_longer_than_the_overlap_and_one_word_stands_in_one_part(overlap: int) -> None:
+    for count in range(1, 40):
+        words = [f"w{number}" for number in range(count)]
+        found = windows(" ".join(words), 5, overlap)
+        for start in range(count - overlap):
+            assert any(" ".join(words[start : start + overlap + 1]) in part for part in found)
+        assert all(count_words(part) == min(5, count) for part in found)
+
+
+def test_parts_of_a_script_without_spaces() -> None:
+    """Nine words by two characters (the fifth is 部 with its comma); parts of four that share one begin at words 0, 2 and 5."""
+    text = "黄山位于安徽省南部，是著名的旅游景点。"
+    assert count_words(text) == 9
+    assert windows(text, 4, 1) == ["黄山位于安徽省南", "安徽省南部，是著", "是著名的旅游景点。"]
+    assert windows("abc 東京東京東京", 2, 1) == ["abc 東京", "東京東京", "東京東京"]

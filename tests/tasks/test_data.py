@@ -1,6 +1,8 @@
 """Publishing is atomic: a failure, a full disk, a kill or a second process leave nothing that looks whole and is not."""
 
 import fcntl
+import json
+import random
 import re
 import subprocess
 import sys
@@ -8,16 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
-from igpo_core.config import QuestionFiles
+from igpo_core.config import FileDemonstrations, QuestionFiles
+from igpo_core.environments.base import Demonstration
 from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.environments.searching import search_for
 from igpo_core.errors import DataError
 from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
-from tasks.data.publishing import PublishedData, is_whole, prepare
-from tests.tasks.tables import GOOD, PASSAGES, files, row
+from tasks.data.publishing import PublishedData, is_whole, prepare, summary_rows
+from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,3 +178,67 @@ def test_a_change_to_any_code_that_makes_data_is_noticed() -> None:
         used |= set(re.findall(r"^ *from tasks\.data\.(\w+) import", text, re.MULTILINE))
         others |= set(re.findall(r"^ *from tasks\.(?!data\.)([\w.]+) import", text, re.MULTILINE))
     assert used == set(data.CODE) and others <= {"secrets"}
+
+
+def test_a_long_passage_is_split_and_what_was_beyond_the_limit_is_found_with_its_title(tmp_path: Path) -> None:
+    """30 words in parts of 12 that share 3: starts 0, 9, 18. The answer is the last word."""
+    text = " ".join(["filler"] * 12 + ["more"] * 12 + ["the", "old", "mine", "closed", "in", "1931"])
+    passages = [*PASSAGES, {"passage_id": "p9", "title": "Zollverein", "text": text}]
+    asked = row(
+        "t", "test", question="When did the old mine close?", answers=["1931"], supporting_titles=["Zollverein"]
+    )
+    config = files(tmp_path, [*GOOD, asked], passages, max_passage_words=12, top_k=1)
+    folder = prepare(config, tmp_path / "home").folder
+    corpus = pandas.read_parquet(folder / "corpus.parquet")
+    parts = corpus[corpus["title"] == "Zollverein"]
+    assert parts["passage_id"].tolist() == ["p9", "p9#2", "p9#3"]
+    assert [part.split() for part in parts["text"]] == [text.split()[start : start + 12] for start in (0, 9, 18)]
+    environment = CorpusEnvironment(config, folder)
+    question = next(question for question in environment.tasks("test") if question.id == "t")
+    observation = environment.search([question.text])[0]
+    assert observation.text == "1. Zollverein: " + " ".join(text.split()[18:])
+    assert environment.exposes(question, observation.text)
+    assert environment.evidence(Episode(question, (), (observation,))) == [1.0]
+
+
+def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
+    searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
+    return {
+        "id": name,
+        "messages": [{"role": "user", "content": question}, *searches, {"role": "assistant", "content": answer}],
+    }
+
+
+def test_trajectories_are_published_and_bad_ones_quarantined(tmp_path: Path) -> None:
+    rows = [
+        trajectory("t1", "How far is it?"),
+        trajectory("t2", "How near is it?", turns=4),
+        trajectory("heldout", "question  G3"),  # as g3 of test asks
+        trajectory("t1", "Again?"),
+        trajectory("wordy", "How long?", "one two three four"),
+        {"id": "odd", "messages": [{"role": "user", "content": "?"}]},
+    ]
+    config = files(tmp_path, GOOD, trajectories=[lines(tmp_path / "t.jsonl", rows)], max_answer_words=3)
+    published = prepare(config, tmp_path / "home")
+    assert published.quarantine_by_rule == {
+        "trajectories: readable": 1, "trajectories: id unique": 1, "trajectories: question of train": 1,
+        "trajectories: answer length": 1,
+    }  # fmt: skip
+    quarantine = [json.loads(line) for line in (published.folder / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["id"]: entry["found"] for entry in quarantine}["heldout"] == "asked_in = test"
+    assert {"what": "trajectories", "rows": 2} in summary_rows(published)
+    demonstrations = FileDemonstrations(use="trajectories")
+    drawn = CorpusEnvironment(config, published.folder, 4).demonstrations(random.Random(0), 20, demonstrations)
+    assert {item.question.id for item in drawn if isinstance(item, Demonstration)} == {"t1"}  # t2 has five turns
+    drawn = CorpusEnvironment(config, published.folder, 5).demonstrations(random.Random(0), 20, demonstrations)
+    assert {item.question.id for item in drawn if isinstance(item, Demonstration)} == {"t1", "t2"}
+    with pytest.raises(DataError, match="raise it to 2 or more"):
+        CorpusEnvironment(config, published.folder, 1).demonstrations(random.Random(0), 1, demonstrations)
+    other = files(tmp_path / "other", GOOD, trajectories=[lines(tmp_path / "u.jsonl", rows[:2])], max_answer_words=3)
+    assert prepare(other, tmp_path / "home").version == published.version
+    fewer = files(tmp_path / "fewer", GOOD, trajectories=[lines(tmp_path / "v.jsonl", rows[:1])], max_answer_words=3)
+    assert prepare(fewer, tmp_path / "home").version != published.version
+    bad = files(tmp_path / "bad", GOOD, trajectories=[lines(tmp_path / "w.jsonl", rows[5:])])
+    with pytest.raises(DataError, match="0 good trajectories of 1"):
+        prepare(bad, tmp_path / "home")

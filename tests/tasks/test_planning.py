@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, WarmStart
+from igpo_core.estimates import Shape
 from tasks.runs.planning import (
+    REACHED,
     REST,
+    Speed,
     Timing,
+    Tokens,
+    count_timing,
     disk,
     estimate,
     keep_timing,
     known_timing,
+    measure_speed,
     policy_key,
     read_timing,
     run_seconds,
@@ -79,3 +85,38 @@ def test_a_warm_start_takes_as_long_as_what_it_is_taught() -> None:
     assert warm_start_seconds(taught, replace(TIMING, demonstrations=6400)) == pytest.approx(4 + 50)
     assert warm_start_seconds(taught, TIMING) == pytest.approx(4 + 100)  # of before demonstrations were counted
     assert warm_start_seconds(taught, replace(TIMING, warm_start=None)) == 4
+
+
+def test_a_step_that_was_not_timed_is_counted() -> None:
+    """One block of width 8 (4 x 64 of attention, 3 x 8 x 16 of the MLP: 640 weights) and a tied vocabulary of 100 (800). Two
+    trajectories of 10 tokens, 4 of them sampled, outcome alone: a forward pass takes 2 x (10 x (2 x 640 + 2 x 10 x 2 x 4) +
+    4 x 2 x 800) = 41,600 operations, the update three times that."""
+    config = ExperimentConfig.model_validate(
+        {
+            "reward": {"reward": "outcome_only"},
+            "rollout": {"questions": 1, "group_size": 2, "max_turns": 2},
+        }
+    )
+    shape = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
+    found = count_timing(config, shape, Tokens(10, 4, 0, 0), Speed(1000.0, 1e30), 77)
+    assert found.step == pytest.approx(4 * 41_600 / 1000 / REACHED) and found.rollouts == 2 and found.weights == 77
+    assert found.rollout == pytest.approx(41_600 / 2 / 1000 / REACHED)
+    assert found.warm_start is None and found.demonstrations == 0 and found.policy == policy_key(config)
+
+
+def test_a_warm_start_that_was_not_timed_is_counted() -> None:
+    """Six operations a weight and token: 640 + 800 weights and three norms of 8, 20 tokens, 3 x 5 demonstrations."""
+    stage = {"steps": 3, "batch_size": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}
+    config = experiment().model_copy(update={"warm_start": WarmStart.model_validate({"stages": [stage]})})
+    shape = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
+    found = count_timing(config, shape, Tokens(20, 4, 2, 20), Speed(1e6, 1e30), 77)
+    assert found.warm_start == pytest.approx(6 * 1464 * 20 * 15 / 1e6 / REACHED)
+    assert (
+        warm_start_seconds(config, found) == pytest.approx(4 + 6 * 1464 * 20 * 15 / 1e6 / REACHED)
+        and found.demonstrations == 15
+    )
+
+
+def test_the_speed_of_this_machine_is_that_of_a_machine() -> None:
+    speed = measure_speed(1)
+    assert 1e9 < speed.operations < 1e13 and 1e8 < speed.bandwidth < 1e12

@@ -1,0 +1,108 @@
+"""A model that is written here as GGUF, in llama.cpp's layout, is read back to the number; what is read wrongly is refused."""
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from igpo_core.checkpoints import verify_folder
+from igpo_core.config import ExperimentConfig, PretrainedPolicy
+from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.gguf import KNOWN_TEXT, convert, in_package, read_source, split_package
+from igpo_core.policies import load_policy
+from tests.tiny_gguf import known, learn, write
+
+
+def test_every_number_and_token_comes_back(tmp_path: Path) -> None:
+    model, tokenizer = known()
+    made = convert(write(tmp_path / "tiny.gguf", known()), tmp_path / "tiny")
+    verify_folder(tmp_path / "tiny")
+    assert made == read_source(tmp_path / "tiny")
+    assert (made.name, made.licence, made.weights) == ("Tiny", "cc0-1.0", {"F32": 21})  # 2 x 9, embeddings, norm, head
+    assert made.parameters == sum(weight.numel() for weight in model.parameters()) and made.nats < 0.5
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", use_safetensors=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value.bfloat16()), name
+    again = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    text = f"{KNOWN_TEXT}\n  Łódź 1984 <|im_end|><|im_start|>user"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"] and again.eos_token == "<|im_end|>"
+    config = ExperimentConfig.model_validate({"rollout": {"max_tokens": 600}, "policy": {"kind": "new", "window": 600}})
+    assert load_policy(tmp_path / "tiny", config).window == 1024
+    with pytest.raises(ConfigError, match="converted first"):
+        load_policy(tmp_path / "tiny.gguf", config)
+
+
+def test_a_file_without_a_head_is_tied(tmp_path: Path) -> None:
+    model, tokenizer = known()
+    one = copy.deepcopy(model)
+    one.config.tie_word_embeddings = True
+    one.tie_weights()
+    learn(one, tokenizer)
+    made = convert(write(tmp_path / "tied.gguf", (one, tokenizer), tied=True), tmp_path / "tied")
+    head = model.config.vocab_size * model.config.hidden_size
+    assert made.parameters == sum(weight.numel() for weight in model.parameters()) - head
+
+
+def _rotated(tensors: dict[str, np.ndarray]) -> None:
+    tensors["token_embd.weight"] = np.roll(tensors["token_embd.weight"], 1, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"eos": "<|im_start|>"}, "ends a turn with '<|im_end|>.*eos_token is '<|im_start|>'"),
+        ({"template": False}, "has no chat template"),
+        ({"change": _rotated}, "nats a token, at most 2.0 expected"),
+    ],
+)
+def test_what_is_read_wrongly_is_refused_and_leaves_nothing(given: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.gguf", known(), **given)
+    with pytest.raises(CheckpointError, match=reason.replace("|", r"\|")):
+        convert(file, tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_file_that_is_none_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "odd.gguf").write_bytes(b"no model")
+    with pytest.raises(CheckpointError, match=r"odd\.gguf cannot be read as a model"):
+        convert(tmp_path / "odd.gguf", tmp_path / "odd")
+
+
+def test_a_package_is_looked_up_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "carries_a_model"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('needs a C++ build')")
+    (package / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert in_package("package:carries_a_model/tiny.gguf") == package / "tiny.gguf"
+    assert "carries_a_model" not in sys.modules
+    assert in_package("package:carries_a_model/other.gguf") is None
+    assert in_package("package:no_such_package_here/tiny.gguf") is None
+    for name in ("package:tiny.gguf", "package:a-b/tiny.gguf", "package:a/../tiny.gguf", "package:a//etc/tiny.gguf"):
+        with pytest.raises(ConfigError, match="package:<module>/<file>"):
+            split_package(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"revision": "f" * 40}, "it is the file's SHA-256"),
+        ({"trust_remote_code": True}, "holds no code"),
+        ({"name": "owner/model", "converted": "/x"}, "belongs to a GGUF file"),
+    ],
+)
+def test_settings_that_a_gguf_file_does_not_have(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        PretrainedPolicy.model_validate({"name": "a.gguf", **changes})
+
+
+def test_where_it_was_converted_makes_no_other_run() -> None:
+    one = PretrainedPolicy(name="a.gguf", revision="0" * 64)
+    other = one.model_copy(update={"converted": Path("/elsewhere/a")})
+    assert one.identity() == other.identity() and other.source == "/elsewhere/a" and one.source == "a.gguf"
