@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tasks.report.reporting import Report
 
 
-def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
+def mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
+    """Return whether a task failed because MLflow does not answer now."""
     from tasks.tracking.server import MlflowAway
 
     return isinstance(state.result(raise_on_failure=False), MlflowAway)
@@ -30,7 +31,7 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     task_run_name="report",
     retries=30,
     retry_delay_seconds=20,
-    retry_condition_fn=_mlflow_is_away,
+    retry_condition_fn=mlflow_is_away,
 )
 def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> "Report":
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
@@ -49,8 +50,28 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
             log_data(specification.name, version, data_folder(version))
         send_runs(home(), say, plan.places.keys())
         content = specification.model_dump(mode="json")
-        return reporting.write_report(
+        report = reporting.write_report(
             content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory
+        )
+        register_winners(plan, report, exploratory, say)
+        return report
+
+
+def register_winners(plan: Plan, report: "Report", exploratory: Sequence[str], say: Say) -> None:
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best."""
+    from tasks.runs.planned import Run
+    from tasks.tracking.registry import register_winner
+
+    content = plan.specification.model_dump(mode="json")
+    runs = {spec.run_key: Run(spec, home()) for spec in plan.runs}
+    for winner in report.winners:
+        own = [
+            run
+            for key, run in runs.items()
+            if run.finished and any(place[:2] == (winner.cell, winner.arm) for place in plan.places[key])
+        ]
+        say(
+            f"registered {register_winner(winner, own, content, report.run_id, exploratory)}: {winner.arm}, {winner.verdict}"
         )
 
 

@@ -1,13 +1,11 @@
-"""MLflow runs besides training: one for each published data version, one for each evaluation."""
+"""MLflow runs of published data, one for each version."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from igpo_core.config import DataConfig, QuestionFiles
 from igpo_core.folders import file_hash
-from tasks.tracking.server import artifact_url, client, experiment_id, run_url, tag_filter
+from tasks.tracking.server import artifact_url, client, experiment_id, tag_filter
 
 
 def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
@@ -49,24 +47,3 @@ def log_data(study: str, version: str, folder: Path) -> str:
     mlflow.log_artifacts(run.info.run_id, str(folder / "data_docs"), "data_docs")
     mlflow.set_terminated(run.info.run_id)
     return artifact_url(experiment, run.info.run_id, DOCS)
-
-
-def log_evaluation(
-    study: str, model: str, data_version: str, metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]]
-) -> str:
-    """A run tagged kind=evaluation with all metrics and one record a question and decoding. Returns its link."""
-    import time
-
-    from mlflow.entities import Metric
-
-    mlflow, experiment = client(), experiment_id(study)
-    tags = {"kind": "evaluation", "model": model, "data_version": data_version}
-    run = mlflow.create_run(experiment, tags=tags, run_name=f"evaluate {Path(model).name}")
-    now = int(time.time() * 1000)
-    values = [Metric(name, value, now, 0) for name, value in metrics.items()]
-    for start in range(0, len(values), 1000):
-        mlflow.log_batch(run.info.run_id, metrics=values[start : start + 1000])
-    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    mlflow.log_text(run.info.run_id, lines + "\n", "records.jsonl")
-    mlflow.set_terminated(run.info.run_id)
-    return run_url(experiment, run.info.run_id)
