@@ -13,6 +13,7 @@ from pydantic import Field
 from flows.asked import Asked, plan_evaluation
 from flows.parameters import Changes, Preset, Seeds
 from flows.report import mlflow_is_away
+from flows.terminal import hush_tasks
 from tasks.home import home, open_home
 from tasks.prefect_runs import RunPage, Say, run_log
 
@@ -60,6 +61,7 @@ def evaluate(
 
     open_home()
     say = run_log()
+    hush_tasks()
     models = [model] if isinstance(model, str) else model
     asked = plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set)
     results = measure_all(asked, say)
@@ -71,31 +73,31 @@ def evaluate(
 
 def measure_all(asked: Asked, say: Say) -> "Results":
     """Measure what is not there, a task for each set of weights, and tell how far it is. Returns everything."""
-    from tasks.runs.evaluations import file_of, results_of
+    from tasks.runs.evaluations import missing, results_of
     from tasks.runs.planning import spell
 
-    total, left = len(asked.units), sum(not file_of(unit, home()).is_file() for unit in asked.units)
-    say(f"{total - left} of {total} measurements were there")
-    page, started, new = RunPage("measurements", total, say), time.monotonic(), left
+    total, new = len(asked.units), len(missing(asked.units, home()))
+    say(f"{total - new} of {total} measurements were there")
+    page, started = RunPage("measurements", total, say), time.monotonic()
     for units in asked.by_model:
-        before = left
-        for there in measure_model(units[0].model.title, quote((units, asked.environments, say))):
-            left -= not there
+        if not missing(units, home()):
+            continue
+        measure_model(units[0].model.title, quote((units, asked.environments, say)))
+        left = len(missing(asked.units, home()))
+        seconds = (time.monotonic() - started) / max(1, new - left) * left
+        say(f"{units[0].model.title}: {total - left} of {total} · about {spell(seconds)} left")
         page.report(total - left)
-        if before != left:
-            rest = (time.monotonic() - started) / (new - left) * left
-            say(f"{units[0].model.title}: {total - left} of {total} · about {spell(rest)} left")
     page.close()
     return results_of(asked.units, home())
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def measure_model(title: str, told: Any) -> list[bool]:
-    """Measure one set of weights on every data set with every seed. Returns of each measurement whether it was there."""
+def measure_model(title: str, told: Any) -> None:
+    """Measure one set of weights on every data set with every seed, as far as that is not there."""
     from tasks.runs.evaluations import measure
 
     units, environments, say = told
-    return measure(units, environments, home(), say)
+    measure(units, environments, home(), say)
 
 
 @task(

@@ -47,7 +47,9 @@ class Score:
     model: str
     questions: int
     seeds: int
-    """Rows that were resampled: training seeds, or sampling seeds."""
+    """Rows that were resampled."""
+    trained: bool
+    """Whether they are training seeds; else sampling seeds."""
     score: float
     interval: Interval | None
     difference: float | None = None
@@ -96,12 +98,11 @@ def slices(asked: Mapping[Question, Asked]) -> dict[str, list[list[Question]]]:
 def _score(part: str, model: str, by_model: Mapping[str, list[Draw]], strata: Sequence[Sequence[Question]]) -> Score:
     own = [_matrix(by_model[model], questions) for questions in strata]
     value, span, count = _mean(own), two_way_interval(own), sum(map(len, strata))
+    row = Score(part, model, count, len(own[0]), _trained(by_model[model]), value, span)
     if model == next(iter(by_model)):
-        return Score(part, model, count, len(own[0]), value, span)
+        return row
     differences = [_difference(by_model, model, questions) for questions in strata]
-    return Score(
-        part, model, count, len(differences[0]), value, span, _mean(differences), two_way_interval(differences)
-    )
+    return replace(row, difference=_mean(differences), difference_interval=two_way_interval(differences))
 
 
 def _matrix(draws: Sequence[Draw], questions: Sequence[Question]) -> "np.ndarray":

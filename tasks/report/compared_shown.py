@@ -31,7 +31,7 @@ def main_rows(scores: Sequence[Score], unseen: Collection[str], title: str) -> l
     return [
         {
             "model": row.model,
-            "seeds": str(row.seeds),
+            "seeds": f"{row.seeds} {'training' if row.trained else 'sampling'}",
             **{_named(part, unseen): f"{by_part[part, row.model].score:.3f}" for part in parts},
             f"{title}, {_named(whole, unseen)} [95%]": bounds(row.score, row.interval),
             f"difference to {first} [95%]": bounds(row.difference, row.difference_interval, "+"),

@@ -81,7 +81,7 @@ def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_versio
 
         return [_registered(name, find_registered(name, home))]
     key, which = _split(name)
-    if (home / "runs" / key).is_dir():
+    if "/" not in key and (home / "runs" / key).is_dir():
         return [_of_run(home / "runs" / key, which, f"{told_name(home / 'runs' / key)} {which}")]
     place = locate(name, home)
     run = next((parent for parent in Path(place).resolve().parents if (parent / PLAN).is_file()), None)

@@ -105,18 +105,21 @@ def results_of(units: Sequence[Unit], home: Path) -> list[tuple[Unit, Measured]]
     return [(unit, Measured(**json.loads(file_of(unit, home).read_text())["measured"])) for unit in units]
 
 
-def measure(units: Sequence[Unit], environments: "Environments", home: Path, say: Say) -> list[bool]:
-    """Measure what is not there of one model, and return of each unit whether it was there. Its weights are loaded once, and only
-    where something is missing; what was measured before a kill is kept.
+def missing(units: Sequence[Unit], home: Path) -> list[Unit]:
+    """Return those that were not measured. Equal weights are measured once, whatever they are called."""
+    return list({unit.key: unit for unit in units if not file_of(unit, home).is_file()}.values())
+
+
+def measure(units: Sequence[Unit], environments: "Environments", home: Path, say: Say) -> None:
+    """Measure what is not there of one model. Its weights are loaded once. Each measurement is kept as soon as it is there.
 
     Raises IgpoError where the model cannot be loaded, or no question of a data set fits it.
     """
     import torch
 
-    there = [file_of(unit, home).is_file() for unit in units]
-    left = [unit for unit, known in zip(units, there, strict=True) if not known]
+    left = missing(units, home)
     if not left:
-        return there
+        return
     experiment = left[0].data.experiment
     torch.set_num_threads(experiment.training.threads)
     with borrowed_device(experiment, say) as place:
@@ -126,9 +129,8 @@ def measure(units: Sequence[Unit], environments: "Environments", home: Path, say
             with locked(home, f"evaluation-{unit.key}", say):
                 if not file_of(unit, home).is_file():  # else another process was first
                     _keep(unit, _measure(unit, policy, environments, processor(place)), home)
-            say(f"{unit.title}: {number} of {len(left)} of this model")
+            say(f"{unit.title}: {number} of {len(left)}")
         policy.model.to("cpu")
-    return there
 
 
 class Environments:

@@ -30,7 +30,8 @@ def log_model(study: str, results: Results, home: Path) -> tuple[str, str]:
 
     mlflow, experiment = client(), experiment_id(study)
     units = [unit for unit, _ in results]
-    candidate, key = units[0].model, fingerprint(sorted(unit.key for unit in units))
+    candidate = units[0].model
+    key = fingerprint(candidate.title, candidate.run_key, sorted(unit.key for unit in units))
     found = find_runs([experiment], kind="evaluation", measured=key)
     if found and found[0].info.status == "FINISHED":
         return candidate.title, run_url(experiment, found[0].info.run_id)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from igpo_core.checkpoints import MANIFEST, policy_digest
 from igpo_core.config.identity import fingerprint
 from igpo_core.errors import CheckpointError
+from igpo_core.folders import fill_folder
 from igpo_core.run import read_best
 from tasks.report.reporting import comparison_of
 from tasks.report.winner import Winner
@@ -106,7 +107,13 @@ def _new(study: str, run_id: str, folder: Path, step: int, tags: Mapping[str, st
             raise
     about = f"{tags['arm']} is {tags['verdict']}. Seed {tags['seed']}, best on dev at step {step}."
     made = mlflow.create_model_version(
-        study, f"models:/{model_id}", run_id, tags=dict(tags), description=about, model_id=model_id
+        study,
+        f"models:/{model_id}",
+        run_id,
+        tags=dict(tags),
+        description=about,
+        await_creation_for=0,
+        model_id=model_id,
     )
     return str(made.version)
 
@@ -123,7 +130,10 @@ def find_registered(name: str, home: Path) -> Registered:
         own = home / version.tags["checkpoint"] if "checkpoint" in version.tags else None
         if own is not None and (own / MANIFEST).is_file() and policy_digest(own) == digest:
             return Registered(own, version.tags["run_key"])
-        return Registered(_fetched(version, own, home), version.tags.get("run_key", ""))
+        folder = _fetched(version, own, home)
+        if digest is not None and (not (folder / MANIFEST).is_file() or policy_digest(folder) != digest):
+            raise CheckpointError(f"model {name}: MLflow has other files than were registered: register it again")
+        return Registered(folder, version.tags.get("run_key", ""))
 
 
 def _version(name: str) -> "ModelVersion":
@@ -153,34 +163,31 @@ def _version(name: str) -> "ModelVersion":
 
 def _fetched(version: "ModelVersion", own: Path | None, home: Path) -> Path:
     """Return the folder with config.json and *.safetensors of what MLflow has of a version."""
-    import mlflow.artifacts
+    import mlflow
     from mlflow.exceptions import MlflowException
 
     place = home / "registered" / fingerprint(tracking_uri(), version.name, version.version, version.creation_timestamp)
-    if not _models(place):
-        place.mkdir(parents=True, exist_ok=True)
+
+    def download(path: Path) -> None:
+        if own is not None and version.run_id:
+            client().download_artifacts(version.run_id, f"checkpoints/{own.name}", str(path))
+        else:
+            mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(path))
+
+    if not place.is_dir():
         client()  # sets how long a call may take
         mlflow.set_tracking_uri(tracking_uri())
         try:
-            if own is not None and version.run_id:
-                client().download_artifacts(version.run_id, f"checkpoints/{own.name}", str(place))
-            else:
-                mlflow.artifacts.download_artifacts(
-                    f"models:/{version.name}/{version.version}", dst_path=str(place), tracking_uri=tracking_uri()
-                )
+            fill_folder(place, download)
         except (MlflowException, OSError) as error:
             raise CheckpointError(
                 f"models:/{version.name}/{version.version}: its files are neither in {own or home} nor in MLflow ({error}), "
                 "which keeps those of small checkpoints alone: evaluate it where it was trained, or copy its folder there"
             ) from error
-    found = _models(place)
+    found = sorted(file.parent for file in place.rglob("config.json") if any(file.parent.glob("*.safetensors")))
     if not found:
         raise CheckpointError(
             f"models:/{version.name}/{version.version} holds no folder with config.json and *.safetensors: register a model that "
             "transformers saved"
         )
     return found[0]
-
-
-def _models(place: Path) -> list[Path]:
-    return sorted(file.parent for file in place.rglob("config.json") if any(file.parent.glob("*.safetensors")))
