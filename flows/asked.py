@@ -67,6 +67,11 @@ def plan_evaluation(
         other = specification if name == preset else load_specification(name)
         asked = experiment if name == preset else _with_data(experiment, other)
         sets.append(_data_set(other.name, asked, split, limit, chosen))
+    if len({one.name for one in sets} | {one.version for one in sets}) < 2 * len(sets):
+        raise ConfigError(
+            f"data {', '.join(data or ())}: two of them are the same questions, or have the same name; give each once, "
+            "under a name of its own"
+        )
     environments = Environments(own)
     for one in sets:
         environments.questions(one)  # a source that is not there is told now

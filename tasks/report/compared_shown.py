@@ -107,7 +107,7 @@ def draw(scores: Sequence[Score], unseen: Collection[str], title: str, path: Pat
             for place, part in enumerate(parts):
                 row = by_part[part, model]
                 value, span = (row.difference, row.difference_interval) if differences else (row.score, row.interval)
-                at = -place + 0.6 * (0.5 - (number + 0.5) / len(models))
+                at = -place + 0.8 * (0.5 - (number + 0.5) / len(models))
                 if span is not None:
                     axis.plot([span.low, span.high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
                 axis.plot(value, at, "o", color=colour, markersize=5, label=None if place else model)
@@ -117,6 +117,8 @@ def draw(scores: Sequence[Score], unseen: Collection[str], title: str, path: Pat
             loc="left",
             fontsize=10,
         )
-        plain(axis, legend=not differences)
+        axis.set_ylim(0.5 - len(parts), 0.5)
+        plain(axis, legend=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
     axes[0][1].axvline(0, color="#999999", linewidth=1, zorder=0)
     figure.savefig(path, dpi=130)

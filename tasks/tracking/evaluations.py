@@ -56,7 +56,8 @@ def log_model(study: str, results: Results, home: Path) -> tuple[str, str]:
     known = _logged_model(tags)
     if known is not None:
         mlflow.log_inputs(run_id, models=[LoggedModelInput(known.model_id)])
-    metrics = [Metric(name, value, at, 0) for name, value in mean_metrics(results).items()]
+    shown_with = known.model_id if known else None  # MLflow's page of the checkpoint shows them then
+    metrics = [Metric(name, value, at, 0, model_id=shown_with) for name, value in mean_metrics(results).items()]
     for start in range(0, len(metrics), METRICS_A_CALL):
         mlflow.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
     lines = [
@@ -88,7 +89,7 @@ def _logged_model(tags: Mapping[str, str]) -> "LoggedModel | None":
     if "trained_in" not in tags:
         return None
     found = client().search_logged_models([tags["trained_in"]], tag_filter(policy_sha256=tags["weights"]))
-    return found[0] if found else None
+    return next((model for model in found if model.source_run_id == tags["trained_run"]), None)
 
 
 def log_comparison(study: str, compared: Compared, results: Results, links: Sequence[tuple[str, str]]) -> str:

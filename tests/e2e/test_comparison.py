@@ -1,4 +1,4 @@
-"""Models compared with real servers: a list of them through a deployment, found again, linked to their runs; a registered winner."""
+"""Models compared with real servers: a list through a deployment, found again, linked to their runs; a registered winner."""
 
 import json
 import sys
@@ -65,10 +65,8 @@ def test_a_sweep_ends_with_what_it_was_asked_to_compare(servers: Servers, sweep:
         name: pytest.approx(sum(own) / 2) for name, own in scores.items()
     }
     assert sum(map(sum, scores.values())) > 0
-    named = {
-        item.path
-        for item in MlflowClient(servers.environment["MLFLOW_TRACKING_URI"]).list_artifacts(comparison.info.run_id)
-    }
+    client = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
+    named = {item.path for item in client.list_artifacts(comparison.info.run_id)}
     assert named == {"comparison.json", "comparison.md", "comparison.png", "table.csv", "slices.csv"}
 
 
@@ -82,9 +80,12 @@ def test_an_evaluation_leads_to_its_training_run_data_and_checkpoint(servers: Se
         (data,) = run.inputs.dataset_inputs
         assert data.dataset.digest == source.inputs.dataset_inputs[0].dataset.digest
         assert [tag.value for tag in data.tags] == ["evaluation"]
-        (model,) = run.inputs.model_inputs
         client = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
-        assert client.get_logged_model(model.model_id).tags["policy_sha256"] == run.data.tags["weights"]
+        (found,) = client.get_run(run.info.run_id).inputs.model_inputs  # a search leaves them out
+        model = client.get_logged_model(found.model_id)
+        assert model.source_run_id == source.info.run_id
+        assert model.tags["policy_sha256"] == run.data.tags["weights"]
+        assert {"test/all/f1", "test_greedy/all/f1"} <= {metric.key for metric in model.metrics}
 
 
 def test_a_list_of_models_through_a_deployment(servers: Servers, sweep: str, preset: str) -> None:
