@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.children import Where, children_of
@@ -17,7 +18,7 @@ from flows.evaluate import evaluate as evaluate_models
 from flows.parameters import Arms, Changes, Ending, Preset, Seeds
 from flows.prepare_data import prepare_data, published_versions
 from flows.presets import load_specification, spell_command, study_name
-from flows.report import show_links, show_report, tell_what_moved, write_report
+from flows.report import register_winners, show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
 from flows.work import announce, runs_of, simultaneous
@@ -90,6 +91,7 @@ def ablation(
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
+    register_winners(plan, quote(report), exploratory, say)
     tell_what_moved(specification.name, report, say)
     file = {"file": str(report.file)} if report.file else {}
     say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))

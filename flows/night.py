@@ -12,6 +12,7 @@ from typing import Annotated
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.ablation import run_name
@@ -19,7 +20,7 @@ from flows.children import children_of
 from flows.parameters import Preset
 from flows.prepare_data import prepare_data, published_versions
 from flows.presets import load_specification, spell_command, study_name
-from flows.report import show_report, tell_what_moved, write_report
+from flows.report import register_winners, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.work import runs_of, simultaneous
 from igpo_core.config import AblationSpecification, make_plan
@@ -110,6 +111,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
     report = write_report(plan, (), spell_command(preset, specification), say)
     show_report(report, sweep)
+    register_winners(plan, quote(report), (), say)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
 

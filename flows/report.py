@@ -50,15 +50,22 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
             log_data(specification.name, version, data_folder(version))
         send_runs(home(), say, plan.places.keys())
         content = specification.model_dump(mode="json")
-        report = reporting.write_report(
+        return reporting.write_report(
             content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory
         )
-        register_winners(plan, report, exploratory, say)
-        return report
 
 
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    task_run_name="register the winner",
+    retries=30,
+    retry_delay_seconds=20,
+    retry_condition_fn=mlflow_is_away,
+)
 def register_winners(plan: Plan, report: "Report", exploratory: Sequence[str], say: Say) -> None:
-    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best."""
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until an
+    interval is narrow, this is of its last report alone."""
     from tasks.runs.planned import Run
     from tasks.tracking.registry import register_winner
 

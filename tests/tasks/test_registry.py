@@ -117,6 +117,47 @@ def verdicts(low: dict[str, list[float]]) -> list[Winner]:
     return winners(specification, reports, [arm for arm in low if arm != "outcome_only"])
 
 
+def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preset tiny with six seeds, of which MLflow has the runs: igpo is .2 above on every seed, and best on dev with seed 4."""
+    from flows.presets import load_specification
+    from flows.report import register_winners, write_report
+    from igpo_core.config import make_plan
+
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
+    folder = tmp_path / "data" / "v1"
+    (folder / "data_docs").mkdir(parents=True)
+    (folder / "data_docs" / "index.html").write_text("docs")
+    (folder / "quarantine.jsonl").write_text("")
+    (folder / "summary.json").write_text('{"counts": {"train": 64}, "quarantined": 0}')
+    plan = make_plan(load_specification("tiny").select(None, list(range(6))), {"": "v1"})
+    for spec in plan.runs:
+        made, better = Run(spec, tmp_path), 0.2 * (spec.arm == "igpo")
+        write_plan(made)
+
+        def fill(path: Path, text: str = spec.run_key) -> None:
+            (path / "model.safetensors").write_text(text)
+
+        write_folder(made.folder / "best" / "step-000002", fill)
+        (made.folder / "best.json").write_text(json.dumps({"step": 2, "score": 0.9 if spec.seed == 4 else 0.5}))
+        write_result(made, {})
+        tags = {"kind": "train", "sweep": spec.sweep, "arm": spec.arm, "seed": str(spec.seed), "cell": ""}
+        outbox = Outbox(made.folder, About(spec.study, spec.name, spec.run_key, tags, {}))
+        outbox.log(4, {"test/all/f1": 0.3 + spec.seed / 100 + better, "train/turns": 2.0, "progress/seconds": 1.0})
+        write_status(made.folder, "FINISHED")
+    told: list[str] = []
+    for _ in range(2):
+        report = write_report.fn(plan, [], "make ablation", told.append)
+        register_winners.fn(plan, report, [], told.append)
+    (version,) = client().search_model_versions("name = 'tiny'")
+    chosen = next(spec for spec in plan.runs if (spec.arm, spec.seed) == ("igpo", 4))
+    assert version.tags["run_key"] == chosen.run_key and version.tags["report"] == report.run_id and report.reused
+    assert version.tags["verdict"] == "better than outcome_only: +0.200 [+0.200, +0.200], p 0.031, 6 seeds"
+    assert told[-1].startswith("registered models:/tiny@best: igpo, better than outcome_only")
+    assert find_registered("models:/tiny@best", tmp_path).run_key == chosen.run_key
+
+
 LEVEL = [0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37]
 
 
