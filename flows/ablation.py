@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.children import Where, children_of
@@ -91,7 +90,7 @@ def ablation(
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
-    register_winners(plan, quote(report), exploratory, say)
+    register_winners(plan, report, exploratory, say)
     tell_what_moved(specification.name, report, say)
     file = {"file": str(report.file)} if report.file else {}
     say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))

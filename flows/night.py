@@ -12,7 +12,6 @@ from typing import Annotated
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.ablation import run_name
@@ -111,7 +110,7 @@ def go_on(preset: str, specification: AblationSpecification, study: Study, free_
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
     report = write_report(plan, (), spell_command(preset, specification), say)
     show_report(report, sweep)
-    register_winners(plan, quote(report), (), say)
+    register_winners(plan, report, (), say)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
 

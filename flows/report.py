@@ -64,8 +64,8 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
     retry_condition_fn=mlflow_is_away,
 )
 def register_winners(plan: Plan, report: "Report", exploratory: Sequence[str], say: Say) -> None:
-    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until an
-    interval is narrow, this is of its last report alone."""
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
+    an interval is narrow, this is of its last report alone."""
     from tasks.runs.planned import Run
     from tasks.tracking.registry import register_winner
 
