@@ -114,6 +114,19 @@ def test_base_is_the_policy_before_training_and_changes_with_it(tmp_path: Path) 
     )
 
 
+def test_a_hub_name_stands_for_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned policy needs no network to be found again; of any other name the hub is asked, which does not answer here."""
+    policy = {"kind": "pretrained", "name": "owner/model", "revision": "a" * 40}
+    pinned = ExperimentConfig.model_validate({"policy": policy})
+    for name in ("owner/model", BASE):
+        (one,) = find_candidates([name], tmp_path, pinned, "data")
+        assert one.weights == f"owner/model@{'a' * 40}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match="owner/other: the hub gives no such model"):
+        find_candidates(["owner/other"], tmp_path, pinned, "data")
+
+
 def test_a_folder_without_a_manifest_has_an_identity_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_text("one")
