@@ -107,7 +107,7 @@ def test_a_model_trained_once_stands_against_every_training_seed() -> None:
 
 
 def test_models_trained_once_are_tested_over_questions() -> None:
-    """Six questions, all .2 better in the mean of two draws, though the first is worse in one of them: p is 2 / 2^6 of that model.
+    """Six questions, all .2 better in the mean of two draws, though the first is worse in one of them: p is 2 / 2^6 of it.
     Another that is level has 1. Adjusted for two: 2 x 2 / 64 and 1."""
     base = draws("base", None, [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]] * 2)
     up = draws("up", None, [[0.0, 0.3, 0.4, 0.5, 0.6, 0.7], [0.6, 0.5, 0.6, 0.7, 0.8, 0.9]])
