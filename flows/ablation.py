@@ -15,10 +15,11 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.children import Where, children_of
-from flows.parameters import Arms, Changes, Preset, Seeds
+from flows.evaluate import evaluate as evaluate_models
+from flows.parameters import Arms, Changes, Ending, Preset, Seeds
 from flows.prepare_data import versions_of
 from flows.presets import resolve, study_name
-from flows.report import show_links, show_report, tell_what_moved, write_report
+from flows.report import register_winners, show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
 from flows.work import announce, simultaneous
@@ -51,6 +52,7 @@ def ablation(
     processes: Annotated[int | None, Field(ge=1, le=64)] = None,
     where: Where = "processes",
     set: Changes | None = None,
+    evaluate: Annotated[list[Ending] | None, Field(min_length=1)] = None,
 ) -> dict[str, Any]:
     """Data, warm starts, runs, statistics, report. Finished parts are found again and reused.
 
@@ -60,6 +62,8 @@ def ablation(
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number, else what the machine has.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
         set: Other settings in the preset's base, for all arms alike.
+        evaluate: What of the sweep is compared at its end on the test questions, the first with the others: base (the policy
+            before any training), start (warm starts), last and best (checkpoints of every arm). Empty: the report alone.
     """
     request = resolve(preset, set, arms, seeds)
     igpo_home, say = open_home(), run_log()
@@ -89,10 +93,13 @@ def ablation(
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
+    register_winners(plan, report, request.exploratory, say)
     tell_what_moved(specification.name, report, say)
     file = {"file": str(report.file)} if report.file else {}
     say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))
     links |= {"curves": report.compare, "report": report.url, **file}
+    if evaluate:
+        evaluate_models([model_of(ending, plan.sweep) for ending in evaluate], preset, set=set)
     return {
         "sweep": plan.sweep,
         "answer": report.answer,
@@ -100,6 +107,11 @@ def ablation(
         "failed": failed,
         "links": links,
     }
+
+
+def model_of(ending: Ending, sweep: str) -> str:
+    """Return what the flow `evaluate` calls a part of a sweep."""
+    return "base" if ending == "base" else f"sweep:/{sweep}@{ending}"
 
 
 def make_ready(specification: AblationSpecification, versions: Mapping[str, str], home: Path, say: Say) -> None:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from flows.ablation import ablation
 from flows.children import Where
+from flows.parameters import Ending
 from flows.presets import resolve, setting
 from flows.terminal import show_progress
 from flows.work import next_commands, write_minutes
@@ -20,6 +21,13 @@ def _names(text: str) -> list[str]:
     return text.split(",")
 
 
+def _endings(text: str) -> list[str]:
+    odd = [name for name in text.split(",") if name not in get_args(Ending)]
+    if odd:
+        raise argparse.ArgumentTypeError(f"{', '.join(odd)}: give some of {', '.join(get_args(Ending))}, as base,last")
+    return text.split(",")
+
+
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
@@ -27,7 +35,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool] [--set PATH=VALUE]"""
+    """python -m flows.ablation PRESET [--arms a,b] [--seeds 0,1] [--processes N] [--where processes|pool] [--set PATH=VALUE]
+    [--evaluate base,start,last,best]"""
     from prefect.exceptions import PrefectHTTPStatusError
 
     parser = argparse.ArgumentParser(
@@ -48,6 +57,9 @@ def main(arguments: list[str]) -> int:
         metavar="PATH=VALUE",
         help="another setting in base: optimizer.learning_rate=1e-5",
     )
+    parser.add_argument(
+        "--evaluate", type=_endings, help="compared at the end, the first with the others: base,start,last,best"
+    )
     chosen = parser.parse_args(arguments)
     changes = dict(chosen.set) or None
     try:
@@ -60,7 +72,9 @@ def main(arguments: list[str]) -> int:
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"
         print(f"Every line that Prefect logs goes to {log}\n", flush=True)
         show_progress(log)
-        outcome = ablation(chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where, changes)
+        outcome = ablation(
+            chosen.preset, chosen.arms, chosen.seeds, chosen.processes, chosen.where, changes, chosen.evaluate
+        )
     except IgpoError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

@@ -1,66 +1,128 @@
-"""Flow `evaluate`: any checkpoint, folder or hub model on any split of a preset's data."""
+"""Flow `evaluate`: any models on any data sets, compared question by question and seed by seed."""
 
-from typing import Annotated, Literal
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from prefect import flow
+from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.parameters import Preset
-from flows.presets import load_specification
-from igpo_core.environments import open_environment
+from flows.asked import Asked, plan_evaluation
+from flows.parameters import Changes, Preset, Seeds
+from flows.report import mlflow_is_away
+from flows.terminal import hush_tasks
 from tasks.home import home, open_home
-from tasks.prefect_runs import run_log
-from tasks.report.wording import literal, literal_rows
-from tasks.runs.devices import borrowed_device
-from tasks.tracking.mlflow_runs import log_evaluation
+from tasks.prefect_runs import RunPage, Say, run_log
+
+if TYPE_CHECKING:
+    from tasks.report.evaluated import Compared, Results
+
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Name], Field(min_length=1)]
 
 
-@flow(name="evaluate", flow_run_name="{model} on {split}", validate_parameters=True)
+def run_name() -> str:
+    """Return the models and the split."""
+    models = flow_run.parameters["model"]
+    return f"{models if isinstance(models, str) else ', '.join(models)} on {flow_run.parameters['split']}"[:200]
+
+
+@flow(name="evaluate", flow_run_name=run_name, validate_parameters=True)
 def evaluate(
-    model: Annotated[str, Field(min_length=1)],
+    model: Name | Names,
     preset: Preset,
     split: Literal["train", "dev", "test"] = "test",
     limit: Annotated[int | None, Field(ge=1)] = None,
     cell: str = "",
+    data: Annotated[list[Preset] | None, Field(min_length=1)] = None,
+    sources: Names | None = None,
+    seeds: Seeds | None = None,
+    set: Changes | None = None,
 ) -> dict[str, float]:
-    """Evaluate with every decoding of the preset; metrics go to an MLflow run tagged kind=evaluation.
+    """Compare models on the same questions. What is measured is kept, and a second start goes on. Returns the metrics, means over
+    seeds, with the model's name before them where there are several.
 
     Args:
-        model: Checkpoint folder, run key (a folder's name in .igpo/runs), model folder or hub name.
-        split: Which of the preset's questions.
-        limit: Questions at most, from the table's beginning. Empty: all.
+        model: One or several. The others are compared with the first. A run key, or sweep:/<sweep>, each with @last, @best or
+            @start; models:/<name>@<alias>; base (the policy before any training); a checkpoint or model folder; a hub name.
+        preset: Whose policy settings, rollouts and margin.
+        split: Which of the questions.
+        limit: Questions at most of each source, from the table's beginning. Empty: all.
         cell: Whose settings, where the preset has factors. Empty: the first cell's.
+        data: Presets or specifications whose questions are asked. Empty: the preset's own.
+        sources: These sources of the questions alone. Empty: all.
+        seeds: Sampling seeds. Empty: the first three of the preset's seeds.
+        set: Other settings in the preset's base.
     """
-    from igpo_core.evaluation import decode_each  # torch and pandas take seconds
-    from igpo_core.policies import load_policy
-    from tasks.data.publishing import prepare
-    from tasks.runs.stored_models import locate, metric_rows, require_vocabulary
+    from tasks.report.evaluated import compared_of, metrics_of
 
     open_home()
-    specification = load_specification(preset)
-    experiment = specification.experiment(
-        specification.baseline, specification.seeds[0], cell or specification.cells[0]
-    )
-    data = prepare(experiment.data, home())
-    folder = locate(model, home())
-    policy = load_policy(folder, experiment)
-    environment = open_environment(experiment, data.folder)
-    require_vocabulary(policy, environment, folder)
-    questions = limit or len(environment.tasks(split))
-    metrics: dict[str, float] = {}
-    records = []
-    with borrowed_device(experiment, run_log()) as place:
-        policy.model.to(place)
-        for prefix, result in decode_each(policy, environment, experiment, split, questions, 0):
-            metrics |= {f"{split}{prefix}{name}": value for name, value in result.metrics.items()}
-            records += result.records
-        policy.model.to("cpu")
-    url = log_evaluation(specification.name, folder, data.version, metrics, records)
-    create_table_artifact(
-        literal_rows(metric_rows(metrics, experiment.data.rubric)), description=f"{literal(model)} on {split}"
-    )
-    create_link_artifact(link=url, link_text="This evaluation in MLflow", description="Metrics and records in MLflow")
-    score = metrics[f"{split}/all/{experiment.data.headline}"]
-    run_log()(f"{folder} on {split}: {experiment.data.headline_title} {score:.3f}, {url}")
-    return metrics
+    say = run_log()
+    hush_tasks()
+    models = [model] if isinstance(model, str) else model
+    asked = plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set)
+    results = measure_all(asked, say)
+    compared = compared_of(results, asked.environments.trained_on(), asked.specification.margin)
+    url = log_to_mlflow(asked.specification.name, compared, quote(results))
+    show(compared, url, say)
+    return metrics_of(results)
+
+
+def measure_all(asked: Asked, say: Say) -> "Results":
+    """Measure what is not there, a task for each set of weights, and tell how far it is. Returns everything."""
+    from tasks.runs.evaluations import missing, results_of
+    from tasks.runs.planning import spell
+
+    total, new = len(asked.units), len(missing(asked.units, home()))
+    say(f"{total - new} of {total} measurements were there")
+    page, started = RunPage("measurements", total, say), time.monotonic()
+    for units in asked.by_model:
+        if not missing(units, home()):
+            continue
+        measure_model(units[0].model.title, quote((units, asked.environments, say)))
+        left = len(missing(asked.units, home()))
+        seconds = (time.monotonic() - started) / max(1, new - left) * left
+        say(f"{units[0].model.title}: {total - left} of {total} · about {spell(seconds)} left")
+        page.report(total - left)
+    page.close()
+    return results_of(asked.units, home())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def measure_model(title: str, told: Any) -> None:
+    """Measure one set of weights on every data set with every seed, as far as that is not there."""
+    from tasks.runs.evaluations import measure
+
+    units, environments, say = told
+    measure(units, environments, home(), say)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    task_run_name="log to MLflow",
+    retries=30,
+    retry_delay_seconds=20,
+    retry_condition_fn=mlflow_is_away,
+)
+def log_to_mlflow(study: str, compared: "Compared", results: Any) -> str:
+    """Log a run for each set of weights, and one that compares them. Returns its link."""
+    from tasks.report.evaluated import by_weights
+    from tasks.tracking.evaluations import log_comparison, log_model
+    from tasks.tracking.server import answering
+
+    with answering():
+        return log_comparison(study, compared, results, [log_model(study, own, home()) for own in by_weights(results)])
+
+
+def show(compared: "Compared", url: str, say: Say) -> None:
+    """Show the comparison in the log and on the page of the flow run in Prefect."""
+    from tasks.report.compared_shown import terminal
+    from tasks.report.wording import literal, literal_rows
+
+    say(f"\n{terminal(compared.rows, compared.words)}\n\nMLflow   {url}")
+    create_table_artifact(literal_rows(compared.rows), description=literal(compared.words.splitlines()[0]))
+    create_link_artifact(link=url, link_text="This comparison in MLflow", description="Tables, figure and runs")

@@ -22,7 +22,7 @@ from flows.dry_run import needed_disk
 from flows.parameters import Preset
 from flows.prepare_data import versions_of
 from flows.presets import Request, resolve, study_name
-from flows.report import show_report, tell_what_moved, write_report
+from flows.report import register_winners, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.work import simultaneous
 from igpo_core.config import AblationSpecification, make_plan
@@ -117,6 +117,7 @@ def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: 
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
     report = write_report(plan, (), request.command, say)
     show_report(report, sweep)
+    register_winners(plan, report, (), say)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
 

@@ -1,7 +1,7 @@
 """The types of the flows' parameters: what Prefect's forms say of them, and what its server refuses before a run exists."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -61,6 +61,7 @@ Changes = Annotated[
         }
     ),
 ]
+Ending = Literal["base", "start", "last", "best"]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     list[int],

@@ -17,13 +17,16 @@ from tasks.report import reporting
 from tasks.report.reporting import Report
 from tasks.report.watch import EVENT
 from tasks.report.wording import literal_rows
+from tasks.runs.planned import Run
 from tasks.tracking.mlflow_runs import log_data
+from tasks.tracking.registry import register_winner
 from tasks.tracking.sending import send_runs
 from tasks.tracking.server import MlflowAway, answering, experiment_id
 from tasks.tracking.views import show_view
 
 
-def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
+def mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
+    """Return whether a task failed because MLflow does not answer now."""
     return isinstance(state.result(raise_on_failure=False), MlflowAway)
 
 
@@ -33,7 +36,7 @@ def _mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     task_run_name="report",
     retries=30,
     retry_delay_seconds=20,
-    retry_condition_fn=_mlflow_is_away,
+    retry_condition_fn=mlflow_is_away,
 )
 def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> Report:
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
@@ -49,6 +52,30 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
         content = specification.model_dump(mode="json")
         return reporting.write_report(
             content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory
+        )
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    task_run_name="register the winner",
+    retries=30,
+    retry_delay_seconds=20,
+    retry_condition_fn=mlflow_is_away,
+)
+def register_winners(plan: Plan, report: Report, exploratory: Sequence[str], say: Say) -> None:
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
+    an interval is narrow, this is of its last report alone."""
+    content = plan.specification.model_dump(mode="json")
+    runs = {spec.run_key: Run(spec, home()) for spec in plan.runs}
+    for winner in report.winners:
+        own = [
+            run
+            for key, run in runs.items()
+            if run.finished and any(place[:2] == (winner.cell, winner.arm) for place in plan.places[key])
+        ]
+        say(
+            f"registered {register_winner(winner, own, content, report.run_id, exploratory)}: {winner.arm}, {winner.verdict}"
         )
 
 

@@ -45,6 +45,26 @@ def evaluate(
     """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
     questions = list(environment.tasks(split))[:limit]
+    return evaluate_questions(
+        policy, environment, config,
+        questions=questions, split=split, decoding=decoding, step=step, ranks=ranks, engine=engine,
+    )  # fmt: skip
+
+
+def evaluate_questions(
+    policy: Policy,
+    environment: Environment,
+    config: ExperimentConfig,
+    *,
+    questions: Sequence[Question],
+    split: str,
+    decoding: Decoding,
+    step: int = 0,
+    ranks: Ranks = ALONE,
+    engine: Engine = rollout,
+) -> EvaluationResult:
+    """One trajectory for each of these questions of a split. For `sampled`, the random numbers follow from config.seed, the split
+    and a question's place in the list. Raises DataError where no question fits the window."""
     fitting = [question for question in questions if prompt_fits(policy, config.rollout, question)]
     if not fitting:
         raise DataError(

@@ -32,10 +32,10 @@ def write_figures(data: "SweepData", pairs: Mapping[str, Paired], baseline: str,
     overview(data, pairs, baseline).savefig(folder / "overview.png", dpi=130)
     colours = arm_colours(data.arms, baseline)
     for metric in shown("overview"):
-        figure, axes = _canvas(1, 1, (7.0, 4.2))
+        figure, axes = canvas(1, 1, (7.0, 4.2))
         curves(axes[0][0], data, metric, colours)
         figure.savefig(folder / f"{metric.named(score='score').rpartition('/')[2]}.png", dpi=130)
-    figure, axes = _canvas(1, 1, (7.0, 3.2))
+    figure, axes = canvas(1, 1, (7.0, 3.2))
     forest(axes[0][0], pairs, baseline, colours, data.title)
     figure.savefig(folder / "difference.png", dpi=130)
 
@@ -44,7 +44,7 @@ def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "
     """Four panels: the headline on dev, paired differences, dead groups, turns."""
     metrics = shown("overview")
     rows = -(-(len(metrics) + 1) // 2)
-    figure, axes = _canvas(rows, 2, (12.0, 3.8 * rows))
+    figure, axes = canvas(rows, 2, (12.0, 3.8 * rows))
     colours = arm_colours(data.arms, baseline)
     first, differences, *others = axes.flat
     for axis, metric in zip((first, *others), metrics, strict=False):
@@ -66,7 +66,7 @@ def overview(data: "SweepData", pairs: Mapping[str, Paired], baseline: str) -> "
 
 def efficiency(data: "SweepData", baseline: str) -> "Figure":
     """The headline on dev against sampled tokens: a line a run, or where arms are many the means of an arm."""
-    figure, axes = _canvas(1, 1, (7.0, 4.2))
+    figure, axes = canvas(1, 1, (7.0, 4.2))
     axis, colours = axes[0][0], arm_colours(data.arms, baseline)
     for arm in data.arms:
         lines = []
@@ -85,14 +85,14 @@ def efficiency(data: "SweepData", baseline: str) -> "Figure":
     axis.set_xlabel("tokens sampled in training")
     axis.set_title(f"{data.title} on dev by sampled tokens", loc="left", fontsize=10)
     axis.set_ylim(-0.02, 1.02)
-    _plain(axis, legend=True)
+    plain(axis, legend=True)
     return figure
 
 
 def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
     """The belief in the gold answer after each turn, of the trajectories that got so far, at the last evaluation: in all, in
     solved and in unsolved ones."""
-    figure, axes = _canvas(1, 3, (12.0, 4.0))
+    figure, axes = canvas(1, 3, (12.0, 4.0))
     colours = arm_colours(data.arms, baseline)
     for axis, part, title in zip(axes[0], ("", "_solved", "_unsolved"), ("all", "solved", "unsolved"), strict=True):
         for arm in data.arms:
@@ -114,7 +114,7 @@ def belief_by_turn(data: "SweepData", baseline: str) -> "Figure":
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("turns done")
         axis.set_title(f"Belief in the gold answer, {title}", loc="left", fontsize=9)
-        _plain(axis, legend=part == "")
+        plain(axis, legend=part == "")
     return figure
 
 
@@ -137,7 +137,7 @@ def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> 
     drawn = [panel for panel in panels if panel.means(data)]
     rows = max(1, -(-len(drawn) // 4))
     columns = min(4, max(1, len(drawn)))
-    figure, axes = _canvas(rows, columns, (3.8 * columns, 3.8 * rows))
+    figure, axes = canvas(rows, columns, (3.8 * columns, 3.8 * rows))
     colours = arm_colours(data.arms, baseline)
     named: set[str] = set()
     for axis, panel in zip(axes.flat, drawn, strict=False):
@@ -153,7 +153,7 @@ def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> 
         axis.set_ylabel(panel.quantity)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_title(panel.metric.title, loc="left", fontsize=9)
-        _plain(axis, legend=True)
+        plain(axis, legend=True)
     for axis in axes.flat[len(drawn) :]:
         axis.remove()
     return figure
@@ -195,7 +195,7 @@ class _ByName:
 def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline: str, score: str) -> "Figure":
     """The difference to the baseline in each cell, with its interval: how the effect moves with the factors."""
     arms = list(dict.fromkeys(arm for _, pairs in cells for arm in pairs))
-    figure, axes = _canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
+    figure, axes = canvas(1, 1, (max(7.0, 1.2 * len(cells) + 3), 4.4))
     axis, colours = axes[0][0], arm_colours([baseline, *arms], baseline)
     axis.axhline(0, color="#999999", linewidth=1)
     named = set()
@@ -211,7 +211,7 @@ def effect_by_cell(cells: "Sequence[tuple[str, Mapping[str, Paired]]]", baseline
             named.add(arm)
     axis.set_xticks(range(len(cells)), [cell for cell, _ in cells], rotation=20, ha="right", fontsize=8)
     axis.set_title(f"Test {score} minus that of {baseline}, 95% interval", loc="left", fontsize=10)
-    _plain(axis, legend=True)
+    plain(axis, legend=True)
     return figure
 
 
@@ -225,7 +225,8 @@ def svg(figure: "Figure") -> str:
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
 
 
-def _plain(axis: Any, *, legend: bool) -> None:
+def plain(axis: Any, *, legend: bool) -> None:
+    """Take what is not needed off an axis; name its lines where asked."""
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -239,7 +240,8 @@ def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:
     return {baseline: COLOURS[0], **{arm: COLOURS[1 + i % (len(COLOURS) - 1)] for i, arm in enumerate(others)}}
 
 
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
+    """Return a figure that needs no screen, and its axes as [rows, columns]. size: in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -287,7 +289,7 @@ def curves(axis: Any, data: "SweepData", metric: Metric, colours: Mapping[str, s
     axis.set_xlabel("training step")
     axis.set_title(metric.title.format(title=data.title), loc="left", fontsize=10)
     axis.margins(x=0)
-    _plain(axis, legend=False)
+    plain(axis, legend=False)
 
 
 def spread(heights: Sequence[float], low: float, high: float) -> list[float]:

@@ -22,6 +22,7 @@ from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.watch import Moved, moved, prefix, report_before
+from tasks.report.winner import Winner, winners
 from tasks.source import commit
 from tasks.tracking.outbox import TRAJECTORIES, read_lines
 from tasks.tracking.server import (
@@ -53,7 +54,7 @@ class Report:
     url: report.html in MLflow. compare: the curves by arm in MLflow.
     answer: the sentence that answers the question. terminal: table, score of each seed, warnings and the answer. warnings: these,
     with their cell. rows: the table as text cells. widest: the widest 95% interval of a difference, None where there is none.
-    made: when it was written.
+    winners: of each cell whose verdict names one. made: when it was written.
     reused: it was there, and nothing that it is made of has changed.
     """
 
@@ -67,6 +68,7 @@ class Report:
     rows: list[dict[str, str]]
     widest: float | None
     moved: list[Moved]
+    winners: list[Winner]
     made: str
     reused: bool
 
@@ -128,6 +130,7 @@ def write_report(
         rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
         widest=max(widths, default=None),
         moved=left,
+        winners=winners(specification, reports, _answering(specification)),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         reused=False,
     )
@@ -149,7 +152,11 @@ def read_report(run_id: str) -> Report:
     client()  # sets how long a call may take
     mlflow.set_tracking_uri(tracking_uri())
     content = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{REPORT}"))
-    return Report(**{**content, "moved": [Moved(**arm) for arm in content["moved"]], "reused": True})
+    told = {
+        "moved": [Moved(**arm) for arm in content["moved"]],
+        "winners": [Winner(**one) for one in content["winners"]],
+    }
+    return Report(**{**content, **told, "reused": True})
 
 
 def _write_files(

@@ -143,11 +143,11 @@ def markdown(
     for cell, rows, words, further in cells:
         parts += [f"# {cell}"] if cell else []
         parts += [f"> **{text}**" for text in words.warnings]
-        parts.append(_markdown_table(rows))
+        parts.append(markdown_table(rows))
         parts += ["## What was shown", "\n".join(f"- {text}" for text in words.shown)]
         parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
         for title, table in further.items():
-            parts += [f"## {title}", _markdown_table(table)]
+            parts += [f"## {title}", markdown_table(table)]
     return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
 
 
@@ -168,7 +168,8 @@ def literal_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: literal(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
 
 
-def _markdown_table(rows: Table) -> str:
+def markdown_table(rows: Table) -> str:
+    """Return a table in markdown."""
     lines = [[literal(name) for name in rows[0]], ["---"] * len(rows[0])]
     lines += [[literal(value) for value in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,7 +1,6 @@
 """Models that the evaluate flow is given by name: runs, checkpoints, folders, hub names, GGUF files."""
 
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from igpo_core.checkpoints import MANIFEST, verify_folder
@@ -50,10 +49,3 @@ def require_vocabulary(policy: Policy, environment: Environment, name: str) -> N
             f"{name} lacks {len(lacking)} words of this world ({', '.join(lacking[:5])}, ..): it was made for another one. "
             "Give the preset that it was trained with"
         )
-
-
-def metric_rows(metrics: Mapping[str, float], rubric: Iterable[str]) -> list[dict[str, str | float]]:
-    """Return one row a slice: its scores, format rate, turns, tool calls."""
-    shown = (*rubric, "format_rate", "turns", "tool_calls")
-    slices = sorted({name.rsplit("/", 1)[0] for name in metrics if name.endswith("/turns")})
-    return [{"slice": part, **{key: round(metrics[f"{part}/{key}"], 4) for key in shown}} for part in slices]

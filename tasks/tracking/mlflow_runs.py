@@ -1,10 +1,7 @@
-"""What MLflow is told of a training run, and its runs besides: one for each published data version, one for each evaluation."""
+"""What MLflow is told of a training run, and a run for each version of published data."""
 
 import json
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from igpo_core.config import DataConfig, QuestionFiles, RunSpec
 from igpo_core.config.specification import spell_changes
@@ -13,7 +10,7 @@ from tasks.runs.planned import Run
 from tasks.runs.processors import joined
 from tasks.source import source_tags
 from tasks.tracking.outbox import About, read_about
-from tasks.tracking.server import artifact_url, client, experiment_id, flatten, run_url, tag_filter
+from tasks.tracking.server import artifact_url, client, experiment_id, flatten, tag_filter
 
 LONGEST_NAME = 250  # of a run: a column of MLflow's database; the tag `set` has it whole
 # One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
@@ -108,22 +105,3 @@ def log_data(study: str, version: str, folder: Path) -> str:
     mlflow.log_artifacts(run.info.run_id, str(folder / "data_docs"), "data_docs")
     mlflow.set_terminated(run.info.run_id)
     return artifact_url(experiment, run.info.run_id, DOCS)
-
-
-def log_evaluation(
-    study: str, model: str, data_version: str, metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]]
-) -> str:
-    """A run tagged kind=evaluation with all metrics and one record a question and decoding. Returns its link."""
-    from mlflow.entities import Metric
-
-    mlflow, experiment = client(), experiment_id(study)
-    tags = {"kind": "evaluation", "model": model, "data_version": data_version}
-    run = mlflow.create_run(experiment, tags=tags, run_name=f"evaluate {Path(model).name}")
-    now = int(time.time() * 1000)
-    values = [Metric(name, value, now, 0) for name, value in metrics.items()]
-    for start in range(0, len(values), 1000):
-        mlflow.log_batch(run.info.run_id, metrics=values[start : start + 1000])
-    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    mlflow.log_text(run.info.run_id, lines + "\n", "records.jsonl")
-    mlflow.set_terminated(run.info.run_id)
-    return run_url(experiment, run.info.run_id)

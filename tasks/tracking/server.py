@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from igpo_core.errors import ConfigError, ServiceError
@@ -212,13 +212,15 @@ def log_params(run_id: str, settings: Mapping[str, str]) -> None:
         client().log_batch(run_id, params=entries[start : start + PARAMS_A_CALL])
 
 
-def log_dataset(run_id: str, dataset: Mapping[str, str]) -> None:
+def log_dataset(
+    run_id: str, dataset: Mapping[str, str], context: Literal["training", "evaluation"] = "training"
+) -> None:
     """Show the published data as the run's input."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = json.dumps({"uri": dataset["uri"]})
     entry = Dataset(dataset["name"], dataset["digest"], "local", source, profile=dataset["profile"])
-    client().log_inputs(run_id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", "training")])])
+    client().log_inputs(run_id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", context)])])
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints

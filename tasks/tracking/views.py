@@ -104,8 +104,8 @@ def note(study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: s
             *rows,
             "",
             "Runs are tagged with `kind`: `train` is one arm with one seed, `report` a comparison (open its artifact "
-            "`report.html`), `data` the questions, `evaluation` a model that was tested by itself. `sweep` names the runs that "
-            f"were compared. Every run of {study} is in this experiment.",
+            "`report.html`), `data` the questions, `evaluation` a model on some questions, `comparison` several of them. `sweep` "
+            f"names the runs that were compared. Every run of {study} is in this experiment.",
         ]
     )
 

@@ -26,6 +26,12 @@ def test_seeds_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no list of numbers" in capsys.readouterr().err
 
 
+def test_what_a_sweep_cannot_end_with(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["tiny", "--evaluate", "last,first"])
+    assert "first: give some of base, start, last, best" in capsys.readouterr().err
+
+
 def test_a_name_is_checked_before_anything_heavy_is_imported() -> None:
     """A run with a wrong arm failed after half a minute, most of which went into imports."""
     flows = "flows.ablation, flows.evaluate, flows.prepare_data, flows.train"

@@ -133,9 +133,9 @@ def rendered(text: str) -> tuple[set[str], list[str]]:
     return kinds, ["".join(child.content for child in part.children or []) for part in inline]
 
 
-def test_no_cell_of_a_markdown_table_is_markup() -> None:
+def test_no_cell_of_amarkdown_table_is_markup() -> None:
     """Nor a column's name. Each shows as it was, on one line."""
-    from tasks.report.wording import _markdown_table
+    from tasks.report.wording import markdown_table
 
     shown = [" ".join(text.split()) for text in CELLS]
     columns = {f"{number} {text}": text for number, text in enumerate(CELLS)}
@@ -146,7 +146,7 @@ def test_no_cell_of_a_markdown_table_is_markup() -> None:
         ),
         ([columns], [*(f"{number} {text}".strip() for number, text in enumerate(shown)), *shown]),
     ):
-        kinds, cells = rendered(_markdown_table(rows))
+        kinds, cells = rendered(markdown_table(rows))
         assert cells == expected
         assert {kind for kind in kinds if kind.split("_")[0] not in TABLE} <= {"inline", "text", "text_special"}
 

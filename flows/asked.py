@@ -1,0 +1,111 @@
+"""What an evaluation asks of which models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from flows.presets import load_specification
+from igpo_core.config import AblationSpecification, ExperimentConfig
+from igpo_core.config.reasons import reasons
+from igpo_core.errors import ConfigError
+from tasks.home import home
+from tasks.prefect_runs import run_log
+from tasks.runs.models import with_model
+from tasks.secrets import provide
+
+if TYPE_CHECKING:
+    from tasks.runs.evaluations import DataSet, Environments, Unit
+
+SAMPLING_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Every measurement of an evaluation."""
+
+    specification: AblationSpecification
+    units: "list[Unit]"
+    """Model by model."""
+    environments: "Environments"
+
+    @property
+    def by_model(self) -> "list[list[Unit]]":
+        """Return the measurements of each set of weights."""
+        found: dict[tuple[str, int | None], list[Unit]] = {}
+        for unit in self.units:
+            found.setdefault((unit.model.name, unit.model.seed), []).append(unit)
+        return list(found.values())
+
+
+def plan_evaluation(
+    models: Sequence[str],
+    preset: str,
+    split: str,
+    limit: int | None,
+    cell: str,
+    data: Sequence[str] | None,
+    sources: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    changes: Mapping[str, Any] | None,
+) -> Asked:
+    """Find the models, publish the data, and return what is to be measured. The arguments are those of the flow `evaluate`.
+
+    Raises ConfigError, DataError or CheckpointError, before anything is measured, where a model, a data set or a source is not
+    there, or where data sets are scored otherwise.
+    """
+    from tasks.runs.candidates import find_candidates
+    from tasks.runs.evaluations import Environments, units_of
+
+    specification = load_specification(preset, changes)
+    experiment = specification.experiment(
+        specification.baseline, specification.seeds[0], cell or specification.cells[0]
+    )
+    own = _data_set(specification.name, experiment, split, limit, ())
+    chosen = tuple(sources or ())
+    sets = [_data_set(specification.name, experiment, split, limit, chosen)] if data is None else []
+    for name in data or ():
+        other = specification if name == preset else load_specification(name)
+        asked = experiment if name == preset else _with_data(experiment, other)
+        sets.append(_data_set(other.name, asked, split, limit, chosen))
+    if len({one.name for one in sets} | {one.version for one in sets}) < 2 * len(sets):
+        raise ConfigError(
+            f"data {', '.join(data or ())}: two of them are the same questions, or have the same name; give each once, "
+            "under a name of its own"
+        )
+    environments = Environments(own)
+    for one in sets:
+        environments.questions(one)  # a source that is not there is told now
+    candidates = find_candidates(models, home(), own.experiment, own.version)
+    draws = list(seeds or specification.seeds[:SAMPLING_SEEDS])
+    return Asked(specification, units_of(candidates, sets, draws), environments)
+
+
+def _with_data(experiment: ExperimentConfig, other: AblationSpecification) -> ExperimentConfig:
+    """Return the experiment on another specification's data. Warm start and reward have no part in an evaluation."""
+    data, headline = other.base.data, experiment.data.headline
+    if data.headline != headline:
+        raise ConfigError(
+            f"data {other.name} is scored by {data.headline}, and the preset's by {headline}: compare them in evaluations of "
+            "their own"
+        )
+    content = experiment.model_dump(exclude={"data", "warm_start", "reward"})
+    try:
+        return ExperimentConfig.model_validate(
+            {**content, "data": data.model_dump(), "reward": {"reward": "outcome_only"}}
+        )
+    except ValidationError as error:
+        raise ConfigError(f"data {other.name}: {'; '.join(reasons(error, ExperimentConfig))}") from error
+
+
+def _data_set(
+    name: str, experiment: ExperimentConfig, split: str, limit: int | None, sources: tuple[str, ...]
+) -> "DataSet":
+    from tasks.data.publishing import prepare
+    from tasks.runs.evaluations import DataSet
+
+    published = prepare(experiment.data, home())
+    provide(experiment.data)
+    experiment = with_model(experiment, home(), run_log())
+    return DataSet(name, published.version, published.folder, experiment, split, limit, sources)

@@ -1,0 +1,212 @@
+"""What was measured of a model: kept for each model, data set, decoding and sampling seed, so that an evaluation goes on.
+
+`<home>/evaluations/<key>.json` holds the metrics and one record a question. The key is a hash of the weights, the data version,
+the questions asked, the settings of rollouts, the code and the sampling seed.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from igpo_core.errors import ConfigError
+from igpo_core.folders import write_text
+from igpo_core.settings import Decoding
+from tasks.runs.candidates import Candidate
+from tasks.runs.devices import borrowed_device
+from tasks.runs.locks import locked
+from tasks.runs.processors import processor
+from tasks.runs.stored_models import require_vocabulary
+
+if TYPE_CHECKING:
+    from igpo_core.environments.base import Environment
+    from igpo_core.policies import Policy
+    from igpo_core.trajectory import Question
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Questions that models are asked."""
+
+    name: str
+    """Of the specification that it comes from."""
+    version: str
+    folder: Path
+    """Published."""
+    experiment: ExperimentConfig
+    """Rollouts and policy of the evaluation, with this data."""
+    split: str
+    limit: int | None
+    """Questions at most of each source."""
+    sources: tuple[str, ...]
+    """These alone; empty: all."""
+
+    def identity(self) -> list[Any]:
+        """Return what decides which questions are asked, and how."""
+        experiment = self.experiment
+        settings = [experiment.rollout.identity(), experiment.policy.identity(), experiment.training.threads]
+        return [self.version, self.split, self.limit, sorted(self.sources), settings]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One measurement."""
+
+    model: Candidate
+    data: DataSet
+    decoding: Decoding
+    draw: int
+    """Sampling seed."""
+
+    @property
+    def title(self) -> str:
+        """Return in words what is measured."""
+        return f"{self.model.title} on {self.data.name} {self.data.split}, {self.decoding}, sampling seed {self.draw}"
+
+    @property
+    def key(self) -> str:
+        """Return twelve hex digits that change with whatever makes another measurement of it."""
+        return fingerprint(self.model.weights, self.data.identity(), self.decoding, self.draw, code_version())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did on a data set with one sampling seed."""
+
+    metrics: dict[str, float]
+    """"all/turns", "<source>/f1", "<source>/hops_3/f1", and so on."""
+    records: list[dict[str, Any]]
+    """One row a question, with its scores by key."""
+    processor: str
+
+
+def units_of(models: Sequence[Candidate], sets: Sequence[DataSet], draws: Sequence[int]) -> list[Unit]:
+    """Return every measurement, model by model. Greedy decoding draws nothing: it is measured once."""
+    return [
+        Unit(model, data, decoding, draw)
+        for model in models
+        for data in sets
+        for decoding in data.experiment.evaluation.decoding
+        for draw in (draws if decoding == "sampled" else draws[:1])
+    ]
+
+
+def file_of(unit: Unit, home: Path) -> Path:
+    """Return where a measurement is kept."""
+    return home / "evaluations" / f"{unit.key}.json"
+
+
+def results_of(units: Sequence[Unit], home: Path) -> list[tuple[Unit, Measured]]:
+    """Return what was measured, of units that all are there."""
+    return [(unit, Measured(**json.loads(file_of(unit, home).read_text())["measured"])) for unit in units]
+
+
+def missing(units: Sequence[Unit], home: Path) -> list[Unit]:
+    """Return those that were not measured. Equal weights are measured once, whatever they are called."""
+    return list({unit.key: unit for unit in units if not file_of(unit, home).is_file()}.values())
+
+
+def measure(units: Sequence[Unit], environments: "Environments", home: Path, say: Say) -> None:
+    """Measure what is not there of one model. Its weights are loaded once. Each measurement is kept as soon as it is there.
+
+    Raises IgpoError where the model cannot be loaded, or no question of a data set fits it.
+    """
+    import torch
+
+    left = missing(units, home)
+    if not left:
+        return
+    experiment = left[0].data.experiment
+    torch.set_num_threads(experiment.training.threads)
+    with borrowed_device(experiment, say) as place:
+        policy = _load(left[0], environments)
+        policy.model.to(place)
+        for number, unit in enumerate(left, start=1):
+            with locked(home, f"evaluation-{unit.key}", say):
+                if not file_of(unit, home).is_file():  # else another process was first
+                    _keep(unit, _measure(unit, policy, environments, processor(place)), home)
+            say(f"{unit.title}: {number} of {len(left)}")
+        policy.model.to("cpu")
+
+
+class Environments:
+    """The environments of data sets, each opened once: an index may be large."""
+
+    def __init__(self, own: DataSet) -> None:
+        """own: what the specification's policy is made for."""
+        self.own = own
+        self._opened: dict[str, Environment] = {}
+
+    def of(self, data: DataSet) -> "Environment":
+        """Return the environment over a data set."""
+        from igpo_core.environments import open_environment
+
+        if data.version not in self._opened:
+            self._opened[data.version] = open_environment(data.experiment, data.folder)
+        return self._opened[data.version]
+
+    def questions(self, data: DataSet) -> "list[Question]":
+        """Return the questions that are asked: the first of each source, in table order. Raises ConfigError where none are."""
+        every = self.of(data).tasks(data.split)
+        known = sorted({question.source for question in every})
+        taken: dict[str, int] = {}
+        found = []
+        for question in every:
+            source = question.source
+            if data.sources and source not in data.sources:
+                continue
+            taken[source] = taken.get(source, 0) + 1
+            if data.limit is None or taken[source] <= data.limit:
+                found.append(question)
+        if not found:
+            raise ConfigError(
+                f"data {data.name} has no {data.split} question of {', '.join(data.sources)}: its sources are {', '.join(known)}"
+            )
+        return found
+
+    def trained_on(self) -> frozenset[str]:
+        """Return the sources of the train split of the specification's own data."""
+        return frozenset(question.source for question in self.of(self.own).tasks("train"))
+
+
+def _load(unit: Unit, environments: Environments) -> "Policy":
+    from igpo_core.policies import build_policy, load_policy
+
+    if unit.model.place:
+        return load_policy(unit.model.place, unit.data.experiment)
+    return build_policy(environments.own.experiment, environments.of(environments.own))
+
+
+def _measure(unit: Unit, policy: "Policy", environments: Environments, on: str) -> Measured:
+    from igpo_core.evaluation import evaluate_questions
+    from igpo_core.policies import protocol_for
+
+    data, environment = unit.data, environments.of(unit.data)
+    # data sets may have other tools and another system prompt than the one that the model was loaded with
+    protocol = protocol_for(policy.protocol.tokenizer, data.experiment.data.interface)
+    asked = replace(policy, protocol=protocol)
+    require_vocabulary(asked, environment, unit.model.title)
+    result = evaluate_questions(
+        asked,
+        environment,
+        data.experiment.model_copy(update={"seed": unit.draw}),
+        questions=environments.questions(data),
+        split=data.split,
+        decoding=unit.decoding,
+    )
+    return Measured(result.metrics, result.records, on)
+
+
+def _keep(unit: Unit, measured: Measured, home: Path) -> None:
+    path = file_of(unit, home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model": unit.model.title, "place": unit.model.place, "weights": unit.model.weights, "data": unit.data.name,
+        "data_version": unit.data.version, "split": unit.data.split, "decoding": unit.decoding, "sampling_seed": unit.draw,
+        "code": code_version(),
+    }  # fmt: skip
+    write_text(path, json.dumps({**about, "measured": asdict(measured)}, ensure_ascii=False))

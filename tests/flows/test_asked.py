@@ -1,0 +1,59 @@
+"""What an evaluation is asked for: data of other specifications, sources, sampling seeds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.asked import Asked, plan_evaluation
+from igpo_core.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def other(folder: Path, name: str, **data: Any) -> str:
+    path = folder / f"{name}.yaml"
+    content = {
+        "name": name,
+        "baseline": "outcome_only",
+        "seeds": [0],
+        "arms": {"outcome_only": {"reward": "outcome_only"}},
+    }
+    path.write_text(yaml.safe_dump({**content, "base": {"data": data}}))
+    return str(path)
+
+
+def asked(data: list[str] | None = None, **given: Any) -> Asked:
+    arguments = {"split": "test", "limit": None, "cell": "", "sources": None, "seeds": None, "changes": None, **given}
+    return plan_evaluation(["base"], "tiny", data=data, **arguments)
+
+
+def test_the_presets_own_data_and_seeds() -> None:
+    found = asked()
+    assert [(unit.data.name, unit.decoding, unit.draw) for unit in found.units] == [
+        ("tiny", "sampled", 0), ("tiny", "sampled", 1), ("tiny", "greedy", 0)
+    ]  # fmt: skip
+    assert {unit.draw for unit in asked(seeds=[7, 8, 9, 10]).units} == {7, 8, 9, 10}
+    assert {unit.data.experiment.rollout.max_turns for unit in asked(changes={"rollout.max_turns": 3}).units} == {3}
+
+
+def test_questions_of_other_specifications_with_the_presets_rollouts(tmp_path: Path) -> None:
+    found = asked(["tiny", other(tmp_path, "longer", kind="lookup", hops=3, train=8, dev=4, test=4)])
+    sets = {unit.data.name: unit.data for unit in found.units}
+    assert list(sets) == ["tiny", "longer"] and sets["tiny"].version != sets["longer"].version
+    assert sets["longer"].experiment.rollout == sets["tiny"].experiment.rollout
+    assert [len(found.environments.questions(one)) for one in sets.values()] == [16, 4]
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data sums is scored by .*, and the preset's by f1"):
+        asked([other(tmp_path, "sums", kind="calculator", train=8, dev=4, test=4)])
+    with pytest.raises(ConfigError, match="data tiny, tiny: two of them are the same questions"):
+        asked(["tiny", "tiny"])
+    with pytest.raises(ConfigError, match="no test question of nq: its sources are lookup"):
+        asked(sources=["nq"])

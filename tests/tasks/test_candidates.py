@@ -1,0 +1,136 @@
+"""Models by the names that people give them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.checkpoints import checkpoint_folder, policy_digest, write_folder
+from igpo_core.config import ExperimentConfig
+from igpo_core.errors import CheckpointError, ConfigError
+from tasks.runs.candidates import BASE, find_candidates
+from tasks.runs.planned import Run, write_plan, write_result
+from tests.tasks.planned import planned
+
+
+def checkpoint(folder: Path, weights: str) -> None:
+    def fill(path: Path) -> None:
+        (path / "config.json").write_text("{}")
+        (path / "model.safetensors").write_text(weights)
+
+    write_folder(folder, fill)
+
+
+def finished(home: Path, arm: str, seed: int, when: float = 0.0, **given: Any) -> Run:
+    """A run with checkpoints at steps 2 and 4, the best on dev at step 2, and the warm start of its seed."""
+    experiment = ExperimentConfig(seed=seed, replicate=int(arm == "outcome_only"))  # arms are other experiments
+    run = planned(home, experiment, arm=arm, **given)
+    write_plan(run)
+    for step in (2, 4):
+        checkpoint(checkpoint_folder(run.folder, step), f"{run.spec.run_key} {step}")
+    checkpoint(run.folder / "best" / "step-000002", f"{run.spec.run_key} 2")
+    (run.folder / "best.json").write_text(json.dumps({"step": 2, "score": 0.5}))
+    checkpoint(run.start, f"start {seed}")
+    write_result(run, {})
+    os.utime(run.result_file, (when, when))
+    return run
+
+
+def found(home: Path, *names: str) -> list[tuple[str, int | None, str]]:
+    """Title, seed and place below the home of each."""
+    every = find_candidates(names, home, ExperimentConfig(), "data")
+    return [(one.name, one.seed, one.place.removeprefix(f"{home}/")) for one in every]
+
+
+def test_checkpoints_of_a_run(tmp_path: Path) -> None:
+    run = finished(tmp_path, "igpo", 3)
+    key, folder = run.spec.run_key, f"runs/{run.spec.run_key}"
+    assert found(tmp_path, key, f"{key}@best", f"{key}@start", f"{key}@last") == [
+        ("igpo seed 3 last", None, f"{folder}/checkpoints/step-000004"),
+        ("igpo seed 3 best", None, f"{folder}/best/step-000002"),
+        ("igpo seed 3 start", None, f"warm_starts/{run.spec.start}"),
+    ]
+    (one,) = find_candidates([f"{key}@best"], tmp_path, ExperimentConfig(), "data")
+    assert one.weights == policy_digest(run.folder / "best" / "step-000002") and one.run_key == key
+    with pytest.raises(ConfigError, match="@first is none of @last, @best, @start"):
+        found(tmp_path, f"{key}@first")
+
+
+def test_a_sweep_is_its_arms_with_their_training_seeds(tmp_path: Path) -> None:
+    """An arm that was edited and trained again counts once, as it is now; an unfinished run is none."""
+    finished(tmp_path, "igpo", 0, when=10, arm_number=1, data_version="older")
+    newest = finished(tmp_path, "igpo", 0, when=20, arm_number=1)
+    base = finished(tmp_path, "outcome_only", 0)
+    finished(tmp_path, "igpo", 0, sweep="another")
+    (finished(tmp_path, "igpo", 1, arm_number=1).folder / "result.json").unlink()
+    assert found(tmp_path, "sweep:/sweep@best") == [
+        ("outcome_only best", 0, f"runs/{base.spec.run_key}/best/step-000002"),
+        ("igpo best", 0, f"runs/{newest.spec.run_key}/best/step-000002"),
+    ]
+    assert [name for name, _, _ in found(tmp_path, "sweep:/sweep/igpo")] == ["igpo last"]
+    assert found(tmp_path, "sweep:/sweep@start") == [("start", 0, f"warm_starts/{base.spec.start}")]  # one for all arms
+
+
+def test_arms_of_two_sweeps_are_told_apart(tmp_path: Path) -> None:
+    finished(tmp_path, "igpo", 0)
+    finished(tmp_path, "igpo", 0, sweep="other")
+    names = [name for name, _, _ in found(tmp_path, "sweep:/sweep", "sweep:/other")]
+    assert names == ["igpo last", "igpo last (sweep:/other)"]
+
+
+def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
+    finished(tmp_path, "igpo", 0)
+    with pytest.raises(CheckpointError, match=r"sweep:/nowhere: no finished run.*sweeps with finished runs: sweep$"):
+        found(tmp_path, "sweep:/nowhere")
+    with pytest.raises(CheckpointError, match=r"arms with finished runs: igpo$"):
+        found(tmp_path, "sweep:/sweep/magic")
+    with pytest.raises(CheckpointError, match="models:/study: give a registered one as models:/<name>@<alias>"):
+        found(tmp_path, "models:/study")
+    run = planned(tmp_path, ExperimentConfig(seed=9))
+    write_plan(run)
+    with pytest.raises(CheckpointError, match="has no checkpoint @best"):
+        found(tmp_path, f"{run.spec.run_key}@best")
+
+
+def test_a_damaged_checkpoint_is_evaluated_under_no_name(tmp_path: Path) -> None:
+    run = finished(tmp_path, "igpo", 0)
+    (run.folder / "best" / "step-000002" / "model.safetensors").write_text("other")
+    with pytest.raises(CheckpointError, match="damaged"):
+        found(tmp_path, "sweep:/sweep@best")
+
+
+def test_base_is_the_policy_before_training_and_changes_with_it(tmp_path: Path) -> None:
+    def weights(experiment: ExperimentConfig, version: str = "data") -> str:
+        (one,) = find_candidates([BASE], tmp_path, experiment, version)
+        assert (one.name, one.place) == (BASE, "")
+        return one.weights
+
+    other = ExperimentConfig.model_validate({"policy": {"kind": "new", "width": 64}})
+    assert weights(ExperimentConfig()) == weights(ExperimentConfig())
+    assert (
+        len({weights(ExperimentConfig()), weights(ExperimentConfig(seed=1)), weights(other), weights(other, "d2")}) == 4
+    )
+
+
+def test_a_hub_name_stands_for_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned policy needs no network to be found again; of any other name the hub is asked, which does not answer here."""
+    policy = {"kind": "pretrained", "name": "owner/model", "revision": "a" * 40}
+    pinned = ExperimentConfig.model_validate({"policy": policy})
+    for name in ("owner/model", BASE):
+        (one,) = find_candidates([name], tmp_path, pinned, "data")
+        assert one.weights == f"owner/model@{'a' * 40}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match="owner/other: the hub gives no such model"):
+        find_candidates(["owner/other"], tmp_path, pinned, "data")
+
+
+def test_a_folder_without_a_manifest_has_an_identity_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("one")
+    (one,) = find_candidates([str(tmp_path / "model")], tmp_path, ExperimentConfig(), "data")
+    (tmp_path / "model" / "model.safetensors").write_text("two")
+    (two,) = find_candidates([str(tmp_path / "model")], tmp_path, ExperimentConfig(), "data")
+    assert one.weights != two.weights and one.name == str(tmp_path / "model")

@@ -1,0 +1,132 @@
+"""What is measured of a model is kept and found again, whatever ended the process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.config import ExperimentConfig
+from igpo_core.errors import ConfigError
+from igpo_core.evaluation import evaluate_questions
+from igpo_core.policies import save_policy
+from tasks.data.publishing import prepare
+from tasks.report.evaluated import compared_of, metrics_of
+from tasks.runs import evaluations
+from tasks.runs.candidates import find_candidates
+from tasks.runs.evaluations import DataSet, Environments, Unit, measure, missing, results_of, units_of
+
+
+@pytest.fixture(scope="module")
+def setting(
+    taught: tuple[ExperimentConfig, Any, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, DataSet]:
+    """A home with published data and the taught policy in the folder `model`."""
+    config, _, policy = taught
+    home = tmp_path_factory.mktemp("home")
+    save_policy(policy, home / "model")
+    published = prepare(config.data, home)
+    return home, DataSet("lookup", published.version, published.folder, config, "test", 6, ())
+
+
+def units(home: Path, data: DataSet, draws: tuple[int, ...] = (5, 6)) -> list[Unit]:
+    models = find_candidates([str(home / "model"), "base"], home, data.experiment, data.version)
+    return units_of(models, [data], draws)
+
+
+def test_greedy_is_measured_once_and_sampled_with_every_seed(setting: tuple[Path, DataSet]) -> None:
+    told = [(unit.model.name == "base", unit.decoding, unit.draw) for unit in units(*setting)]
+    one = [("sampled", 5), ("sampled", 6), ("greedy", 5)]
+    assert told == [(base, *rest) for base in (False, True) for rest in one]
+
+
+def test_a_second_start_measures_what_is_missing_alone(
+    setting: tuple[Path, DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start is killed in its third measurement."""
+    (home, data), calls = setting, []
+    every = units(home, data)
+    real = evaluations._measure
+
+    def counted(unit: Unit, *rest: Any) -> Any:
+        calls.append(unit.title)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(unit, *rest)
+
+    monkeypatch.setattr(evaluations, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(every[:3], Environments(data), home, print)
+    assert len(missing(every, home)) == 4
+    for own in (every[:3], every[3:]):
+        measure(own, Environments(data), home, print)
+    assert len(calls) == 7 and not missing(every, home)
+    monkeypatch.setattr(evaluations, "_load", None)  # nothing is loaded where nothing is missing
+    measure(every[:3], Environments(data), home, print)
+
+
+def test_what_is_kept_is_what_the_policy_does_with_that_sampling_seed(
+    setting: tuple[Path, DataSet], taught: tuple[ExperimentConfig, Any, Any]
+) -> None:
+    """Computed again without the files, with a configuration of that seed: the same answers, and the same scores in tables."""
+    (home, data), (config, environment, policy) = setting, taught
+    every = units(home, data)
+    for own in (every[:3], every[3:]):
+        measure(own, Environments(data), home, print)
+    results = results_of(every, home)
+    answers = {}
+    for draw, (_, measured) in zip((5, 6), results[:2], strict=True):
+        again = evaluate_questions(
+            policy, environment, config.model_copy(update={"seed": draw}),
+            questions=environment.tasks("test")[:6], split="test", decoding="sampled",
+        )  # fmt: skip
+        answers[draw] = [record["answer"] for record in again.records]
+        assert [record["answer"] for record in measured.records] == answers[draw]
+    assert answers[5] != answers[6]
+    scores = [[record["f1"] for record in measured.records] for _, measured in results[:2]]
+    assert sum(map(sum, scores)) > 0
+    by_hand = (sum(scores[0]) / 6 + sum(scores[1]) / 6) / 2
+    compared = compared_of(results, frozenset({"lookup"}), 0.03)
+    assert compared.scores[0].score == pytest.approx(by_hand)
+    assert compared.rows[1]["model"] == "base" and not compared.unseen
+    metrics = metrics_of(results)
+    assert metrics[f"{home / 'model'}/test/all/f1"] == pytest.approx(by_hand) and "base/test_greedy/all/f1" in metrics
+    assert "test/all/f1" in metrics_of(results[:3])
+
+
+def test_whatever_changes_the_numbers_changes_the_key(setting: tuple[Path, DataSet]) -> None:
+    home, data = setting
+    one = units(home, data)[0]
+    rollout = data.experiment.rollout.model_copy(update={"temperature": 0.5})
+    training = data.experiment.training.model_copy(update={"device": "cuda"})
+    other = [
+        replace(one, draw=9), replace(one, decoding="greedy"), replace(one, model=replace(one.model, weights="w")),
+        replace(one, data=replace(data, limit=5)), replace(one, data=replace(data, split="dev")),
+        replace(one, data=replace(data, sources=("lookup",))), replace(one, data=replace(data, version="v")),
+        replace(one, data=replace(data, experiment=data.experiment.model_copy(update={"rollout": rollout}))),
+    ]  # fmt: skip
+    same = [
+        replace(one, model=replace(one.model, name="called otherwise", seed=3)),
+        replace(one, data=replace(data, name="n", folder=Path())),
+        replace(one, data=replace(data, experiment=data.experiment.model_copy(update={"training": training}))),
+    ]
+    assert len({one.key, *(unit.key for unit in other)}) == len(other) + 1
+    assert {unit.key for unit in same} == {one.key}
+
+
+def test_sources_and_the_first_of_each(setting: tuple[Path, DataSet]) -> None:
+    _, data = setting
+    environments = Environments(data)
+    every = environments.of(data).tasks("test")
+    assert environments.questions(data) == list(every)[:6] and environments.trained_on() == {"lookup"}
+    with pytest.raises(ConfigError, match="no test question of nq: its sources are lookup"):
+        environments.questions(replace(data, sources=("nq",)))
+    mixed = [replace(question, source=f"s{number % 2}") for number, question in enumerate(every)]
+
+    class Mixed:
+        def tasks(self, split: str) -> list[Any]:
+            return mixed
+
+    environments._opened[data.version] = Mixed()  # type: ignore[assignment]
+    assert environments.questions(replace(data, limit=2)) == mixed[:4]
+    assert environments.questions(replace(data, limit=2, sources=("s1",))) == [mixed[1], mixed[3]]
