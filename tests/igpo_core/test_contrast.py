@@ -1,4 +1,4 @@
-"""The contrast gain: names drawn, what is taken off, and the whole of it in a training step."""
+"""The contrast gain: names drawn, what is taken off, and at which cut a name is absent."""
 
 import math
 
@@ -6,12 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpo_core.config import LookupWorld
+from igpo_core.config import LookupWorld, NewPolicy
+from igpo_core.config.reward import OutcomeAndGain
 from igpo_core.environments.lookup import LookupEnvironment
+from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.errors import DataError
+from igpo_core.policies import Policy, chat_tokenizer, protocol_for
 from igpo_core.rewards.contrast import Contrast, contrast_gains
 from igpo_core.rewards.gains import LogProbDiff, ProbDiff
-from igpo_core.trajectory import Question
+from igpo_core.rewards.scoring import reward_trajectories
+from igpo_core.trajectory import Final, Question, RolloutStatus, Trajectory, Turn
 
 WORLD = LookupEnvironment(LookupWorld(), [], 4)
 QUESTION = Question("q1", "s", "train", "Did Ann Lee know Bob ?", ("Cid", "El Cid"))
@@ -52,6 +56,34 @@ def test_gains_by_hand() -> None:
 def test_without_an_absent_name_nothing_is_taken_off_and_it_is_counted() -> None:
     gains, alone = contrast_gains([math.log(0.1), math.log(0.4)], [[-1.0], [-3.0]], [[True], [False]], ProbDiff())
     assert gains == pytest.approx([0.3]) and alone == 1
+
+
+def test_a_name_is_absent_up_to_the_cut_whatever_comes_later() -> None:
+    """Beliefs .1 -> .4 -> .8, and of Dora, whom the second result alone names, .2 -> .1 -> .4.
+
+    Turn 1: .3 - (-.1) = .4, for Dora stands nowhere up to its cut. Turn 2: .4, with nothing to compare with.
+    """
+    texts = ["Bob knew Cid", "Dora met Ann Lee", "Who knew Bob ?"] * 20
+    policy_config = NewPolicy(architecture="qwen2", tokenizer="chat", vocabulary=400, key_value_heads=2)
+    protocol = protocol_for(chat_tokenizer(texts, policy_config), SEARCH)
+    question = Question("q1", "s", "train", "Who knew Bob ?", ("Ann Lee",))
+    ids, turns = protocol.prompt(question.text), []
+    for action, seen in ((search_for("Bob"), texts[0]), (search_for("Cid"), texts[1]), (Final("Ann Lee"), None)):
+        start = len(ids)
+        ids += protocol.turn("look", action)[0]
+        end = len(ids)
+        ids += [] if seen is None else protocol.observation(seen)
+        turns.append(Turn(start, end, len(ids), action, (-1.0,) * (end - start)))
+    beliefs = ((0.1, 0.2), (0.4, 0.1), (0.8, 0.4))
+    scores = tuple((math.log(own), math.log(dora)) for own, dora in beliefs)
+    trajectory = Trajectory(
+        question, "q1", tuple(ids), turns[0].start, tuple(turns), RolloutStatus.ANSWERED, (texts[0], texts[1]), scores
+    )
+    reward = OutcomeAndGain.model_validate({"gain": {"kind": "prob_diff", "contrast": 1}})
+    contrast = Contrast(WORLD, ("Dora",), 1, seed=0, step=0)
+    policy = Policy(None, protocol, 1024)
+    (found,) = reward_trajectories(policy, WORLD, [trajectory], reward, contrast=contrast)
+    assert found.gains == (pytest.approx(0.4), pytest.approx(0.4)) and found.without_contrast == 1
 
 
 @given(st.lists(st.floats(-9, 0), min_size=1, max_size=6), st.integers(1, 4))
