@@ -17,6 +17,7 @@ from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
 from tasks.home import home
 from tasks.report import wording
+from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
 from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
@@ -115,7 +116,7 @@ def write_report(
     widths = [
         row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
     ]
-    answer = wording.answer(specification, told, exploratory)
+    answer = answer_of(specification, told, exploratory)
     compare = show_view(
         experiment, study, sweep, specification["arms"], specification["description"], rubric_of(specification)
     )

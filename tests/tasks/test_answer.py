@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tasks.report.answer import answer, outcome
 from tasks.report.statistics import Comparison, comparison, paired
-from tasks.report.wording import answer, outcome
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
