@@ -5,29 +5,41 @@ from typing import Any
 
 from igpo_core.config.specification import spell_changes
 from tasks.report.statistics import Comparison, seeds_for_verdict
-from tasks.report.wording import budget, counted
+from tasks.report.wording import budget, counted, smaller
 
 
 def answer(
-    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[str]
+    specification: Mapping[str, Any],
+    cells: Sequence[tuple[str, Sequence[Comparison] | None]],
+    exploratory: Sequence[str],
+    missing: Sequence[str] = (),
 ) -> str:
     """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
     comparison answers it.
 
-    cells: the comparisons that answer in each cell. exploratory: in what the sweep departs from its preset, in words.
+    cells: the comparisons that answer in each cell, None where no run of it is finished. exploratory: in what the sweep departs
+    from its preset, in words. missing: runs of the other arms that have no score.
     """
     compared = max(1, len(specification["arms"]) - 1)
     lines = []
     for cell, comparisons in cells:
         start = f"{cell}: " if cell else ""
-        lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
+        if comparisons is None:
+            lines.append(f"{start}Not decided: no run of it is finished.")
+        else:
+            lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
+    single = len(lines) == 1
+    if missing:
+        lines.append(
+            f"Missing besides: {', '.join(missing)}. An arm that lacks a run has no verdict, and stays among those that a p is "
+            "adjusted for."
+        )
     if exploratory:
         lines.append(
             f"Exploratory: {'; '.join(exploratory)}, against the preset. Whoever chooses seeds or arms after a look at the "
             "result finds too many differences."
         )
     lines.append(worth(specification))
-    single = sum(len(comparisons) for _, comparisons in cells) == 1
     return (" " if single else "\n").join(lines)
 
 
@@ -35,32 +47,66 @@ def outcome(one: Comparison, margin: float, compared: int) -> str:
     """Better, worse, no difference that matters, or not decided, with its numbers. compared: arms besides the baseline."""
     arm, baseline, pair = one.arm, one.baseline, one.pair
     if pair.mean is None:
-        return f"Not decided: {arm} and {baseline} have no finished seed in common."
+        return " ".join(
+            filter(None, [f"Not decided: {arm} and {baseline} have no finished seed in common.", lost(one)])
+        )
     span = pair.interval
     numbers = (
         f"test {one.title} {one.score:.3f} against {one.baseline_score:.3f}, a difference of {pair.mean:+.3f}"
         + ("" if span is None else f" (95% interval {span.low:+.3f} to {span.high:+.3f})")
-        + f", above on {one.above} of {counted(pair.n, 'seed')}"
+        + f", {_above(one)}"
     )
     if pair.verdict in ("better", "worse"):
-        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f})."
+        small = f" The mean difference is {smaller(margin)}." if abs(pair.mean) < margin else ""
+        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f}).{small}"
     if pair.verdict == "within margin":
         return (
             f"{arm} and {baseline} do not differ by an amount that matters: {numbers}. The whole interval lies within the "
             f"margin of {margin:g}."
         )
-    needed = seeds_for_verdict(compared)
+    return f"Not decided whether {arm} is better or worse than {baseline}: {numbers}. {_why(one, margin, compared)}"
+
+
+def _why(one: Comparison, margin: float, compared: int) -> str:
+    """Return why nothing is decided."""
+    pair, needed = one.pair, seeds_for_verdict(compared)
+    if pair.verdict == "runs missing":
+        return f"{lost(one)} An arm that fails on some seeds would be judged by those on which it does not."
     few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"
     if pair.verdict == "too few seeds":
         reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."
+        return " ".join(filter(None, [reason, lost(one)]))
+    chance = f"Chance alone may do as much (p = {pair.p:.3f})"
+    if margin == 0:
+        reason = f"{chance}, and with a margin of 0 no interval shows that there is no difference."
     else:
+        assert pair.interval is not None  # or there were no p
+        beyond = pair.interval.low < -margin or pair.interval.high > margin
         reason = (
-            f"Chance alone may do as much (p = {pair.p:.3f}), and the interval reaches beyond the margin of {margin:g}: "
-            "neither a difference nor its absence was shown."
+            f"{chance}, and the interval reaches {'beyond ' if beyond else ''}the margin of {margin:g}: neither a difference "
+            "nor its absence was shown."
         )
-        if pair.n < needed:
-            reason += f" {few} alone: {needed} fixed before the first result are the fewest."
-    return f"Not decided whether {arm} is better or worse than {baseline}: {numbers}. {reason}"
+    if pair.n < needed:
+        reason += f" {few} alone: {needed} fixed before the first result are the fewest."
+    return reason
+
+
+def lost(one: Comparison) -> str:
+    """Return which runs of the two arms are missing, as a sentence; empty where none is."""
+    if not one.missing:
+        return ""
+    named = [
+        f"{arm} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" for arm, seeds in one.missing.items()
+    ]
+    return f"Missing: {'; '.join(named)}."
+
+
+def _above(one: Comparison) -> str:
+    """Return on how many seeds the arm is above the baseline, and on how many level with it."""
+    places = [f"above on {one.above}"] if one.above or not one.equal else []
+    places += [f"equal on {one.equal}"] if one.equal else []
+    both = " that both have" if one.missing else ""
+    return f"{' and '.join(places)} of {'the ' if both else ''}{counted(one.pair.n, 'seed')}{both}"
 
 
 def worth(specification: Mapping[str, Any]) -> str:

@@ -112,11 +112,10 @@ def write_report(
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
     widths = [
         row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
     ]
-    answer = answer_of(specification, told, exploratory)
+    answer = _answer(specification, cells, reports, exploratory)
     compare = show_view(
         experiment, study, sweep, specification["arms"], specification["description"], rubric_of(specification)
     )
@@ -214,6 +213,21 @@ def _answering(specification: Mapping[str, Any]) -> list[str]:
     """igpo_core.config.AblationSpecification.answering."""
     primary, baseline = specification["primary"], specification["baseline"]
     return [primary] if primary else [arm for arm in specification["arms"] if arm != baseline]
+
+
+def _answer(
+    specification: Mapping[str, Any], cells: Sequence[str], reports: Sequence[CellReport], exploratory: Sequence[str]
+) -> str:
+    """Return the sentence that answers, with every cell and every run that is missing."""
+    answering, by_cell = _answering(specification), {report.cell: report for report in reports}
+    told = [(cell, [by_cell[cell].comparison(arm) for arm in answering] if cell in by_cell else None) for cell in cells]
+    besides = [
+        f"{report.cell + ': ' if report.cell else ''}{arm} seed {seed} ({why})"
+        for report in reports
+        for arm, seed, why in report.data.absent
+        if arm not in (*answering, specification["baseline"])
+    ]
+    return answer_of(specification, told, exploratory, besides)
 
 
 def _terminal(reports: Sequence[CellReport], answer: str) -> str:

@@ -85,6 +85,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def smaller(margin: float) -> str:
+    """What is said of a difference that was shown and does not matter."""
+    return f"smaller than the margin of {margin:g} below which a difference does not matter"
+
+
 def difference(row: "ArmSummary") -> str:
     """Return a difference with its interval as text; "-" where there is none."""
     if row.difference is None:
@@ -212,6 +217,8 @@ def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> st
     start = f"{row.arm} against {baseline}: {difference(row)} {title} over {counted(row.pairs, 'paired seed')}"
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict, whatever the numbers look like."
+    if row.verdict == "runs missing":
+        return f"{start}: no verdict, since a run of either is missing."
     if row.verdict == "within margin":
         return (
             f"{start}: within the margin. The whole interval lies within {margin:g} {title}, below which a difference does not "
@@ -224,7 +231,8 @@ def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> st
         if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
             apart = " Its interval leaves zero out, as if no other arm were compared; adjusted for the others that is not enough."
         return f"{start}: no difference was shown{p}.{apart} That is not evidence that there is none."
-    return f"{start}: {row.verdict} at this budget{p}."
+    small = f" The mean difference is {smaller(margin)}." if abs(row.difference) < margin else ""
+    return f"{start}: {row.verdict} at this budget{p}.{small}"
 
 
 def _speed(row: "ArmSummary") -> str:

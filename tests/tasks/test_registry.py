@@ -20,7 +20,7 @@ from tasks.tracking.server import client
 from tests.tasks.planned import planned
 from tests.tasks.test_reporting import SPECIFICATION, five, run
 
-WINNER = Winner("", "igpo", "outcome_only", 0.2, 0.1, 0.3, 0.031, 6)
+WINNER = Winner("", "igpo", "outcome_only", 0.2, 0.1, 0.3, 0.031, 6, 0.03)
 
 
 def trained(home: Path, seed: int, score: float, study: str) -> Run:
