@@ -13,12 +13,13 @@ def answer(
     cells: Sequence[tuple[str, Sequence[Comparison] | None]],
     exploratory: Sequence[str],
     missing: Sequence[str] = (),
+    added: Sequence[int] = (),
 ) -> str:
     """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
     comparison answers it.
 
     cells: the comparisons that answer in each cell, None where no run of it is finished. exploratory: in what the sweep departs
-    from its preset, in words. missing: runs of the other arms that have no score.
+    from its preset, in words. missing: runs of the other arms that have no score. added: seeds that `until` added.
     """
     compared = max(1, len(specification["arms"]) - 1)
     lines = []
@@ -33,6 +34,13 @@ def answer(
         lines.append(
             f"Missing besides: {', '.join(missing)}. An arm that lacks a run has no verdict, and stays among those that a p is "
             "adjusted for."
+        )
+    if added:
+        until = specification["until"]
+        lines.append(
+            f"{'Seed' if len(added) == 1 else 'Seeds'} {', '.join(map(str, added))} {'was' if len(added) == 1 else 'were'} added "
+            f"until every interval was at most {until['width']:g} wide or there were {until['seeds']} seeds: the width alone "
+            "decided, never where an interval lay."
         )
     if exploratory:
         lines.append(

@@ -181,6 +181,17 @@ def test_what_it_is_of_is_said_once() -> None:
     )
 
 
+def test_seeds_that_until_added_are_told_with_what_decided() -> None:
+    until = {**SPECIFICATION, "until": {"width": 0.2, "seeds": 20}}
+    text = answer(until, [("", [compared(AHEAD)])], [], added=[207, 208])
+    assert (
+        "Seeds 207, 208 were added until every interval was at most 0.2 wide or there were 20 seeds: the width alone decided, "
+        "never where an interval lay."
+    ) in text and "Exploratory" not in text
+    assert "Seed 207 was added" in answer(until, [("", [compared(AHEAD)])], [], added=[207])
+    assert "added" not in answer(until, [("", [compared(AHEAD)])], [])
+
+
 def test_what_departs_from_the_preset_makes_it_exploratory() -> None:
     text = answer(SPECIFICATION, [("", [compared(AHEAD)])], ["seeds 5, 6 added", "arm igpo left out"])
     assert "Exploratory: seeds 5, 6 added; arm igpo left out, against the preset." in text

@@ -64,6 +64,7 @@ SPECIFICATION: dict[str, Any] = {
     "baseline": "outcome_only",
     "primary": None,
     "seeds": [0, 1, 2, 3, 4],
+    "until": None,
 }
 
 
@@ -409,6 +410,20 @@ def test_words_claim_nothing_where_nothing_was_shown() -> None:
     assert "within the margin" in words(close) and "35%" in words(close) and "better" not in words(close)
     few = data.select(["outcome_only", "igpo"], [0, 1])
     assert "too few seeds for a verdict" in words(few) and "better" not in words(few)
+
+
+def test_an_until_that_came_after_a_look_is_exploratory(mlflow_server: str, tmp_path: Path) -> None:
+    """One study has `until` from its first report on; the other is looked at, gets it, and goes on from seed 3 to 4."""
+    late, until = "an `until` that an earlier report of this sweep did not have", {"width": 0.2, "seeds": 9}
+    for study, first in (("planned", until), ("looked-at", None)):
+        for item in five().runs:
+            send(study, item, tmp_path / study)
+        start = {**SPECIFICATION, "name": study, "seeds": [0, 1, 2, 3], "until": first}
+        write_report(start, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
+        for asked, added in (({**start, "until": until}, []), ({**start, "seeds": [*range(5)], "until": until}, [4])):
+            report = write_report(asked, "study-1", {"": "v1"}, PLACES, [""], "make ablation", added=added)
+        assert "Seed 4 was added until every interval was at most 0.2 wide" in report.answer
+        assert (late in report.answer) == (first is None) == bool(report.exploratory)
 
 
 def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
