@@ -128,6 +128,12 @@ def worth(specification: Mapping[str, Any]) -> str:
         else f"this start ({base['policy']['kind']} policy, no warm start)"
     )
     cell = ", each line for its own cell" if crossed else ""
+    alone = (
+        " A p is adjusted for the arms of its own cell alone: of twenty cells in which all arms are equal, one is called "
+        "different by chance."
+        if crossed
+        else ""
+    )
     if specification["changes"]:
         world += f" with {spell_changes(specification['changes'])} set over the preset"
-    return f"It holds for {world}, this budget ({budget(base)}) and {start}{cell}, and says nothing of others."
+    return f"It holds for {world}, this budget ({budget(base)}) and {start}{cell}, and says nothing of others.{alone}"

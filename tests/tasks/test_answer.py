@@ -179,6 +179,8 @@ def test_what_it_is_of_is_said_once() -> None:
         lines[2].startswith("Exploratory: seed 5 added, against the preset.")
         and "each line for its own cell" in lines[3]
     )
+    alone = "A p is adjusted for the arms of its own cell alone: of twenty cells"  # 5% of them: one
+    assert alone in lines[3] and alone not in text
 
 
 def test_seeds_that_until_added_are_told_with_what_decided() -> None:
