@@ -245,6 +245,8 @@ def test_words_say_what_was_not_shown() -> None:
     enough = words(more(five(), 7))
     assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in enough and "range of the" not in enough
     assert "MISSING: gone seed 0 (no run)" in text
+    crowd = words(more(five(), 7).select(["outcome_only", "igpo", "gone"], [*range(7)]))  # 2 x 2 / 2^7 of two arms
+    assert "better at this budget (p = 0.031, adjusted)" in crowd and "adjusted for the 2 arms compared here" in crowd
     for part in (
         "The ceiling",
         "Every arm had a format penalty of -1 on the malformed turn. The paper has it in the outcomes' pool",
