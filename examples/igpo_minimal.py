@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM as LM
 
 QUESTIONS, GROUP_SIZE = 8, 8  # of a step; a group is the trajectories of one question
 MAX_TURNS, MAX_NEW_TOKENS = 4, 6  # turns of a trajectory, the answer's included; sampled tokens of a turn
-FLOOR = 1e-4  # added to a standard deviation, so that rounding is not blown up; the authors' code has as much
+FLOOR = 1e-4  # added to a standard deviation, so that rounding is not blown up; the authors' code has about as much
 PENALTY = -1.0  # outcome of a trajectory without a well-formed answer; -2 in the authors' code
 GAMMA, CLIP, KL = 1.0, 0.2, 0.001  # discount of later turns; range of the ratio; weight of the divergence
 

@@ -83,17 +83,17 @@ def ablation(
             plan = make_plan(request.specification, versions)
             runs = write_plan(plan, igpo_home)
             failed = make_runs(runs, where, workers, say)
-            report = write_report(plan, request.exploratory, request.command, say)
+            report = write_report(plan, request.exploratory, request.command, say, request.added)
             more = more_seeds(request.specification, report, workers)
             if not more:
                 break
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
-            request = request.with_seeds([*request.specification.seeds, *more])
+            request = request.go_on(more)
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
-    register_winners(plan, report, request.exploratory, say)
+    register_winners(plan, report, say)
     tell_what_moved(specification.name, report, say)
     file = {"file": str(report.file)} if report.file else {}
     say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))
@@ -142,7 +142,8 @@ def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict
 
 
 def more_seeds(specification: AblationSpecification, report: Report, workers: int) -> list[int]:
-    """Seeds to add where the answer is not as narrow as asked for: as many as keep the workers busy; none at the limit.
+    """Seeds to add where the answer is not as narrow as asked for: as many as keep the workers busy; none at the limit. They
+    are counted on from the largest: smaller ones may be those that something was chosen on.
 
     What decides is the width alone, never where the interval lies: stopping when it leaves zero would find too much. With
     fewer seeds than a verdict takes, a narrow interval means little: seeds that happen to fare alike.
@@ -154,8 +155,7 @@ def more_seeds(specification: AblationSpecification, report: Report, workers: in
     if len(seeds) >= needed and report.widest is not None and report.widest <= until.width:
         return []
     batch = max(1, workers // max(1, len(specification.runs()) // len(seeds)))
-    new = (seed for seed in itertools.count() if seed not in seeds)
-    return list(itertools.islice(new, min(batch, until.seeds - len(seeds))))
+    return list(itertools.islice(itertools.count(max(seeds) + 1), min(batch, until.seeds - len(seeds))))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: 
         return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
     report = write_report(plan, (), request.command, say)
     show_report(report, sweep)
-    register_winners(plan, report, (), say)
+    register_winners(plan, report, say)
     tell_what_moved(specification.name, report, say)
     return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
 

@@ -38,20 +38,27 @@ class Request:
     """The only arms that were asked for; empty: all."""
     exploratory: tuple[str, ...] = ()
     """What the choice adds to the specification and leaves out, in words; empty where it is the whole of it."""
+    added: tuple[int, ...] = ()
+    """The seeds among them that `until` added on the way."""
 
     @property
     def command(self) -> str:
-        """Return the command that makes the comparison once more."""
+        """Return the command that makes the comparison once more; `until` adds its seeds again."""
+        seeds = [seed for seed in self.specification.seeds if seed not in self.added]
         words = [
             *(["--arms", ",".join(self.arms)] if self.arms else []),
-            *("--seeds", ",".join(map(str, self.specification.seeds))),
+            *("--seeds", ",".join(map(str, seeds))),
             *(word for item in self.specification.changes.items() for word in ("--set", _spell_setting(*item))),
         ]
         return shlex.join(["make", "ablation", f"PRESET={self.preset}", f"ARGS={shlex.join(words)}"])
 
     def with_seeds(self, seeds: Sequence[int]) -> "Request":
-        """Return the request with these seeds. The specification asks for them, so that they are not exploratory."""
+        """Return the request with these seeds. Their number was fixed beforehand, so that they are not exploratory."""
         return replace(self, specification=self.specification.select(None, list(seeds)))
+
+    def go_on(self, more: Sequence[int]) -> "Request":
+        """Return the request with the seeds that `until` adds."""
+        return replace(self.with_seeds([*self.specification.seeds, *more]), added=(*self.added, *more))
 
 
 def resolve(

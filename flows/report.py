@@ -38,9 +38,9 @@ def mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=20,
     retry_condition_fn=mlflow_is_away,
 )
-def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -> Report:
+def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, added: Sequence[int] = ()) -> Report:
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
-    again: the command that makes the comparison once more.
+    again: the command that makes the comparison once more. added: seeds that `until` added.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.
     """
@@ -51,7 +51,7 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
         send_runs(home(), say, plan.places.keys())
         content = specification.model_dump(mode="json")
         return reporting.write_report(
-            content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory
+            content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory, added
         )
 
 
@@ -63,7 +63,7 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say) -
     retry_delay_seconds=20,
     retry_condition_fn=mlflow_is_away,
 )
-def register_winners(plan: Plan, report: Report, exploratory: Sequence[str], say: Say) -> None:
+def register_winners(plan: Plan, report: Report, say: Say) -> None:
     """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
     an interval is narrow, this is of its last report alone."""
     content = plan.specification.model_dump(mode="json")
@@ -74,9 +74,8 @@ def register_winners(plan: Plan, report: Report, exploratory: Sequence[str], say
             for key, run in runs.items()
             if run.finished and any(place[:2] == (winner.cell, winner.arm) for place in plan.places[key])
         ]
-        say(
-            f"registered {register_winner(winner, own, content, report.run_id, exploratory)}: {winner.arm}, {winner.verdict}"
-        )
+        name = register_winner(winner, own, content, report.run_id, report.exploratory)
+        say(f"registered {name}: {winner.arm}, {winner.verdict}")
 
 
 def show_report(report: Report, sweep: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from igpo_core.errors import DataError
 from tasks.report.statistics import ALPHA, MIN_SEEDS, Interval, Verdict, sign_flip_p, two_way_interval
 
 if TYPE_CHECKING:
@@ -64,8 +65,17 @@ def compare(draws: Sequence[Draw], asked: Mapping[Question, Asked], margin: floa
 
     Questions that a model was not asked (their prompt does not fit) count for none. p is of the exact sign-flip test of the mean
     difference, adjusted for the models compared: over training seeds where a model has several, and it needs MIN_SEEDS of them,
-    else over questions. A verdict asks for both, p <= ALPHA and an interval on one side of zero.
+    else over questions. A verdict asks for both, p <= ALPHA and an interval on one side of zero. Where both models have several
+    training seeds, and one of them lacks a seed of the other, it is "runs missing": what is left would be the seeds that both
+    survived. Raises DataError where a score is no finite number.
     """
+    for draw in draws:
+        odd = [name for (_, name), score in draw.scores.items() if not math.isfinite(score)]
+        if odd:
+            raise DataError(
+                f"{draw.model}: the score of question {odd[0]} with sampling seed {draw.sampling_seed} is no finite number: see "
+                "what the environment's score returns"
+            )
     by_model: dict[str, list[Draw]] = {}
     for draw in draws:
         by_model.setdefault(draw.model, []).append(draw)
@@ -169,17 +179,30 @@ def _judged(
 
     first = next(iter(by_model))
     raw = {row.model: _p(by_model, row.model, strata) for row in rows if row.model != first}
-    tested = {model: p for model, p in raw.items() if p is not None}
-    adjusted = false_discovery_control(list(tested.values())) if tested else []
-    p = dict(zip(tested, map(float, adjusted), strict=True))
+    counted = [1.0 if p is None else p for p in raw.values()]  # one that cannot be tested stays among those compared
+    adjusted = map(float, false_discovery_control(counted) if counted else [])
+    p = {model: p for model, p in zip(raw, adjusted, strict=True) if raw[model] is not None}
     return [
-        row if row.model == first else replace(row, p=p.get(row.model), verdict=_verdict(row, p.get(row.model), margin))
+        row
+        if row.model == first
+        else replace(
+            row, p=p.get(row.model), verdict=_verdict(row, p.get(row.model), margin, _lacking(by_model, row.model))
+        )
         for row in rows
     ]
 
 
+def _lacking(by_model: Mapping[str, list[Draw]], model: str) -> bool:
+    """Whether the model or the first one was not trained with a seed of the other, where both were with several."""
+    ours, theirs = by_model[model], by_model[next(iter(by_model))]
+    seeds = [{draw.training_seed for draw in draws} for draws in (ours, theirs)]
+    return _trained(ours) and _trained(theirs) and seeds[0] != seeds[1]
+
+
 def _p(by_model: Mapping[str, list[Draw]], model: str, strata: Sequence[Sequence[Question]]) -> float | None:
-    """Return the p-value of no mean difference; None where training seeds are too few."""
+    """Return the p-value of no mean difference; None where training seeds are too few, or one is missing."""
+    if _lacking(by_model, model):
+        return None
     differences = [_difference(by_model, model, questions) for questions in strata]
     first = next(iter(by_model))
     if not (_trained(by_model[model]) or _trained(by_model[first])):
@@ -190,8 +213,10 @@ def _p(by_model: Mapping[str, list[Draw]], model: str, strata: Sequence[Sequence
     return sign_flip_p([float(value) for value in seeds]) if len(seeds) >= MIN_SEEDS else None
 
 
-def _verdict(row: Score, p: float | None, margin: float) -> Verdict:
+def _verdict(row: Score, p: float | None, margin: float, lacking: bool) -> Verdict:
     span = row.difference_interval
+    if lacking:
+        return "runs missing"
     if p is None or span is None or row.difference is None:
         return "too few seeds"
     if -margin < span.low and span.high < margin:

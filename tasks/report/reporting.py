@@ -17,6 +17,7 @@ from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
 from tasks.home import home
 from tasks.report import wording
+from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
 from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 MADE_OF = "made_of"  # tag of a report: the fingerprint of all that it is made of
 
+UNTIL = "until"  # tag of a report: what `until` was when it was first made
+
 REPORT = "report.json"
 PAGE = "report.html"
 
@@ -54,7 +57,8 @@ class Report:
     url: report.html in MLflow. compare: the curves by arm in MLflow.
     answer: the sentence that answers the question. terminal: table, score of each seed, warnings and the answer. warnings: these,
     with their cell. rows: the table as text cells. widest: the widest 95% interval of a difference, None where there is none.
-    winners: of each cell whose verdict names one. made: when it was written.
+    winners: of each cell whose verdict names one. exploratory: in what it departs from what was fixed beforehand, in words.
+    made: when it was written.
     reused: it was there, and nothing that it is made of has changed.
     """
 
@@ -69,6 +73,7 @@ class Report:
     widest: float | None
     moved: list[Moved]
     winners: list[Winner]
+    exploratory: list[str]
     made: str
     reused: bool
 
@@ -88,18 +93,20 @@ def write_report(
     cells: Sequence[str],
     again: str,
     exploratory: Sequence[str] = (),
+    added: Sequence[int] = (),
 ) -> Report:
     """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
     as it is where nothing that it is made of has changed.
 
     places: run key -> (cell, arm, seed) that the run stands for. again: the command that makes it once
-    more. exploratory: in what the sweep departs from the preset.
+    more. exploratory: in what the sweep departs from the preset. added: seeds that `until` added on the way.
     """
     study = specification["name"]
     experiment, comparison = experiment_id(study), comparison_of(specification)
+    exploratory = [*exploratory, *_after_a_look(experiment, sweep, specification, added)]
     before = report_before(experiment, comparison, sweep)
     made_of = fingerprint(
-        dict(specification), dict(versions_by_cell), dict(places), again, [*exploratory], tracking_uri(), _code(),
+        dict(specification), dict(versions_by_cell), dict(places), again, exploratory, [*added], tracking_uri(), _code(),
         before and before.info.run_id, _runs(experiment, sweep),
     )  # fmt: skip
     found = _find_report(experiment, sweep, specification)
@@ -111,11 +118,10 @@ def write_report(
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    told = [(report.cell, [report.comparison(arm) for arm in _answering(specification)]) for report in reports]
     widths = [
         row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
     ]
-    answer = wording.answer(specification, told, exploratory)
+    answer = _answer(specification, cells, reports, exploratory, added)
     compare = show_view(
         experiment, study, sweep, specification["arms"], specification["description"], rubric_of(specification)
     )
@@ -131,6 +137,7 @@ def write_report(
         widest=max(widths, default=None),
         moved=left,
         winners=winners(specification, reports, _answering(specification)),
+        exploratory=exploratory,
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         reused=False,
     )
@@ -215,6 +222,25 @@ def _answering(specification: Mapping[str, Any]) -> list[str]:
     return [primary] if primary else [arm for arm in specification["arms"] if arm != baseline]
 
 
+def _answer(
+    specification: Mapping[str, Any],
+    cells: Sequence[str],
+    reports: Sequence[CellReport],
+    exploratory: Sequence[str],
+    added: Sequence[int],
+) -> str:
+    """Return the sentence that answers, with every cell and every run that is missing."""
+    answering, by_cell = _answering(specification), {report.cell: report for report in reports}
+    told = [(cell, [by_cell[cell].comparison(arm) for arm in answering] if cell in by_cell else None) for cell in cells]
+    besides = [
+        f"{report.cell + ': ' if report.cell else ''}{arm} seed {seed} ({why})"
+        for report in reports
+        for arm, seed, why in report.data.absent
+        if arm not in (*answering, specification["baseline"])
+    ]
+    return answer_of(specification, told, exploratory, besides, added)
+
+
 def _terminal(reports: Sequence[CellReport], answer: str) -> str:
     """What is told at the end of a sweep: the table and the score of each seed, warnings, then the answer."""
     parts = []
@@ -281,6 +307,21 @@ def _tags(sweep: str, specification: Mapping[str, Any]) -> dict[str, str]:
     return {"kind": "report", "sweep": sweep, "arms": arms, "seeds": seeds}
 
 
+def _after_a_look(experiment: str, sweep: str, specification: Mapping[str, Any], added: Sequence[int]) -> list[str]:
+    """Return in words that seeds were added by an `until` that an earlier report of the sweep did not have; [] otherwise."""
+    if not added:
+        return []
+    reports = client().search_runs([experiment], tag_filter(kind="report", sweep=sweep))
+    if all(report.data.tags.get(UNTIL, "") == _until(specification) for report in reports):
+        return []
+    return [f"seeds {', '.join(map(str, added))} added by an `until` that an earlier report of this sweep did not have"]
+
+
+def _until(specification: Mapping[str, Any]) -> str:
+    until = specification["until"]
+    return f"{until['width']:g} or {until['seeds']} seeds" if until else ""
+
+
 def _find_report(place: str, sweep: str, specification: Mapping[str, Any]) -> "Run | None":
     found = client().search_runs([place], tag_filter(**_tags(sweep, specification)), max_results=1)
     return found[0] if found else None
@@ -299,7 +340,11 @@ def _report_run(
         return str(found.info.run_id)
     tags = _tags(sweep, specification)
     name = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
-    tags |= {"specification": comparison, "data_version": ",".join(sorted(set(versions_by_cell.values())))}
+    tags |= {
+        UNTIL: _until(specification),
+        "specification": comparison,
+        "data_version": ",".join(sorted(set(versions_by_cell.values()))),
+    }
     return str(client().create_run(place, tags=tags, run_name=name).info.run_id)
 
 

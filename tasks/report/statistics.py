@@ -13,7 +13,11 @@ hold the true difference in 90% (docs/results.md; a t-interval and a bootstrap d
 Of trained models that are asked the same questions, both seeds and questions are samples: two_way_interval resamples both.
 
 p-values are adjusted for the arms compared by Benjamini and Hochberg's procedure (J. R. Stat. Soc. B 57(1), 1995): where all
-arms are equal, a report claims any difference in 5% of sweeps at most. Intervals are each arm's own.
+arms are equal, a report claims any difference in 5% of sweeps at most. An arm that cannot be tested counts with p = 1, so that a
+failed run makes no other arm's p smaller. Intervals are each arm's own.
+
+An arm that lacks a run has no verdict: a loss that is not finite ends a run, and an arm that diverges on its bad seeds would be
+judged by the others.
 """
 
 import math
@@ -21,6 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+
+from igpo_core.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +38,7 @@ NUMBERS = 4_000_000  # drawn at a time, so that many questions fit the memory
 ALPHA = 0.05
 MIN_SEEDS = 6  # 2^(1-6) = 0.031 is the first below ALPHA
 
-Verdict = Literal["better", "worse", "within margin", "no difference shown", "too few seeds"]
+Verdict = Literal["better", "worse", "within margin", "no difference shown", "too few seeds", "runs missing"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Interval:
 @dataclass(frozen=True)
 class Paired:
     """An arm against the baseline, over the n seeds that both have. mean is None when they share none. p: adjusted for the
-    arms compared; None with fewer than MIN_SEEDS. differences: of each shared seed, in their order."""
+    arms compared; None with fewer than MIN_SEEDS, or where a seed is missing. differences: of each shared seed, in their order.
+    """
 
     n: int
     mean: float | None
@@ -62,7 +69,8 @@ class Comparison:
     """An arm against the baseline as a reader asks for it.
 
     pair: the differences. score, baseline_score: means over the seeds that both have, None where there are none. above: on how
-    many of these seeds the arm is above the baseline.
+    many of these seeds the arm is above the baseline. equal: on how many it has the same score. missing: arm or baseline -> the
+    seeds that it lacks; only those that lack one.
     """
 
     arm: str
@@ -71,6 +79,8 @@ class Comparison:
     score: float | None
     baseline_score: float | None
     above: int
+    equal: int
+    missing: Mapping[str, tuple[int, ...]]
     title: str
     """What the arms are compared on, for people."""
 
@@ -82,7 +92,12 @@ def comparison(
     ours, theirs = scores[arm], scores[baseline]
     both = [(ours[seed], theirs[seed]) for seed in sorted(ours) if seed in theirs]
     means = [math.fsum(side) / len(both) for side in zip(*both, strict=True)] if both else [None, None]
-    return Comparison(arm, baseline, pairs[arm], means[0], means[1], sum(a > b for a, b in both), title)
+    lacking = {
+        name: tuple(seed for seed in pairs[arm].missing_seeds if seed not in scores[name]) for name in (arm, baseline)
+    }
+    missing = {name: seeds for name, seeds in lacking.items() if seeds}
+    above, equal = sum(a > b for a, b in both), sum(a == b for a, b in both)
+    return Comparison(arm, baseline, pairs[arm], means[0], means[1], above, equal, missing, title)
 
 
 @lru_cache
@@ -179,23 +194,35 @@ def two_way_interval(strata: "Sequence[np.ndarray]", level: float = 0.95) -> Int
     return Interval(float(low), float(high))
 
 
-def paired(scores: Mapping[str, Mapping[int, float]], baseline: str, margin: float = 0.0) -> dict[str, Paired]:
-    """Every other arm against the baseline, seed by seed: scores[arm][seed].
+def paired(
+    scores: Mapping[str, Mapping[int, float]], baseline: str, margin: float = 0.0, asked: Sequence[int] = ()
+) -> dict[str, Paired]:
+    """Every other arm against the baseline, seed by seed: scores[arm][seed]. asked: seeds that every arm was asked for, besides
+    those that some arm has.
 
     An arm whose whole 95% interval lies within -margin .. margin is "within margin", on whichever side of zero it lies: a
     difference that does not matter is no reason to choose an arm. Otherwise it is "better" or "worse" where its adjusted p is
-    at most ALPHA. missing_seeds: seeds that some arm of the sweep has and this arm or the baseline lacks.
+    at most ALPHA. missing_seeds: those that this arm or the baseline lacks. With one of them it is "runs missing". Raises
+    DataError where a score is no finite number.
     """
     from scipy.stats import false_discovery_control
 
     others = [arm for arm in scores if arm != baseline]
     reference = scores.get(baseline, {})
-    every = sorted({seed for by_seed in scores.values() for seed in by_seed})
+    odd = [
+        f"{arm} seed {seed}" for arm, own in scores.items() for seed, score in own.items() if not math.isfinite(score)
+    ]
+    if odd:
+        raise DataError(
+            f"the score of {', '.join(odd)} is no finite number: leave it out, so that it counts as missing"
+        )
+    every = sorted({*asked, *(seed for by_seed in scores.values() for seed in by_seed)})
     shared = {arm: [seed for seed in every if seed in scores[arm] and seed in reference] for arm in others}
     found = {arm: [scores[arm][seed] - reference[seed] for seed in shared[arm]] for arm in others}
-    tested = [arm for arm in others if len(found[arm]) >= MIN_SEEDS]
-    adjusted = false_discovery_control([sign_flip_p(found[arm]) for arm in tested]) if tested else []
-    p = dict(zip(tested, map(float, adjusted), strict=True))
+    tested = [arm for arm in others if len(shared[arm]) == len(every) >= MIN_SEEDS]
+    raw = [sign_flip_p(found[arm]) if arm in tested else 1.0 for arm in others]
+    adjusted = dict(zip(others, map(float, false_discovery_control(raw) if raw else []), strict=True))
+    p = {arm: adjusted[arm] for arm in tested}
     results = {}
     for arm, differences in found.items():
         mean = math.fsum(differences) / len(differences) if differences else None
@@ -205,15 +232,15 @@ def paired(scores: Mapping[str, Mapping[int, float]], baseline: str, margin: flo
             interval=interval(differences),
             missing_seeds=tuple(seed for seed in every if seed not in shared[arm]),
             p=p.get(arm),
-            verdict=_verdict(mean, interval(differences), p.get(arm), margin),
+            verdict=_verdict(mean, interval(differences), p.get(arm), margin, len(every)),
             differences=tuple(differences),
         )
     return results
 
 
-def _verdict(mean: float | None, span: Interval | None, p: float | None, margin: float) -> Verdict:
+def _verdict(mean: float | None, span: Interval | None, p: float | None, margin: float, asked: int) -> Verdict:
     if mean is None or span is None or p is None:
-        return "too few seeds"
+        return "too few seeds" if asked < MIN_SEEDS else "runs missing"
     if -margin < span.low and span.high < margin:
         return "within margin"
     if p > ALPHA:

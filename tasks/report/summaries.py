@@ -283,7 +283,7 @@ def cell_reports(
         if not data.finished():
             empty_cells.append(f"{cell or data.sweep}: {' '.join(data.warnings)}")
             continue
-        pairs = paired(data.scores(), baseline, margin)
+        pairs = paired(data.scores(), baseline, margin, specification["seeds"])
         summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
         warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]

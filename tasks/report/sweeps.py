@@ -1,5 +1,7 @@
 """A sweep as MLflow has it: one set of curves and last values for each arm and seed of each cell."""
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -64,6 +66,8 @@ class SweepData:
     runs: tuple[RunData, ...]
     warnings: tuple[str, ...] = ()
     """What was left out on the way."""
+    absent: tuple[tuple[str, int, str], ...] = ()
+    """Arm, seed, and MLflow's status or another reason of each run that was asked for and has no score."""
     rubric: Mapping[str, str] = field(kw_only=True)
     """Key of each score -> its title. Arms are compared on the first."""
 
@@ -82,27 +86,49 @@ class SweepData:
         return [run for run in self.runs if run.finished and arm in (None, run.arm)]
 
     def scores(self, metric: str = "") -> dict[str, dict[int, float]]:
-        """Return scores[arm][seed] of finished runs: the last value of a metric. Empty: the headline on test."""
+        """Return scores[arm][seed] of finished runs: the last value of a metric, where that is a finite number. Empty: the
+        headline on test."""
         metric = metric or f"test/all/{self.headline}"
         return {
-            arm: {run.seed: value for run in self.finished(arm) if (value := run.last(metric)) is not None}
+            arm: {
+                run.seed: value
+                for run in self.finished(arm)
+                if (value := run.last(metric)) is not None and _finite(value)
+            }
             for arm in self.arms
         }
 
     def select(self, arms: Sequence[str], seeds: Sequence[int]) -> "SweepData":
-        """These arms, in this order, and seeds; a run asked for that did not finish gets a warning."""
-        runs = tuple(run for run in self.runs if run.arm in arms and run.seed in seeds)
-        status = {(run.arm, run.seed): run.status if not run.finished else "" for run in runs}
-        absent = [
-            f"{arm} seed {seed} ({status.get((arm, seed), 'no run')})"
-            for arm in arms
-            for seed in seeds
-            if status.get((arm, seed), "no run")
-        ]
+        """These arms, in this order, and seeds; a run asked for that did not finish, or has no finite score, is left out with a
+        warning."""
+        runs = [run for run in self.runs if run.arm in arms and run.seed in seeds]
+        why = {(run.arm, run.seed): self._fault(run) for run in runs}
+        absent = [(arm, seed, fault) for arm in arms for seed in seeds if (fault := why.get((arm, seed), "no run"))]
+        named = ", ".join(f"{arm} seed {seed} ({fault})" for arm, seed, fault in absent)
         told = (
-            (f"MISSING: {', '.join(absent)}. Arms are compared on the seeds that both sides have.",) if absent else ()
+            (
+                f"MISSING: {named}. Arms are compared on the seeds that both sides have, and an arm that lacks one, or whose "
+                "baseline does, has no verdict.",
+            )
+            if absent
+            else ()
         )
-        return replace(self, arms=tuple(arms), runs=runs, warnings=self.warnings + told)
+        kept = tuple(run for run in runs if not (run.finished and why[run.arm, run.seed]))
+        return replace(self, arms=tuple(arms), runs=kept, warnings=self.warnings + told, absent=tuple(absent))
+
+    def _fault(self, run: RunData) -> str:
+        """Return why a run has no score; empty where it has one."""
+        if not run.finished:
+            return run.status
+        score = run.last(f"test/all/{self.headline}")
+        if score is None:
+            return f"no test {self.title}"
+        return "" if _finite(score) else f"its test {self.title} is no finite number"
+
+
+def _finite(value: float) -> bool:
+    """MLflow keeps an infinite number as the largest one."""
+    return math.isfinite(value) and abs(value) < sys.float_info.max
 
 
 def collect(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.report.summaries import CellReport
+from tasks.report.wording import smaller
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,24 @@ class Winner:
     high: float
     p: float
     seeds: int
+    margin: float
+    """Below which a difference does not matter."""
 
     @property
     def verdict(self) -> str:
         """Return the verdict in words."""
+        small = f"; the difference is {smaller(self.margin)}" if abs(self.difference) < self.margin else ""
         return (
             f"better than {self.against}: {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p {self.p:.3f}, "
-            f"{self.seeds} seeds"
+            f"{self.seeds} seeds{small}"
         )
 
 
 def winners(specification: Mapping[str, Any], reports: Sequence[CellReport], answering: Sequence[str]) -> list[Winner]:
     """Return the winner of each cell that has one: of the arms that answer, those that are better than the baseline, the one
-    that is most; where each of them is worse, the baseline. No difference shown, equal arms or too few seeds name none."""
-    found = []
+    that is most; where each of them is worse, the baseline. No difference shown, equal arms, too few seeds or a missing run name
+    none."""
+    found, margin = [], specification["margin"]
     for report in reports:
         pairs = {arm: report.pairs[arm] for arm in answering if arm in report.pairs}
         better = {arm: pair for arm, pair in pairs.items() if pair.verdict == "better"}
@@ -48,5 +53,5 @@ def winners(specification: Mapping[str, Any], reports: Sequence[CellReport], ans
             arm, against, sign = against, arm, -1
         assert pair.mean is not None and pair.interval is not None and pair.p is not None  # or there were no verdict
         ends = sorted((sign * pair.interval.low, sign * pair.interval.high))
-        found.append(Winner(report.cell, arm, against, sign * pair.mean, ends[0], ends[1], pair.p, pair.n))
+        found.append(Winner(report.cell, arm, against, sign * pair.mean, ends[0], ends[1], pair.p, pair.n, margin))
     return found

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.config.specification import spell_changes
-from tasks.report.statistics import ALPHA, MIN_SEEDS, Comparison, coverage, seeds_for_verdict
+from tasks.report.statistics import ALPHA, MIN_SEEDS, coverage, seeds_for_verdict
 
 if TYPE_CHECKING:
     from tasks.report.summaries import ArmSummary
@@ -84,6 +83,11 @@ def _needed(row: "ArmSummary") -> str:
 def counted(number: int, noun: str) -> str:
     """1 seed, 2 seeds."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def smaller(margin: float) -> str:
+    """What is said of a difference that was shown and does not matter."""
+    return f"smaller than the margin of {margin:g} below which a difference does not matter"
 
 
 def difference(row: "ArmSummary") -> str:
@@ -175,77 +179,6 @@ def markdown_table(rows: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def answer(
-    specification: Mapping[str, Any], cells: Sequence[tuple[str, Sequence[Comparison]]], exploratory: Sequence[str]
-) -> str:
-    """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
-    comparison answers it.
-
-    cells: the comparisons that answer in each cell. exploratory: in what the sweep departs from its preset, in words.
-    """
-    compared = max(1, len(specification["arms"]) - 1)
-    lines = []
-    for cell, comparisons in cells:
-        start = f"{cell}: " if cell else ""
-        lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
-    if exploratory:
-        lines.append(
-            f"Exploratory: {'; '.join(exploratory)}, against the preset. Whoever chooses seeds or arms after a look at the "
-            "result finds too many differences."
-        )
-    lines.append(worth(specification))
-    single = sum(len(comparisons) for _, comparisons in cells) == 1
-    return (" " if single else "\n").join(lines)
-
-
-def outcome(one: Comparison, margin: float, compared: int) -> str:
-    """Better, worse, no difference that matters, or not decided, with its numbers. compared: arms besides the baseline."""
-    arm, baseline, pair = one.arm, one.baseline, one.pair
-    if pair.mean is None:
-        return f"Not decided: {arm} and {baseline} have no finished seed in common."
-    span = pair.interval
-    numbers = (
-        f"test {one.title} {one.score:.3f} against {one.baseline_score:.3f}, a difference of {pair.mean:+.3f}"
-        + ("" if span is None else f" (95% interval {span.low:+.3f} to {span.high:+.3f})")
-        + f", above on {one.above} of {counted(pair.n, 'seed')}"
-    )
-    if pair.verdict in ("better", "worse"):
-        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f})."
-    if pair.verdict == "within margin":
-        return (
-            f"{arm} and {baseline} do not differ by an amount that matters: {numbers}. The whole interval lies within the "
-            f"margin of {margin:g}."
-        )
-    needed = seeds_for_verdict(compared)
-    few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"
-    if pair.verdict == "too few seeds":
-        reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."
-    else:
-        reason = (
-            f"Chance alone may do as much (p = {pair.p:.3f}), and the interval reaches beyond the margin of {margin:g}: "
-            "neither a difference nor its absence was shown."
-        )
-        if pair.n < needed:
-            reason += f" {few} alone: {needed} fixed before the first result are the fewest."
-    return f"Not decided whether {arm} is better or worse than {baseline}: {numbers}. {reason}"
-
-
-def worth(specification: Mapping[str, Any]) -> str:
-    """What an answer is of."""
-    base, crossed = specification["base"], bool(specification["factors"])
-    kind = base["data"]["kind"]
-    world = "these questions and passages" if kind == "files" else f"this world ({kind})"
-    start = (
-        "this warm start"
-        if base["warm_start"] is not None
-        else f"this start ({base['policy']['kind']} policy, no warm start)"
-    )
-    cell = ", each line for its own cell" if crossed else ""
-    if specification["changes"]:
-        world += f" with {spell_changes(specification['changes'])} set over the preset"
-    return f"It holds for {world}, this budget ({budget(base)}) and {start}{cell}, and says nothing of others."
-
-
 def sentences(
     summaries: Sequence["ArmSummary"],
     specification: Mapping[str, Any],
@@ -284,6 +217,8 @@ def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> st
     start = f"{row.arm} against {baseline}: {difference(row)} {title} over {counted(row.pairs, 'paired seed')}"
     if row.verdict == "too few seeds":
         return f"{start}: too few seeds for a verdict, whatever the numbers look like."
+    if row.verdict == "runs missing":
+        return f"{start}: no verdict, since a run of either is missing."
     if row.verdict == "within margin":
         return (
             f"{start}: within the margin. The whole interval lies within {margin:g} {title}, below which a difference does not "
@@ -296,7 +231,8 @@ def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> st
         if row.low is not None and row.high is not None and not row.low <= 0 <= row.high:
             apart = " Its interval leaves zero out, as if no other arm were compared; adjusted for the others that is not enough."
         return f"{start}: no difference was shown{p}.{apart} That is not evidence that there is none."
-    return f"{start}: {row.verdict} at this budget{p}."
+    small = f" The mean difference is {smaller(margin)}." if abs(row.difference) < margin else ""
+    return f"{start}: {row.verdict} at this budget{p}.{small}"
 
 
 def _speed(row: "ArmSummary") -> str:

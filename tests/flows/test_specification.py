@@ -408,9 +408,10 @@ def test_seeds_are_added_until_the_answer_is_narrow(tmp_path: Path) -> None:
     arms = {"arms": THREE, "seeds": [0, 3]}
     specification = load_specification(write(tmp_path, {**GOOD, **arms, "until": {"width": 0.1, "seeds": 9}}))
     wide, narrow, none = (type("R", (), {"widest": width})() for width in (0.2, 0.05, None))
-    assert more_seeds(specification, wide, 6) == [1, 2]  # six workers, three arms
+    assert more_seeds(specification, wide, 6) == [4, 5]  # six workers, three arms; after the largest
+    assert more_seeds(specification.select(None, list(range(200, 207))), wide, 6) == [207, 208]  # never the tuned ones
     # seven seeds are the fewest that can show one arm of two: before them a narrow interval ends nothing
-    assert more_seeds(specification, narrow, 6) == more_seeds(specification, none, 6) == [1, 2]
+    assert more_seeds(specification, narrow, 6) == more_seeds(specification, none, 6) == [4, 5]
     assert more_seeds(specification.select(None, list(range(7))), narrow, 6) == []
     assert more_seeds(specification.select(None, list(range(7))), wide, 6) == [7, 8]
     assert more_seeds(specification.select(None, list(range(9))), wide, 6) == []  # the limit
@@ -537,4 +538,7 @@ def test_the_command_that_makes_it_again_makes_the_same(tmp_path: Path) -> None:
     changes = dict(setting(value) for name, value in zip(words[::2], words[1::2], strict=True) if name == "--set")
     again = resolve(file, changes, given["--arms"].split(","), [*map(int, given["--seeds"].split(","))])
     assert again == first
+    further = first.go_on([5, 6]).go_on([7])  # by `until`, which the command would do again
+    assert further.command == first.command and further.added == (5, 6, 7)
+    assert further.specification.seeds == [3, 4, 5, 6, 7] and further.exploratory == first.exploratory
     assert first.exploratory == ("seeds 3, 4 added", "seeds 0, 1 left out") and resolve(file).exploratory == ()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tasks.report.answer import answer, outcome
 from tasks.report.statistics import Comparison, comparison, paired
-from tasks.report.wording import answer, outcome
 
 SPECIFICATION: dict[str, Any] = {
     "margin": 0.03,
@@ -32,6 +32,13 @@ def compared(igpo: Sequence[float], baseline: Sequence[float] = BASELINE) -> Com
     return comparison(scores, "igpo", "outcome_only", paired(scores, "outcome_only", SPECIFICATION["margin"]), "F1")
 
 
+def lacking(
+    igpo: dict[int, float], baseline: dict[int, float], seeds: Sequence[int], **others: dict[int, float]
+) -> Comparison:
+    scores = {"outcome_only": baseline, "igpo": igpo, **others}
+    return comparison(scores, "igpo", "outcome_only", paired(scores, "outcome_only", 0.03, seeds), "F1")
+
+
 def said(igpo: Sequence[float], baseline: Sequence[float] = BASELINE) -> str:
     return outcome(compared(igpo, baseline), SPECIFICATION["margin"], 1)
 
@@ -52,6 +59,68 @@ def test_worse() -> None:
     )
 
 
+def test_a_run_that_is_missing_is_in_the_sentence() -> None:
+    """Differences of .3 and .4, three each, over the six seeds that are left, p = 2 / 2^6 of them: no verdict. Six seeds of 63
+    subset means: the range is the interval."""
+    igpo = dict(enumerate(AHEAD[:6], start=200))
+    one = lacking(igpo, dict(enumerate(BASELINE, start=200)), range(200, 207))
+    assert outcome(one, 0.03, 1) == (
+        "Not decided whether igpo is better or worse than outcome_only: test F1 0.550 against 0.200, a difference of +0.350 "
+        "(95% interval +0.300 to +0.400), above on 6 of the 6 seeds that both have. Missing: igpo seed 206. An arm that fails "
+        "on some seeds would be judged by those on which it does not."
+    )
+    worse = outcome(lacking(dict(enumerate(BASELINE[:6], start=200)), igpo, range(200, 207)), 0.03, 1)
+    assert worse.startswith("Not decided") and "Missing: igpo seed 206; outcome_only seed 206." in worse
+    short = outcome(lacking({0: 0.5, 2: 0.6}, dict(enumerate(BASELINE[:4])), range(4)), 0.03, 1)
+    assert "2 seeds are too few for a verdict" in short and short.endswith("Missing: igpo seeds 1, 3.")
+
+
+def test_runs_of_other_arms_and_whole_cells_that_are_missing_are_told() -> None:
+    """`other` has no run: igpo's p is 2 x 2 / 2^7, of two arms compared."""
+    arms: dict[str, Any] = {"outcome_only": {}, "igpo": {}, "other": {}}
+    one = lacking(dict(enumerate(AHEAD)), dict(enumerate(BASELINE)), range(7), other={})
+    text = answer({**SPECIFICATION, "arms": arms, "primary": "igpo"}, [("", [one])], [], ["other seed 0 (FAILED)"])
+    assert "igpo is better than outcome_only" in text and "(p = 0.031)." in text
+    assert "Missing besides: other seed 0 (FAILED). An arm that lacks a run has no verdict" in text
+    crossed = {**SPECIFICATION, "factors": {"gamma": {}}}
+    lines = answer(crossed, [("gamma=1", None), ("gamma=0", [compared(AHEAD)])], []).splitlines()
+    assert lines[0] == "gamma=1: Not decided: no run of it is finished." and lines[1].startswith(
+        "gamma=0: igpo is better"
+    )
+
+
+def test_better_by_less_than_matters_says_so() -> None:
+    """Differences .001 .002 .003 .031 .001 .002 .035: the mean is .075 / 7. Each alone and both together, the two .001
+    make the three lowest of 127 subset means, and .031, .035 the three highest: .035, .033 and .031."""
+    one = compared([0.2 + gain for gain in (0.001, 0.002, 0.003, 0.031, 0.001, 0.002, 0.035)])
+    assert outcome(one, 0.03, 1) == (
+        "igpo is better than outcome_only: test F1 0.211 against 0.200, a difference of +0.011 (95% interval +0.001 to "
+        "+0.031), above on 7 of 7 seeds (p = 0.016). The mean difference is smaller than the margin of 0.03 below which a "
+        "difference does not matter."
+    )
+    assert "smaller" not in said(AHEAD) and "smaller" not in said(BASELINE, AHEAD)
+
+
+def test_equal_scores_are_called_equal() -> None:
+    assert "+0.000 to +0.000), equal on 7 of 7 seeds. The whole interval lies within" in said(BASELINE)
+    assert "above on 3 and equal on 3 of 7 seeds" in said([0.2, 0.2, 0.2, 0.21, 0.21, 0.21, 0.19])
+    assert "equal on 6 of 7 seeds" in said([*BASELINE[:6], 0.19]) and "above" not in said([*BASELINE[:6], 0.19])
+
+
+def test_no_margin_is_told_as_none() -> None:
+    """The interval of equal scores is [0, 0] and reaches beyond nothing."""
+    scores = {"outcome_only": dict(enumerate(BASELINE)), "igpo": dict(enumerate(BASELINE))}
+    one = comparison(scores, "igpo", "outcome_only", paired(scores, "outcome_only", 0.0), "F1")
+    text = outcome(one, 0.0, 1)
+    assert text.startswith("Not decided") and text.endswith(
+        "Chance alone may do as much (p = 1.000), and with a margin of 0 no interval shows that there is no difference."
+    )
+    # differences of a half above and below, exactly the margin: not within it, and not beyond
+    halves = {"outcome_only": dict.fromkeys(range(6), 0.5), "igpo": {seed: float(seed % 2) for seed in range(6)}}
+    one = comparison(halves, "igpo", "outcome_only", paired(halves, "outcome_only", 0.5), "F1")
+    assert "and the interval reaches the margin of 0.5: neither" in outcome(one, 0.5, 1)
+
+
 def test_no_difference_that_matters() -> None:
     assert said(LEVEL) == (
         "igpo and outcome_only do not differ by an amount that matters: test F1 0.201 against 0.200, a difference of +0.001 "
@@ -69,12 +138,15 @@ def test_not_decided() -> None:
 
 
 def test_not_decided_for_want_of_seeds() -> None:
-    text = said(AHEAD[:2])
+    text = said(AHEAD[:2], BASELINE[:2])
     assert text.startswith("Not decided whether igpo is better or worse than outcome_only: test F1 0.550 against 0.200")
     assert "above on 2 of 2 seeds. 2 seeds are too few for a verdict on 1 arm" in text
     assert "6 fixed before the first result are the fewest" in text
-    assert "interval" not in said(AHEAD[:1]) and "above on 1 of 1 seed. 1 seed is too few" in said(AHEAD[:1])
-    assert outcome(compared([]), 0.03, 1) == "Not decided: igpo and outcome_only have no finished seed in common."
+    one = said(AHEAD[:1], BASELINE[:1])
+    assert "interval" not in one and "above on 1 of 1 seed. 1 seed is too few" in one
+    assert outcome(compared([]), 0.03, 1) == (
+        "Not decided: igpo and outcome_only have no finished seed in common. Missing: igpo seeds 0, 1, 2, 3, 4, 5, 6."
+    )
     # six seeds can carry a verdict on one arm, on two only together: p is twice 2 / 2^6 where the other arm shows nothing
     scores = {"outcome_only": dict(enumerate(BASELINE[:6])), "igpo": dict(enumerate(AHEAD[:6])),
               "other": dict(enumerate(APART[:6]))}  # fmt: skip
@@ -107,6 +179,19 @@ def test_what_it_is_of_is_said_once() -> None:
         lines[2].startswith("Exploratory: seed 5 added, against the preset.")
         and "each line for its own cell" in lines[3]
     )
+    alone = "A p is adjusted for the arms of its own cell alone: of twenty cells"  # 5% of them: one
+    assert alone in lines[3] and alone not in text
+
+
+def test_seeds_that_until_added_are_told_with_what_decided() -> None:
+    until = {**SPECIFICATION, "until": {"width": 0.2, "seeds": 20}}
+    text = answer(until, [("", [compared(AHEAD)])], [], added=[207, 208])
+    assert (
+        "Seeds 207, 208 were added until every interval was at most 0.2 wide or there were 20 seeds: the width alone decided, "
+        "never where an interval lay."
+    ) in text and "Exploratory" not in text
+    assert "Seed 207 was added" in answer(until, [("", [compared(AHEAD)])], [], added=[207])
+    assert "added" not in answer(until, [("", [compared(AHEAD)])], [])
 
 
 def test_what_departs_from_the_preset_makes_it_exploratory() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from igpo_core.errors import DataError
 from tasks.report import statistics
 from tasks.report.compared import MEAN, Asked, Draw, Score, compare
 from tasks.report.compared_shown import main_rows, slice_rows, told
@@ -104,6 +105,35 @@ def test_a_model_trained_once_stands_against_every_training_seed() -> None:
     assert found.verdict == "better"
     turned = whole(compare([*arm, *draws("base", None, [[0.1], [0.3]])], asked(1), 0))["base"]
     assert turned.difference == pytest.approx(-0.35) and turned.p == pytest.approx(2 / 64) and turned.verdict == "worse"
+
+
+def test_a_model_that_cannot_be_tested_stays_among_those_compared() -> None:
+    """Six training seeds are .1 above, p = 2 / 2^6; a model of two seeds cannot be tested: adjusted for two, 4 / 2^6."""
+    base = draws("base", None, [[0.2]])
+    up = [draw for seed in range(6) for draw in draws("up", seed, [[0.3]])]
+    few = [draw for seed in range(2) for draw in draws("few", seed, [[0.3]])]
+    assert whole(compare([*base, *up], asked(1), 0))["up"].p == pytest.approx(2 / 64)
+    found = whole(compare([*base, *up, *few], asked(1), 0))
+    assert found["up"].p == pytest.approx(4 / 64) and found["few"].p is None
+    assert found["up"].verdict == "no difference shown" and found["few"].verdict == "too few seeds"
+
+
+def test_an_arm_is_not_judged_by_the_training_seeds_it_survived() -> None:
+    """Of seven training seeds of the first model the other has six, all .1 above: 2 / 2^6 of those would be better."""
+    base, up = (
+        [draw for seed in range(seeds) for draw in draws(model, seed, [[score]])]
+        for model, seeds, score in (("base", 7, 0.2), ("up", 6, 0.3))
+    )
+    found = whole(compare([*base, *up], asked(1), 0))["up"]
+    assert (found.verdict, found.p) == ("runs missing", None) and found.difference == pytest.approx(0.1)
+    six = [draw for draw in base if draw.training_seed != 6]
+    assert whole(compare([*six, *up], asked(1), 0))["up"].verdict == "better"
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_refused(score: float) -> None:
+    with pytest.raises(DataError, match=r"one: the score of question 1 with sampling seed 0 is no finite number"):
+        compare([*draws("base", None, [[0.1, 0.2]]), *draws("one", None, [[0.1, score]])], asked(2), 0)
 
 
 def test_models_trained_once_are_tested_over_questions() -> None:

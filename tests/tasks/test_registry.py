@@ -12,7 +12,7 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError
 from tasks.report.reporting import comparison_of
 from tasks.report.winner import Winner, winners
-from tasks.runs.planned import Run, write_plan, write_result
+from tasks.runs.planned import Run, write_result, write_run
 from tasks.tracking.outbox import About, Outbox, write_status
 from tasks.tracking.registry import alias_of, find_registered, register_winner
 from tasks.tracking.sending import Sender, read_sent
@@ -20,13 +20,13 @@ from tasks.tracking.server import client
 from tests.tasks.planned import planned
 from tests.tasks.test_reporting import SPECIFICATION, five, run
 
-WINNER = Winner("", "igpo", "outcome_only", 0.2, 0.1, 0.3, 0.031, 6)
+WINNER = Winner("", "igpo", "outcome_only", 0.2, 0.1, 0.3, 0.031, 6, 0.03)
 
 
 def trained(home: Path, seed: int, score: float, study: str) -> Run:
     """A finished run of arm igpo that MLflow has, best on dev at step 2 with this score."""
     made = planned(home, ExperimentConfig(seed=seed), arm="igpo", study=study)
-    write_plan(made)
+    write_run(made)
 
     def fill(path: Path) -> None:
         (path / "config.json").write_text("{}")
@@ -134,7 +134,7 @@ def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
     plan = make_plan(load_specification("tiny").select(None, list(range(6))), {"": "v1"})
     for spec in plan.runs:
         made, better = Run(spec, tmp_path), 0.2 * (spec.arm == "igpo")
-        write_plan(made)
+        write_run(made)
 
         def fill(path: Path, text: str = spec.run_key) -> None:
             (path / "model.safetensors").write_text(text)
@@ -149,7 +149,7 @@ def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
     told: list[str] = []
     for _ in range(2):
         report = write_report.fn(plan, [], "make ablation", told.append)
-        register_winners.fn(plan, report, [], told.append)
+        register_winners.fn(plan, report, told.append)
     (version,) = client().search_model_versions("name = 'tiny'")
     chosen = next(spec for spec in plan.runs if (spec.arm, spec.seed) == ("igpo", 4))
     assert version.tags["run_key"] == chosen.run_key and version.tags["report"] == report.run_id and report.reused

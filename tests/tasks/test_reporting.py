@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from igpo_core.errors import DataError
+from tasks.report.answer import outcome
 from tasks.report.recompute import recompute
 from tasks.report.reporting import write_report
 from tasks.report.statistics import Reached, paired
@@ -25,6 +28,7 @@ from tasks.report.summaries import (
     unequal_budgets,
 )
 from tasks.report.sweeps import RunData, SweepData, collect
+from tasks.report.winner import winners
 from tasks.report.wording import (
     Words,
     _certainty,
@@ -60,6 +64,7 @@ SPECIFICATION: dict[str, Any] = {
     "baseline": "outcome_only",
     "primary": None,
     "seeds": [0, 1, 2, 3, 4],
+    "until": None,
 }
 
 
@@ -240,6 +245,8 @@ def test_words_say_what_was_not_shown() -> None:
     enough = words(more(five(), 7))
     assert "7 paired seeds: better at this budget (p = 0.016, adjusted)" in enough and "range of the" not in enough
     assert "MISSING: gone seed 0 (no run)" in text
+    crowd = words(more(five(), 7).select(["outcome_only", "igpo", "gone"], [*range(7)]))  # 2 x 2 / 2^7 of two arms
+    assert "better at this budget (p = 0.031, adjusted)" in crowd and "adjusted for the 2 arms compared here" in crowd
     for part in (
         "The ceiling",
         "Every arm had a format penalty of -1 on the malformed turn. The paper has it in the outcomes' pool",
@@ -268,6 +275,47 @@ def test_a_cell_without_a_finished_run_leaves_the_others_their_report() -> None:
     (report,) = cell_reports({**SPECIFICATION, "factors": levels}, found, ["group=2", "group=4"])
     assert report.cell == "group=2" and report.summaries[1].difference == pytest.approx(0.7)
     assert any(text.startswith("NO FINISHED RUN in group=4") for text in report.words.warnings)
+
+
+def test_a_run_that_failed_takes_the_verdict_away() -> None:
+    """Without seed 6 of igpo six seeds of seven are left, all above: p = 2 / 2^6 of those, and no verdict."""
+    asked, data = {**SPECIFICATION, "seeds": list(range(7))}, more(five(), 7)
+    (whole,) = cell_reports(asked, {"": data}, [""])
+    assert whole.summaries[1].verdict == "better"
+    failed = tuple(replace(r, status="FAILED") if (r.arm, r.seed) == ("igpo", 6) else r for r in data.runs)
+    (report,) = cell_reports(asked, {"": replace(data, runs=failed)}, [""])
+    assert (report.summaries[1].verdict, report.rows[1]["p"]) == ("runs missing", "-")
+    assert report.data.absent == (("igpo", 6, "FAILED"),)
+    assert "6 paired seeds: no verdict, since a run of either is missing" in every(report.words)
+    assert "Missing: igpo seed 6." in outcome(report.comparison("igpo"), 0.03, 1)
+    never = replace(data, runs=tuple(r for r in data.runs if r.seed != 6))  # of either arm
+    (report,) = cell_reports(asked, {"": never}, [""])
+    assert "Missing: igpo seed 6; outcome_only seed 6." in outcome(report.comparison("igpo"), 0.03, 1)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, sys.float_info.max, -sys.float_info.max])  # MLflow's infinity
+def test_a_score_that_is_no_number_counts_as_missing(score: float) -> None:
+    """Seed 6 of igpo ended without a number. The mean of the others is .8 as before; with it there were none."""
+    data = more(five(), 7)
+    odd = tuple(run("igpo", 6, score, (0, 0, 0)) if (r.arm, r.seed) == ("igpo", 6) else r for r in data.runs)
+    (report,) = cell_reports({**SPECIFICATION, "seeds": list(range(7))}, {"": replace(data, runs=odd)}, [""])
+    assert report.summaries[1].verdict == "runs missing" and report.summaries[1].score == pytest.approx(0.8)
+    assert report.data.absent == (("igpo", 6, "its test F1 is no finite number"),)
+    assert any("MISSING: igpo seed 6 (its test F1 is no finite number)" in line for line in report.words.warnings)
+
+
+def test_a_difference_that_was_shown_and_does_not_matter_says_so() -> None:
+    """Seven differences: .001 five times, .04 twice: the mean is .085 / 7 = .012. The interval ends at .04, beyond .03."""
+    runs = tuple(
+        run(arm, seed, 0.5 + (arm == "igpo") * (0.04 if seed > 4 else 0.001), (0, 0, 0))
+        for arm in ("outcome_only", "igpo")
+        for seed in range(7)
+    )
+    (report,) = cell_reports({**SPECIFICATION, "seeds": list(range(7))}, {"": replace(five(), runs=runs)}, [""])
+    small = "smaller than the margin of 0.03 below which a difference does not matter"
+    assert report.summaries[1].verdict == "better" and f"The mean difference is {small}." in every(report.words)
+    (winner,) = winners(SPECIFICATION, [report], ["igpo"])
+    assert winner.verdict.endswith(f"7 seeds; the difference is {small}")
 
 
 def test_what_a_run_last_did_counts_only_at_its_end() -> None:
@@ -364,6 +412,20 @@ def test_words_claim_nothing_where_nothing_was_shown() -> None:
     assert "within the margin" in words(close) and "35%" in words(close) and "better" not in words(close)
     few = data.select(["outcome_only", "igpo"], [0, 1])
     assert "too few seeds for a verdict" in words(few) and "better" not in words(few)
+
+
+def test_an_until_that_came_after_a_look_is_exploratory(mlflow_server: str, tmp_path: Path) -> None:
+    """One study has `until` from its first report on; the other is looked at, gets it, and goes on from seed 3 to 4."""
+    late, until = "an `until` that an earlier report of this sweep did not have", {"width": 0.2, "seeds": 9}
+    for study, first in (("planned", until), ("looked-at", None)):
+        for item in five().runs:
+            send(study, item, tmp_path / study)
+        start = {**SPECIFICATION, "name": study, "seeds": [0, 1, 2, 3], "until": first}
+        write_report(start, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
+        for asked, added in (({**start, "until": until}, []), ({**start, "seeds": [*range(5)], "until": until}, [4])):
+            report = write_report(asked, "study-1", {"": "v1"}, PLACES, [""], "make ablation", added=added)
+        assert "Seed 4 was added until every interval was at most 0.2 wide" in report.answer
+        assert (late in report.answer) == (first is None) == bool(report.exploratory)
 
 
 def test_report_from_a_real_server(mlflow_server: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from igpo_core.errors import DataError
 from tasks.report.statistics import (
     Interval,
     Reached,
@@ -132,18 +133,53 @@ def test_paired_uses_the_shared_seeds_and_names_the_missing() -> None:
         "good": {0: 0.6, 1: 0.7, 2: 0.9, 3: 0.6, 4: 0.7, 5: 0.7, 6: 0.7, 7: 0.7, 8: 0.7},
         "bad": {0: 0.0, 1: 0.1, 2: 0.1, 3: 0.0, 4: 0.1, 5: 0.1, 6: 0.1, 7: 0.1, 8: 0.1},
         "same": {0: 0.2, 1: 0.1, 2: 0.3, 3: 0.0, 4: 0.3, 5: 0.1, 6: 0.3, 7: 0.2, 8: 0.2},
-        "short": {0: 0.9, 1: 0.9, 9: 0.9},
+        "short": {0: 0.9, 1: 0.9},
     }
     found = paired(scores, "base")
     assert set(found) == {"good", "bad", "same", "short"}
     assert found["good"].n == 9 and found["good"].mean == pytest.approx((8 * 0.5 + 0.6) / 9)
     assert {arm: pair.verdict for arm, pair in found.items()} == {
-        "good": "better", "bad": "worse", "same": "no difference shown", "short": "too few seeds"
+        "good": "better", "bad": "worse", "same": "no difference shown", "short": "runs missing"
     }  # fmt: skip
-    # 2/512 twice and something larger; Benjamini and Hochberg: the smaller two times 3 / 2, the largest as it is
-    assert found["good"].p == found["bad"].p == pytest.approx(3 / 2 * 2 / 512)
+    # 2/512 twice, something larger, and 1 of the arm that cannot be tested; Benjamini and Hochberg: the smaller two times 4 / 2
+    assert found["good"].p == found["bad"].p == pytest.approx(4 / 2 * 2 / 512)
     assert found["short"].p is None
-    assert found["short"].missing_seeds == (2, 3, 4, 5, 6, 7, 8, 9) and found["good"].missing_seeds == (9,)
+    assert found["short"].missing_seeds == (2, 3, 4, 5, 6, 7, 8) and found["good"].missing_seeds == ()
+
+
+def test_an_arm_is_not_judged_by_the_seeds_it_survived() -> None:
+    """Seven seeds were asked for. On the six that are left the arm is above each time: 2 / 2^6 is below .05."""
+    base, up = dict.fromkeys(range(7), 0.2), {seed: 0.5 + 0.01 * seed for seed in range(6)}
+    for scores in (
+        {"base": base, "arm": up},
+        {"base": {**up}, "arm": base},
+        {"base": dict.fromkeys(range(6), 0.2), "arm": up},
+    ):
+        found = paired(scores, "base", 0.0, range(7))["arm"]
+        assert (found.n, found.missing_seeds, found.p, found.verdict) == (6, (6,), None, "runs missing")
+    level = {seed: 0.2 for seed in range(6)}  # nor equal: what is missing may be far off
+    assert paired({"base": base, "arm": level}, "base", 0.03, range(7))["arm"].verdict == "runs missing"
+    assert paired({"base": base, "arm": {**up, 6: 0.5}}, "base", 0.0, range(7))["arm"].p == pytest.approx(2 / 2**7)
+    assert paired({"base": base, "arm": up}, "base", 0.0, range(5, 7))["arm"].missing_seeds == (6,)
+
+
+def test_an_arm_that_cannot_be_tested_stays_among_those_compared() -> None:
+    """p = 2 / 2^7 of `up`; of the other arm 1, whether it has no run, too few or lost one: adjusted for two it is 4 / 2^7."""
+    base, up = dict.fromkeys(range(7), 0.2), {seed: 0.5 + 0.01 * seed for seed in range(7)}
+    for other in ({}, {0: 0.9}, {seed: 0.9 for seed in range(6)}):
+        found = paired({"base": base, "up": up, "other": other}, "base")
+        assert found["up"].p == pytest.approx(4 / 2**7) and found["other"].p is None
+    assert paired({"base": base, "up": up}, "base")["up"].p == pytest.approx(2 / 2**7)
+    # six seeds carry one arm, and no longer do with a second one that did not run: 2 x 2 / 2^6 = .0625
+    six = {"base": {s: 0.2 for s in range(6)}, "up": {s: up[s] for s in range(6)}, "other": {}}
+    assert paired(six, "base")["up"].verdict == "no difference shown"
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_refused(score: float) -> None:
+    base = dict.fromkeys(range(7), 0.2)
+    with pytest.raises(DataError, match=r"the score of arm seed 3 is no finite number"):
+        paired({"base": base, "arm": {**base, 3: score}}, "base")
 
 
 def test_one_arm_of_many_needs_more_seeds() -> None:
@@ -182,8 +218,8 @@ def test_a_difference_within_the_margin_on_either_side_of_zero() -> None:
     assert paired({"base": base, "arm": near}, "base", 0.012)["arm"].verdict == "better"  # part of it lies beyond
     wide = {**near, 0: 0.8}
     assert paired({"base": base, "arm": wide}, "base", 0.03)["arm"].verdict == "no difference shown"
-    five = {seed: near[seed] for seed in range(5)}
-    assert paired({"base": base, "arm": five}, "base", 0.03)["arm"].verdict == "too few seeds"
+    five, start = ({seed: scores[seed] for seed in range(5)} for scores in (near, base))
+    assert paired({"base": start, "arm": five}, "base", 0.03)["arm"].verdict == "too few seeds"
 
 
 def test_without_a_baseline_nothing_is_compared() -> None:
