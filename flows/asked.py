@@ -11,7 +11,7 @@ from igpo_core.config import AblationSpecification, ExperimentConfig
 from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
 from tasks.home import home
-from tasks.prefect_runs import run_log
+from tasks.prefect_runs import Say
 from tasks.runs.models import with_model
 from tasks.secrets import provide
 
@@ -49,6 +49,7 @@ def plan_evaluation(
     sources: Sequence[str] | None,
     seeds: Sequence[int] | None,
     changes: Mapping[str, Any] | None,
+    say: Say,
 ) -> Asked:
     """Find the models, publish the data, and return what is to be measured. The arguments are those of the flow `evaluate`.
 
@@ -62,13 +63,13 @@ def plan_evaluation(
     experiment = specification.experiment(
         specification.baseline, specification.seeds[0], cell or specification.cells[0]
     )
-    own = _data_set(specification.name, experiment, split, limit, ())
+    own = _data_set(specification.name, experiment, split, limit, (), say)
     chosen = tuple(sources or ())
-    sets = [_data_set(specification.name, experiment, split, limit, chosen)] if data is None else []
+    sets = [_data_set(specification.name, experiment, split, limit, chosen, say)] if data is None else []
     for name in data or ():
         other = specification if name == preset else load_specification(name)
         asked = experiment if name == preset else _with_data(experiment, other)
-        sets.append(_data_set(other.name, asked, split, limit, chosen))
+        sets.append(_data_set(other.name, asked, split, limit, chosen, say))
     if len({one.name for one in sets} | {one.version for one in sets}) < 2 * len(sets):
         raise ConfigError(
             f"data {', '.join(data or ())}: two of them are the same questions, or have the same name; give each once, "
@@ -100,12 +101,12 @@ def _with_data(experiment: ExperimentConfig, other: AblationSpecification) -> Ex
 
 
 def _data_set(
-    name: str, experiment: ExperimentConfig, split: str, limit: int | None, sources: tuple[str, ...]
+    name: str, experiment: ExperimentConfig, split: str, limit: int | None, sources: tuple[str, ...], say: Say
 ) -> "DataSet":
     from tasks.data.publishing import prepare
     from tasks.runs.evaluations import DataSet
 
     published = prepare(experiment.data, home())
     provide(experiment.data)
-    experiment = with_model(experiment, home(), run_log())
+    experiment = with_model(experiment, home(), say)
     return DataSet(name, published.version, published.folder, experiment, split, limit, sources)

@@ -63,7 +63,7 @@ def evaluate(
     say = run_log()
     hush_tasks()
     models = [model] if isinstance(model, str) else model
-    asked = plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set)
+    asked = plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set, say)
     results = measure_all(asked, say)
     compared = compared_of(results, asked.environments.trained_on(), asked.specification.margin)
     url = log_to_mlflow(asked.specification.name, compared, quote(results))

@@ -38,8 +38,16 @@ def check(environment: Environment, demonstrations: Any = None) -> None:
     if "vocabulary" in settings.offers:
         words = environment.vocabulary()
         _require(len({*words}) == len(words), "vocabulary() repeats a word")
-        lacking = {word for text in texts for word in text.split()} - {*words}
-        _require(not lacking, f"vocabulary() lacks words of tasks: {sorted(lacking)[:5]}")
+        spoken = {
+            "tasks": [*texts],
+            "final_thought": [interface.final_thought],
+            "what a call returns": _seen(environment),
+        }
+        if "demonstrations" in settings.offers and demonstrations is not None:
+            spoken["demonstrations"] = _said(environment, demonstrations)
+        for what, said in spoken.items():
+            lacking = {word for text in said for word in text.split()} - {*words}
+            _require(not lacking, f"vocabulary() lacks words of {what}: {sorted(lacking)[:5]}")
     if "texts" in settings.offers:
         _require(next(iter(environment.texts()), None) is not None, "texts() is empty")
     if "demonstrations" in settings.offers and demonstrations is not None:
@@ -129,6 +137,26 @@ def _check_purity(environment: Environment) -> None:
         _require(
             tuple(replay(environment, trajectory)) == trajectory.episode.observations, "a replay sees other things"
         )
+
+
+def _seen(environment: Environment) -> list[str]:
+    """What the first calls of tasks return."""
+    tasks = [task for split in SPLITS for task in islice(environment.tasks(split), TRIED)]
+    return [
+        observation.text
+        for task in tasks
+        for observation in environment.step([(Episode(task), environment.example_call(task))])
+    ]
+
+
+def _said(environment: Environment, settings: Any) -> list[str]:
+    """What a policy writes in demonstrations. What it is shown may hold words that no token stands for: a wrong call's result."""
+    shown = environment.demonstrations(random.Random(0), TRIED, settings)
+    turns = [turn for item in shown if isinstance(item, Demonstration) for turn in item.turns]
+    actions = [turn.action for turn in turns]
+    texts = [action.text for action in actions if isinstance(action, Final)]
+    texts += [str(value) for action in actions if isinstance(action, ToolCall) for value in action.arguments.values()]
+    return [*texts, *(turn.thought for turn in turns)]
 
 
 def _played(episode: Episode) -> Trajectory:

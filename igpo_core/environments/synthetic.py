@@ -105,7 +105,7 @@ def draw_in_split(split: str, draw: Callable[[], Drawn], space: str) -> Drawn:
             return world
     raise ConfigError(
         f"split {split!r} cannot be filled: none of {MAX_DRAWS} question texts drawn with {space} falls into it. "
-        "Raise data.names or data.hops, so that there are more texts"
+        "Choose them so that there are more texts (lookup and atlas: raise data.names or data.hops)"
     )
 
 

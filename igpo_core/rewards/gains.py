@@ -9,7 +9,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -45,7 +45,13 @@ class Gain(Settings):
     """What a turn earns of itself."""
 
     unit: ClassVar[str]
-    """Of a gain, for figures."""
+    """Of a gain, for figures: "nats", "probability". Every class with a `kind` has one, or is refused as it is made."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "kind" in cls.model_fields and not hasattr(cls, "unit"):
+            raise TypeError(f'{cls.__name__} needs a unit, which figures name: unit: ClassVar[str] = "nats"')
 
     @property
     def needs(self) -> frozenset[Need]:

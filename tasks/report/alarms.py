@@ -68,7 +68,7 @@ ALARMS = (
     Alarm("MALFORMED TURNS", "more than half of the rollouts ended in a malformed turn or one too long", _malformed),
     Alarm(
         "NO GAIN",
-        "no turn was paid anything of its own in the whole run: it trained on the outcome alone",
+        "the gains of every group came to nothing in the whole run (none, zero or alike): it trained on the outcome alone",
         _earned_nothing,
     ),
 )

@@ -39,6 +39,6 @@ TERMS: tuple[tuple[str, str], ...] = (
     ("MALFORMED TURNS", "An alarm: most rollouts end in a turn that is neither a call nor an answer."),
     (
         "NO GAIN",
-        "An alarm: no turn was paid anything of its own in a whole run, so that the arm was the outcome alone.",
+        "An alarm: in a whole run the gains of every group were none, zero or alike, so that the arm was the outcome alone.",
     ),
 )

@@ -30,7 +30,7 @@ def other(folder: Path, name: str, **data: Any) -> str:
 
 def asked(data: list[str] | None = None, **given: Any) -> Asked:
     arguments = {"split": "test", "limit": None, "cell": "", "sources": None, "seeds": None, "changes": None, **given}
-    return plan_evaluation(["base"], "tiny", data=data, **arguments)
+    return plan_evaluation(["base"], "tiny", data=data, say=print, **arguments)
 
 
 def test_the_presets_own_data_and_seeds() -> None:

@@ -1,6 +1,7 @@
 """The contract of environments, kept by every one that is shipped; and broken, so that the check is seen to see."""
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,6 +115,18 @@ def test_the_check_sees_what_is_broken(tmp_path: Path, broken: dict[str, Any], s
     for name, value in broken.items():
         setattr(environment, name, value)
     with pytest.raises(ContractError, match=said):
+        check(environment, demonstrations)
+
+
+@pytest.mark.parametrize(
+    ("word", "what"), [("done", "final_thought"), (".", "what a call returns"), ("*", "demonstrations")]
+)
+def test_the_check_sees_a_word_that_no_token_stands_for(tmp_path: Path, word: str, what: str) -> None:
+    settings, demonstrations = WORLDS["calculator"]
+    environment: Any = opened(settings, tmp_path)
+    known = environment.vocabulary()
+    environment.vocabulary = lambda: [item for item in known if item != word]
+    with pytest.raises(ContractError, match=re.escape(f"lacks words of {what}: [{word!r}]")):
         check(environment, demonstrations)
 
 

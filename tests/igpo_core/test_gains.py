@@ -1,13 +1,21 @@
 """Gains by hand, and the histories that did not happen."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from igpo_core.config import reward_of
 from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
-from igpo_core.rewards.gains import FirstExposure, LeaveOneTurnOut, LogProbDiff, LogRatioGap, ProbDiff, Watermark
+from igpo_core.rewards.gains import (
+    BoundaryGain,
+    FirstExposure,
+    LeaveOneTurnOut,
+    LogProbDiff,
+    LogRatioGap,
+    ProbDiff,
+    Watermark,
+)
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import explain_trajectories, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
@@ -126,3 +134,11 @@ def test_an_explanation_has_beliefs_for_every_arm(drawn: tuple[Any, Any, list[An
         for item in explain_trajectories(policy, world, found, reward_of(choices)):
             assert item.beliefs is not None and item.gains is not None
             assert len(item.beliefs) == len(item.gains) + 1 == len(item.trajectory.turns)
+
+
+def test_a_gain_without_a_unit_is_refused_as_it_is_made() -> None:
+    """A report would end on it after all training."""
+    with pytest.raises(TypeError, match="Unnamed needs a unit"):
+
+        class Unnamed(BoundaryGain):
+            kind: Literal["unnamed"] = "unnamed"

@@ -58,7 +58,7 @@ def test_a_split_that_no_text_falls_into_is_an_error_with_a_remedy() -> None:
     home = split_of(only.text)
     assert draw_in_split(home, lambda: only, "data.names=1") is only
     for split in set(SPLITS) - {home}:
-        with pytest.raises(ConfigError, match=rf"'{split}' cannot be filled.*data\.names=1.*Raise data\.names"):
+        with pytest.raises(ConfigError, match=rf"'{split}' cannot be filled.*data\.names=1.*raise data\.names"):
             draw_in_split(split, lambda: only, "data.names=1")
 
 

@@ -34,7 +34,10 @@ def endings(rate: list[float], **ends: list[float]) -> Histories:
             "EARLY ANSWERS in igpo: turns fell below 60% of the start, and the score on dev ended low; seed 3 from step 2.",
         ),
         # an arm whose gain is never seen is the outcome alone under another name
-        ({"advantage/dead_groups_gain": {1.0: 1.0, 2.0: 1.0}}, "NO GAIN in igpo: no turn was paid"),
+        (
+            {"advantage/dead_groups_gain": {1.0: 1.0, 2.0: 1.0}},
+            "NO GAIN in igpo: the gains of every group came to nothing",
+        ),
     ],
 )
 def test_a_collapse_is_told_with_its_seed_and_step(histories: Histories, alarm: str) -> None:
