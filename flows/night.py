@@ -63,7 +63,7 @@ def night(
     preset: Preset = "outcome-vs-igpo",
     seeds: Annotated[int, Field(ge=6, le=1000)] = 20,
     seeds_a_night: Annotated[int, Field(ge=1, le=1000)] = 4,
-    check_seeds: Annotated[int, Field(ge=6, le=100)] = 8,
+    check_seeds: Annotated[int, Field(ge=6, le=100)] = 10,
     notify: str = "",
     mail_to: str = "",
     keep_days: Annotated[float, Field(ge=1)] = 30,
@@ -77,7 +77,8 @@ def night(
         seeds_a_night: Seeds that one night makes.
         check_seeds: So many of the first seeds of the study are run again after a change of code, data or a package that
             computes. More of them see smaller changes.
-        notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone.
+        notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone. Where there
+            is no such block the night does its work, and fails at its end.
         mail_to: Address of the message where notify is a mail server, as email-server-credentials/lab.
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
         free_gb: The night does not begin where its runs would leave less than this free on the disk.
