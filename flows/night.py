@@ -1,14 +1,15 @@
 """Flow `night`: a standing study. Each night makes its next seeds until a fixed number is there; then comes the verdict, once.
 
 From then on a night runs a few fixed seeds again when code, data or a package that computes has changed, and says whether the
-verdict moved. Where the study stands is read from the runs on disk and the reports in MLflow. Each night sends one message.
+verdict moved; where it did, the nights after it make the study anew. Where the study stands is read from the runs on disk and
+from MLflow. Each night sends one message.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -26,12 +27,25 @@ from flows.report import register_winners, show_report, tell_what_moved, write_r
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.work import simultaneous
 from igpo_core.config import AblationSpecification, make_plan
+from igpo_core.config.identity import COMPUTING
 from igpo_core.errors import ConfigError, IgpoError
 from tasks.home import home, open_home
 from tasks.prefect_runs import Say, flow_run_url, run_log
 from tasks.report import morning
 from tasks.report.messages import Channel, Message, NotSent, open_channel
-from tasks.report.nights import Verdict, find_check, find_verdict, fix_seeds, read_report, read_scores, write_check
+from tasks.report.nights import (
+    Check,
+    Progress,
+    Verdict,
+    find_check,
+    find_verdict,
+    fix_seeds,
+    read_progress,
+    read_report,
+    read_scores,
+    write_check,
+    write_progress,
+)
 from tasks.report.reporting import comparison_of
 from tasks.report.reporting import versions as versions_now
 from tasks.report.standing import Change, State, Study, changes, standing_study, tonight, what_changed
@@ -49,7 +63,7 @@ def night(
     preset: Preset = "outcome-vs-igpo",
     seeds: Annotated[int, Field(ge=6, le=1000)] = 20,
     seeds_a_night: Annotated[int, Field(ge=1, le=1000)] = 4,
-    check_seeds: Annotated[int, Field(ge=1, le=100)] = 3,
+    check_seeds: Annotated[int, Field(ge=6, le=100)] = 10,
     notify: str = "",
     mail_to: str = "",
     keep_days: Annotated[float, Field(ge=1)] = 30,
@@ -58,17 +72,21 @@ def night(
     """Go on with the study, check its verdict, or find that there is nothing to do. Returns the message.
 
     Args:
-        seeds: Seeds of the study in all, fixed before its first night: the preset's own, then the numbers after them.
+        seeds: Seeds of the study in all, fixed before its first night: the numbers after the preset's largest seed. The
+            preset's own are left out, for their scores may have been seen.
         seeds_a_night: Seeds that one night makes.
-        check_seeds: The first seeds of the study, which are run again after a change of code, data or a package that computes.
-        notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone.
+        check_seeds: So many of the first seeds of the study are run again after a change of code, data or a package that
+            computes. More of them see smaller changes.
+        notify: The Prefect block that the message goes through, as slack-webhook/my-team. Empty: the artifact alone. Where there
+            is no such block the night does its work, and fails at its end.
         mail_to: Address of the message where notify is a mail server, as email-server-credentials/lab.
         keep_days: Runs and warm starts not touched for so many days are deleted, unless something needs them.
         free_gb: The night does not begin where its runs would leave less than this free on the disk.
     """
-    igpo_home = open_home()
-    say, channel = run_log(), open_channel(notify, mail_to)
+    say = run_log()
+    channel = find_channel(notify, mail_to)
     try:
+        igpo_home = open_home()
         require_progress(flow_run.run_count)
         request, study = load_study(preset, seeds, seeds_a_night, check_seeds)
         with locked(igpo_home, f"sweep-{flow_run.id}", say):
@@ -78,7 +96,33 @@ def night(
         failed = morning.failed(study_name(preset), error, f"prefect flow-run retry {flow_run.id}")
         tell(failed, study_name(preset), "", channel, say)
         raise
-    return tell(message, study.name, deleted, channel, say)
+    told = tell(message, study.name, deleted, channel, say)
+    if isinstance(channel, NoChannel):
+        raise ConfigError(
+            f"the night's work is done, and its message is artifact {key_of(study.name)}, but {channel.why}"
+        )
+    return told
+
+
+@dataclass(frozen=True)
+class NoChannel:
+    """A channel that was asked for and cannot be used."""
+
+    why: str
+    """The reason, in words that hold no secret, for the message and for whoever set `notify`."""
+    error: Exception
+    """The reason itself, for the log."""
+
+
+def find_channel(notify: str, mail_to: str) -> Channel | NoChannel | None:
+    """Return the channel of the night's message; None where none was asked for.
+
+    One that cannot be had does not cost the night its work, and none of what the work is worth: the message, which says so too.
+    """
+    try:
+        return open_channel(notify, mail_to)
+    except Exception as error:
+        return NoChannel(f"it was sent to nobody. {morning.reason(error)}", error)
 
 
 def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Request, Study]:
@@ -90,8 +134,20 @@ def load_study(preset: str, seeds: int, a_night: int, checks: int) -> tuple[Requ
             f"{preset} adds seeds `until` an interval is narrow: a standing study has a fixed number. Remove until"
         )
     require_judge(given.base)
-    study = standing_study(given.name, given.seeds, max(1, len(given.arms) - 1), seeds, a_night, checks)
+    compared = max(1, len(given.arms) - 1)
+    study = standing_study(given.name, given.seeds, compared, len(given.cells), seeds, a_night, checks)
     return request.with_seeds(study.seeds), study
+
+
+@dataclass(frozen=True)
+class Known:
+    """What MLflow knows of the study."""
+
+    verdict: Verdict | None
+    check: Check | None
+    """That of the code and data of now."""
+    before: Progress | None
+    """How far the study was after the last night that went on with it."""
 
 
 def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: Say) -> Message:
@@ -101,25 +157,61 @@ def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: 
     plan = make_plan(specification, versions)
     sweep, runs = plan.sweep, write_plan(plan, igpo_home)
     finished = finished_seeds(runs)
-    verdict, check = known_of(specification, sweep)
-    todo = tonight(study, sweep, State(finished, verdict.sweep if verdict else "", bool(check)))
+    known = known_of(specification, sweep)
+    todo = tonight(study, sweep, state_of(finished, known))
     say(f"{sweep}: {len(finished)} of {len(study.seeds)} seeds are there; tonight: {todo}")
-    if verdict and todo.task == "nothing":
-        return morning.nothing(study, verdict, check)
+    if known.verdict and todo.task == "nothing":
+        other = known.check if known.verdict.sweep != sweep else None  # a check of the verdict's own code led to it
+        return morning.nothing(study, known.verdict, other.said if other else "")
     if todo.seeds:
         asked = [run for run in runs if run.spec.seed in todo.seeds]
         if not all(run.finished for run in asked):
             require_room(igpo_home, needed_disk(specification, asked), free_gb)
         train_all(asked, simultaneous(specification), say)
-    if verdict:
-        return check_verdict(specification, study, versions, sweep, verdict, say)
+    if known.verdict and todo.task == "check":
+        return check_verdict(specification, study, versions, sweep, known.verdict, say)
+    now = Progress(comparison(specification), sweep, len(finished) + len(todo.seeds), computed_with(versions))
+    anew = why_anew(known, study, now, len(finished))
+    with answering():
+        write_progress(experiment_id(specification.name), now)
     if not todo.last:
-        return morning.progress(study, sweep, todo.seeds, len(finished) + len(todo.seeds))
+        return morning.progress(study, sweep, todo.seeds, now.finished, anew)
     report = write_report(plan, (), request.command, say)
     show_report(report, sweep)
     register_winners(plan, report, say)
     tell_what_moved(specification.name, report, say)
-    return morning.verdict(study, sweep, report.answer, report.warnings, report.url)
+    return morning.verdict(study, sweep, report.answer, report.warnings, report.url, anew)
+
+
+def state_of(finished: frozenset[int], known: Known) -> State:
+    """Return what is there of the study. finished: seeds whose every run of this code and data is."""
+    verdict = known.verdict.sweep if known.verdict else ""
+    if known.check is None:
+        return State(finished, verdict)
+    return State(finished, verdict, "moved" if known.check.moved else "not moved")
+
+
+def why_anew(known: Known, study: Study, now: Progress, finished: int) -> str:
+    """Return why the study has fewer seeds than the night before left, in words; empty where it has not. finished: seeds that
+    were there when the night began."""
+    before = known.before
+    if known.verdict:
+        return morning.made_anew(known.verdict)
+    if before is None or finished >= before.finished:
+        return ""
+    specification = [] if before.comparison == now.comparison else ["the specification"]
+    return morning.restarted(before, len(study.seeds), specification + what_changed(before.versions, now.versions))
+
+
+def comparison(specification: AblationSpecification) -> str:
+    """Return what reports of the study share in their tag."""
+    return comparison_of(specification.model_dump(mode="json"))
+
+
+def computed_with(versions: dict[str, str]) -> dict[str, Any]:
+    """Return what computes now, of packages those alone whose version is part of the code's. versions: of the data, by cell."""
+    found = versions_now(versions, [])
+    return {**found, "packages": {name: number for name, number in found["packages"].items() if name in COMPUTING}}
 
 
 def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
@@ -127,20 +219,23 @@ def finished_seeds(runs: Sequence[Run]) -> frozenset[int]:
     return frozenset(run.spec.seed for run in runs) - {run.spec.seed for run in runs if not run.finished}
 
 
-def known_of(specification: AblationSpecification, sweep: str) -> tuple[Verdict | None, str]:
-    """Return the study's verdict, and what the check of this sweep said. Raises ConfigError where its total was changed."""
+def known_of(specification: AblationSpecification, sweep: str) -> Known:
+    """Return what MLflow knows of the study. Raises ConfigError where its total was changed."""
     with answering():
-        place, comparison = experiment_id(specification.name), comparison_of(specification.model_dump(mode="json"))
-        fix_seeds(place, len(specification.seeds))
-        return find_verdict(place, comparison, len(specification.seeds)), find_check(place, comparison, sweep)
+        place, same, total = experiment_id(specification.name), comparison(specification), len(specification.seeds)
+        fix_seeds(place, total)
+        return Known(find_verdict(place, same, total, sweep), find_check(place, same, sweep), read_progress(place))
 
 
 def train_all(runs: Sequence[Run], workers: int, say: Say) -> None:
-    """Train those of the night's runs that are not finished. Raises IgpoError where one failed."""
+    """Train those of the night's runs that are not finished. Raises IgpoError where one failed.
+
+    No score is told on the way: a study that is not complete is not looked at.
+    """
     if all(run.finished for run in runs):
         return
     children = children_of(str(flow_run.id), "processes")
-    reasons = run_all(runs, children, workers, say)
+    reasons = run_all(runs, children, workers, say, scores=False)
     require_same_code()
     failed = [f"{name}: {why}" for name, why in reasons.items() if why]
     if failed:
@@ -165,9 +260,8 @@ def check_verdict(
         now = read_scores(place, sweep, checked, headline)
         found = changes(read_scores(place, verdict.sweep, places, headline), now, specification.baseline, study.checks)
         changed = what_changed(made_with, versions_now(versions, []))
-        said = morning.checked(study, verdict, changed, found, _again(specification))
-        comparison = comparison_of(specification.model_dump(mode="json"))
-        url = write_check(place, comparison, sweep, study.checks, found, said)
+        said = morning.checked(study, verdict, changed, found)
+        url = write_check(place, comparison(specification), sweep, study.checks, found, said)
     announce(specification.name, [change for change in found if change.moved], url)
     return morning.check(study, verdict, found, said)
 
@@ -185,14 +279,15 @@ def make_room(igpo_home: Path, keep_days: float) -> str:
     return old.told() if old.runs or old.warm_starts else ""
 
 
-def tell(message: Message, study: str, deleted: str, channel: Channel | None, say: Say) -> dict[str, str]:
+def tell(message: Message, study: str, deleted: str, channel: Channel | NoChannel | None, say: Say) -> dict[str, str]:
     """Make the message an artifact and send it. One that cannot be sent is a warning: the artifact has it."""
-    page = flow_run_url(str(flow_run.id))
+    page, key = flow_run_url(str(flow_run.id)), key_of(study)
     message = morning.with_details(message, flow_run.scheduled_start_time, deleted, page)
-    key = "night-" + re.sub("[^a-z0-9]+", "-", study.lower())
+    if isinstance(channel, NoChannel):
+        message = morning.with_warning(message, channel.why)
     create_markdown_artifact(morning.page(message), key=key, description="The message of the night")
     say(f"{message.subject}\n{message.body}")
-    if channel is not None:
+    if isinstance(channel, Channel):
         try:
             channel.send(message)
         except NotSent as error:
@@ -200,6 +295,6 @@ def tell(message: Message, study: str, deleted: str, channel: Channel | None, sa
     return asdict(message)
 
 
-def _again(specification: AblationSpecification) -> str:
-    seeds = list(specification.seeds)
-    return f"""prefect deployment run 'ablation/{specification.name}' --params '{{"seeds": {seeds}}}'"""
+def key_of(study: str) -> str:
+    """Return the key of the artifact that the night's message is."""
+    return "night-" + re.sub("[^a-z0-9]+", "-", study.lower())

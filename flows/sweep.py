@@ -23,9 +23,9 @@ from tasks.runs.progress import Progress
 STARTS = 10
 
 
-def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say) -> dict[str, str]:
+def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say, *, scores: bool = True) -> dict[str, str]:
     """Make what is not there: warm starts, then the arms of their seeds. Returns run name -> why it did not complete, "" where
-    it did. runs: of one sweep, all of them or some seeds'.
+    it did. runs: of one sweep, all of them or some seeds'; scores: whether the line of a finished run has its test score.
 
     First come, first served: the runs of the first seeds start while the last warm starts are being made. Cells that
     share a warm start wait for one.
@@ -44,7 +44,7 @@ def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say) -> 
         def start(name: Name, run: Run, before: Any = "") -> PrefectFuture[str]:
             asked = {"title": title_of(name, run), "name": name, "failed_before": before}
             future: PrefectFuture[str] = runner.submit(
-                isolated, {**asked, "told": quote((run, children, progress, say))}
+                isolated, {**asked, "told": quote((run, children, progress, say, scores))}
             )
             return future
 
@@ -83,14 +83,14 @@ def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
 
     "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
     """
-    run, children, progress, say = told
+    run, children, progress, say, scores = told
     started = time.monotonic()
     not_started = f"not started, its warm start failed: {failed_before}" if failed_before else ""
     reason = not_started or run_to_end(children, name, run, say)
     far = progress.done(name, None if reason else time.monotonic() - started)
     if reason:
         say(f"warning: {title} FAILED: {reason} · {far}")
-    elif name == "train":
+    elif name == "train" and scores:
         data = run.spec.experiment.data
         score = run.result()["metrics"][f"test/all/{data.headline}"]
         say(f"{run.spec.name}: test {data.headline_title} {score:.2f} · {far}")

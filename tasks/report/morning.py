@@ -1,40 +1,62 @@
 """What a night says in the morning: one message for each way in which it can end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from igpo_core.errors import IgpoError
 from tasks.report.messages import Message
-from tasks.report.nights import Verdict
-from tasks.report.standing import Change, Study
+from tasks.report.nights import Progress, Verdict
+from tasks.report.standing import Change, Study, level_of
 from tasks.report.wording import counted, literal
 
 
-def progress(study: Study, sweep: str, made: Sequence[int], done: int) -> Message:
-    """Return what an interim night says: how far the study is, and no difference."""
+def progress(study: Study, sweep: str, made: Sequence[int], done: int, anew: str) -> Message:
+    """Return what an interim night says: how far the study is, and no difference. anew: by `restarted` or `made_anew`."""
     total = len(study.seeds)
     nights = -(-(total - done) // study.a_night)
     return Message(
         f"{study.name}: {done} of {total} seeds",
-        f"{_seeds(made)} {_were(made)} finished: {done} of {total} seeds of {sweep} are there. "
+        f"{_before(anew)}{_seeds(made)} {_were(made)} finished: {done} of {total} seeds of {sweep} are there. "
         f"{counted(nights, 'more night')} to the verdict, which comes once, with the last seed. No difference is reported "
         "before: who looks at every interim result finds too many.",
     )
 
 
-def verdict(study: Study, sweep: str, answer: str, warnings: Sequence[str], report: str) -> Message:
-    """Return what the night of the last seed says. warnings: of the report."""
+def verdict(study: Study, sweep: str, answer: str, warnings: Sequence[str], report: str, anew: str) -> Message:
+    """Return what the night of the last seed says. warnings: of the report; anew: by `restarted` or `made_anew`."""
     total = len(study.seeds)
     warned = "".join(f"Warning: {line}\n\n" for line in warnings)
     return Message(
         f"{study.name}: the verdict of {total} seeds",
-        f"{answer}\n\n{warned}The study {sweep} is complete: {total} seeds, as fixed before the first. From now on a night runs "
-        f"{_seeds(study.checks, start='s')} again when code, data or a package that computes has changed.\n\nReport: {report}",
+        f"{answer}\n\n{warned}{_before(anew)}The study {sweep} is complete: {total} seeds, as fixed before the first, and none "
+        f"of them the preset's own. From now on a night runs {_seeds(study.checks, start='s')} again when code, data or a "
+        f"package that computes has changed.\n\nReport: {report}",
     )
 
 
+def restarted(before: Progress, total: int, changed: Sequence[str]) -> str:
+    """Return why a study has fewer seeds than after the night before. changed: what is not what it was, in words."""
+    why = (
+        f"these changed: {_listed(changed)}" if changed else "their folders in runs/ are gone, and nothing else changed"
+    )
+    return (
+        f"The study BEGINS ANEW: the {before.finished} of {total} seeds of {before.sweep} that were there after the last night "
+        f"do not count any more, for {why}."
+    )
+
+
+def made_anew(found: Verdict) -> str:
+    """Return why a study that had its verdict is made once more."""
+    return f"The study is made anew, for its verdict of {found.made:%d %B %Y} moved."
+
+
+def _before(anew: str) -> str:
+    return f"{anew}\n\n" if anew else ""
+
+
 def nothing(study: Study, found: Verdict, check: str) -> Message:
-    """Return what a night without anything to do says. check: what the check of the code and data of now said, if any."""
+    """Return what a night without anything to do says. check: what the check of the code and data of now said; empty where
+    they are those of the verdict."""
     parts = [
         f"Nothing changed since the {'last check' if check else 'verdict'}, and nothing was run.",
         *([f"The last check: {check}"] if check else []),
@@ -44,9 +66,8 @@ def nothing(study: Study, found: Verdict, check: str) -> Message:
     return Message(f"{study.name}: nothing to do", "\n\n".join(parts))
 
 
-def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Sequence[Change], again: str) -> str:
-    """Return what the check seeds say of the verdict. again: the command that makes the whole study anew."""
-    moved = list(dict.fromkeys(change.arm for change in changes if change.moved))
+def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Sequence[Change]) -> str:
+    """Return what the check seeds say of the verdict."""
     parts = [
         f"Since the verdict of {found.made:%d %B %Y} these changed: {_listed(changed)}. {_seeds(study.checks)} "
         f"{_were(study.checks)} run again."
@@ -54,11 +75,18 @@ def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Seque
     if all(change.identical for change in changes):
         parts.append("Every test score is the one of the study, to the last digit.")
     else:
-        parts += [_compared(study, change) for change in changes]
+        parts += [_compared(change, level_of(len(changes))) for change in changes]
+    moved, open_ = _arms(change for change in changes if change.moved), _arms(_untold(changes))
     if moved:
         parts.append(
-            f"THE VERDICT MOVED for {', '.join(moved)} and may hold no longer. To run the whole study on what is there now: "
-            f"{again}"
+            f"THE VERDICT MOVED for {moved} and may hold no longer. From the next night on the study is made anew on what is "
+            f"there now, {counted(study.a_night, 'seed')} a night; {len(study.checks)} of {len(study.seeds)} are there. To keep "
+            "the verdict instead, undo the change."
+        )
+    elif open_:
+        parts.append(
+            "No change was shown, which does not mean that there is none: the check seeds cannot tell whether the verdict "
+            f"stands for {open_}. More check_seeds see smaller changes."
         )
     else:
         parts.append("The verdict stands.")
@@ -67,23 +95,30 @@ def checked(study: Study, found: Verdict, changed: Sequence[str], changes: Seque
 
 def check(study: Study, found: Verdict, changes: Sequence[Change], said: str) -> Message:
     """Return what a night says that ran the check seeds again. said: by `checked`."""
-    moved = any(change.moved for change in changes)
-    return Message(
-        f"{study.name}: {'THE VERDICT MOVED' if moved else 'the verdict stands'}",
-        f"{said}\n\nThe verdict: {found.answer}\n\nReport: {found.url}",
-    )
+    if any(change.moved for change in changes):
+        title = "THE VERDICT MOVED"
+    else:
+        title = "no change shown" if _untold(changes) else "the verdict stands"
+    return Message(f"{study.name}: {title}", f"{said}\n\nThe verdict: {found.answer}\n\nReport: {found.url}")
 
 
 def failed(name: str, error: Exception, again: str) -> Message:
-    """Return what a night says that failed. again: the command that starts it.
-
-    An error of another library is named by its kind alone: its words may hold an address with a password.
-    """
-    why = str(error) if isinstance(error, IgpoError) else f"{type(error).__name__}, which its log tells more of."
+    """Return what a night says that failed. again: the command that starts it."""
     return Message(
         f"{name}: the night FAILED",
-        f"{why}\n\nWhat is finished is kept. The next night goes on from there; to go on now: {again}",
+        f"{reason(error)}\n\nWhat is finished is kept. The next night goes on from there; to go on now: {again}",
     )
+
+
+def reason(error: Exception) -> str:
+    """Return why something failed. An error of another library is named by its kind alone: its words may hold an address with
+    a password."""
+    return str(error) if isinstance(error, IgpoError) else f"{type(error).__name__}, which its log tells more of."
+
+
+def with_warning(message: Message, warning: str) -> Message:
+    """Return the message with a loud line at its end: why it is read here and nowhere else."""
+    return Message(message.subject, f"{message.body}\n\nWARNING: {warning}")
 
 
 def with_details(message: Message, night: datetime, deleted: str, page: str) -> Message:
@@ -97,13 +132,33 @@ def page(message: Message) -> str:
     return "\n".join([f"# {literal(message.subject)}", "", *map(literal, message.body.split("\n"))])
 
 
-def _compared(study: Study, change: Change) -> str:
-    cell = f" ({change.cell})" if change.cell else ""
-    return (
-        f"{change.arm}{cell}: its difference in the test score on these seeds was {change.before:+.3f} in the study and is "
-        f"{change.now:+.3f}. Two groups of {len(study.checks)} of the study's seeds differ by up to {change.limit:.3f}: "
-        f"{'more than chance does' if change.moved else 'no more than chance does'}."
+def _untold(changes: Sequence[Change]) -> list[Change]:
+    """Those of which the check seeds tell neither that their effect moved nor that it stands."""
+    return [change for change in changes if not (change.moved or change.stands)]
+
+
+def _arms(changes: Iterable[Change]) -> str:
+    return ", ".join(map(_arm, changes))
+
+
+def _arm(change: Change) -> str:
+    return f"{change.arm} ({change.cell})" if change.cell else change.arm
+
+
+def _compared(change: Change, level: float) -> str:
+    if change.identical:
+        return f"{_arm(change)}: every test score is the one of the study, to the last digit."
+    told = (
+        f"{_arm(change)}: its difference in the test score on these seeds was {change.before:+.3f} in the study and is "
+        f"{change.now:+.3f}. Seed by seed it changed by {change.by:+.3f} ({100 * level:.4g}% interval {change.low:+.3f} to "
+        f"{change.high:+.3f})"
     )
+    if change.moved:
+        return f"{told}: more than chance does."
+    unseen = f"{told}. No change was shown, and one below {change.unseen:.3f} cannot be seen on these seeds"
+    if change.stands:
+        return f"{unseen}; that the study's difference of {change.effect:+.3f} is gone is ruled out."
+    return f"{unseen}: the study's difference of {change.effect:+.3f} may be gone."
 
 
 def _seeds(seeds: Sequence[int], start: str = "S") -> str:

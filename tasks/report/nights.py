@@ -7,7 +7,7 @@ kind=check.
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,37 @@ class Verdict:
     """When it was written."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """What came of comparing the check seeds with the study."""
+
+    said: str
+    moved: bool
+    """Whether the verdict moved."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study was after a night."""
+
+    comparison: str
+    """Of the specification (tasks.report.reporting.comparison_of)."""
+    sweep: str
+    finished: int
+    """How many of its seeds were there."""
+    versions: Mapping[str, Any]
+    """What they were computed with (tasks.report.reporting.versions), of packages those that compute."""
+
+
 SEEDS = "night.seeds"  # tag of the study's experiment
+PROGRESS = "night.progress"  # another one
 
 
-def find_verdict(experiment: str, comparison: str, seeds: int) -> Verdict | None:
-    """Return the newest report of the comparison (tasks.report.reporting.comparison_of) that lacks none of so many seeds;
-    None while there is none."""
-    reports = _whole(experiment, kind="report", specification=comparison)
-    run = next((run for run in reports if _pairs(run) == {seeds}), None)
+def find_verdict(experiment: str, comparison: str, seeds: int, sweep: str) -> Verdict | None:
+    """Return the report of the comparison (tasks.report.reporting.comparison_of) that lacks none of so many seeds; None while
+    there is none. Of several it is the one of this sweep, which the code and data of now would make again, else the newest."""
+    reports = [run for run in _whole(experiment, kind="report", specification=comparison) if _pairs(run) == {seeds}]
+    run = next((run for run in reports if run.data.tags["sweep"] == sweep), next(iter(reports), None))
     if run is None:
         return None
     made, tags = datetime.fromtimestamp(run.info.end_time / 1000, UTC), run.data.tags
@@ -64,10 +87,21 @@ def fix_seeds(experiment: str, seeds: int) -> None:
         )
 
 
-def find_check(experiment: str, comparison: str, sweep: str) -> str:
-    """Return what the check of this sweep said; empty where there was none."""
+def find_check(experiment: str, comparison: str, sweep: str) -> Check | None:
+    """Return the newest check of this sweep; None where there was none."""
     checks = _whole(experiment, kind="check", specification=comparison, sweep=sweep)
-    return str(checks[0].data.tags["answer"]) if checks else ""
+    return Check(checks[0].data.tags["answer"], checks[0].data.tags["moved"] == "yes") if checks else None
+
+
+def read_progress(experiment: str) -> Progress | None:
+    """Return how far the study was after its last night; None before the first."""
+    told = client().get_experiment(experiment).tags.get(PROGRESS)
+    return None if told is None else Progress(**json.loads(told))
+
+
+def write_progress(experiment: str, progress: Progress) -> None:
+    """Write down how far the study is."""
+    client().set_experiment_tag(experiment, PROGRESS, json.dumps(asdict(progress)))
 
 
 def _whole(experiment: str, **tags: str) -> "Sequence[Run]":
@@ -121,11 +155,11 @@ def write_check(
     arms = ",".join(dict.fromkeys(change.arm for change in found))
     tags = {
         "kind": "check", "specification": comparison, "sweep": sweep, "arms": arms, "seeds": ",".join(map(str, seeds)),
-        "answer": answer, "mlflow.note.content": answer,
+        "moved": "yes" if any(change.moved for change in found) else "no", "answer": answer, "mlflow.note.content": answer,
     }  # fmt: skip
     run = mlflow.create_run(experiment, tags=tags, run_name=f"check {sweep}, seeds {tags['seeds']}").info.run_id
     for change in found:
-        for name in ("before", "now", "limit"):
+        for name in ("effect", "before", "now", "low", "high"):
             mlflow.log_metric(run, f"{prefix(change.cell)}{change.arm}/{name}", getattr(change, name))
     mlflow.set_terminated(run)
     return run_url(experiment, run)

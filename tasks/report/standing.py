@@ -4,17 +4,16 @@ The number of seeds is fixed before the first night, and nothing is compared bef
 at every interim result and stops at a good one finds too many differences.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from igpo_core.errors import ConfigError
-from tasks.report.statistics import ALPHA, seeds_for_verdict
+from tasks.report.statistics import ALPHA, interval, seeds_for_verdict
+from tasks.report.wording import counted
 
 Scores = Mapping[str, Mapping[str, Mapping[int, float]]]  # [cell][arm][seed]
-ENUMERATED = 20_000  # pairs of groups that are all counted; of more, as many are drawn
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class State:
     finished: frozenset[int]
     """Seeds whose every run of this code and data is finished."""
     verdict: str
-    """The sweep of the newest report on all seeds; empty while there is none."""
-    checked: bool
-    """Whether the check seeds of this code and data were compared with the study."""
+    """The sweep of the report on all seeds that counts (tasks.report.nights.find_verdict); empty while there is none."""
+    check: Literal["none", "moved", "not moved"] = "none"
+    """What came of comparing the check seeds of this code and data with the study; none before that."""
 
 
 @dataclass(frozen=True)
@@ -56,56 +55,90 @@ class Tonight:
 
 
 def standing_study(
-    name: str, preset_seeds: Sequence[int], compared: int, seeds: int, a_night: int, checks: int
+    name: str, preset_seeds: Sequence[int], compared: int, cells: int, seeds: int, a_night: int, checks: int
 ) -> Study:
-    """Return the study of so many seeds: the preset's own first, then the numbers after the largest of them.
+    """Return the study of so many seeds: the numbers after the preset's largest one.
 
-    compared: arms besides the baseline. Raises ConfigError where the seeds cannot carry a verdict, or where no change could
-    be told from chance.
+    The preset's own seeds are not among them: their scores may have been seen before the study was begun.
+
+    compared: arms besides the baseline; cells: combinations of the factors' levels. Raises ConfigError where the seeds cannot
+    carry a verdict, or the check seeds could show no change.
     """
     fewest = seeds_for_verdict(compared)
     if seeds < fewest:
         raise ConfigError(f"seeds={seeds} carry no verdict on {compared} compared arms: set seeds to {fewest} or more")
-    if 2 * checks > seeds:
+    differences = compared * cells
+    fewest = seeds_for_verdict(differences)
+    if checks < fewest:
         raise ConfigError(
-            f"check_seeds={checks}: whether they moved is measured by what two groups of {checks} of the study's seeds differ "
-            f"by, which takes {2 * checks} seeds and not {seeds}. Lower check_seeds or raise seeds"
+            f"check_seeds={checks} could show no change of {counted(differences, 'difference')}, however large: set "
+            f"check_seeds to {fewest} or more"
         )
-    further = itertools.count(max(preset_seeds) + 1)
-    chosen = tuple(itertools.islice(itertools.chain(preset_seeds, further), seeds))
+    if checks > seeds:
+        raise ConfigError(
+            f"check_seeds={checks} are more than the {seeds} seeds of the study: lower check_seeds or raise seeds"
+        )
+    first = max(preset_seeds) + 1
+    chosen = tuple(range(first, first + seeds))
     return Study(name, chosen, a_night, chosen[:checks])
 
 
 def tonight(study: Study, sweep: str, state: State) -> Tonight:
     """Return what the night does. sweep: the name that runs of the code and data of now share."""
-    if not state.verdict:
-        missing = [seed for seed in study.seeds if seed not in state.finished]
-        return Tonight("study", tuple(missing[: study.a_night]), last=len(missing) <= study.a_night)
-    if state.verdict == sweep or state.checked:
+    if state.verdict == sweep or (state.verdict and state.check == "not moved"):
         return Tonight("nothing", ())
-    return Tonight("check", study.checks)
+    if state.verdict and state.check == "none":
+        return Tonight("check", study.checks)
+    # there is no verdict yet, or it moved and the study is made anew
+    missing = [seed for seed in study.seeds if seed not in state.finished]
+    return Tonight("study", tuple(missing[: study.a_night]), last=len(missing) <= study.a_night)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of an arm's difference to the baseline on the check seeds."""
+    """What became of an arm's difference to the baseline on the check seeds.
+
+    The same seeds are compared before and after, for runs of one seed have their warm start and questions in common. Had nothing
+    changed, either could have come first, so that the changes seed by seed are symmetric about zero: what the test of a report
+    asks for (tasks.report.statistics). Groups of other seeds would add what seeds differ by.
+    """
 
     arm: str
     cell: str
+    effect: float
+    """The mean difference in the test score on all seeds of the study."""
     before: float
-    """The mean difference in the test score on the check seeds in the study."""
+    """The same on the check seeds alone."""
     now: float
-    """The same of the runs of now."""
-    limit: float
-    """What two groups of as many seeds of the study differ by at most, but for a share ALPHA of all such pairs. The share is
-    divided by the differences that are looked at."""
+    """The same of the runs of now, on the check seeds."""
+    low: float
+    """The interval of now - before, at level 1 - ALPHA divided by the differences that are looked at: its low end."""
+    high: float
+    """Its high end."""
     identical: bool
     """Whether every score of the arm and of the baseline is the one of the study, to the last digit."""
 
     @property
+    def by(self) -> float:
+        """Return the mean change, seed by seed."""
+        return self.now - self.before
+
+    @property
     def moved(self) -> bool:
-        """Return whether the difference left the one of before by more than its limit."""
-        return abs(self.now - self.before) > self.limit
+        """Return whether a change was shown: whether zero is outside of the interval."""
+        return not self.low <= 0 <= self.high
+
+    @property
+    def unseen(self) -> float:
+        """Return the size below which a change would not have been shown with changes that spread like these."""
+        return max(self.by - self.low, self.high - self.by)
+
+    @property
+    def stands(self) -> bool:
+        """Return whether the effect of the study is still there: nothing changed, or no change was shown and one that would
+        take all of the effect is ruled out. No change shown is not enough: few seeds show none, whatever happened."""
+        gone = self.effect + self.low <= 0 <= self.effect + self.high
+        return self.identical or not (self.moved or gone)
 
 
 def changes(before: Scores, now: Scores, baseline: str, seeds: Sequence[int]) -> list[Change]:
@@ -115,41 +148,32 @@ def changes(before: Scores, now: Scores, baseline: str, seeds: Sequence[int]) ->
     for cell, arm in looked_at:
         old, reference = before[cell][arm], before[cell][baseline]
         new, new_reference = now[cell][arm], now[cell][baseline]
-        study = [old[seed] - reference[seed] for seed in old if seed in reference]
+        study = {seed: old[seed] - reference[seed] for seed in old if seed in reference}
+        after = {seed: new[seed] - new_reference[seed] for seed in seeds}
+        span = interval([after[seed] - study[seed] for seed in seeds], level=level_of(len(looked_at)))
+        assert span is not None  # standing_study has seeds enough
         found.append(
             Change(
                 arm,
                 cell,
-                before=math.fsum(old[seed] - reference[seed] for seed in seeds) / len(seeds),
-                now=math.fsum(new[seed] - new_reference[seed] for seed in seeds) / len(seeds),
-                limit=spread_of_groups(study, len(seeds), 1 - ALPHA / len(looked_at)),
+                effect=_mean(list(study.values())),
+                before=_mean([study[seed] for seed in seeds]),
+                now=_mean(list(after.values())),
+                low=span.low,
+                high=span.high,
                 identical=all((old[seed], reference[seed]) == (new[seed], new_reference[seed]) for seed in seeds),
             )
         )
     return found
 
 
-def spread_of_groups(differences: Sequence[float], size: int, level: float) -> float:
-    """Return what the means of two groups of `size` seeds, none in both, differ by at most in a share `level` of such pairs.
+def level_of(differences: int) -> float:
+    """Return the level of each interval where so many differences are looked at (Bonferroni)."""
+    return 1 - ALPHA / differences
 
-    All pairs are counted while there are few; of more, ENUMERATED are drawn with a fixed seed.
-    """
-    import numpy as np
 
-    n = len(differences)
-    values = np.asarray(differences, dtype=float)
-    if math.comb(n, size) * math.comb(n - size, size) <= ENUMERATED:
-        pairs = [
-            [*group, *other]
-            for group in itertools.combinations(range(n), size)
-            for other in itertools.combinations([place for place in range(n) if place not in group], size)
-        ]
-    else:
-        draw = np.random.default_rng(0)
-        pairs = [draw.permutation(n)[: 2 * size].tolist() for _ in range(ENUMERATED)]
-    drawn = values[np.asarray(pairs)]
-    apart = np.abs(drawn[:, :size].mean(axis=1) - drawn[:, size:].mean(axis=1))
-    return float(np.quantile(apart, level, method="inverted_cdf"))
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
