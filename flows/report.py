@@ -19,7 +19,6 @@ from tasks.report.watch import EVENT
 from tasks.report.wording import literal_rows
 from tasks.runs.planned import Run
 from tasks.tracking.mlflow_runs import log_data
-from tasks.tracking.registry import register_winner
 from tasks.tracking.sending import send_runs
 from tasks.tracking.server import MlflowAway, answering, experiment_id
 from tasks.tracking.views import show_view
@@ -66,6 +65,8 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, a
 def register_winners(plan: Plan, report: Report, say: Say) -> None:
     """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
     an interval is narrow, this is of its last report alone."""
+    from tasks.tracking.registry import register_winner  # torch takes seconds
+
     content = plan.specification.model_dump(mode="json")
     runs = {spec.run_key: Run(spec, home()) for spec in plan.runs}
     for winner in report.winners:

@@ -25,12 +25,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from flows.dry_run import describe
 from igpo_core.config import ExperimentConfig, PretrainedPolicy
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.logprobs import target_logprobs
 from igpo_core.models import require_plain_decoder, require_plain_head
 from igpo_core.policies import load_policy
+from tasks.runs.described import describe
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
