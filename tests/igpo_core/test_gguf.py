@@ -1,6 +1,8 @@
 """A model that is written here as GGUF, in llama.cpp's layout, is read back to the number; what is read wrongly is refused."""
 
 import copy
+import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,39 @@ def test_a_file_without_a_head_is_tied(tmp_path: Path) -> None:
     made = convert(write(tmp_path / "tied.gguf", (one, tokenizer), tied=True), tmp_path / "tied")
     head = model.config.vocab_size * model.config.hidden_size
     assert made.parameters == sum(weight.numel() for weight in model.parameters()) - head
+
+
+EVIL = """
+from pathlib import Path
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+Path({ran!r}).touch()
+class Config(PretrainedConfig):
+    model_type = "evil"
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def test_code_beside_a_file_never_runs_whoever_says_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on standard input whether to run what the settings beside a file name."""
+    file = write(tmp_path / "tiny.gguf", known())
+    ran, asked = tmp_path / "ran", io.StringIO("y\n" * 20)
+    (tmp_path / "evil.py").write_text(EVIL.format(ran=str(ran)))
+    settings = {"AutoTokenizer": [None, "evil.Tokenizer"], "AutoConfig": "evil.Config"}
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": settings, "model_type": "llama"}))
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "tiny.gguf").write_bytes(b"another one of this name")
+    monkeypatch.chdir(tmp_path / "started")
+    monkeypatch.setattr(sys, "stdin", asked)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    try:
+        made = convert(file, tmp_path / "tiny").name
+    except CheckpointError as error:
+        made = str(error)
+    assert not ran.exists() and asked.tell() == 0
+    assert made == "Tiny"
 
 
 def _rotated(tensors: dict[str, np.ndarray]) -> None:
