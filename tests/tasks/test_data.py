@@ -201,6 +201,21 @@ def test_a_long_passage_is_split_and_what_was_beyond_the_limit_is_found_with_its
     assert environment.evidence(Episode(question, (), (observation,))) == [1.0]
 
 
+def test_parts_take_no_id_that_a_passage_has(tmp_path: Path) -> None:
+    """A corpus that comes in chunks: d, d#2 and d# are the user's own, d and d# are too long, and d is there twice. d cannot have
+    d#2 and takes ##, so that d#2 is free for nobody; d# would have d##2, which is a part of d."""
+    long = " ".join(f"w{number}" for number in range(20))
+    named = {"d": long, "d#2": "a chunk of my own making", "d#": f"again {long}"}
+    passages = [*PASSAGES, *({"passage_id": name, "title": name, "text": text} for name, text in named.items())]
+    passages.append({"passage_id": "d", "title": "copy", "text": f"copy {long}"})
+    published = prepare(files(tmp_path, GOOD, passages, max_passage_words=12), tmp_path / "home")
+    corpus = pandas.read_parquet(published.folder / "corpus.parquet").set_index("passage_id")
+    assert corpus.index.tolist()[len(PASSAGES) :] == ["d", "d##2", "d#2", "d#", "d###2"]
+    assert corpus.loc["d#2", "text"] == "a chunk of my own making"
+    assert published.quarantine_by_rule == {"corpus: id unique": 1}
+    assert {"what": "parts of these", "rows": 4} in summary_rows(published)
+
+
 def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
     called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
     searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
