@@ -109,7 +109,8 @@ def split_long(corpus: pandas.DataFrame, most: int) -> tuple[pandas.DataFrame, p
     rows: list[dict[str, Any]] = []
     wholes: list[dict[str, Any]] = []
     taken, seen = set(corpus["passage_id"]), set()
-    for row in corpus.to_dict("records"):
+    for record in corpus.to_dict("records"):
+        row = {str(column): value for column, value in record.items()}
         name = row["passage_id"]
         quarantined = pandas.notna(row[DEFECT]) or name in seen
         texts = [row["text"]] if quarantined else windows(row["text"], most, most // OVERLAP)

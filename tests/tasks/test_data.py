@@ -216,6 +216,31 @@ def test_parts_take_no_id_that_a_passage_has(tmp_path: Path) -> None:
     assert {"what": "parts of these", "rows": 4} in summary_rows(published)
 
 
+def test_a_passage_in_parts_is_opened_in_one_piece(tmp_path: Path) -> None:
+    """250 words in parts of 100 that share 25: three parts, of which top_k would show two. Other passages have its title too."""
+    text = " ".join("the same" if number % 3 else f"w{number}" for number in range(150))
+    assert len(text.split()) == 250
+    passages = [
+        *PASSAGES,
+        {"passage_id": "p8", "title": "Kolm", "text": "A village of this name in the north."},
+        {"passage_id": "p9", "title": "Kolm", "text": text},
+        {"passage_id": "p9#2", "title": "kolm ", "text": "A chunk that the user made of something else."},
+        {"passage_id": "p7", "title": "Kolm", "text": f"{text} again"},
+        {"passage_id": "p6", "title": "Ammer", "text": f"{text} elsewhere"},
+    ]
+
+    def shown(title: str, **changes: int) -> list[str]:
+        config = files(tmp_path, GOOD, passages, **{"max_passage_words": 100, "open_words": 250, **changes})
+        return CorpusEnvironment(config, prepare(config, tmp_path / "home").folder).opened(title).text.split("\n")
+
+    small, chunk = "1. Kolm: A village of this name in the north.", "A chunk that the user made of something else."
+    assert shown("Kolm") == [small, f"2. Kolm: {text}", f"3. kolm: {chunk}", f"4. Kolm: {text} ..."]
+    assert shown("Kolm", top_k=2) == [small, f"2. Kolm: {text}"]
+    assert shown("ammer", open_words=300) == [f"1. Ammer: {text} elsewhere"]
+    cut = " ".join(text.split()[:120])
+    assert shown("KOLM", open_words=120, top_k=2) == [small, f"2. Kolm: {cut} ..."]
+
+
 def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
     called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
     searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
