@@ -21,7 +21,7 @@ from igpo_core.errors import DataError
 from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
 from tasks.data.publishing import PublishedData, is_whole, prepare, summary_rows
-from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
+from tests.tasks.tables import GOOD, PASSAGES, files, lines, row, trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -239,15 +239,6 @@ def test_a_passage_in_parts_is_opened_in_one_piece(tmp_path: Path) -> None:
     assert shown("ammer", open_words=300) == [f"1. Ammer: {text} elsewhere"]
     cut = " ".join(text.split()[:120])
     assert shown("KOLM", open_words=120, top_k=2) == [small, f"2. Kolm: {cut} ..."]
-
-
-def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
-    called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
-    searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": question}, *searches, {"role": "assistant", "content": answer}],
-    }
 
 
 def test_trajectories_are_published_and_bad_ones_quarantined(tmp_path: Path) -> None:
