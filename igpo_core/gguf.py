@@ -74,10 +74,14 @@ def split_package(name: str) -> tuple[str, str]:
 def in_package(name: str) -> Path | None:
     """Return the file that "package:<module>/<file>" names; None where no such package, or no such file in it, is installed.
 
-    The package is looked up and not imported: what it needs to run need not be there.
+    The package is looked up and not imported: what it needs to run need not be there. Raises ConfigError where the name has
+    another form, or is that of a module that came from no package, as __main__.
     """
     module, file = split_package(name)
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except ValueError as error:
+        raise ConfigError(f"policy.name={name}: {error}: name an installed package that carries the file") from error
     places = (found.submodule_search_locations or ()) if found else ()
     return next((path for place in places if (path := Path(place) / file).is_file()), None)
 

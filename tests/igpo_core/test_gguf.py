@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_a_package_is_looked_up_and_not_imported(tmp_path: Path, monkeypatch: py
     for name in ("package:tiny.gguf", "package:a-b/tiny.gguf", "package:a/../tiny.gguf", "package:a//etc/tiny.gguf"):
         with pytest.raises(ConfigError, match="package:<module>/<file>"):
             split_package(name)
+
+
+def test_a_module_that_came_from_no_package_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (
+        "__main__",
+        "made_by_hand",
+    ):  # python -m gives __main__ a specification, python file.py gives it none
+        made = types.ModuleType(module)
+        assert made.__spec__ is None
+        monkeypatch.setitem(sys.modules, module, made)
+        try:
+            said = str(in_package(f"package:{module}/x.gguf"))
+        except ValueError as error:
+            said = f"{type(error).__name__}: {error}"
+        except ConfigError as error:
+            said = str(error)
+        assert said.startswith(f"policy.name=package:{module}/x.gguf: ") and said.endswith("that carries the file")
 
 
 @pytest.mark.parametrize(
