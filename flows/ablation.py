@@ -26,7 +26,7 @@ from flows.work import announce, simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
-from tasks.data.published import count_train, mark_whole
+from tasks.data.published import mark_whole
 from tasks.home import data_folder, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.reporting import Report
@@ -34,7 +34,7 @@ from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.locks import locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
-from tasks.runs.planning import learnt_by_heart
+from tasks.runs.planning import about_warm_start
 from tasks.secrets import require_judge
 
 
@@ -115,10 +115,10 @@ def model_of(ending: Ending, sweep: str) -> str:
 
 
 def make_ready(specification: AblationSpecification, versions: Mapping[str, str], home: Path, say: Say) -> None:
-    """Convert models in GGUF files before several processes want them, and say which warm starts are learnt by heart."""
+    """Convert models in GGUF files before several processes want them, and say what is odd about warm starts."""
     for cell, version in versions.items():
         base = specification.cell_base(cell)
-        for line in learnt_by_heart(base, count_train(data_folder(version))):
+        for line in about_warm_start(base, data_folder(version)):
             say(f"warning: {line}")
         ready(base.policy, home, say)
 

@@ -28,11 +28,11 @@ from tasks.runs.planned import Run
 from tasks.runs.planning import (
     REACHED,
     Tokens,
+    about_warm_start,
     count_timing,
     disk,
     free_space,
     known_timing,
-    learnt_by_heart,
     measure_speed,
     run_seconds,
     spell,
@@ -75,7 +75,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     data = prepare(costly.data, home())
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
-    yield from (f"  warning: {line}" for line in (*data.warnings, *learnt_by_heart(costly, data.counts["train"])))
+    yield from (f"  warning: {line}" for line in (*data.warnings, *about_warm_start(costly, data.folder)))
     environment = open_environment(costly, data.folder)
     heard: list[str] = []
     costly = with_model(costly, home(), heard.append)

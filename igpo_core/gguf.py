@@ -8,6 +8,7 @@ that ends a turn, tied weights.
 
 import importlib.util
 import json
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -73,10 +74,14 @@ def split_package(name: str) -> tuple[str, str]:
 def in_package(name: str) -> Path | None:
     """Return the file that "package:<module>/<file>" names; None where no such package, or no such file in it, is installed.
 
-    The package is looked up and not imported: what it needs to run need not be there.
+    The package is looked up and not imported: what it needs to run need not be there. Raises ConfigError where the name has
+    another form, or is that of a module that came from no package, as __main__.
     """
     module, file = split_package(name)
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except ValueError as error:
+        raise ConfigError(f"policy.name={name}: {error}: name an installed package that carries the file") from error
     places = (found.submodule_search_locations or ()) if found else ()
     return next((path for place in places if (path := Path(place) / file).is_file()), None)
 
@@ -124,12 +129,19 @@ def _convert(file: Path, folder: Path) -> Source:
     from igpo_core.models import UNLOADABLE
 
     logging.disable_progress_bar()
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     whole = GgufConfig(dequantize=True)  # a machine with kernels for packed weights would keep them packed
     try:
         reader = GGUFReader(file)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)
+        # From an empty folder, and by a whole path: what lies beside the file, or has its name where the process was started, is
+        # not looked at. Settings of a tokenizer may name code to run, which a GGUF file cannot hold
+        with tempfile.TemporaryDirectory() as empty:
+            where: dict[str, Any] = {
+                "pretrained_model_name_or_path": empty,
+                "gguf_file": str(file.resolve()),
+                "trust_remote_code": False,
+            }
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)
     except (OSError, *UNLOADABLE) as error:
         raise CheckpointError(
             f"{file} cannot be read as a model: {error}. Give a GGUF file of an architecture that transformers reads"
@@ -147,7 +159,9 @@ def _convert(file: Path, folder: Path) -> Source:
     weights = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     del read, plain
 
-    saved = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(
+        str(folder), use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+    )
     tied = saved.get_output_embeddings().weight is saved.get_input_embeddings().weight
     if tied is ("output.weight" in names):
         raise CheckpointError(
@@ -160,7 +174,7 @@ def _convert(file: Path, folder: Path) -> Source:
         licence=_field(reader, "general.license") or "not stated",
         weights=dict(weights.most_common()),
         parameters=sum(parameter.numel() for parameter in saved.parameters()),
-        nats=require_known_text(saved, AutoTokenizer.from_pretrained(str(folder)), file),
+        nats=require_known_text(saved, AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), file),
         transformers=version("transformers"),
     )
 

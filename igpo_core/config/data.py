@@ -164,7 +164,8 @@ class QuestionFiles(WorldSettings):
     open_words: int = Field(
         0,
         ge=0,
-        description="Words that the tool `open` shows of a passage that the policy names by its title; 0: there is no such tool.",
+        description="Words that the tool `open` shows of a passage that the policy names by its title, in one piece where the "
+        "search has it in parts; 0: there is no such tool.",
     )
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
 """Expert trajectories in the messages form (roles, tool calls), as demonstrations in the protocol that policies are taught.
 
-A row has `messages`. A system message is left out, for a policy is told its own. The question is the user's. Then each turn of
-the assistant either calls one tool (`tool_calls`, or <tool_call> in its text), which a message of the role tool answers, or gives
-the final answer, with which the trajectory ends. The thought is `reasoning_content`, <think> .. </think> in the text, or the text
-beside a call.
+A row has `messages`. A system message before the question is left out, for a policy is told its own. The question is the user's.
+Then each turn of the assistant either calls one tool (`tool_calls`, or <tool_call> in its text), which a message of the role tool
+answers, or gives the final answer, with which the trajectory ends. The thought is `reasoning_content`, or <think> .. </think> in
+the text, and then the text beside a call.
 """
 
 import json
@@ -98,6 +98,8 @@ def _misplaced(message: Any, question: str, turns: Sequence[DemonstrationTurn], 
         return "comes before a message of the role tool has answered the call"
     if turns and isinstance(turns[-1].action, Final):
         return "comes after the final answer"
+    if role == "system" and question:
+        return "is a system message behind the question: a policy is told nothing in between, so leave the message out"
     if role == "user" and question:
         return "is a second message of the user: a trajectory is one question, tool calls and an answer"
     if role == "tool" and called is None:
@@ -118,18 +120,20 @@ def _turn(
         thought, text = thought.strip(), text.strip()
     calls = message.get("tool_calls")
     action: Action
+    beside = ""
     if not calls and text.endswith("</tool_call>"):
         before, _, written = text.removesuffix("</tool_call>").partition("<tool_call>")
         action = parse_call(written, interface)
-        thought = thought or before.strip()
+        beside = before.strip()
     elif calls:
         action = _called(calls, interface)
-        thought = thought or text
+        beside = text
     else:
         answer = text.removeprefix("<answer>").removesuffix("</answer>").strip()
         action = Final(answer) if answer else Malformed("there is neither a tool call nor an answer")
         if any(marker in answer for marker in MARKERS):
             action = Malformed(f"the answer has a tag of the protocol in it ({', '.join(MARKERS)})")
+    thought = "\n".join(filter(None, (thought, beside)))
     if any(marker in thought for marker in MARKERS):
         action = Malformed(f"the thought has a tag of the protocol in it ({', '.join(MARKERS)})")
     if isinstance(action, Malformed):
@@ -154,7 +158,11 @@ def _called(calls: Any, interface: Interface) -> ToolCall | Final | Malformed:
             return Malformed("the arguments of the tool call are not JSON")
     if isinstance(arguments, Mapping):  # parquet has every argument of any row in each, empty
         arguments = {name: value for name, value in arguments.items() if value is not None}
-    return parse_call(json.dumps({"name": call.get("name"), "arguments": arguments}), interface)
+    try:
+        written = json.dumps({"name": call.get("name"), "arguments": arguments})
+    except TypeError as error:  # bytes, dates and decimal numbers of parquet
+        return Malformed(f"a value of the tool call is none that JSON has ({error}): write it as text")
+    return parse_call(written, interface)
 
 
 def _text(row: Row, where: str, message: Mapping[str, Any], *, required: bool = True) -> str:

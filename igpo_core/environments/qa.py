@@ -22,6 +22,7 @@ NO_RESULTS = "No results."
 NO_SUCH_TITLE = "There is no passage with this title."
 FAILED = "The search failed. Try again or search for something else."
 CACHE = "search.sqlite"  # pinned results of web search, beside the published data: all versions share it
+WHOLES = "wholes.parquet"  # of a published folder with open_words: passages that the corpus has in parts (Titles)
 CUT = "..."  # stands after the last word of a passage that is not shown whole
 
 
@@ -38,7 +39,7 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
         self._folder = folder
         self._max_turns = max_turns
         self._retriever = open_retriever(config, folder)
-        self._titles = Titles(cast(Library, self._retriever).passages) if config.open_words else None
+        self._titles = open_titles(cast(Library, self._retriever), folder) if config.open_words else None
 
     def step(self, requests: Sequence[tuple[Episode, ToolCall]]) -> list[Observation]:
         """Return one observation for each call. All searches are made at once. The question itself has no influence."""
@@ -56,7 +57,8 @@ class CorpusEnvironment(TableOfTasks, SearchEnvironment):
         return [Observation(self._render(item), failed=isinstance(item, SearchFailure)) for item in found]
 
     def opened(self, title: str) -> Observation:
-        """Return the first data.top_k passages with a title, numbered as a search shows them, each with data.open_words words."""
+        """Return the first data.top_k passages with a title, numbered as a search shows them, each with data.open_words words.
+        One that was split for the search is shown in one piece."""
         assert self._titles is not None  # else the interface has no such tool
         passages = self._titles.passages(title, self._config.top_k)
         return Observation(self._lines(passages, self._config.open_words) if passages else NO_SUCH_TITLE)
@@ -180,3 +182,11 @@ def open_retriever(config: "QuestionFiles", folder: Path) -> Retriever:
             from igpo_core.retrieval.web import WebRetriever
 
             return WebRetriever(config.search, folder.parents[1] / CACHE)
+
+
+def open_titles(library: Library, folder: Path) -> Titles:
+    """The passages of a published folder by title."""
+    import pyarrow.parquet
+
+    wholes = folder / WHOLES
+    return Titles(library.passages, pyarrow.parquet.read_table(wholes) if wholes.is_file() else None)

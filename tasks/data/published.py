@@ -20,6 +20,14 @@ def count_train(folder: Path) -> int:
     return counts["train"]
 
 
+def trajectory_turns(folder: Path) -> list[int]:
+    """Return the turns of each expert trajectory of a published folder, the answer included."""
+    import pyarrow.parquet
+
+    turns = pyarrow.parquet.read_table(folder / "trajectories.parquet", columns=["turns"]).column("turns")
+    return [len(json.loads(told.as_py())) for told in turns]
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a published folder has every file of its manifest, unchanged, and no other."""
     manifest = folder / MANIFEST

@@ -1,7 +1,8 @@
 """Read, validate, publish: from the data settings to a folder that training and evaluation open.
 
-`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet, trajectories.parquet where some are given, and
-bm25/ or dense/; quarantine.jsonl; data_docs/;
+`<home>/data/<version>/` holds questions.parquet, and for files corpus.parquet, trajectories.parquet where some are given,
+wholes.parquet (passages that the corpus has in parts) where data.open_words shows them, and bm25/ or dense/;
+quarantine.jsonl; data_docs/;
 summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
 file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
 hash of the good rows, of the data settings without paths and of this layout's number: where the files lie and what was
@@ -23,6 +24,8 @@ import pandas
 from igpo_core.config import DataConfig, QuestionFiles, code_version, fingerprint
 from igpo_core.data import SPLITS
 from igpo_core.data.questions import ID_ALIASES
+from igpo_core.data.schema import content_hash
+from igpo_core.environments.qa import WHOLES
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder, write_json
 from igpo_core.locks import held
@@ -151,7 +154,8 @@ def publish(
 ) -> PublishedData:
     """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is
     left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
-    version = data_version(validation, config)
+    wholes = tables.wholes if isinstance(config, QuestionFiles) and config.open_words else None
+    version = data_version(validation, config, wholes)
     folder = home / "data" / version
     if is_whole(folder) and _lines(validation.quarantine) == (folder / QUARANTINE).read_text():
         return _published(folder, reused=True)
@@ -161,6 +165,8 @@ def publish(
         validation.questions.to_parquet(path / "questions.parquet", index=False)
         if validation.corpus is not None:
             validation.corpus.to_parquet(path / "corpus.parquet", index=False)
+        if wholes is not None:
+            wholes.to_parquet(path / WHOLES, index=False)
         if validation.trajectories is not None:
             validation.trajectories.to_parquet(path / "trajectories.parquet", index=False)
         _write_quarantine(validation, path)
@@ -201,10 +207,12 @@ def publish(
     return _published(folder, reused=False)
 
 
-def data_version(validation: "Validation", config: DataConfig) -> str:
-    """Twelve hex digits that change with the good rows, their order, the data settings or the way of indexing."""
+def data_version(validation: "Validation", config: DataConfig, wholes: pandas.DataFrame | None = None) -> str:
+    """Twelve hex digits that change with the good rows, their order, the data settings, the way of indexing or the passages that
+    are published besides their parts."""
     settings = config.model_dump(mode="json", exclude=PATHS)
-    return fingerprint(FORMAT, validation.content, settings, index_settings(config))
+    content = validation.content if wholes is None else {**validation.content, "wholes": content_hash(wholes)}
+    return fingerprint(FORMAT, content, settings, index_settings(config))
 
 
 def summary_rows(published: PublishedData) -> list[dict[str, Any]]:

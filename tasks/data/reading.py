@@ -20,14 +20,19 @@ OVERLAP = 4  # neighbouring parts of a long passage share a fourth of data.max_p
 
 @dataclass(frozen=True)
 class Tables:
-    """What was read. dropped: rows that were left out because they were not asked for, by reason. split: passages longer than
-    data.max_passage_words, and the parts that they became."""
+    """What was read. dropped: rows that were left out because they were not asked for, by reason. wholes: passages longer than
+    data.max_passage_words, of which the corpus has parts: passage_id, title, text, and the ids of the parts."""
 
     questions: pandas.DataFrame
     corpus: pandas.DataFrame | None
     dropped: dict[str, int]
-    split: tuple[int, int] = (0, 0)
+    wholes: pandas.DataFrame | None = None
     trajectories: pandas.DataFrame | None = None
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Return how many passages were split, and into how many parts."""
+        return (0, 0) if self.wholes is None else (len(self.wholes), int(self.wholes["parts"].map(len).sum()))
 
 
 def on_this_machine(config: DataConfig) -> DataConfig:
@@ -69,16 +74,16 @@ def _read_files(config: QuestionFiles) -> Tables:
     if config.sources:
         others = set(get_args(Source)) - set(config.sources)  # a source of no such name is left to the validation
         keep(~questions["source"].isin(others), "of another source")
-    corpus, split = None, (0, 0)
+    corpus, wholes = None, None
     if config.corpus:
-        corpus, split = split_long(_read_corpus(config.corpus, dropped), config.max_passage_words)
+        corpus, wholes = split_long(_read_corpus(config.corpus, dropped), config.max_passage_words)
     if isinstance(config.search, WebSearch):  # before any work: a missing key is an error now, not at the first search
         search_key(config.search)
     trajectories = None
     if config.trajectories:
         read_files = [load_trajectories(path, config.interface) for path in config.trajectories]
         trajectories = pandas.concat(read_files).reset_index(drop=True)
-    return Tables(questions.reset_index(drop=True), corpus, dropped, split, trajectories)
+    return Tables(questions.reset_index(drop=True), corpus, dropped, wholes, trajectories)
 
 
 def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataFrame:
@@ -94,18 +99,37 @@ def _read_corpus(paths: Sequence[Path], dropped: dict[str, int]) -> pandas.DataF
     return corpus.reset_index(drop=True)
 
 
-def split_long(corpus: pandas.DataFrame, most: int) -> tuple[pandas.DataFrame, tuple[int, int]]:
-    """The passages with those of more than `most` words in parts that overlap, each under the passage's title; and how many were
-    split, and into how many. The first part keeps the passage's id, the others are <id>#2, <id>#3, .."""
-    rows, split, parts = [], 0, 0
-    for row in corpus.to_dict("records"):
-        texts = [row["text"]] if pandas.notna(row[DEFECT]) else windows(row["text"], most, most // OVERLAP)
+def split_long(corpus: pandas.DataFrame, most: int) -> tuple[pandas.DataFrame, pandas.DataFrame | None]:
+    """The passages with those of more than `most` words in parts that overlap, each under the passage's title; and those that
+    were split, with the ids of their parts (Tables.wholes), None where there are none.
+
+    The first part keeps the passage's id, the others are <id>#2, <id>#3, .., with as many # as it takes that no passage has such
+    an id. A row that is quarantined, for a defect or as a copy of an id, stays whole.
+    """
+    rows: list[dict[str, Any]] = []
+    wholes: list[dict[str, Any]] = []
+    taken, seen = set(corpus["passage_id"]), set()
+    for record in corpus.to_dict("records"):
+        row = {str(column): value for column, value in record.items()}
+        name = row["passage_id"]
+        quarantined = pandas.notna(row[DEFECT]) or name in seen
+        texts = [row["text"]] if quarantined else windows(row["text"], most, most // OVERLAP)
+        if pandas.isna(row[DEFECT]):
+            seen.add(name)
         if len(texts) == 1:
             rows.append(row)
             continue
-        split, parts = split + 1, parts + len(texts)
-        for number, text in enumerate(texts, start=1):
-            name = row["passage_id"] if number == 1 else f"{row['passage_id']}#{number}"
-            rows.append({**row, "passage_id": name, "text": text})
-    found = pandas.DataFrame(rows, columns=corpus.columns).astype(corpus.dtypes) if split else corpus
-    return found, (split, parts)
+        parts = _part_ids(name, len(texts), taken)
+        taken.update(parts)
+        rows += [{**row, "passage_id": part, "text": text} for part, text in zip(parts, texts, strict=True)]
+        wholes.append({**{column: row[column] for column in CORPUS_SCHEMA}, "parts": parts})
+    if not wholes:
+        return corpus, None
+    return pandas.DataFrame(rows, columns=corpus.columns).astype(corpus.dtypes), pandas.DataFrame(wholes)
+
+
+def _part_ids(name: str, count: int, taken: set[str]) -> list[str]:
+    mark = "#"
+    while any(f"{name}{mark}{number}" in taken for number in range(2, count + 1)):
+        mark += "#"
+    return [name, *(f"{name}{mark}{number}" for number in range(2, count + 1))]

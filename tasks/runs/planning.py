@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
+from tasks.data.published import count_train, trajectory_turns
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
@@ -75,20 +76,48 @@ def untrained(base: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def learnt_by_heart(experiment: ExperimentConfig, train: int) -> list[str]:
-    """Return a loud line where a warm start is made of few questions from files, each shown again and again. train: questions."""
-    taught = sum(
+def about_warm_start(experiment: ExperimentConfig, folder: Path) -> list[str]:
+    """Return loud lines on what a warm start is taught of published data: trajectories that are left out, few things shown again
+    and again."""
+    turns = trajectory_turns(folder) if _taught(experiment, "trajectories") else []
+    most = experiment.rollout.max_turns
+    short = sum(count <= most for count in turns)
+    told = []
+    if short < len(turns):
+        told.append(
+            f"{len(turns) - short} of {len(turns)} trajectories are left out of the warm start: they have more than "
+            f"rollout.max_turns={most} turns, the answer included, the longest {max(turns)}. Raise it, or shorten them"
+        )
+    return [*told, *learnt_by_heart(experiment, count_train(folder), short)]
+
+
+def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int = 0) -> list[str]:
+    """Return a loud line where a warm start is made of few questions or trajectories from files, each shown again and again.
+
+    train: questions; trajectories: that can be taught.
+    """
+    lines = []
+    for use, there, made, more in (
+        ("searches", train, f"made of {train} train questions", "questions (data.questions, data.corpus)"),
+        ("trajectories", trajectories, f"copies of {trajectories} trajectories", "trajectories (data.trajectories)"),
+    ):
+        taught = _taught(experiment, use)
+        if there and taught > MOST_REPEATS * there:  # where there is none, the warm start itself is refused
+            lines.append(
+                f"THE WARM START IS LEARNT BY HEART: {taught} demonstrations are {made}, {taught / there:.0f} times each. "
+                "Training then starts from questions whose answers the policy knows, and what arms differ by on these says "
+                f"nothing of the method: a comparison on such data carries no verdict. Give more {more}"
+            )
+    return lines
+
+
+def _taught(experiment: ExperimentConfig, use: str) -> int:
+    """Demonstrations from files of one use that the warm start is taught, repeats counted."""
+    return sum(
         stage.steps * stage.batch_size
         for stage in (experiment.warm_start.stages if experiment.warm_start else ())
-        if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == "searches"
+        if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == use
     )
-    if taught <= MOST_REPEATS * train:
-        return []
-    return [
-        f"THE WARM START IS LEARNT BY HEART: {taught} demonstrations are made of {train} train questions, {taught / train:.0f} "
-        "times each. Training then starts from questions whose answers the policy knows, and what arms differ by on these says "
-        "nothing of the method: a comparison on such data carries no verdict. Give more questions (data.questions, data.corpus)"
-    ]
 
 
 def timing_file(home: Path, sweep: str) -> Path:

@@ -18,6 +18,7 @@ from igpo_core.errors import ConfigError, ServiceError
 from tasks.home import home
 from tasks.runs.planning import Timing, keep_timing
 from tests.igpo_core.hostile import hostile_server
+from tests.tasks.tables import GOOD, files, lines, trajectory
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,25 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 runs and 2 warm starts leave about" in said
     assert "(a step of 4 rollouts" in said and "by its operations, of which 75% of" in said and "1 threads" in said
     assert "warning: 2 seeds carry no verdict, whatever they show: that takes 6 of them" in said
+
+
+def test_what_is_odd_about_trajectories_is_told(tmp_path: Path) -> None:
+    """Two of three fit three turns; they are taught 10 x 32 times."""
+    rows = [trajectory(f"t{number}", f"What is {number}?", turns=turns) for number, turns in enumerate((1, 2, 3))]
+    data = files(tmp_path, GOOD, trajectories=[lines(tmp_path / "t.jsonl", rows)])
+    stage = {"steps": 10, "learning_rate": 1e-3, "demonstrations": {"kind": "files", "use": "trajectories"}}
+    preset = changed(
+        tmp_path,
+        data=data.model_dump(mode="json"),
+        policy={"kind": "new", "tokenizer": "chat", "vocabulary": 320, "window": 2048},
+        rollout={"max_turns": 3, "questions": 1, "group_size": 2, "max_tokens": 1536},
+        warm_start={"stages": [{**stage, "batch_size": 32}]},
+    )
+    said = "\n".join(dry_run(preset))
+    assert (
+        "warning: 1 of 3 trajectories are left out of the warm start: they have more than rollout.max_turns=3" in said
+    )
+    assert "LEARNT BY HEART: 320 demonstrations are copies of 2 trajectories, 160 times each" in said
 
 
 def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFixture[str]) -> None:

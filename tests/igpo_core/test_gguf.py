@@ -1,7 +1,10 @@
 """A model that is written here as GGUF, in llama.cpp's layout, is read back to the number; what is read wrongly is refused."""
 
 import copy
+import io
+import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,39 @@ def test_a_file_without_a_head_is_tied(tmp_path: Path) -> None:
     assert made.parameters == sum(weight.numel() for weight in model.parameters()) - head
 
 
+EVIL = """
+from pathlib import Path
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+Path({ran!r}).touch()
+class Config(PretrainedConfig):
+    model_type = "evil"
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def test_code_beside_a_file_never_runs_whoever_says_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on standard input whether to run what the settings beside a file name."""
+    file = write(tmp_path / "tiny.gguf", known())
+    ran, asked = tmp_path / "ran", io.StringIO("y\n" * 20)
+    (tmp_path / "evil.py").write_text(EVIL.format(ran=str(ran)))
+    settings = {"AutoTokenizer": [None, "evil.Tokenizer"], "AutoConfig": "evil.Config"}
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": settings, "model_type": "llama"}))
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "tiny.gguf").write_bytes(b"another one of this name")
+    monkeypatch.chdir(tmp_path / "started")
+    monkeypatch.setattr(sys, "stdin", asked)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    try:
+        made = convert(file, tmp_path / "tiny").name
+    except CheckpointError as error:
+        made = str(error)
+    assert not ran.exists() and asked.tell() == 0
+    assert made == "Tiny"
+
+
 def _rotated(tensors: dict[str, np.ndarray]) -> None:
     tensors["token_embd.weight"] = np.roll(tensors["token_embd.weight"], 1, axis=0)
 
@@ -87,6 +123,23 @@ def test_a_package_is_looked_up_and_not_imported(tmp_path: Path, monkeypatch: py
     for name in ("package:tiny.gguf", "package:a-b/tiny.gguf", "package:a/../tiny.gguf", "package:a//etc/tiny.gguf"):
         with pytest.raises(ConfigError, match="package:<module>/<file>"):
             split_package(name)
+
+
+def test_a_module_that_came_from_no_package_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (
+        "__main__",
+        "made_by_hand",
+    ):  # python -m gives __main__ a specification, python file.py gives it none
+        made = types.ModuleType(module)
+        assert made.__spec__ is None
+        monkeypatch.setitem(sys.modules, module, made)
+        try:
+            said = str(in_package(f"package:{module}/x.gguf"))
+        except ValueError as error:
+            said = f"{type(error).__name__}: {error}"
+        except ConfigError as error:
+            said = str(error)
+        assert said.startswith(f"policy.name=package:{module}/x.gguf: ") and said.endswith("that carries the file")
 
 
 @pytest.mark.parametrize(

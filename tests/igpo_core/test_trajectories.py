@@ -1,5 +1,7 @@
 """Expert trajectories in the messages form: read as demonstrations, refused row by row with the message that does not fit."""
 
+import datetime
+import decimal
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,35 @@ def test_parquet_with_every_argument_in_every_row(tmp_path: Path) -> None:
     assert to_turns(frame["turns"][0])[0].action == search_for("Faust")
 
 
+@pytest.mark.parametrize(
+    "value", [b"Faust", datetime.date(1808, 1, 1), datetime.datetime(1808, 1, 1), decimal.Decimal("1.5")]
+)
+@pytest.mark.parametrize("name", ["query", "other"])
+def test_values_of_parquet_that_json_has_not_are_the_defect_of_their_row(value: Any, name: str, tmp_path: Path) -> None:
+    odd = {"id": "odd", "messages": [USER, call({"query": "Faust", name: value}), REPLY, ANSWER]}
+    pandas.DataFrame([odd]).to_parquet(tmp_path / "t.parquet")
+    try:
+        (defect,) = load_trajectories(tmp_path / "t.parquet", SEARCH)[DEFECT]
+    except TypeError as error:
+        defect = f"traceback: {error}"
+    assert defect.startswith("messages[1]: a value of the tool call is none that JSON has")
+    assert type(value).__name__ in defect and defect.endswith("write it as text [t.parquet row 1]")
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        call('{"query": "Faust"}', reasoning_content="I look.", content="Let me search."),
+        call('{"query": "Faust"}', content="<think>I look.</think> Let me search."),
+        {"role": "assistant", "content": WRITTEN.replace("<tool_call>", "Let me search.\n<tool_call>")},
+    ],
+)
+def test_text_beside_a_call_is_kept_behind_the_reasoning(turn: dict[str, Any], tmp_path: Path) -> None:
+    frame = load(tmp_path, {"messages": [USER, turn, REPLY, ANSWER]})
+    assert frame[DEFECT].isna().all()
+    assert to_turns(frame["turns"][0])[0].thought == "I look.\nLet me search."
+
+
 two = {"role": "assistant", "content": "", "tool_calls": SEARCHED["tool_calls"] * 2}
 other = {"role": "assistant", "tool_calls": [{"function": {"name": "browse", "arguments": {"url": "x"}}}]}
 
@@ -92,6 +123,10 @@ other = {"role": "assistant", "tool_calls": [{"function": {"name": "browse", "ar
         ([USER, REPLY, ANSWER], "messages[1]: answers no tool call"),
         ([SEARCHED, REPLY, ANSWER], "messages[0]: comes before the user's question"),
         ([USER, ANSWER, USER], "messages[2]: comes after the final answer"),
+        (
+            [USER, SEARCHED, REPLY, {"role": "system", "content": "Answer now."}, ANSWER],
+            "messages[3]: is a system message behind the question",
+        ),
         ([USER, SEARCHED, REPLY, USER, ANSWER], "messages[3]: is a second message of the user"),
         ([USER, {"role": "function", "content": "x"}], "messages[1]: has the role 'function', not one of system, user"),
         ([USER, "Goethe"], "messages[1]: has the role 'None'"),
@@ -110,6 +145,10 @@ other = {"role": "assistant", "tool_calls": [{"function": {"name": "browse", "ar
             "messages[1]: the answer has a tag of the protocol",
         ),
         ([USER, call({"query": "x"}, content="</think> x")], "messages[1]: the thought has a tag of the protocol"),
+        (
+            [USER, call({"query": "x"}, reasoning_content="I look.", content="<think>x")],
+            "messages[1]: the thought has a tag of the protocol",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_message_and_the_others_go_on(

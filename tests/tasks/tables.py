@@ -35,3 +35,13 @@ def files(folder: Path, questions: list[Any], passages: list[Any] = PASSAGES, **
         **settings,
     }
     return QuestionFiles.model_validate(chosen)
+
+
+def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
+    """An expert trajectory of so many searches and an answer."""
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
+    searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
+    return {
+        "id": name,
+        "messages": [{"role": "user", "content": question}, *searches, {"role": "assistant", "content": answer}],
+    }

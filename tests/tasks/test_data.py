@@ -21,7 +21,7 @@ from igpo_core.errors import DataError
 from igpo_core.trajectory import Episode
 from tasks.data import publishing as data
 from tasks.data.publishing import PublishedData, is_whole, prepare, summary_rows
-from tests.tasks.tables import GOOD, PASSAGES, files, lines, row
+from tests.tasks.tables import GOOD, PASSAGES, files, lines, row, trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,13 +201,44 @@ def test_a_long_passage_is_split_and_what_was_beyond_the_limit_is_found_with_its
     assert environment.evidence(Episode(question, (), (observation,))) == [1.0]
 
 
-def trajectory(name: str, question: str, answer: str = "Ann", turns: int = 1) -> dict[str, object]:
-    called = {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Oslo"}}}]}
-    searches = [called, {"role": "tool", "content": f"1. Oslo: {name}"}] * turns
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": question}, *searches, {"role": "assistant", "content": answer}],
-    }
+def test_parts_take_no_id_that_a_passage_has(tmp_path: Path) -> None:
+    """A corpus that comes in chunks: d, d#2 and d# are the user's own, d and d# are too long, and d is there twice. d cannot have
+    d#2 and takes ##, so that d#2 is free for nobody; d# would have d##2, which is a part of d."""
+    long = " ".join(f"w{number}" for number in range(20))
+    named = {"d": long, "d#2": "a chunk of my own making", "d#": f"again {long}"}
+    passages = [*PASSAGES, *({"passage_id": name, "title": name, "text": text} for name, text in named.items())]
+    passages.append({"passage_id": "d", "title": "copy", "text": f"copy {long}"})
+    published = prepare(files(tmp_path, GOOD, passages, max_passage_words=12), tmp_path / "home")
+    corpus = pandas.read_parquet(published.folder / "corpus.parquet").set_index("passage_id")
+    assert corpus.index.tolist()[len(PASSAGES) :] == ["d", "d##2", "d#2", "d#", "d###2"]
+    assert corpus.loc["d#2", "text"] == "a chunk of my own making"
+    assert published.quarantine_by_rule == {"corpus: id unique": 1}
+    assert {"what": "parts of these", "rows": 4} in summary_rows(published)
+
+
+def test_a_passage_in_parts_is_opened_in_one_piece(tmp_path: Path) -> None:
+    """250 words in parts of 100 that share 25: three parts, of which top_k would show two. Other passages have its title too."""
+    text = " ".join("the same" if number % 3 else f"w{number}" for number in range(150))
+    assert len(text.split()) == 250
+    passages = [
+        *PASSAGES,
+        {"passage_id": "p8", "title": "Kolm", "text": "A village of this name in the north."},
+        {"passage_id": "p9", "title": "Kolm", "text": text},
+        {"passage_id": "p9#2", "title": "kolm ", "text": "A chunk that the user made of something else."},
+        {"passage_id": "p7", "title": "Kolm", "text": f"{text} again"},
+        {"passage_id": "p6", "title": "Ammer", "text": f"{text} elsewhere"},
+    ]
+
+    def shown(title: str, **changes: int) -> list[str]:
+        config = files(tmp_path, GOOD, passages, **{"max_passage_words": 100, "open_words": 250, **changes})
+        return CorpusEnvironment(config, prepare(config, tmp_path / "home").folder).opened(title).text.split("\n")
+
+    small, chunk = "1. Kolm: A village of this name in the north.", "A chunk that the user made of something else."
+    assert shown("Kolm") == [small, f"2. Kolm: {text}", f"3. kolm: {chunk}", f"4. Kolm: {text} ..."]
+    assert shown("Kolm", top_k=2) == [small, f"2. Kolm: {text}"]
+    assert shown("ammer", open_words=300) == [f"1. Ammer: {text} elsewhere"]
+    cut = " ".join(text.split()[:120])
+    assert shown("KOLM", open_words=120, top_k=2) == [small, f"2. Kolm: {cut} ..."]
 
 
 def test_trajectories_are_published_and_bad_ones_quarantined(tmp_path: Path) -> None:

