@@ -62,13 +62,18 @@ def find_candidates(
     Raises CheckpointError or ConfigError, saying what there is, where a name stands for nothing.
     """
     found: dict[tuple[str, int | None], Candidate] = {}
-    for name in names:
-        for candidate in _candidates(name, home, experiment, data_version):
-            known = found.get((candidate.name, candidate.seed))
-            if known is not None and known.weights != candidate.weights:  # arms of two sweeps, as a rule
-                candidate = replace(candidate, name=f"{candidate.name} ({name})")
-            found[candidate.name, candidate.seed] = candidate
+    for name in dict.fromkeys(names):
+        own = _candidates(name, home, experiment, data_version)
+        taken = {title for title, _ in found}
+        if any(one.name in taken and not _same(found.get((one.name, one.seed)), one) for one in own):
+            # arms of two sweeps, as a rule: seeds of one are none of the other's
+            own = [replace(one, name=f"{one.name} ({name})") for one in own]
+        found |= {(one.name, one.seed): one for one in own}
     return list(found.values())
+
+
+def _same(known: Candidate | None, candidate: Candidate) -> bool:
+    return known is not None and known.weights == candidate.weights
 
 
 def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_version: str) -> list[Candidate]:
