@@ -132,7 +132,7 @@ def _of_sweep(name: str, home: Path) -> list[Candidate]:
     for folder, plan in sorted(own.items(), key=lambda item: (item[0] / "result.json").stat().st_mtime):
         chosen[plan["arm"], plan["cell"], plan["experiment"]["seed"]] = folder
     found = []
-    for (of_arm, cell, seed), folder in sorted(chosen.items(), key=lambda item: own[item[1]]["arm_number"]):
+    for (of_arm, cell, seed), folder in sorted(chosen.items(), key=lambda item: (own[item[1]]["arm_number"], item[0])):
         title = " ".join(filter(None, [which if which == "start" else f"{of_arm} {which}", cell]))
         found.append(replace(_of_run(folder, which, title), seed=seed))
     return found

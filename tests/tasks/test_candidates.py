@@ -88,7 +88,7 @@ def test_training_seeds_of_two_sweeps_are_never_one_model(tmp_path: Path) -> Non
     named = [(name, seed) for name, seed, _ in found(tmp_path, "sweep:/a", "sweep:/b")]
     assert named == [("igpo last", 0), ("igpo last", 1), ("igpo last (sweep:/b)", 1), ("igpo last (sweep:/b)", 2)]
     starts = [(name, seed) for name, seed, _ in found(tmp_path, "sweep:/a@start", "sweep:/b@start")]
-    assert starts == [("start", 0), ("start", 1), ("start (sweep:/b)", 1), ("start (sweep:/b)", 2)]
+    assert starts == [("start", 0), ("start", 1), ("start (sweep:/b@start)", 1), ("start (sweep:/b@start)", 2)]
 
 
 def test_a_name_that_only_joins_new_seeds_to_a_known_model_is_renamed_whole(tmp_path: Path) -> None:
