@@ -66,7 +66,7 @@ def compare(draws: Sequence[Draw], asked: Mapping[Question, Asked], margin: floa
     Questions that a model was not asked (their prompt does not fit) count for none. p is of the exact sign-flip test of the mean
     difference, adjusted for the models compared: over training seeds where a model has several, and it needs MIN_SEEDS of them,
     else over questions. A verdict asks for both, p <= ALPHA and an interval on one side of zero. Where both models have training
-    seeds, however many, and one of them lacks a seed of the other, it is "runs missing": what is left would be the seeds that both
+    seeds, however many, and one lacks a seed of the other, it is "runs missing": what is left would be the seeds that both
     survived. Raises DataError where a score is no finite number.
     """
     for draw in draws:

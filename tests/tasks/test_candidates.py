@@ -160,3 +160,40 @@ def test_a_folder_without_a_manifest_has_an_identity_of_its_files(tmp_path: Path
     (tmp_path / "model" / "model.safetensors").write_text("two")
     (two,) = find_candidates([str(tmp_path / "model")], tmp_path, ExperimentConfig(), "data")
     assert one.weights != two.weights and one.name == str(tmp_path / "model")
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qwen@8bit", "qwen@best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(tmp_path / "qwen@8bit"), "./qwen@best", "qwen@8bit"):
+        (one,) = find_candidates([given], tmp_path, ExperimentConfig(), "data")
+        assert (one.name, one.place) == (given, str(Path(given)))
+    with pytest.raises(CheckpointError, match="no folder of this name"):
+        found(tmp_path, "/data/qwen@4bit")
+
+
+def test_what_a_start_was_trained_from_is_the_run_of_no_arm(tmp_path: Path) -> None:
+    """Two arms share it: as the model of either's training run it would be called the work of that arm."""
+    runs = [finished(tmp_path, arm, 0) for arm in ("igpo", "outcome_only")]
+    names = ["sweep:/sweep@start", f"{runs[0].spec.run_key}@start"]
+    assert [one.run_key for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")] == ["", ""]
+
+
+def test_a_sweep_ends_with_its_own_runs_and_no_others_of_its_name(tmp_path: Path) -> None:
+    """On disk lie an arm that was left out, a seed that was added once, and a run of the edited arm where its own failed."""
+    from tasks.runs import candidates
+
+    base = [finished(tmp_path, "outcome_only", seed) for seed in (0, 1)]
+    kept, failed = (finished(tmp_path, "igpo", seed, arm_number=1) for seed in (0, 1))
+    failed.result_file.unlink()
+    finished(tmp_path, "igpo", 1, arm_number=1, data_version="before the edit")
+    finished(tmp_path, "left_out", 0, arm_number=2)
+    finished(tmp_path, "outcome_only", 7)
+    every = [base[0], kept, base[1], failed]
+    own = candidates.candidates_of_runs(["base", "start", "last"], every, ExperimentConfig(), "data")
+    assert [(one.name, one.seed) for one in own] == [
+        (BASE, None), ("start", 0), ("start", 1), ("outcome_only last", 0), ("outcome_only last", 1), ("igpo last", 0)
+    ]  # fmt: skip
+    assert own[-1].run_key == kept.spec.run_key
