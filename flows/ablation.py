@@ -14,8 +14,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.asked import plan_sweep_evaluation, require_one_cell
 from flows.children import Where, children_of
-from flows.evaluate import evaluate as evaluate_models
+from flows.evaluate import compare_models
 from flows.parameters import Arms, Changes, Ending, Preset, Seeds
 from flows.prepare_data import versions_of
 from flows.presets import resolve, study_name
@@ -63,9 +64,12 @@ def ablation(
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
         set: Other settings in the preset's base, for all arms alike.
         evaluate: What of the sweep is compared at its end on the test questions, the first with the others: base (the policy
-            before any training), start (warm starts), last and best (checkpoints of every arm). Empty: the report alone.
+            before any training), start (warm starts), last and best (checkpoints of every arm). Not with factors. Empty:
+            the report alone.
     """
     request = resolve(preset, set, arms, seeds)
+    if evaluate:
+        require_one_cell(request.specification)
     igpo_home, say = open_home(), run_log()
     hush_tasks()
     require_progress(flow_run.run_count)
@@ -99,7 +103,7 @@ def ablation(
     say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))
     links |= {"curves": report.compare, "report": report.url, **file}
     if evaluate:
-        evaluate_models([model_of(ending, plan.sweep) for ending in evaluate], preset, set=set)
+        compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
     return {
         "sweep": plan.sweep,
         "answer": report.answer,
@@ -107,11 +111,6 @@ def ablation(
         "failed": failed,
         "links": links,
     }
-
-
-def model_of(ending: Ending, sweep: str) -> str:
-    """Return what the flow `evaluate` calls a part of a sweep."""
-    return "base" if ending == "base" else f"sweep:/{sweep}@{ending}"
 
 
 def make_ready(specification: AblationSpecification, versions: Mapping[str, str], home: Path, say: Say) -> None:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from flows.parameters import Ending
 from flows.presets import load_specification
-from igpo_core.config import AblationSpecification, ExperimentConfig
+from igpo_core.config import AblationSpecification, ExperimentConfig, Plan
 from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
-from tasks.home import home
+from tasks.home import data_folder, home
 from tasks.prefect_runs import Say
 from tasks.runs.models import with_model
+from tasks.runs.planned import Run
 from tasks.secrets import provide
 
 if TYPE_CHECKING:
@@ -81,6 +83,40 @@ def plan_evaluation(
     candidates = find_candidates(models, home(), own.experiment, own.version)
     draws = list(seeds or specification.seeds[:SAMPLING_SEEDS])
     return Asked(specification, units_of(candidates, sets, draws), environments)
+
+
+def plan_sweep_evaluation(endings: Sequence[Ending], plan: Plan, say: Say) -> Asked:
+    """Return what a sweep compares at its end, on the test questions that its runs were asked: of its own runs, with the settings
+    and the data that they had. The specification's file and data are not read again: hours have passed.
+
+    Raises CheckpointError where a run's checkpoint is damaged.
+    """
+    from tasks.runs.candidates import candidates_of_runs
+    from tasks.runs.evaluations import DataSet, Environments, units_of
+
+    specification = plan.specification
+    require_one_cell(specification)
+    (cell,) = specification.cells
+    experiment = specification.experiment(specification.baseline, specification.seeds[0], cell)
+    provide(experiment.data)
+    version = plan.versions[cell]
+    own = DataSet(
+        specification.name, version, data_folder(version), with_model(experiment, home(), say), "test", None, ()
+    )
+    candidates = candidates_of_runs(endings, [Run(spec, home()) for spec in plan.runs], own.experiment, version)
+    units = units_of(candidates, [own], specification.seeds[:SAMPLING_SEEDS])
+    return Asked(specification, units, Environments(own))
+
+
+def require_one_cell(specification: AblationSpecification) -> None:
+    """Raise ConfigError where a sweep has factors: models of its cells have settings, and perhaps questions, of their own."""
+    if specification.factors:
+        raise ConfigError(
+            f"evaluate: {specification.name} has factors ({', '.join(specification.factors)}), and models of one comparison are "
+            "measured under the same settings and questions, which its cells do not share: start the sweep without evaluate, and "
+            "then the flow evaluate once for each cell, with the run keys of its models and cell="
+            f"{specification.cells[0]!r} and so on"
+        )
 
 
 def _with_data(experiment: ExperimentConfig, other: AblationSpecification) -> ExperimentConfig:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import get_args
 
 from flows.ablation import ablation
+from flows.asked import require_one_cell
 from flows.children import Where
 from flows.parameters import Ending
 from flows.presets import resolve, setting
@@ -67,6 +68,8 @@ def main(arguments: list[str]) -> int:
         specification = resolve(
             chosen.preset, changes, chosen.arms, chosen.seeds
         ).specification  # before any run exists
+        if chosen.evaluate:
+            require_one_cell(specification)
         drop_what_servers_need()
         require_servers()
         log /= f"{specification.name}-{datetime.now():%Y%m%d-%H%M%S}.log"

@@ -57,13 +57,17 @@ def evaluate(
         seeds: Sampling seeds. Empty: the first three of the preset's seeds.
         set: Other settings in the preset's base.
     """
-    from tasks.report.evaluated import compared_of, metrics_of
-
     open_home()
     say = run_log()
     hush_tasks()
     models = [model] if isinstance(model, str) else model
-    asked = plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set, say)
+    return compare_models(plan_evaluation(models, preset, split, limit, cell, data, sources, seeds, set, say), say)
+
+
+def compare_models(asked: Asked, say: Say) -> dict[str, float]:
+    """Measure, compare, log and show what was asked, within a flow run. Returns the metrics."""
+    from tasks.report.evaluated import compared_of, metrics_of
+
     results = measure_all(asked, say)
     compared = compared_of(results, asked.environments.trained_on(), asked.specification.margin)
     url = log_to_mlflow(asked.specification.name, compared, quote(results))

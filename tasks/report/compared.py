@@ -65,8 +65,8 @@ def compare(draws: Sequence[Draw], asked: Mapping[Question, Asked], margin: floa
 
     Questions that a model was not asked (their prompt does not fit) count for none. p is of the exact sign-flip test of the mean
     difference, adjusted for the models compared: over training seeds where a model has several, and it needs MIN_SEEDS of them,
-    else over questions. A verdict asks for both, p <= ALPHA and an interval on one side of zero. Where both models have several
-    training seeds, and one of them lacks a seed of the other, it is "runs missing": what is left would be the seeds that both
+    else over questions. A verdict asks for both, p <= ALPHA and an interval on one side of zero. Where both models have training
+    seeds, however many, and one lacks a seed of the other, it is "runs missing": what is left would be the seeds that both
     survived. Raises DataError where a score is no finite number.
     """
     for draw in draws:
@@ -193,10 +193,9 @@ def _judged(
 
 
 def _lacking(by_model: Mapping[str, list[Draw]], model: str) -> bool:
-    """Whether the model or the first one was not trained with a seed of the other, where both were with several."""
-    ours, theirs = by_model[model], by_model[next(iter(by_model))]
-    seeds = [{draw.training_seed for draw in draws} for draws in (ours, theirs)]
-    return _trained(ours) and _trained(theirs) and seeds[0] != seeds[1]
+    """Whether the model or the first one was not trained with a seed of the other, where both have training seeds."""
+    ours, theirs = ({draw.training_seed for draw in by_model[name]} - {None} for name in (model, next(iter(by_model))))
+    return bool(ours and theirs) and ours != theirs
 
 
 def _p(by_model: Mapping[str, list[Draw]], model: str, strata: Sequence[Sequence[Question]]) -> float | None:

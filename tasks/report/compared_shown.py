@@ -94,10 +94,24 @@ def page(
     return "\n\n".join([*parts, "## Runs", "\n".join(links)]) + "\n"
 
 
+def note(study: str, words: str, rows: Sequence[dict[str, str]], links: Sequence[str], most: int) -> str:
+    """Return what the run's page shows first, of at most so many characters: words, table and links. comparison.md has the rest,
+    and what does not fit: the table goes before links do, and each leaves a line that says so."""
+    start = [f"# {study}: models compared", "The slices, and all of this: comparison.md among the artifacts."]
+    for table in (markdown_table(rows), "The table is too long for this page: see comparison.md."):
+        text = "\n\n".join([*start, *words.splitlines(), table, "## Runs", "\n".join(links)]) + "\n"
+        if len(text) <= most:
+            return text
+    rest = "\n\nThe rest is too long for this page: see comparison.md.\n"
+    return text[: most - len(rest)].rpartition("\n")[0] + rest
+
+
 def draw(scores: Sequence[Score], unseen: Collection[str], title: str, path: Path) -> None:
-    """Write a figure of two panels as PNG: scores by slice, and differences to the first model, with their intervals."""
+    """Write a figure of two panels as PNG: scores by slice, and differences to the first model, with their intervals. A
+    dollar sign in a name is one, and begins no formula."""
     parts = list(dict.fromkeys(row.part for row in scores))
     models = list(dict.fromkeys(row.model for row in scores))
+    shown = {name: name.replace("$", r"\$") for name in (*models, *(_named(part, unseen) for part in parts))}
     height = max(3.2, 0.28 * len(parts) * len(models) + 1.2)
     figure, axes = canvas(1, 2, (12.0, height))
     by_part = {(row.part, row.model): row for row in scores}
@@ -110,10 +124,12 @@ def draw(scores: Sequence[Score], unseen: Collection[str], title: str, path: Pat
                 at = -place + 0.8 * (0.5 - (number + 0.5) / len(models))
                 if span is not None:
                     axis.plot([span.low, span.high], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
-                axis.plot(value, at, "o", color=colour, markersize=5, label=None if place else model)
-        axis.set_yticks([-place for place in range(len(parts))], [_named(part, unseen) for part in parts], fontsize=8)
+                axis.plot(value, at, "o", color=colour, markersize=5, label=None if place else shown[model])
+        axis.set_yticks(
+            [-place for place in range(len(parts))], [shown[_named(part, unseen)] for part in parts], fontsize=8
+        )
         axis.set_title(
-            f"{title} minus that of {models[0]}, 95% interval" if differences else f"{title}, 95% interval",
+            f"{title} minus that of {shown[models[0]]}, 95% interval" if differences else f"{title}, 95% interval",
             loc="left",
             fontsize=10,
         )

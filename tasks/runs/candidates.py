@@ -20,7 +20,7 @@ from igpo_core.checkpoints import MANIFEST, policy_digest, verify_folder
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.folders import checksums
-from tasks.runs.planned import PLAN, planned_start, told_name
+from tasks.runs.planned import PLAN, Run, planned_start, told_name
 from tasks.runs.stored_models import HUB_NAME, locate
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class Candidate:
     seed: int | None = None
     """Of training, where the model is one of several of an arm."""
     run_key: str = ""
-    """Of the training run that made it, where one did."""
+    """Of the training run that made it, where one did. What training started from was made by none."""
+    revision: str | None = None
+    """Commit of a model of the hub, which is loaded at it."""
 
     @property
     def title(self) -> str:
@@ -62,13 +64,37 @@ def find_candidates(
     Raises CheckpointError or ConfigError, saying what there is, where a name stands for nothing.
     """
     found: dict[tuple[str, int | None], Candidate] = {}
-    for name in names:
-        for candidate in _candidates(name, home, experiment, data_version):
-            known = found.get((candidate.name, candidate.seed))
-            if known is not None and known.weights != candidate.weights:  # arms of two sweeps, as a rule
-                candidate = replace(candidate, name=f"{candidate.name} ({name})")
-            found[candidate.name, candidate.seed] = candidate
+    for name in dict.fromkeys(names):
+        own = _candidates(name, home, experiment, data_version)
+        taken = {title for title, _ in found}
+        if any(one.name in taken and not _same(found.get((one.name, one.seed)), one) for one in own):
+            # arms of two sweeps, as a rule: seeds of one are none of the other's
+            own = [replace(one, name=f"{one.name} ({name})") for one in own]
+        found |= {(one.name, one.seed): one for one in own}
     return list(found.values())
+
+
+def candidates_of_runs(
+    endings: Sequence[Literal["base"] | Which], runs: Sequence[Run], experiment: ExperimentConfig, data_version: str
+) -> list[Candidate]:
+    """Return what a sweep compares at its end: of these runs and no others, arm by arm, those that are finished.
+
+    runs: as the sweep planned them. experiment, data_version: of the policy that `base` stands for.
+    Raises CheckpointError where a finished run lacks the checkpoint, or has a damaged one.
+    """
+    finished = sorted((run for run in runs if run.finished), key=lambda run: run.spec.arm_number)
+    found: dict[tuple[str, int | None], Candidate] = {}
+    for ending in endings:
+        if ending == "base":
+            own = [_base(experiment, data_version)]
+        else:
+            own = [_of_seed(run.folder, ending, run.spec.arm, run.spec.cell, run.spec.seed) for run in finished]
+        found |= {(one.name, one.seed): one for one in own}
+    return list(found.values())
+
+
+def _same(known: Candidate | None, candidate: Candidate) -> bool:
+    return known is not None and known.weights == candidate.weights
 
 
 def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_version: str) -> list[Candidate]:
@@ -80,12 +106,14 @@ def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_versio
         from tasks.tracking.registry import find_registered
 
         return [_registered(name, find_registered(name, home))]
-    key, which = _split(name)
-    if "/" not in key and (home / "runs" / key).is_dir():
-        return [_of_run(home / "runs" / key, which, f"{told_name(home, key)} {which}")]
+    if "/" not in name and not Path(name).exists():  # a folder may have an @ in its name
+        key, which = _split(name)
+        if (home / "runs" / key).is_dir():
+            return [_of_run(home / "runs" / key, which, f"{told_name(home, key)} {which}")]
     place = locate(name, home)
     run = next((parent for parent in Path(place).resolve().parents if (parent / PLAN).is_file()), None)
-    return [Candidate(name, place, weights_of(place, experiment), run_key=run.name if run else "")]
+    weights, revision = weights_of(place, experiment)
+    return [Candidate(name, place, weights, run_key=run.name if run else "", revision=revision)]
 
 
 def _split(name: str) -> tuple[str, Which]:
@@ -101,8 +129,8 @@ def _split(name: str) -> tuple[str, Which]:
 def _base(experiment: ExperimentConfig, data_version: str) -> Candidate:
     policy = experiment.policy
     if isinstance(policy, PretrainedPolicy):
-        place = locate(policy.source, Path())
-        return Candidate(BASE, "", weights_of(place, experiment))
+        weights, revision = weights_of(locate(policy.source, Path()), experiment)
+        return Candidate(BASE, "", weights, revision=revision)
     return Candidate(BASE, "", fingerprint(BASE, policy, experiment.seed, data_version))
 
 
@@ -126,11 +154,14 @@ def _of_sweep(name: str, home: Path) -> list[Candidate]:
     chosen: dict[tuple[str, str, int], Path] = {}
     for folder, plan in sorted(own.items(), key=lambda item: (item[0] / "result.json").stat().st_mtime):
         chosen[plan["arm"], plan["cell"], plan["experiment"]["seed"]] = folder
-    found = []
-    for (of_arm, cell, seed), folder in sorted(chosen.items(), key=lambda item: own[item[1]]["arm_number"]):
-        title = " ".join(filter(None, [which if which == "start" else f"{of_arm} {which}", cell]))
-        found.append(replace(_of_run(folder, which, title), seed=seed))
-    return found
+    ordered = sorted(chosen.items(), key=lambda item: (own[item[1]]["arm_number"], item[0]))
+    return [_of_seed(folder, which, *place) for place, folder in ordered]
+
+
+def _of_seed(folder: Path, which: Which, arm: str, cell: str, seed: int) -> Candidate:
+    """Return a checkpoint of a sweep's run as one training seed of its arm; arms share what they start from."""
+    title = " ".join(filter(None, [which if which == "start" else f"{arm} {which}", cell]))
+    return replace(_of_run(folder, which, title), seed=seed)
 
 
 def _finished(home: Path) -> dict[Path, dict[str, Any]]:
@@ -143,7 +174,7 @@ def _of_run(folder: Path, which: Which, title: str) -> Candidate:
     """Return a checkpoint of a run. Raises CheckpointError where it is not there or damaged."""
     place = checkpoint_of(folder, which)
     verify_folder(place)
-    return Candidate(title, str(place), policy_digest(place), run_key=folder.name)
+    return Candidate(title, str(place), policy_digest(place), run_key="" if which == "start" else folder.name)
 
 
 def checkpoint_of(folder: Path, which: Which) -> Path:
@@ -174,26 +205,42 @@ def _registered(name: str, found: "Registered") -> Candidate:
     return Candidate(name, str(found.folder), digest, run_key=found.run_key)
 
 
-def weights_of(place: str, experiment: ExperimentConfig) -> str:
-    """Return what changes with the weights of a folder or hub name: of the hub its commit."""
+def weights_of(place: str, experiment: ExperimentConfig) -> tuple[str, str | None]:
+    """Return what changes with the weights of a folder or hub name, and the commit of a hub name."""
     folder = Path(place)
     if folder.is_dir():
-        return policy_digest(folder) if (folder / MANIFEST).is_file() else fingerprint(checksums(folder))
+        return policy_digest(folder) if (folder / MANIFEST).is_file() else fingerprint(checksums(folder)), None
     if not HUB_NAME.fullmatch(place):
         raise CheckpointError(f"{place} is no folder and no hub name")
     policy = experiment.policy
-    pinned = policy.revision if isinstance(policy, PretrainedPolicy) and policy.name == place else None
-    if pinned is not None and re.fullmatch("[0-9a-f]{40}", pinned):
-        return f"{place}@{pinned}"
-    return f"{place}@{_commit(place, pinned)}"
+    commit = policy.revision if isinstance(policy, PretrainedPolicy) and policy.name == place else None
+    if commit is None or not re.fullmatch("[0-9a-f]{40}", commit):
+        commit = _commit(place, commit)
+    return f"{place}@{commit}", commit
+
+
+def at_its_commit(model: Candidate, experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment that loads a model of the hub at its commit; for other models the experiment as it is. Code that
+    comes with a model runs for the experiment's own alone."""
+    policy = experiment.policy
+    if model.revision is None:
+        return experiment
+    if isinstance(policy, PretrainedPolicy) and model.place in ("", policy.name):
+        pinned = policy.model_copy(update={"revision": model.revision})
+    else:
+        settings = policy if isinstance(policy, PretrainedPolicy) else PretrainedPolicy(name=model.place)
+        of_it = {"name": model.place, "revision": model.revision, "trust_remote_code": False}
+        pinned = settings.model_copy(update=of_it)
+    return experiment.model_copy(update={"policy": pinned})
 
 
 def _commit(name: str, revision: str | None) -> str:
     """Return the commit that a hub name stands for now. Raises CheckpointError where the hub does not say."""
-    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
-        commit: str | None = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)._commit_hash
+        file = cached_file(name, "config.json", revision=revision)
+        commit = extract_commit_hash(file, None)  # snapshots/<commit>/config.json
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name}: the hub gives no such model ({error}). Check the name; a private one needs HF_TOKEN, and a machine without "

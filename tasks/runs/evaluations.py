@@ -14,7 +14,7 @@ from igpo_core.config import ExperimentConfig, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_text
 from igpo_core.settings import Decoding
-from tasks.runs.candidates import Candidate
+from tasks.runs.candidates import Candidate, at_its_commit
 from tasks.runs.devices import borrowed_device
 from tasks.runs.locks import locked
 from tasks.runs.processors import processor
@@ -177,8 +177,9 @@ def _load(unit: Unit, environments: Environments) -> "Policy":
     from igpo_core.policies import build_policy, load_policy
 
     if unit.model.place:
-        return load_policy(unit.model.place, unit.data.experiment)
-    return build_policy(environments.own.experiment, environments.of(environments.own))
+        return load_policy(unit.model.place, at_its_commit(unit.model, unit.data.experiment))
+    own = environments.own
+    return build_policy(at_its_commit(unit.model, own.experiment), environments.of(own))
 
 
 def _measure(unit: Unit, policy: "Policy", environments: Environments, on: str) -> Measured:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 METRICS_A_CALL = 1000  # MLflow's limit for one log_batch call
+TAG = 8000  # MLflow's limit for a tag's value, in characters; the store cuts or refuses a longer one
 
 
 def log_model(study: str, results: Results, home: Path) -> tuple[str, str]:
@@ -93,8 +93,9 @@ def _logged_model(tags: Mapping[str, str]) -> "LoggedModel | None":
 
 
 def log_comparison(study: str, compared: Compared, results: Results, links: Sequence[tuple[str, str]]) -> str:
-    """Log tables and figure of all models, and return the address of the run, tagged kind=comparison. links: to the models'
-    runs."""
+    """Log tables and figure of all models, and return the address of the run, tagged kind=comparison. Its metrics are
+    model_1/score, model_2/difference and so on, by the places of the models, and tag model_1 names one: a name as it was given
+    may be none for MLflow. links: to the models' runs."""
     from mlflow.entities import Metric
 
     mlflow, experiment = client(), experiment_id(study)
@@ -105,20 +106,29 @@ def log_comparison(study: str, compared: Compared, results: Results, links: Sequ
         return run_url(experiment, found[0].info.run_id)
     sets = {unit.data.version: unit.data for unit in units}
     models = list(dict.fromkeys(row.model for row in compared.scores))
-    tags = {"kind": "comparison", "measured": key, "models": ", ".join(models), "data_version": ",".join(sorted(sets))}
+    places = {model: f"model_{place}" for place, model in enumerate(models, start=1)}
+    tags = {
+        "kind": "comparison",
+        "measured": key,
+        "models": ", ".join(models)[:TAG],
+        "data_version": ",".join(sorted(sets)),
+        **{place: model[:TAG] for model, place in places.items()},  # what the names of the metrics stand for
+    }
     name = f"compare {', '.join(models)}"[:250]
     run_id = (found[0] if found else mlflow.create_run(experiment, tags=tags, run_name=name)).info.run_id
     for data in sets.values():
         log_dataset(run_id, dataset_of(data.experiment.data, data.folder), "evaluation")
     now = int(time.time() * 1000)
     numbers = {
-        f"{_plain(row.model)}/{name}": value
+        f"{places[row.model]}/{name}": value
         for row in compared.scores
         if row.part == shown.whole_of(compared.scores)
         for name, value in (("score", row.score), ("difference", row.difference), ("p", row.p))
         if value is not None
     }
-    mlflow.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
+    logged = [Metric(name, value, now, 0) for name, value in numbers.items()]
+    for start in range(0, len(logged), METRICS_A_CALL):
+        mlflow.log_batch(run_id, metrics=logged[start : start + METRICS_A_CALL])
     rows, by_slice = compared.rows, shown.slice_rows(compared.scores, compared.unseen)
     pages = [f"- [{title}]({address})" for title, address in links]
     text = shown.page(study, compared.words, rows, by_slice, pages)
@@ -133,11 +143,6 @@ def log_comparison(study: str, compared: Compared, results: Results, links: Sequ
                 writer.writerows(table)
         shown.draw(compared.scores, compared.unseen, compared.title, folder / "comparison.png")
         mlflow.log_artifacts(run_id, str(folder))
-    mlflow.set_tag(run_id, "mlflow.note.content", text)  # what the run's page shows first
+    mlflow.set_tag(run_id, "mlflow.note.content", shown.note(study, compared.words, rows, pages, TAG))
     mlflow.set_terminated(run_id)
     return run_url(experiment, run_id)
-
-
-def _plain(name: str) -> str:
-    """A model's name with the characters that MLflow takes in a metric's name."""
-    return re.sub(r"[^\w\-./ :]", "_", name)

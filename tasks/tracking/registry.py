@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpo_core.checkpoints import MANIFEST, policy_digest
 from igpo_core.config.identity import fingerprint
+from igpo_core.config.specification import spell_changes
 from igpo_core.errors import CheckpointError
 from igpo_core.folders import fill_folder
 from igpo_core.run import read_best
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
 ALIAS = "best"
+EXPLORATORY = "exploratory"
+LONGEST = 200  # characters of an alias; MLflow takes 255
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,26 @@ class Registered:
     """Of the run that made it; empty where none of ours did."""
 
 
-def alias_of(cell: str) -> str:
-    """Return the alias of a cell's winner: "best", or "best-group-8" of cell group=8."""
-    return "-".join(filter(None, [ALIAS, re.sub(r"[^A-Za-z0-9_]+", "-", cell)]))
+def alias_of(cell: str, exploratory: bool = False) -> str:
+    """Return the alias of a cell's winner: "best", or "best-group-8" of cell group=8; "exploratory" in place of "best" where
+    arms, seeds or settings were chosen after the preset. Cells have aliases of their own: where signs were lost, as in
+    group=-1, a hash of the cell follows two hyphens."""
+    alias = "-".join(filter(None, [EXPLORATORY if exploratory else ALIAS, re.sub(r"[^A-Za-z0-9_]+", "-", cell)]))
+    if re.fullmatch(r"(\w+=\w+(,\w+=\w+)*)?", cell, re.ASCII) and len(alias) <= LONGEST:
+        return alias
+    return f"{alias[:LONGEST]}--{fingerprint(cell)}"
 
 
 def register_winner(
     winner: Winner, runs: Sequence[Run], specification: Mapping[str, Any], report: str, exploratory: Sequence[str]
 ) -> str:
     """Register the winner's checkpoint as a version of the model that has the study's name, move the alias to it, and return
-    "models:/<study>@<alias>". A version that is there is found again.
+    "models:/<study>@<alias>". A version that is there is found again. A sweep that departs from its preset moves the alias
+    "exploratory" alone: whoever asks for the best gets what was fixed beforehand.
 
     runs: of the winning arm in its cell. The one with the highest score on dev is taken, with its checkpoint that was best on
-    dev: test chooses nothing. report: MLflow run of the report. exploratory: in what the sweep departs from its preset.
+    dev: test chooses nothing. report: MLflow run of the report. exploratory: in what the sweep departs from its preset,
+    besides the settings in `changes` of the specification.
     """
     import yaml
 
@@ -54,7 +64,9 @@ def register_winner(
     folder = run.folder / "best" / f"step-{step:06d}"
     sent = read_sent(run.folder)
     assert sent is not None  # a report was made of it
-    study, alias, digest = run.spec.study, alias_of(winner.cell), policy_digest(folder)
+    changes = specification.get("changes")
+    departures = [*exploratory, *([f"set {spell_changes(changes)}"] if changes else [])]
+    study, alias, digest = run.spec.study, alias_of(winner.cell, bool(departures)), policy_digest(folder)
     tags = {
         "arm": winner.arm,
         "verdict": winner.verdict,
@@ -69,7 +81,7 @@ def register_winner(
         "checkpoint": folder.relative_to(run.home).as_posix(),
         "policy_sha256": digest,
         "report": report,
-        "exploratory": "; ".join(exploratory),
+        "exploratory": "; ".join(departures),
     }
     mlflow = client()
     version = _known(study, tags) or _new(study, sent.run_id, folder, step, tags)
@@ -126,14 +138,48 @@ def find_registered(name: str, home: Path) -> Registered:
     """
     with answering():
         version = _version(name)
-        digest = version.tags.get("policy_sha256")
-        own = home / version.tags["checkpoint"] if "checkpoint" in version.tags else None
+        digest, run_key = version.tags.get("policy_sha256"), _run_key(name, version.tags)
+        own = _own(name, version.tags, home)
         if own is not None and (own / MANIFEST).is_file() and policy_digest(own) == digest:
-            return Registered(own, version.tags["run_key"])
+            return Registered(own, run_key)
         folder = _fetched(version, own, home)
         if digest is not None and (not (folder / MANIFEST).is_file() or policy_digest(folder) != digest):
             raise CheckpointError(f"model {name}: MLflow has other files than were registered: register it again")
-        return Registered(folder, version.tags.get("run_key", ""))
+        return Registered(folder, run_key)
+
+
+def _own(name: str, tags: Mapping[str, str], home: Path) -> Path | None:
+    """Return where a checkpoint of ours lies on this disk; None of a version that none of our sweeps registered. Tags are
+    anybody's who writes to MLflow.
+
+    Raises CheckpointError where a tag is missing, or names a place that is not below the home.
+    """
+    if "checkpoint" not in tags:
+        return None
+    missing = [tag for tag in ("policy_sha256", "run_key") if not tags.get(tag)]
+    if missing:
+        raise CheckpointError(
+            f"model {name}: its version in MLflow has the tag checkpoint and lacks {', '.join(missing)}, which a sweep sets with "
+            "it: register it again, or delete the tag checkpoint"
+        )
+    own = (home / tags["checkpoint"]).resolve()
+    if not own.is_relative_to(home.resolve()):
+        raise CheckpointError(
+            f"model {name}: its tag checkpoint in MLflow, {tags['checkpoint']!a}, names no folder below {home}: nothing is read "
+            "there. Register it again"
+        )
+    return home / tags["checkpoint"]
+
+
+def _run_key(name: str, tags: Mapping[str, str]) -> str:
+    """Return the key of the run that made a version, "" where none did. Raises CheckpointError where it is none: it names a
+    folder."""
+    run_key = tags.get("run_key", "")
+    if not re.fullmatch("([0-9a-f]{12})?", run_key):
+        raise CheckpointError(
+            f"model {name}: its tag run_key in MLflow, {run_key!a}, is no key of a run, twelve hex digits: register it again"
+        )
+    return run_key
 
 
 def _version(name: str) -> "ModelVersion":

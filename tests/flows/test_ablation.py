@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.command import main
+from flows.parameters import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,20 @@ def test_what_a_sweep_cannot_end_with(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit, match="2"):
         main(["tiny", "--evaluate", "last,first"])
     assert "first: give some of base, start, last, best" in capsys.readouterr().err
+
+
+def test_a_sweep_with_factors_ends_with_no_comparison_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before any server is asked: cells have settings of their own, and were measured under those of the first."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    path = tmp_path / "crossed.yaml"
+    content = yaml.safe_load((PRESETS / "tiny.yaml").read_text())
+    levels = {"4": {"rollout.group_size": 4}, "8": {"rollout.group_size": 8}}
+    path.write_text(yaml.safe_dump({**content, "name": "crossed", "factors": {"group": levels}}))
+    assert main([str(path), "--evaluate", "start,last"]) == 1
+    told = capsys.readouterr().err
+    assert "evaluate: crossed has factors (group)" in told and "without evaluate" in told and "cell='group=4'" in told
 
 
 def test_a_name_is_checked_before_anything_heavy_is_imported() -> None:

@@ -57,3 +57,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         asked(["tiny", "tiny"])
     with pytest.raises(ConfigError, match="no test question of nq: its sources are lookup"):
         asked(sources=["nq"])
+
+
+def test_a_sweep_ends_with_the_settings_and_data_that_its_runs_had(tmp_path: Path) -> None:
+    """Meanwhile its file is another one, and asks other questions."""
+    from flows import asked as flows_asked
+    from flows.presets import resolve
+    from igpo_core.config import make_plan
+    from tasks.data.publishing import prepare
+    from tasks.home import home
+
+    path = other(tmp_path, "mine", kind="lookup", train=8, dev=4, test=4)
+    request = resolve(path, {"rollout.max_turns": 3}, None, [5, 6])
+    version = prepare(request.specification.base.data, home()).version
+    plan = make_plan(request.specification, {"": version})
+    other(tmp_path, "mine", kind="lookup", train=8, dev=4, test=6)
+    found = flows_asked.plan_sweep_evaluation(["base"], plan, print)
+    assert {unit.data.version for unit in found.units} == {version}
+    assert {unit.data.experiment.rollout.max_turns for unit in found.units} == {3}
+    assert {unit.draw for unit in found.units} == {5, 6} and {unit.data.split for unit in found.units} == {"test"}
+    assert len(found.environments.questions(found.units[0].data)) == 4
+    assert found.specification == request.specification

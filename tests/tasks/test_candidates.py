@@ -11,7 +11,7 @@ from igpo_core.checkpoints import checkpoint_folder, policy_digest, write_folder
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.runs.candidates import BASE, find_candidates
-from tasks.runs.planned import Run, write_plan, write_result
+from tasks.runs.planned import Run, write_result, write_run
 from tests.tasks.planned import planned
 
 
@@ -27,7 +27,7 @@ def finished(home: Path, arm: str, seed: int, when: float = 0.0, **given: Any) -
     """A run with checkpoints at steps 2 and 4, the best on dev at step 2, and the warm start of its seed."""
     experiment = ExperimentConfig(seed=seed, replicate=int(arm == "outcome_only"))  # arms are other experiments
     run = planned(home, experiment, arm=arm, **given)
-    write_plan(run)
+    write_run(run)
     for step in (2, 4):
         checkpoint(checkpoint_folder(run.folder, step), f"{run.spec.run_key} {step}")
     checkpoint(run.folder / "best" / "step-000002", f"{run.spec.run_key} 2")
@@ -80,6 +80,32 @@ def test_arms_of_two_sweeps_are_told_apart(tmp_path: Path) -> None:
     assert names == ["igpo last", "igpo last (sweep:/other)"]
 
 
+def test_training_seeds_of_two_sweeps_are_never_one_model(tmp_path: Path) -> None:
+    """Seeds 0 and 1 of one, 1 and 2 of the other: of the arm and of the start, whose seed 1 has the same weights."""
+    for sweep, seeds in (("a", (0, 1)), ("b", (1, 2))):
+        for seed in seeds:
+            finished(tmp_path, "igpo", seed, sweep=sweep)
+    named = [(name, seed) for name, seed, _ in found(tmp_path, "sweep:/a", "sweep:/b")]
+    assert named == [("igpo last", 0), ("igpo last", 1), ("igpo last (sweep:/b)", 1), ("igpo last (sweep:/b)", 2)]
+    starts = [(name, seed) for name, seed, _ in found(tmp_path, "sweep:/a@start", "sweep:/b@start")]
+    assert starts == [("start", 0), ("start", 1), ("start (sweep:/b@start)", 1), ("start (sweep:/b@start)", 2)]
+
+
+def test_a_name_that_only_joins_new_seeds_to_a_known_model_is_renamed_whole(tmp_path: Path) -> None:
+    """The other sweep has no seed in common, and a second arm: both of its arms carry its name."""
+    finished(tmp_path, "igpo", 0, sweep="a")
+    finished(tmp_path, "igpo", 1, sweep="b")
+    finished(tmp_path, "outcome_only", 1, sweep="b", arm_number=1)
+    names = [name for name, _, _ in found(tmp_path, "sweep:/a", "sweep:/b")]
+    assert names == ["igpo last", "igpo last (sweep:/b)", "outcome_only last (sweep:/b)"]
+
+
+def test_the_same_models_by_two_names_are_there_once(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        finished(tmp_path, "igpo", seed)
+    assert len(found(tmp_path, "sweep:/sweep", "sweep:/sweep", "sweep:/sweep/igpo")) == 2
+
+
 def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
     finished(tmp_path, "igpo", 0)
     with pytest.raises(CheckpointError, match=r"sweep:/nowhere: no finished run.*sweeps with finished runs: sweep$"):
@@ -89,7 +115,7 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="models:/study: give a registered one as models:/<name>@<alias>"):
         found(tmp_path, "models:/study")
     run = planned(tmp_path, ExperimentConfig(seed=9))
-    write_plan(run)
+    write_run(run)
     with pytest.raises(CheckpointError, match="has no checkpoint @best"):
         found(tmp_path, f"{run.spec.run_key}@best")
 
@@ -134,3 +160,40 @@ def test_a_folder_without_a_manifest_has_an_identity_of_its_files(tmp_path: Path
     (tmp_path / "model" / "model.safetensors").write_text("two")
     (two,) = find_candidates([str(tmp_path / "model")], tmp_path, ExperimentConfig(), "data")
     assert one.weights != two.weights and one.name == str(tmp_path / "model")
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qwen@8bit", "qwen@best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(tmp_path / "qwen@8bit"), "./qwen@best", "qwen@8bit"):
+        (one,) = find_candidates([given], tmp_path, ExperimentConfig(), "data")
+        assert (one.name, one.place) == (given, str(Path(given)))
+    with pytest.raises(CheckpointError, match="no folder of this name"):
+        found(tmp_path, "/data/qwen@4bit")
+
+
+def test_what_a_start_was_trained_from_is_the_run_of_no_arm(tmp_path: Path) -> None:
+    """Two arms share it: as the model of either's training run it would be called the work of that arm."""
+    runs = [finished(tmp_path, arm, 0) for arm in ("igpo", "outcome_only")]
+    names = ["sweep:/sweep@start", f"{runs[0].spec.run_key}@start"]
+    assert [one.run_key for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")] == ["", ""]
+
+
+def test_a_sweep_ends_with_its_own_runs_and_no_others_of_its_name(tmp_path: Path) -> None:
+    """On disk lie an arm that was left out, a seed that was added once, and a run of the edited arm where its own failed."""
+    from tasks.runs import candidates
+
+    base = [finished(tmp_path, "outcome_only", seed) for seed in (0, 1)]
+    kept, failed = (finished(tmp_path, "igpo", seed, arm_number=1) for seed in (0, 1))
+    failed.result_file.unlink()
+    finished(tmp_path, "igpo", 1, arm_number=1, data_version="before the edit")
+    finished(tmp_path, "left_out", 0, arm_number=2)
+    finished(tmp_path, "outcome_only", 7)
+    every = [base[0], kept, base[1], failed]
+    own = candidates.candidates_of_runs(["base", "start", "last"], every, ExperimentConfig(), "data")
+    assert [(one.name, one.seed) for one in own] == [
+        (BASE, None), ("start", 0), ("start", 1), ("outcome_only last", 0), ("outcome_only last", 1), ("igpo last", 0)
+    ]  # fmt: skip
+    assert own[-1].run_key == kept.spec.run_key

@@ -130,6 +130,21 @@ def test_an_arm_is_not_judged_by_the_training_seeds_it_survived() -> None:
     assert whole(compare([*six, *up], asked(1), 0))["up"].verdict == "better"
 
 
+@pytest.mark.parametrize(("base", "up"), [(range(200, 207), [203]), ([203], range(200, 207)), ([3], [4])])
+def test_an_arm_that_kept_one_training_seed_is_not_judged(base: Sequence[int], up: Sequence[int]) -> None:
+    """All .1 apart on each of six questions: over seven seeds the test had 2 / 2^7, over questions 2 / 2^6."""
+    own = [draw for seed in base for draw in draws("base", seed, [[0.2] * 6])]
+    other = [draw for seed in up for draw in draws("up", seed, [[0.3] * 6])]
+    found = whole(compare([*own, *other], asked(6), 0))["up"]
+    assert (found.verdict, found.p) == ("runs missing", None) and found.difference == pytest.approx(0.1)
+
+
+def test_one_training_seed_that_both_have_is_tested_over_questions() -> None:
+    """Six questions, each .1 above: 2 / 2^6."""
+    found = whole(compare([*draws("base", 3, [[0.2] * 6]), *draws("up", 3, [[0.3] * 6])], asked(6), 0))["up"]
+    assert found.verdict == "better" and found.p == pytest.approx(2 / 64)
+
+
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_score_that_is_no_number_is_refused(score: float) -> None:
     with pytest.raises(DataError, match=r"one: the score of question 1 with sampling seed 0 is no finite number"):

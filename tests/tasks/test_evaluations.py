@@ -130,3 +130,49 @@ def test_sources_and_the_first_of_each(setting: tuple[Path, DataSet]) -> None:
     environments._opened[data.version] = Mixed()  # type: ignore[assignment]
     assert environments.questions(replace(data, limit=2)) == mixed[:4]
     assert environments.questions(replace(data, limit=2, sources=("s1",))) == [mixed[1], mixed[3]]
+
+
+def test_a_hub_model_is_loaded_at_the_commit_that_it_is_kept_under(
+    setting: tuple[Path, DataSet],
+    taught: tuple[ExperimentConfig, Any, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hub's cache, without network: `main` is commit a while models are found, and commit b when they are loaded. Commit b
+    has zeros for weights."""
+    import torch
+
+    (_, data), (config, _, policy) = setting, taught
+    folder = tmp_path / "models--owner--model"
+    for commit in ("a" * 40, "b" * 40):
+        zeros = {name: torch.zeros_like(value) for name, value in policy.model.state_dict().items()}
+        save_policy(policy, folder / "snapshots" / commit, zeros if commit[0] == "b" else None)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    unpinned = ExperimentConfig.model_validate(
+        {**config.model_dump(), "policy": {"kind": "pretrained", "name": "owner/model"}}
+    )
+    sets = {name: replace(data, experiment=one) for name, one in (("owner/model", config), ("base", unpinned))}
+    found = {name: find_candidates([name], tmp_path, one.experiment, data.version)[0] for name, one in sets.items()}
+    (folder / "refs" / "main").write_text("b" * 40)
+    for name, one in found.items():
+        assert one.weights == f"owner/model@{'a' * 40}"
+        loaded = evaluations._load(Unit(one, sets[name], "sampled", 0), Environments(sets[name]))
+        for key, value in policy.model.state_dict().items():
+            assert torch.equal(loaded.model.state_dict()[key], value), (name, key)
+
+
+def test_code_of_another_model_of_the_hub_does_not_run_at_its_commit() -> None:
+    from tasks.runs.candidates import Candidate, at_its_commit
+
+    commit, policy = (
+        "c" * 40,
+        {"kind": "pretrained", "name": "owner/own", "revision": "a" * 40, "trust_remote_code": True},
+    )
+    own = ExperimentConfig.model_validate({"policy": policy})
+    pinned = at_its_commit(Candidate("x/other", "x/other", "w", revision=commit), own).policy
+    assert (pinned.name, pinned.revision, pinned.trust_remote_code) == ("x/other", commit, False)  # type: ignore[union-attr]
+    assert at_its_commit(Candidate("owner/own", "owner/own", "w", revision="a" * 40), own) == own
+    assert at_its_commit(Candidate("folder", "/folder", "w"), own) is own

@@ -44,7 +44,7 @@ def trained(home: Path, seed: int, score: float, study: str) -> Run:
 
 def register(runs: list[Run], study: str, report: str = "r1", **changes: Any) -> str:
     winner = Winner(**{**vars(WINNER), **changes})
-    return register_winner(winner, runs, {**SPECIFICATION, "name": study}, report, ["seed 9 added"])
+    return register_winner(winner, runs, {**SPECIFICATION, "name": study}, report, [])
 
 
 def test_the_run_that_was_best_on_dev_is_registered_once_with_what_it_is(mlflow_server: str, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_run_that_was_best_on_dev_is_registered_once_with_what_it_is(mlflow_
     expected = {
         "arm": "igpo", "verdict": "better than outcome_only: +0.200 [+0.100, +0.300], p 0.031, 6 seeds", "seed": "1",
         "step": "2", "run_key": best.spec.run_key, "specification": comparison_of({**SPECIFICATION, "name": "one"}),
-        "policy_sha256": policy_digest(folder), "report": "r1", "exploratory": "seed 9 added", "sweep": "sweep",
+        "policy_sha256": policy_digest(folder), "report": "r1", "exploratory": "", "sweep": "sweep",
     }  # fmt: skip
     assert {name: version.tags[name] for name in expected} == expected
     assert yaml.safe_load(version.tags["specification.yaml"])["arms"] == SPECIFICATION["arms"]
@@ -74,12 +74,71 @@ def test_another_verdict_moves_the_alias_and_keeps_the_version_of_before(mlflow_
     register([second], "two", "r2")
     register([first], "two", cell="group=8")
     model = client().get_registered_model("two")
-    assert (
-        model.aliases == {"best": "2", "best-group-8": "1"}
-        and alias_of("group=8,gamma=0.9") == "best-group-8-gamma-0-9"
-    )
+    assert model.aliases == {"best": "2", "best-group-8": "1"}
     assert find_registered("models:/two/1", tmp_path).run_key == first.spec.run_key
     assert find_registered("models:/two@best", tmp_path).run_key == second.spec.run_key
+
+
+@pytest.mark.parametrize("given", [(["seeds 7 added"], {}), ([], {"optimizer.learning_rate": 1e-5})])
+def test_an_exploratory_start_leaves_the_alias_of_the_best_where_it_is(
+    mlflow_server: str, tmp_path: Path, given: tuple[list[str], dict[str, Any]]
+) -> None:
+    exploratory, changes = given
+    study = f"explored-{len(changes)}"
+    first, second = trained(tmp_path, 0, 0.5, study), trained(tmp_path, 1, 0.9, study)
+    register([first], study)
+    specification = {**SPECIFICATION, "name": study, "changes": changes}
+    name = register_winner(WINNER, [second], specification, "r2", exploratory)
+    assert name == f"models:/{study}@exploratory"
+    assert client().get_registered_model(study).aliases == {"best": "1", "exploratory": "2"}
+    said = client().get_model_version(study, "2").tags["exploratory"]
+    assert said == "; ".join(exploratory) or "optimizer.learning_rate" in said
+
+
+def test_each_cell_has_an_alias_of_its_own_that_mlflow_takes(mlflow_server: str, tmp_path: Path) -> None:
+    cells = [
+        "", "group=1", "group=-1", "group=1.5", "group=1-5", "group=1_5", "a=1,b=2", "a-1=b,c=2", "a=1-b,c=2",
+        ",".join(f"{letter * 64}={'x' * 64}" for letter in "abc"), ",".join(f"{letter * 64}={'x' * 64}" for letter in "abd"),
+    ]  # fmt: skip
+    aliases = [alias_of(cell) for cell in cells]
+    assert len({alias.lower() for alias in aliases}) == len(cells)
+    assert aliases[:2] == ["best", "best-group-1"] and aliases[6] == "best-a-1-b-2"
+    register([trained(tmp_path, 0, 0.5, "cells")], "cells")
+    for alias in aliases:
+        client().set_registered_model_alias("cells", alias, "1")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [
+        ("checkpoint", "../outside", "names no folder below"),
+        ("checkpoint", "{there}/outside", "names no folder below"),
+        ("run_key", "../../outside", "no key of a run"),
+        ("run_key", None, "lacks run_key"),
+        ("policy_sha256", None, "lacks policy_sha256"),
+    ],
+)
+def test_tags_that_lead_elsewhere_or_are_missing_are_told(
+    mlflow_server: str, tmp_path: Path, tag: str, value: str | None, told: str
+) -> None:
+    """Whoever writes to MLflow may set them; the folder outside holds the very files that were registered."""
+    import shutil
+
+    study = "tags"
+    made = trained(tmp_path / "home", 0, 0.5, study)
+    register([made], study)
+    shutil.copytree(made.folder / "best" / "step-000002", tmp_path / "outside")
+    version = client().get_model_version_by_alias(study, "best").version
+    if value is None:
+        client().delete_model_version_tag(study, version, tag)
+    else:
+        client().set_model_version_tag(study, version, tag, value.format(there=tmp_path))
+    try:
+        find_registered(f"models:/{study}@best", tmp_path / "home")
+        said = "nothing"
+    except (CheckpointError, KeyError) as error:
+        said = str(error)
+    assert told in said
 
 
 def test_another_machine_fetches_the_files_from_mlflow_once(
