@@ -24,7 +24,7 @@ from flows.report import register_winners, show_links, show_report, tell_what_mo
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
 from flows.work import announce, simultaneous
-from igpo_core.config import AblationSpecification, make_plan
+from igpo_core.config import AblationSpecification, Plan, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
 from tasks.data.published import mark_whole
@@ -94,14 +94,7 @@ def ablation(
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
             request = request.go_on(more)
-    if report.reused:
-        say(f"the report of {report.made} holds: nothing that it is made of has changed")
-    show_report(report, plan.sweep)
-    register_winners(plan, report, say)
-    tell_what_moved(specification.name, report, say)
-    file = {"file": str(report.file)} if report.file else {}
-    say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))
-    links |= {"curves": report.compare, "report": report.url, **file}
+    links |= tell(plan, report, say)
     if evaluate:
         compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
     return {
@@ -111,6 +104,18 @@ def ablation(
         "failed": failed,
         "links": links,
     }
+
+
+def tell(plan: Plan, report: Report, say: Say) -> dict[str, str]:
+    """Show the report, register its winner, and say the answer. Returns the links."""
+    if report.reused:
+        say(f"the report of {report.made} holds: nothing that it is made of has changed")
+    show_report(report, plan.sweep)
+    register_winners(plan, report, say)
+    tell_what_moved(plan.specification.name, report, say)
+    file = {"file": str(report.file)} if report.file else {}
+    say("\n".join(["", report.terminal, "", f"Report   {report.url}", *(f"         {path}" for path in file.values())]))
+    return {"curves": report.compare, "report": report.url, **file}
 
 
 def make_ready(specification: AblationSpecification, versions: Mapping[str, str], home: Path, say: Say) -> None:

@@ -118,9 +118,6 @@ def write_report(
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
     reports[0] = replace(reports[0], words=reports[0].words.warn([arm.sentence() for arm in left]))
-    widths = [
-        row.high - row.low for r in reports for row in r.summaries if row.low is not None and row.high is not None
-    ]
     answer = _answer(specification, cells, reports, exploratory, added)
     compare = show_view(
         experiment, study, sweep, specification["arms"], specification["description"], rubric_of(specification)
@@ -134,7 +131,7 @@ def write_report(
         terminal=_terminal(reports, answer),
         warnings=[f"{r.cell}: {line}" if r.cell else line for r in reports for line in r.words.warnings],
         rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
-        widest=max(widths, default=None),
+        widest=_widest(reports),
         moved=left,
         winners=winners(specification, reports, _answering(specification)),
         exploratory=exploratory,
@@ -144,12 +141,23 @@ def write_report(
     _write_files(report, specification, sweep, versions_by_cell, places, cells, again, reports)
     for one in reports:
         _log_summaries(run_id, one.summaries, one.cell)
-    client().set_tag(run_id, "answer", report.answer)  # what a night repeats
-    client().set_tag(run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
-    if client().get_run(run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
-        client().set_terminated(run_id)
-    client().set_tag(run_id, MADE_OF, made_of)
+    _finish(report, made_of)
     return report
+
+
+def _widest(reports: Sequence[CellReport]) -> float | None:
+    """The width of the widest interval; None where there is none."""
+    rows = [row for report in reports for row in report.summaries]
+    return max((row.high - row.low for row in rows if row.low is not None and row.high is not None), default=None)
+
+
+def _finish(report: Report, made_of: str) -> None:
+    """Tell the report's run in MLflow what it says, and that it is whole."""
+    client().set_tag(report.run_id, "answer", report.answer)  # what a night repeats
+    client().set_tag(report.run_id, "mlflow.note.content", report.markdown)  # what the run's page shows first
+    if client().get_run(report.run_id).info.status != "FINISHED":  # else the run would seem to have lasted until now
+        client().set_terminated(report.run_id)
+    client().set_tag(report.run_id, MADE_OF, made_of)
 
 
 def read_report(run_id: str) -> Report:
