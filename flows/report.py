@@ -64,7 +64,8 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, a
     retry_condition_fn=mlflow_is_away,
 )
 def register_winners(plan: Plan, report: Report, say: Say) -> None:
-    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best, or @exploratory of a
+    sweep that departs from its preset. Where a sweep adds seeds until
     an interval is narrow, this is of its last report alone."""
     content = plan.specification.model_dump(mode="json")
     runs = {spec.run_key: Run(spec, home()) for spec in plan.runs}
