@@ -63,7 +63,8 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, a
     retry_condition_fn=mlflow_is_away,
 )
 def register_winners(plan: Plan, report: Report, say: Say) -> None:
-    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best. Where a sweep adds seeds until
+    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best, or @exploratory of a
+    sweep that departs from its preset. Where a sweep adds seeds until
     an interval is narrow, this is of its last report alone."""
     from tasks.tracking.registry import register_winner  # torch takes seconds
 
