@@ -21,7 +21,14 @@ STANDS = Change("rms", "group=8", effect=0.3, before=0.25, now=0.35, low=-0.1, h
 
 
 def report(experiment: str, sweep: str, pairs: int) -> None:
-    tags = {"kind": "report", "specification": "same", "sweep": sweep, "answer": f"of {sweep}"}
+    tags = {
+        "kind": "report",
+        "specification": "same",
+        "sweep": sweep,
+        "answer": f"of {sweep}",
+        "arms": "base,igpo",
+        "seeds": "0",
+    }
     mlflow = MlflowClient()
     run = mlflow.create_run(experiment, tags=tags).info.run_id
     mlflow.log_metric(run, "report/igpo/pairs", pairs)
