@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flows.asked import Asked, plan_evaluation
 from flows.parameters import Changes, Preset, Seeds
-from flows.report import mlflow_is_away
+from flows.report import OUTLASTS_MLFLOW
 from flows.terminal import hush_tasks
 from tasks.home import home, open_home
 from tasks.prefect_runs import RunPage, Say, run_log
@@ -104,14 +104,7 @@ def measure_model(title: str, told: Any) -> None:
     measure(units, environments, home(), say)
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    task_run_name="log to MLflow",
-    retries=30,
-    retry_delay_seconds=20,
-    retry_condition_fn=mlflow_is_away,
-)
+@task(**OUTLASTS_MLFLOW, task_run_name="log to MLflow")
 def log_to_mlflow(study: str, compared: "Compared", results: Any) -> str:
     """Log a run for each set of weights, and one that compares them. Returns its link."""
     from tasks.report.evaluated import by_weights

@@ -29,14 +29,17 @@ def mlflow_is_away(task: Any, task_run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), MlflowAway)
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    task_run_name="report",
-    retries=30,
-    retry_delay_seconds=20,
-    retry_condition_fn=mlflow_is_away,
-)
+# of a task that needs MLflow: tried for ten minutes while it is away
+OUTLASTS_MLFLOW: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 30,
+    "retry_delay_seconds": 20,
+    "retry_condition_fn": mlflow_is_away,
+}
+
+
+@task(**OUTLASTS_MLFLOW, task_run_name="report")
 def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, added: Sequence[int] = ()) -> Report:
     """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
     again: the command that makes the comparison once more. added: seeds that `until` added.
@@ -54,18 +57,12 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, a
         )
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    task_run_name="register the winner",
-    retries=30,
-    retry_delay_seconds=20,
-    retry_condition_fn=mlflow_is_away,
-)
+@task(**OUTLASTS_MLFLOW, task_run_name="register the winner")
 def register_winners(plan: Plan, report: Report, say: Say) -> None:
-    """Register the winner of each cell's verdict in MLflow, found again as models:/<study>@best, or @exploratory of a
-    sweep that departs from its preset. Where a sweep adds seeds until
-    an interval is narrow, this is of its last report alone."""
+    """Register the winner of each cell's verdict in MLflow as models:/<study>@best.
+
+    A sweep that departs from its preset registers it as @exploratory. A sweep that adds seeds registers the last report's winner.
+    """
     from tasks.tracking.registry import register_winner  # torch takes seconds
 
     content = plan.specification.model_dump(mode="json")

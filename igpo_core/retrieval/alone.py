@@ -6,25 +6,37 @@ chosen in igpo_core/retrieval/bm25.py), so JAX is absent to bm25s while it is im
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 
 __all__ = ["bm25s"]
 
 
+class _Absent(MetaPathFinder):
+    """Finds no module of a package: importing it raises ModuleNotFoundError, as where it is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> None:
+        if fullname.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
 @contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """Within the block importing the package raises ImportError; what was imported of it before is there again afterwards."""
-    modules: dict[str, object] = sys.modules  # type: ignore[assignment]  # None stands for a module that is not to be found
-    there = {name: modules.pop(name) for name in list(modules) if name.split(".")[0] == package}
-    modules[package] = None
+def _without(package: str) -> Iterator[None]:
+    """Within the block the package is absent; what was imported of it before is there again afterwards."""
+    there = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == package}
+    finder = _Absent(package)
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        del modules[package]
-        modules |= there
+        sys.meta_path.remove(finder)
+        sys.modules.update(there)
 
 
-with _absent("jax"):
+with _without("jax"):
     import bm25s
     import bm25s.stopwords
