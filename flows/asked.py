@@ -95,7 +95,6 @@ def plan_sweep_evaluation(endings: Sequence[Ending], plan: Plan, say: Say) -> As
     from tasks.runs.evaluations import DataSet, Environments, units_of
 
     specification = plan.specification
-    require_one_cell(specification)
     (cell,) = specification.cells
     experiment = specification.experiment(specification.baseline, specification.seeds[0], cell)
     provide(experiment.data)

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.ablation import ablation
 from flows.command import main
 from flows.parameters import PRESETS
+from igpo_core.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["tiny", "--arms", "igpo_magic"], "igpo"), (["tiny", "--seeds", "0,0"], "seeds")],
+    [
+        (["tiny", "--arms", "igpo_magic"], "igpo"),
+        (["tiny", "--seeds", "0,0"], "seeds"),
+        (["penalties", "--evaluate", "last"], "penalties has factors"),
+    ],
 )
 def test_a_bad_selection(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
@@ -21,6 +27,11 @@ def test_a_bad_selection(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_deployed_sweep_with_factors_is_told_before_it_trains() -> None:
+    with pytest.raises(ConfigError, match=r"penalties has factors \(penalty\).*cell='penalty=none'"):
+        ablation.fn("penalties", evaluate=["last"])
 
 
 def test_seeds_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
