@@ -1,4 +1,4 @@
-"""What a night's check seeds can tell, by how many they are.
+"""How large a change a night's check can see, by its number of seeds.
 
 python -m benchmarks.check_seeds
 

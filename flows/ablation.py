@@ -128,7 +128,7 @@ def make_ready(specification: AblationSpecification, versions: Mapping[str, str]
 
 
 def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict[str, str]:
-    """Make what is not there of a sweep's runs. Returns run name -> why it failed. Raises IgpoError where all did."""
+    """Train the sweep's runs that are not finished. Returns run name -> why it failed. Raises IgpoError where all failed."""
     for run in runs:
         mark_whole(run.data, run.spec.sweep)  # it was looked at just now
     failed: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What an evaluation asks of which models."""
+"""Which models an evaluation measures, on which questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -106,7 +106,7 @@ def night(
 
 @dataclass(frozen=True)
 class NoChannel:
-    """A channel that was asked for and cannot be used."""
+    """The block of the message was named, but cannot be used."""
 
     why: str
     """The reason, in words that hold no secret, for the message and for whoever set `notify`."""
@@ -145,13 +145,13 @@ class Known:
 
     verdict: Verdict | None
     check: Check | None
-    """That of the code and data of now."""
+    """The sweep of today's code and data."""
     before: Progress | None
     """How far the study was after the last night that went on with it."""
 
 
 def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: Say) -> Message:
-    """Do what the night has to do. Returns what there is to say."""
+    """Do the night's work, and return its message."""
     specification = request.specification
     versions = versions_of(specification)
     plan = make_plan(specification, versions)
@@ -184,7 +184,7 @@ def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: 
 
 
 def state_of(finished: frozenset[int], known: Known) -> State:
-    """Return what is there of the study. finished: seeds whose every run of this code and data is."""
+    """Return the state of the study. finished: seeds of which every run of this code and data is finished."""
     verdict = known.verdict.sweep if known.verdict else ""
     if known.check is None:
         return State(finished, verdict)
@@ -192,7 +192,7 @@ def state_of(finished: frozenset[int], known: Known) -> State:
 
 
 def why_anew(known: Known, study: Study, now: Progress, finished: int) -> str:
-    """Return why the study has fewer seeds than the night before left, in words; empty where it has not. finished: seeds that
+    """Say why the study has fewer seeds than after the night before; empty where it has not. finished: seeds that
     were there when the night began."""
     before = known.before
     if known.verdict:

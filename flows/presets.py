@@ -28,7 +28,7 @@ PRESETS = PROJECT / "deployments" / "presets"
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asked for: a specification, with the arms, seeds and settings that were chosen."""
+    """The sweep that a user asked for: a specification with the chosen arms, seeds and settings."""
 
     preset: str
     """Its name or path, for the command that asks for it again."""
@@ -37,7 +37,7 @@ class Request:
     arms: tuple[str, ...] = ()
     """The only arms that were asked for; empty: all."""
     exploratory: tuple[str, ...] = ()
-    """What the choice adds to the specification and leaves out, in words; empty where it is the whole of it."""
+    """How the choice departs from the specification, in words; empty where it does not."""
     added: tuple[int, ...] = ()
     """The seeds among them that `until` added on the way."""
 
@@ -53,7 +53,7 @@ class Request:
         return shlex.join(["make", "ablation", f"PRESET={self.preset}", f"ARGS={shlex.join(words)}"])
 
     def with_seeds(self, seeds: Sequence[int]) -> "Request":
-        """Return the request with these seeds. Their number was fixed beforehand, so that they are not exploratory."""
+        """Return the request with these seeds. They are not exploratory, because their number was fixed beforehand."""
         return replace(self, specification=self.specification.select(None, list(seeds)))
 
     def go_on(self, more: Sequence[int]) -> "Request":
@@ -67,7 +67,7 @@ def resolve(
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Request:
-    """Return what a start of a sweep asks for: whoever has it needs the preset no more.
+    """Read a preset once, and return the sweep that is asked for.
 
     Raises ConfigError as load_specification, and on an unknown arm.
     """
@@ -160,7 +160,7 @@ def _read_gain(reward: Any, folder: Path, where: str) -> Any:
 
 
 def _read_in_paths(settings: Any, folder: Path, where: str) -> Any:
-    """The same of settings by their path, as factors and the start of a sweep have them."""
+    """Do the same for settings that are named by their path, as in factors and `set`."""
     if not isinstance(settings, Mapping):
         return settings
     found = dict(settings)

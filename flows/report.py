@@ -78,7 +78,7 @@ def register_winners(plan: Plan, report: Report, say: Say) -> None:
 
 
 def show_report(report: Report, sweep: str) -> None:
-    """The report on the page of the sweep in Prefect."""
+    """Show the report on the sweep's page in Prefect."""
     create_markdown_artifact(report.markdown, key=f"report-{sweep}".lower(), description=report.answer)
     create_table_artifact(literal_rows(report.rows), description="The result as a table")
     create_link_artifact(link=report.url, link_text="report.html in MLflow", description="The report, in MLflow")

@@ -1,4 +1,4 @@
-"""A model in a GGUF file, converted into a folder of safetensors that every other model comes in.
+"""Convert the model of a GGUF file into a folder of safetensors, the form that every other model has.
 
 GGUF is llama.cpp's format: weights (often in four to eight bits), tokenizer and chat template in one file. Conversion turns the
 weights back into bfloat16, which makes them no better than the file has them. It is done by transformers and the package `gguf`
@@ -43,11 +43,11 @@ class Source:
     licence: str
     """As the file names it; "not stated" where it names none."""
     weights: dict[str, int]
-    """Kind of numbers -> how many tensors of the file have it, as {"Q4_1": 210, "F32": 61}."""
+    """Number of tensors by their type in the file, as {"Q4_1": 210, "F32": 61}."""
     parameters: int
-    """Trainable numbers of the model, those that are tied counted once."""
+    """Number of parameters; tied ones count once."""
     nats: float
-    """Mean negative log-probability of a token of KNOWN_TEXT."""
+    """Mean negative log-probability of a token of KNOWN_TEXT, in nats."""
     transformers: str
     """The version that converted it."""
 

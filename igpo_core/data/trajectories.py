@@ -90,7 +90,7 @@ def _read(row: Row, messages: Any, interface: Interface) -> tuple[str, list[Demo
 
 
 def _misplaced(message: Any, question: str, turns: Sequence[DemonstrationTurn], called: object) -> str:
-    """Why a message does not fit behind those before it, "" where it does."""
+    """Say why a message cannot follow the ones before it; "" where it can."""
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
         return f"has the role {str(role)[:40]!a}, not one of {', '.join(ROLES)}"

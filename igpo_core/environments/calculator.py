@@ -270,7 +270,7 @@ class CalculatorEnvironment(TableOfTasks, Environment):
 
     @staticmethod
     def _label(episode: Episode, value: Fraction | None) -> str:
-        """Which operation's right value it is, of those that were not found before; 42.0 is 42."""
+        """Label the result by the operation whose right value it is, unless that value was found before. 42.0 counts as 42."""
         seen = {observation.label for observation in episode.observations}
         wanted = enumerate((episode.question.facts or {}).values(), start=1)
         return next(

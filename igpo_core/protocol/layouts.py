@@ -1,4 +1,4 @@
-"""As what messages a conversation is given to a chat template, and what the template writes around its texts."""
+"""The messages that a chat template is given for a conversation, and what it writes around their texts."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ CALL_ID = "toolcall1"  # nine letters and digits, as Mistral's templates ask for
 
 @dataclass(frozen=True)
 class Layout:
-    """As what messages a conversation is given to a template. The first value of each is what templates are made for."""
+    """How a conversation is put into messages. The first value of each field is what most templates expect."""
 
     system: Literal["message", "question"]
-    """A system message, or in front of the question: where the template has no place for one, changes or moves it."""
+    """The system prompt is a message of its own, or stands in front of the question.
+
+    The second is for templates that have no system message, change it or move it."""
     tools: Literal["template", "prompt"]
-    """The template tells of the tools and of how a call is written, or the end of the system prompt does."""
+    """Who describes the tools and the form of a call: the template, or the end of the system prompt."""
     thought: Literal["reasoning_content", "content", "none"]
     """A field of its own, or between <think> and </think> in the content; none where the template closes an empty thought before
     every turn (Qwen3 with thinking switched off)."""

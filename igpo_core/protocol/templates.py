@@ -179,7 +179,7 @@ class Template:
         try:
             whole = self._apply(called, with_tools=True, before_a_turn=True)
         except ConfigError:
-            try:  # is it the field?
+            try:  # the template may need the thought in a field of its own
                 self._apply(written, with_tools=True, before_a_turn=True)
             except ConfigError:
                 return "none"

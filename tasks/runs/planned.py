@@ -97,7 +97,7 @@ def told_name(home: Path, run_key: str) -> str:
 
 
 def open_run(home: Path, run_key: str) -> Run:
-    """Return the planned run of this key: whoever has it needs the key no more.
+    """Open a planned run by its key.
 
     Raises ConfigError where none was, or where this process has other code than its plan: another code computes other numbers.
     """
