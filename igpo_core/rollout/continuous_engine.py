@@ -36,13 +36,12 @@ from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.rollout.slots import Block, Sampling, SlotModel
 from igpo_core.seeds import numpy_rng
-from igpo_core.trajectory import Question, Trajectory
+from igpo_core.trajectory import Observation, Question, Trajectory
 
 STEPS_BETWEEN_LOOKS = 4  # tokens that are sampled before anyone asks which turns have ended
 TOKENS_A_PASS = 16_384  # of prompts, observations and probes
 ROWS_TOGETHER = 8  # a pass over fewer than one slot in so many waits for more, while others sample
 PATIENCE = 0.005  # seconds that a look waits for tools, so that quick ones come together; the device samples meanwhile
-PATIENCE_WHEN_IDLE = 0.03  # the same where nothing is sampled
 CALLS = 64  # of tools, at a time
 
 
@@ -198,7 +197,7 @@ class _Run:
         self.free = list(range(slots))[::-1]
         self.blocks: list[tuple[_Episode, list[int]]] = []  # what waits for a pass, behind `cached` tokens
         self.sampling_in: dict[int, _Episode] = {}  # by slot
-        self.calling: dict[Future[tuple[list[int], float]], _Episode] = {}
+        self.calling: dict[Future[tuple[Observation, float]], _Episode] = {}
         self.called = 0.0  # seconds of all episodes' tool calls
         self.prompts: dict[str, dict[int, _Episode]] = {}  # by group and slot: who has the group's prompt in its slot
         self.prompt_scores: dict[str, tuple[float, ...]] = {}
@@ -245,30 +244,35 @@ class _Run:
         self._begin(targets)
 
     def _collect(self) -> None:
-        """Append what tools returned to their episodes' histories. Tools are waited for where nothing else is to be done."""
+        """Append what tools returned to their episodes' histories. Where nothing else is to be done they are waited for, as long as
+        they come one soon after the other: a token costs the same for one slot as for all."""
         if not self.calling:
             return
-        idle = not self.sampling_in and not self.blocks
-        if idle:
-            wait(self.calling, return_when=FIRST_COMPLETED)
-        wait(self.calling, PATIENCE_WHEN_IDLE if idle else PATIENCE)
-        for found in [future for future in self.calling if future.done()]:  # in the order of asking
+        if self.sampling_in or self.blocks:
+            done, _ = wait(self.calling, PATIENCE)
+        else:
+            before = 0
+            done, others = wait(self.calling, return_when=FIRST_COMPLETED)
+            while others and len(done) > before:
+                before = len(done)
+                done, others = wait(self.calling, PATIENCE)
+        for found in [future for future in self.calling if future in done]:  # in the order of asking
             episode = self.calling.pop(found)
-            ids, seconds = found.result()
+            observation, seconds = found.result()
             self.called += seconds
+            last = episode.ids[-1]  # sampled, and not in the cache yet
+            ids = episode.append_observation(self.policy.protocol, observation, self.config)
             if ids:
-                self.blocks.append((episode, ids))
+                self.blocks.append((episode, [last, *ids]))
             else:
                 self._leave(episode)
 
-    def _call(self, episode: _Episode) -> tuple[list[int], float]:
-        """In a thread of its own: what stands behind the cached history once the tool has answered, [] where the episode ends
-        with that, and the seconds of the call."""
+    def _call(self, episode: _Episode) -> tuple[Observation, float]:
+        """In a thread of its own: what the tool answers, and the seconds of the call. Nothing that computes belongs here: threads
+        that compute take the interpreter from the one that feeds the device."""
         started = time.perf_counter()
         (observation,) = call_tools(self.environment, [episode])
-        seconds, last = time.perf_counter() - started, episode.ids[-1]
-        ids = episode.append_observation(self.policy.protocol, observation, self.config)
-        return [last, *ids] if ids else [], seconds
+        return observation, time.perf_counter() - started
 
     def _pass(self) -> None:
         """Encode all blocks that wait, with their probes, and let the turns behind them begin."""

@@ -6,7 +6,7 @@ where they are, so that the processor launches one thing a token and waits for n
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,13 @@ class Block:
 
 
 def choose(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for each row and its log-probability. logits: [rows, vocabulary] float32; uniforms: [rows] float64, the place in
+    """A token for each row and its log-probability. logits: [rows, vocabulary]; uniforms: [rows] float64, the place in
     the cumulative distribution where the token is taken.
 
     The distribution is summed up in blocks of BLOCK tokens, then inside one: one long sum a row keeps a GPU waiting. It gives
     the token that the long sum gives, unless the uniform number lies within rounding (1e-16) of a border.
     """
+    logits = logits.float()
     if sampling.greedy:
         logprobs = torch.log_softmax(logits, -1)
         token = logprobs.argmax(-1)
@@ -82,7 +83,10 @@ class SlotModel:
         self.twin, self._cast = _twin(policy.model) if policy.half else (policy.model, [])
         self.head = self.twin.get_output_embeddings()
         self._precision = policy.precision
-        self._forwards = compiled_layers(self.twin) if self.device.type == "cuda" else None
+        self._forwards, self._chosen = None, choose
+        if self.device.type == "cuda":  # its kernels are small: what one of them can do for several is launched once
+            join_projections(self.twin, {cast for _, cast in self._cast})
+            self._forwards, self._chosen = compiled_layers(self.twin), torch.compile(choose)
         self._graphs: dict[tuple[int, Sampling], torch.cuda.CUDAGraph] = {}
         # one for all graphs: they run one after another, and nothing that a step leaves there is read after it
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
@@ -204,7 +208,7 @@ class SlotModel:
         )
         hidden = self._forward(token, lengths, packing)
         with self._precision():
-            logits = self.head(hidden).float()
+            logits = self.head(hidden)
         place = places.clamp(max=sampling.budget - 1)[:, None]
         chosen, value = self._choose(logits, place, sampling)
         ids.scatter_(1, place, torch.where(active[:, None], chosen[:, None], ids.gather(1, place)))
@@ -218,7 +222,7 @@ class SlotModel:
         self, logits: torch.Tensor, place: torch.Tensor, sampling: Sampling
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The token and its log-probability in each of the first slots; place: [slots, 1], the token's place in its turn."""
-        return choose(logits, self.uniforms[: len(place)].gather(1, place)[:, 0], sampling)
+        return self._chosen(logits, self.uniforms[: len(place)].gather(1, place)[:, 0], sampling)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, packing: Packing) -> torch.Tensor:
         decoder = self.twin.get_decoder()
@@ -229,6 +233,65 @@ class SlotModel:
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, packing=packing
             ).last_hidden_state
         return hidden[0]
+
+
+class _Joined(torch.nn.Module):
+    """The first of several projections of the same input: it computes all of them, as one product, and keeps what the others
+    give until they are asked, one after the other."""
+
+    def __init__(self, parts: Sequence[torch.nn.Linear]) -> None:
+        """The matrices of `parts` become parts of the joined one, so that whoever writes to them writes there."""
+        super().__init__()
+        self.sizes = [part.out_features for part in parts]
+        self.weight = _laid_together([part.weight for part in parts])
+        self.bias = None if parts[0].bias is None else _laid_together([part.bias for part in parts])
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.kept:
+            raise RuntimeError("a projection that was computed with another one was not asked for")
+        own, *others = torch.nn.functional.linear(states, self.weight, self.bias).split(self.sizes, -1)
+        self.kept = others
+        return own
+
+
+class _Follower(torch.nn.Module):
+    """A projection that _Joined has computed already."""
+
+    def __init__(self, first: _Joined) -> None:
+        super().__init__()
+        self._first = [first]  # in a list, so that it is no module of this one too
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        (first,) = self._first
+        value, *first.kept = first.kept
+        return value
+
+
+def _laid_together(tensors: Sequence[torch.Tensor]) -> torch.nn.Parameter:
+    """One tensor of all rows; the given ones become views of it."""
+    joined = torch.cat([tensor.detach() for tensor in tensors])
+    for tensor, view in zip(tensors, joined.split([len(tensor) for tensor in tensors]), strict=True):
+        tensor.data = view
+    return torch.nn.Parameter(joined, requires_grad=False)
+
+
+# Projections of one input in the order in which transformers' layers ask for them.
+JOINABLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def join_projections(model: torch.nn.Module, own: Set[torch.Tensor]) -> None:
+    """Let the projections of one input be one product each, in place, in layers that name them as JOINABLE does and where they are
+    plain matrices. own: tensors that nobody else computes with; others stay as they are."""
+    for module in list(model.modules()):
+        for names in JOINABLE:
+            parts = [getattr(module, name, None) for name in names]
+            if all(type(part) is torch.nn.Linear and part.weight in own for part in parts) and (
+                len({part.bias is None for part in parts}) == 1  # type: ignore[union-attr]
+            ):
+                first = _Joined(parts)  # type: ignore[arg-type]
+                for name, replaced in zip(names, [first, *(_Follower(first) for _ in names[1:])], strict=True):
+                    setattr(module, name, replaced)
 
 
 def _key_shape(config: Any) -> tuple[int, int]:
