@@ -369,6 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> Row:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     on_gpu = DEVICE.type == "cuda"
+    if chosen.peer and not on_gpu:
+        parser.error("--peer needs a GPU: generate_batch's cache takes all the memory that it finds")
     limits = ceilings(8192 if on_gpu else 256)
     print(f"{limits['operations'] / 1e12:.0f} TFLOP/s, {limits['bandwidth'] / 1e12:.2f} TB/s; {machine()}", flush=True)
     found: Row = {"machine": machine(), "ceilings": limits, "shapes": {}}

@@ -34,11 +34,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def spec_of(chosen: argparse.Namespace, arm: str, share: float) -> RunSpec:
     """A run of the preset, with the model's folder, the continuous engine and what the command line says."""
-    specification = AblationSpecification.model_validate(yaml.safe_load((PRESETS / f"{chosen.preset}.yaml").read_text()))
+    specification = AblationSpecification.model_validate(
+        yaml.safe_load((PRESETS / f"{chosen.preset}.yaml").read_text())
+    )
     whole = specification.experiment(arm, chosen.seed, "").model_dump(mode="json")
     whole["policy"] |= {"name": str(chosen.model.resolve()), "revision": None}
     whole["training"] |= {"device": DEVICE, "epochs": 1, "steps_per_epoch": chosen.steps}
-    whole["evaluation"] |= {"every": chosen.every, "dev_questions": chosen.questions, "test_questions": chosen.questions}
+    whole["evaluation"] |= {
+        "every": chosen.every,
+        "dev_questions": chosen.questions,
+        "test_questions": chosen.questions,
+    }
     if DEVICE == "cuda":
         whole["rollout"]["engine"] = {"kind": "continuous"}
         whole["training"]["memory_share"] = share
@@ -89,7 +95,9 @@ def train(chosen: argparse.Namespace, arm: str, start: Path, folder: Path) -> No
                 for item in event.sample[:2] if isinstance(event, StepDone) else ():
                     text = run.trainer.policy.protocol.decode(item.trajectory.token_ids)
                     gains = [float(gain) for gain in item.gains or ()]
-                    say(chosen, event="trajectory", arm=arm, step=step, text=text, gains=gains, scores=dict(item.scores))
+                    say(
+                        chosen, event="trajectory", arm=arm, step=step, text=text, gains=gains, scores=dict(item.scores)
+                    )
             case Finished(step, metrics):
                 say(chosen, event="test", arm=arm, step=step, **metrics)
 
@@ -98,7 +106,18 @@ def say(chosen: argparse.Namespace, **row: Any) -> None:
     line = json.dumps({**row, "at": time.time()})
     with chosen.out.open("a") as file:
         file.write(line + "\n")
-    keep = ("event", "arm", "step", "seconds", "warm_start/loss", "train/f1", "eval/all/f1", "test/all/f1", "time/step", "text")
+    keep = (
+        "event",
+        "arm",
+        "step",
+        "seconds",
+        "warm_start/loss",
+        "train/f1",
+        "eval/all/f1",
+        "test/all/f1",
+        "time/step",
+        "text",
+    )
     print({k: v if not isinstance(v, float) else round(v, 3) for k, v in row.items() if k in keep}, flush=True)
 
 

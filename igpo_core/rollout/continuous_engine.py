@@ -244,8 +244,8 @@ class _Run:
         self._begin(targets)
 
     def _collect(self) -> None:
-        """Append what tools returned to their episodes' histories. Where nothing else is to be done they are waited for, as long as
-        they come one soon after the other: a token costs the same for one slot as for all."""
+        """Append what tools returned to their episodes' histories. Where nothing else is to be done they are waited for, as long
+        as they come one soon after the other: a token costs the same for one slot as for all."""
         if not self.calling:
             return
         if self.sampling_in or self.blocks:

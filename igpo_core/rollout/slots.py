@@ -281,8 +281,8 @@ JOINABLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def join_projections(model: torch.nn.Module, own: Set[torch.Tensor]) -> None:
-    """Let the projections of one input be one product each, in place, in layers that name them as JOINABLE does and where they are
-    plain matrices. own: tensors that nobody else computes with; others stay as they are."""
+    """Let the projections of one input be one product each, in place, in layers that name them as JOINABLE does and where they
+    are plain matrices. own: tensors that nobody else computes with; others stay as they are."""
     for module in list(model.modules()):
         for names in JOINABLE:
             parts = [getattr(module, name, None) for name in names]

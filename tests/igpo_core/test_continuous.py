@@ -26,7 +26,7 @@ from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout.continuous_engine import ContinuousRollout, _Run
 from igpo_core.rollout.mismatch import Drift
 from igpo_core.rollout.rows import RolloutTimes
-from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose
+from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose, join_projections
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
 from igpo_core.training import Trainer
@@ -34,6 +34,16 @@ from igpo_core.trajectory import Question, Trajectory, Turn
 from tests.worlds import WithTools
 
 KEY = (5, "rollout", 2)
+
+
+class TorchFunctionCounts(torch.overrides.TorchFunctionMode):
+    """Counts products with a matrix of weights."""
+
+    linear = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.linear += function is torch.nn.functional.linear
+        return function(*args, **(kwargs or {}))
 
 
 def both(setup: Any, slots: int, **arguments: Any) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -208,6 +218,41 @@ def test_slots_of_any_length_and_order(taught: Any) -> None:
         for slot, rows in ((2, hidden[:2]), (0, hidden[2:3]), (3, hidden[3:])):
             plain = policy.model.get_decoder()(input_ids=torch.tensor([histories[slot]])).last_hidden_state[0]
             assert (plain[-len(rows) :] - rows).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_projections_give_what_they_gave_apart_with_the_weights_of_now(bias: bool) -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=50, attention_bias=bias,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    joined = copy.deepcopy(model)
+    names = [name for name, _ in joined.named_parameters() if "q_proj" in name or "up_proj" in name]
+    views = {name: dict(joined.named_parameters())[name] for name in names}
+    join_projections(joined, set(joined.parameters()))
+    ids, products = torch.arange(12)[None], []
+    with torch.no_grad():
+        for name, view in views.items():  # a later step's weights, written where the twin's casts are written
+            own = dict(model.named_parameters())[name]
+            own.normal_()
+            view.copy_(own)
+        for one in (model, joined):
+            with TorchFunctionCounts() as seen:
+                products.append((one(input_ids=ids).logits, seen.linear))
+    # one row of a product is computed as it is in the joined one; the blocks that rows are summed in may differ
+    torch.testing.assert_close(products[1][0], products[0][0], rtol=1e-5, atol=1e-6)
+    # 2 layers of q, k, v, o, gate, up, down, and the head; joined: qkv, o, gate and up, down
+    assert [count for _, count in products] == [2 * 7 + 1, 2 * 4 + 1]
+
+
+def test_projections_that_somebody_else_computes_with_stay_apart(taught: Any) -> None:
+    model = copy.deepcopy(taught[2].model)
+    mine = set(model.parameters()) - {model.get_decoder().layers[0].self_attn.k_proj.weight}
+    join_projections(model, mine)
+    kinds = [type(layer.self_attn.q_proj) is torch.nn.Linear for layer in model.get_decoder().layers]
+    assert kinds == [True] + [False] * (len(kinds) - 1)
 
 
 def test_choose_takes_the_token_at_the_place() -> None:
