@@ -250,8 +250,9 @@ class _Joined(torch.nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         if self.kept:
             raise RuntimeError("a projection that was computed with another one was not asked for")
-        own, *others = torch.nn.functional.linear(states, self.weight, self.bias).split(self.sizes, -1)
-        self.kept = others
+        product = torch.nn.functional.linear(states, self.weight, self.bias)
+        own: torch.Tensor
+        own, *self.kept = torch.split(product, self.sizes, -1)
         return own
 
 
@@ -264,14 +265,13 @@ class _Follower(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         (first,) = self._first
-        value, *first.kept = first.kept
-        return value
+        return first.kept.pop(0)
 
 
 def _laid_together(tensors: Sequence[torch.Tensor]) -> torch.nn.Parameter:
     """One tensor of all rows; the given ones become views of it."""
     joined = torch.cat([tensor.detach() for tensor in tensors])
-    for tensor, view in zip(tensors, joined.split([len(tensor) for tensor in tensors]), strict=True):
+    for tensor, view in zip(tensors, torch.split(joined, [len(tensor) for tensor in tensors]), strict=True):
         tensor.data = view
     return torch.nn.Parameter(joined, requires_grad=False)
 
