@@ -245,15 +245,15 @@ class _Joined(torch.nn.Module):
         self.sizes = [part.out_features for part in parts]
         self.weight = _laid_together([part.weight for part in parts])
         self.bias = None if parts[0].bias is None else _laid_together([part.bias for part in parts])
-        self.kept: list[torch.Tensor] = []
+        self.kept: tuple[torch.Tensor, ...] = ()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         if self.kept:
             raise RuntimeError("a projection that was computed with another one was not asked for")
         product = torch.nn.functional.linear(states, self.weight, self.bias)
-        own: torch.Tensor
-        own, *self.kept = torch.split(product, self.sizes, -1)
-        return own
+        parts = torch.split(product, self.sizes, -1)
+        self.kept = parts[1:]
+        return parts[0]
 
 
 class _Follower(torch.nn.Module):
@@ -265,7 +265,8 @@ class _Follower(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         (first,) = self._first
-        return first.kept.pop(0)
+        value, first.kept = first.kept[0], first.kept[1:]
+        return value
 
 
 def _laid_together(tensors: Sequence[torch.Tensor]) -> torch.nn.Parameter:
