@@ -216,7 +216,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
     turns = config.rollout.max_turns
     sampled = min(turns * config.rollout.max_new_tokens, lengths.trajectory - lengths.prompt)
     step = work(shape, config, tokens=lengths.trajectory, sampled=sampled, probes=turns * lengths.probe)
-    half = isinstance(config.policy, PretrainedPolicy) and config.policy.dtype == "bfloat16"
+    half = isinstance(config.policy, PretrainedPolicy) and config.policy.half
     for name, (gib, in_half, in_single, bandwidth) in ACCELERATORS.items():
         seconds = step.seconds(in_half if half else in_single, bandwidth)
         fits = (

@@ -22,6 +22,7 @@ from igpo_core.errors import ConfigError
 from igpo_core.hub import is_hub_name, require_pinned
 from igpo_core.rewards.functions import FunctionGain, with_source
 from tasks.home import PROJECT
+from tasks.runs.processors import decided
 
 PRESETS = PROJECT / "deployments" / "presets"
 
@@ -77,14 +78,15 @@ def resolve(
 
 
 def load_specification(name: str, changes: Mapping[str, Any] | None = None) -> AblationSpecification:
-    """Return a preset by name, or a YAML file by path, with other settings in its base where changes name some.
+    """Return a preset by name, or a YAML file by path, with other settings in its base where changes name some, and with what
+    this machine decides (policy.dtype=auto).
 
     Raises ConfigError naming file, field and reason.
     """
     specification = _load(name, ())
     if changes:
         specification = specification.with_changes(_read_in_paths(changes, _folder(name), "set"), from_project)
-    return specification
+    return decided(specification)
 
 
 def _load(name: str, above: tuple[Path, ...]) -> AblationSpecification:

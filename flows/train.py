@@ -23,7 +23,7 @@ from tasks.runs.devices import device
 from tasks.runs.locks import locked
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
-from tasks.runs.processors import processor
+from tasks.runs.processors import processor, unsuited
 from tasks.runs.together import Meeting, train_together
 from tasks.secrets import require_judge
 from tasks.tracking.mlflow_runs import about_run
@@ -82,6 +82,8 @@ def train_run(run_key: str) -> dict[str, Any]:
     say = run_log()
     run = with_its_model(open_run(open_home(), run_key), say)
     require_judge(run.spec.experiment)
+    for line in unsuited(run.spec.experiment):
+        say(line)
     with locked(run.home, run.spec.run_key, say) as lock:
         finished = run.result()
         if finished is not None:

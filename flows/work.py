@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.presets import load_specification, presets
-from igpo_core.config import AblationSpecification, ExperimentConfig, code_version, warm_start_key
+from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, code_version, warm_start_key
 from igpo_core.errors import ConfigError
 from tasks.home import PROJECT
 from tasks.report.statistics import seeds_for_verdict
@@ -21,6 +21,7 @@ from tasks.runs.planning import (
     untrained,
     warm_start_seconds,
 )
+from tasks.runs.processors import computed_in
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
@@ -40,6 +41,10 @@ def announce(specification: AblationSpecification, workers: int) -> str:
         f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
         f"{start_of(specification.base)}"
     ]
+    if isinstance(specification.base.policy, PretrainedPolicy):
+        lines.append(
+            f"the policy is {' or '.join(sorted({computed_in(specification.cell_base(cell)) for cell in cells}))}"
+        )
     lines += [f"warning: {line}" for line in untrained(specification.base.model_dump(mode="json"))]
     for arm in specification.arms:
         ignored = specification.ignored_factors(arm)

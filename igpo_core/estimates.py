@@ -120,7 +120,7 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
     """Upper estimates: every rollout as long as rollout.max_tokens, every micro-batch as large as tokens_per_batch, what
     follows on one another in an update as if it were held at once."""
     policy, training = config.policy, config.training
-    half = isinstance(policy, PretrainedPolicy) and policy.dtype == "bfloat16"
+    half = isinstance(policy, PretrainedPolicy) and policy.half
     lora = policy.lora if isinstance(policy, PretrainedPolicy) else None
     compute = 2 if half else 4
     trained = shape.adapter(lora) if lora else shape.parameters
@@ -298,7 +298,7 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
         if served or not config.reward.beliefs_while_rolling_out:  # a pass over the histories of its own
             beliefs += rollouts * tokens * (2 * shape.block_weights + attention)
     passes = (2 if lora else 3) + bool(config.optimizer.gradient_checkpointing)  # "auto": the longer one
-    half = isinstance(config.policy, PretrainedPolicy) and config.policy.dtype == "bfloat16"
+    half = isinstance(config.policy, PretrainedPolicy) and config.policy.half
     batches = -(-rollouts // config.rollout.batch_size)
     columns = config.rollout.max_turns * config.rollout.max_new_tokens
     steps = batches * min(columns, sampled * 1.5)  # the slowest of a batch samples longer than the mean

@@ -112,7 +112,7 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     settings = config.policy if isinstance(config.policy, PretrainedPolicy) else PretrainedPolicy(name=str(name))
     if settings.trust_remote_code and _needs_code(Path(name), settings):
         return _trained_of(Path(name), settings, config)
-    half = settings.dtype == "bfloat16"
+    half = settings.half
     # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
     dtype = torch.bfloat16 if half and settings.lora else torch.float32
     where = {"revision": _revision(name, settings), **remote_code(name, settings)}

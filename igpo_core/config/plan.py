@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_version, fingerprint
@@ -30,6 +30,15 @@ class RunSpec(Settings):
     arm_settings: dict[str, Any] = Field({}, description="What the specification says of the arm.")
     arm_number: int = Field(0, ge=0, description="Place of the arm in the specification: its colour in MLflow.")
     changes: dict[str, Any] = Field({}, description="What the start of the sweep set over the specification, by path.")
+
+    @model_validator(mode="after")
+    def _dtype_is_decided(self) -> "RunSpec":
+        policy = self.experiment.policy
+        if isinstance(policy, PretrainedPolicy) and policy.dtype == "auto":
+            raise ValueError(
+                "policy.dtype=auto: a planned run says float32 or bfloat16, so that every machine trains the same"
+            )
+        return self
 
     @property
     def seed(self) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from igpo_core.environments.atlas import AtlasDemonstrations
 from igpo_core.environments.calculator import CalculatorDemonstrations
 from igpo_core.environments.lookup import LookupDemonstrations
+from igpo_core.errors import ConfigError
 from igpo_core.settings import WHERE, Settings, Share
 
 GGUF = ".gguf"
@@ -69,10 +70,11 @@ class PretrainedPolicy(Settings):
         description="The folder with the safetensors of a GGUF file. The laboratory fills it in.",
         json_schema_extra=WHERE,
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
         description="What is computed in. Trained weights are float32 in either case: with bfloat16 they are cast as they "
-        "are used; weights that LoRA leaves alone are kept in it.",
+        "are used; weights that LoRA leaves alone are kept in it. auto: bfloat16 where the machine that plans the sweep has "
+        "instructions for it, else float32; a planned run has the one or the other.",
     )
     lora: Lora | None = None
     trust_remote_code: bool = Field(
@@ -85,6 +87,16 @@ class PretrainedPolicy(Settings):
     def is_gguf(self) -> bool:
         """Return whether the name means a GGUF file."""
         return is_gguf(self.name)
+
+    @property
+    def half(self) -> bool:
+        """Return whether it is computed in bfloat16. Raises ConfigError where nobody decided yet."""
+        if self.dtype == "auto":
+            raise ConfigError(
+                "policy.dtype=auto is decided by whoever plans a run (tasks/runs/processors.py:decided), and this one was not "
+                "planned: set it to float32 or bfloat16"
+            )
+        return self.dtype == "bfloat16"
 
     @property
     def source(self) -> str:

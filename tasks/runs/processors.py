@@ -1,15 +1,22 @@
 """What a run was computed on. The same seed rounds otherwise on another kind of processor, which is another draw of the whole
-run, and a kind was seen to shift an arm's mean (docs/results.md): arms are compared on one."""
+run, and a kind was seen to shift an arm's mean (docs/results.md): arms are compared on one. So what `policy.dtype: auto` means is
+decided once, by the machine that plans."""
 
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy
+from igpo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from tasks.report.sweeps import RunData
 
 BETWEEN = " + "  # a run that went on elsewhere has several
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+HALF = ("avx512_bf16", "amx_bf16")  # its names of the instructions that multiply matrices in bfloat16
+DTYPE = "policy.dtype"
 
 
 def processor(device: str) -> str:
@@ -22,9 +29,82 @@ def processor(device: str) -> str:
 
 
 def _cpu() -> str:
-    told = Path("/proc/cpuinfo")  # Linux; platform knows the name elsewhere
-    names = [line for line in told.read_text().splitlines() if line.startswith("model name")] if told.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def _told(key: str) -> str:
+    """What CPUINFO says of the first core; "" where it says nothing, as on other systems than Linux."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
+
+
+def half_instructions() -> list[str]:
+    """Return those of HALF that this machine's processor has."""
+    flags = _told("flags").split()
+    return [name for name in HALF if name in flags]
+
+
+def has_half(device: str) -> bool | None:
+    """Return whether this machine has instructions for bfloat16; None where it has no such device. device: training.device."""
+    if device == "cpu":
+        return bool(half_instructions())
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else None
+
+
+def best_dtype(device: str) -> Literal["float32", "bfloat16"]:
+    """Return what `policy.dtype: auto` means on this machine. device: training.device.
+
+    Raises ConfigError where an accelerator is asked for and none is seen.
+    """
+    half = has_half(device)
+    if half is None:
+        raise ConfigError(
+            f"{DTYPE}=auto with training.device={device}: the accelerator decides, and this machine has none: set {DTYPE} to "
+            "bfloat16 (every one from the A100's generation on has it) or float32"
+        )
+    return "bfloat16" if half else "float32"
+
+
+def decided(specification: AblationSpecification) -> AblationSpecification:
+    """Return a comparison whose policy has a dtype where it had `auto`: one for all arms, seeds and cells.
+
+    Raises ConfigError where a factor's level says auto, and as best_dtype.
+    """
+    policy = specification.base.policy
+    if isinstance(policy, PretrainedPolicy) and policy.dtype == "auto":
+        dtype = best_dtype(specification.base.training.device)
+        base = specification.base.model_copy(update={"policy": policy.model_copy(update={"dtype": dtype})})
+        told = {**specification.changes, **({DTYPE: dtype} if DTYPE in specification.changes else {})}
+        specification = specification.model_copy(update={"base": base, "changes": told})
+    for cell in specification.cells:
+        of_cell = specification.cell_base(cell).policy
+        if isinstance(of_cell, PretrainedPolicy) and of_cell.dtype == "auto":
+            raise ConfigError(
+                f"cell {cell!r} of {specification.name} has {DTYPE}=auto: a level says float32 or bfloat16, or leaves it to base"
+            )
+    return specification
+
+
+def computed_in(experiment: ExperimentConfig) -> str:
+    """Return in words what the policy is computed in; on a CPU also whether this one has instructions for bfloat16."""
+    half = isinstance(experiment.policy, PretrainedPolicy) and experiment.policy.half
+    words = f"computed in {'bfloat16' if half else 'float32'}"
+    if experiment.training.device != "cpu" or not isinstance(experiment.policy, PretrainedPolicy):
+        return words
+    return f"{words} (this processor has {' and '.join(half_instructions()) or f'neither {HALF[0]} nor {HALF[1]}'})"
+
+
+def unsuited(experiment: ExperimentConfig) -> list[str]:
+    """Return a warning where a run was planned in bfloat16 and this machine has no instructions for it."""
+    policy = experiment.policy
+    if not (isinstance(policy, PretrainedPolicy) and policy.half) or has_half(experiment.training.device) is not False:
+        return []
+    return [
+        f"warning: this run was planned with {DTYPE}=bfloat16, for which this machine has no instructions: it is slower here "
+        "than float32 would be, and rounds otherwise than where it was planned"
+    ]
 
 
 def joined(before: str | None, now: str) -> str:

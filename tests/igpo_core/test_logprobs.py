@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from igpo_core import logprobs
-from igpo_core.logprobs import target_logprobs, target_logprobs_and_entropies
+from igpo_core.logprobs import belief_logprobs, target_logprobs, target_logprobs_and_entropies
 
 
 @pytest.mark.parametrize("at_a_time", [1, 37, 3 * 37, 10**9])  # rows at a time: 1, 1, 3, all
@@ -42,3 +42,19 @@ def test_a_large_vocabulary_is_never_whole_in_memory() -> None:
     assert max(kept, default=0) <= head.weight.numel()
     loss.backward()
     assert hidden.grad is not None
+
+
+def test_beliefs_are_projected_in_float32_on_a_cpu_too() -> None:
+    """Within autocast on a CPU: to the bit what it is outside, where logits of 25 and more are in steps of an eighth inside."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50)
+    torch.nn.init.constant_(head.bias, 25.0)
+    hidden, targets = torch.randn(40, 16), torch.randint(50, (40,))
+    exact = torch.log_softmax(head(hidden), -1).gather(1, targets[:, None])[:, 0].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, rounded = belief_logprobs(head, hidden, targets), target_logprobs(head, hidden, targets)
+        of_half = belief_logprobs(head, hidden.bfloat16(), targets)  # as an adapter's model hands them over
+    assert ours.dtype == torch.float32
+    assert (ours - exact).abs().max() < 1e-5
+    assert (rounded - exact).abs().max() > 0.02
+    assert 1e-5 < (of_half - exact).abs().max() < 0.02
