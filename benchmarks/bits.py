@@ -10,7 +10,7 @@ their code alone. A side is driven and read by what outlives a change of the cod
     MLflow's artifacts of a run     *.jsonl (training trajectories), *.safetensors (the last checkpoint)
     IGPO_HOME/runs/<run_key>/       *.safetensors of other checkpoints, in folders called step-<number>
 
-Times are left out. Differences that are meant stand in MEANT with their reason. Exit status 1: there are others.
+Times and system/ are left out. Differences that are meant stand in MEANT with their reason. Exit status 1: there are others.
 """
 
 import argparse

@@ -203,6 +203,7 @@ class Laboratory:
                 points = db.execute(
                     "select key, step, value, is_nan from metrics where run_uuid = ? order by key, step", (run,)
                 ).fetchall()
+                points = [point for point in points if not point[0].startswith("system/")]  # read by the clock
                 kept = [point for point in points if not point[0].startswith("time/") and "seconds" not in point[0]]
                 folder = self.home / "runs" / tags["run_key"]
                 newest = sorted((folder / "checkpoints").glob("step-*"))[-1]

@@ -79,8 +79,8 @@ def read_study(home: Path, study: str) -> Findings:
     return found
 
 
-def is_time(metric: str) -> bool:
-    return metric.startswith("time/") or "seconds" in metric
+def is_of_the_machine(metric: str) -> bool:
+    return metric.startswith(("time/", "system/")) or "seconds" in metric
 
 
 def _read_metrics(db: sqlite3.Connection, run: str, name: str, found: Findings) -> None:
@@ -88,7 +88,7 @@ def _read_metrics(db: sqlite3.Connection, run: str, name: str, found: Findings) 
         "select key, step, value, is_nan from metrics where run_uuid = ? order by step, key", (run,)
     ).fetchall()
     for key, step, value, is_nan in points:
-        if not is_time(key):
+        if not is_of_the_machine(key):
             place = f"{name} {key} at step {step}"
             if place in found.values:
                 raise BrokenStudy(f"{place} was logged twice")

@@ -28,6 +28,7 @@ from tasks.runs.together import Meeting, train_together
 from tasks.secrets import require_judge
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.sending import Tracker, bring_up_to_date
+from tasks.tracking.system import monitor
 
 
 def run_name() -> str:
@@ -155,14 +156,15 @@ def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any
     from tasks.runs.training import Recorder, open_training
 
     training = open_training(run, say)
-    recorder = Recorder(run, training, tracker, say, page.report)
-    try:
-        while recorder.result is None:
-            train_part.with_options(task_run_name=recorder.next_part)(quote(recorder))
-    except (TerminationSignal, KeyboardInterrupt):
-        leave_checkpoint(training, tracker, say)
-        raise
-    return recorder.result
+    with monitor(run.spec.experiment, str(training.trainer.policy.model.device), say) as system:
+        recorder = Recorder(run, training, tracker, say, page.report, system.taken)
+        try:
+            while recorder.result is None:
+                train_part.with_options(task_run_name=recorder.next_part)(quote(recorder))
+        except (TerminationSignal, KeyboardInterrupt):
+            leave_checkpoint(training, tracker, say)
+            raise
+        return recorder.result
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -36,6 +36,7 @@ from tasks.runs.models import with_its_model
 from tasks.runs.planned import OnStep, Run, Say, open_run
 from tasks.secrets import provide
 from tasks.tracking.outbox import Nowhere, Outbox, read_about
+from tasks.tracking.system import monitor
 
 END_SECONDS = 18.0  # of the 30 s that most senders of SIGTERM grant; MLflow gets 10 of them
 MARK = "igpo-lab: "
@@ -261,7 +262,12 @@ def main(home: Path, run_key: str) -> None:
         assert about is not None
         outbox = Outbox(run.folder, about) if first else Nowhere()
         training = open_training(run, say)
-        train_to_end(run, training, outbox, say, lambda step: _tell(step=step) if first else None)
+        with contextlib.ExitStack() as stack:
+            system: Callable[[], dict[str, float]] = dict
+            if first:
+                place, owner = str(training.trainer.policy.model.device), int(os.environ[OWNER])
+                system = stack.enter_context(monitor(run.spec.experiment, place, say, owner)).taken
+            train_to_end(run, training, outbox, say, lambda step: _tell(step=step) if first else None, system)
     except KeyboardInterrupt:
         if training is not None:
             leave_checkpoint(training, outbox, say)

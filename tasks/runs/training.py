@@ -5,6 +5,7 @@ The flow `train` asks for one part after another, each in a Prefect task; severa
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +42,17 @@ class Recorder:
     """
 
     def __init__(
-        self, run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep = lambda step: None
+        self,
+        run: Run,
+        training: TrainingRun,
+        outbox: Writing,
+        say: Say,
+        on_step: OnStep = lambda step: None,
+        system: Callable[[], dict[str, float]] = dict,
     ) -> None:
+        """system: what the run took of its machine since the last call (tasks/tracking/system.py)."""
         self._run, self._training, self._trainer = run, training, training.trainer
-        self._outbox, self._say, self._on_step = outbox, say, on_step
+        self._outbox, self._say, self._on_step, self._system = outbox, say, on_step, system
         self._events = training.events(self._evaluated_before)
         self.result: dict[str, Any] | None = None
         """Of the run once it is finished: the content of result.json, which is on disk then."""
@@ -106,7 +114,7 @@ class Recorder:
             )  # fmt: skip
             self._outbox.keep(records)
         times = {"time/logging": self._logging, "time/checkpoint": self._saving}
-        self._outbox.log(event.step, {**event.metrics, **times})
+        self._outbox.log(event.step, {**event.metrics, **times, **self._system()})
         self._on_step(event.step)
         self._logging, self._saving, self._last = time.perf_counter() - started, 0.0, event
 
@@ -148,10 +156,15 @@ class Recorder:
 
 
 def train_to_end(
-    run: Run, training: TrainingRun, outbox: Writing, say: Say, on_step: OnStep = lambda step: None
+    run: Run,
+    training: TrainingRun,
+    outbox: Writing,
+    say: Say,
+    on_step: OnStep = lambda step: None,
+    system: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, Any]:
-    """Make all that is left of the run. Returns its result, which is on disk then."""
-    recorder = Recorder(run, training, outbox, say, on_step)
+    """Make all that is left of the run. Returns its result, which is on disk then. system: see Recorder."""
+    recorder = Recorder(run, training, outbox, say, on_step, system)
     while recorder.result is None:
         recorder.part()
     return recorder.result

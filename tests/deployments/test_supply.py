@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
 COMPOSE = ROOT / "deployments" / "compose"
 POOLS = sorted((ROOT / "deployments" / "pools").glob("*.json"))
-ONLY_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+ONLY_TORCH = re.compile(r"torch|triton|nvidia-(?!ml-py$).*|cuda-.*")
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:

@@ -135,7 +135,7 @@ def numbers(servers: Servers, name: str) -> dict[str, Any]:
             (metric, line["step"]): str(value)
             for line in lines
             for metric, value in line["metrics"].items()
-            if not metric.startswith("time/") and "seconds" not in metric
+            if not metric.startswith(("time/", "system/")) and "seconds" not in metric
         }
         newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
         weights = hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()

@@ -22,6 +22,7 @@ def test_a_report_reads_what_it_shows_and_nothing_else() -> None:
         "reward/gain_turn_x",
         "diagnostics/belief_other_turn_0",
         "time/update",
+        "system/memory_gib",
         "xprogress/seconds",
     ]
     assert wanted([*read, *other], RUBRIC) == read
