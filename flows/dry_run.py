@@ -31,6 +31,7 @@ from tasks.runs.planning import (
     about_warm_start,
     count_timing,
     disk,
+    dtype_of,
     free_space,
     known_timing,
     measure_speed,
@@ -151,12 +152,13 @@ def spent(
         return
     how = "took {:.2g} s here"
     if timing is None:
-        speed = measure_speed(costly.training.threads)
+        dtype = dtype_of(costly)
+        speed = measure_speed(costly.training.threads, dtype)
         timing = count_timing(costly, shape, usual, speed, weights)
         how = (
             "{:.2g} s by its operations, of which "
-            f"{REACHED:.0%} of {speed.operations / 1e9:.0f} GFLOP/s are reached, as {costly.training.threads} threads were just "
-            "seen to; the sweep times one after its first warm start"
+            f"{REACHED[dtype].passes:.0%} of {speed.operations / 1e9:.0f} GFLOP/s in {dtype} are reached, as "
+            f"{costly.training.threads} threads were just seen to; the sweep times one after its first warm start"
         )
     seconds = sweep_seconds(specification, timing)
     yield (
@@ -200,7 +202,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
         "margin": held.margin, "rollout cache": held.cache, "weights whole or cast for rollouts": held.gathered,
         "a rollout's widest pass": held.passes, "or activations": held.activations,
         "with weights and gradients not spread": held.unsharded,
-        "and what the rollout's engine keeps": held.kept,
+        "and what the rollout's engine keeps": held.kept, "or a warm start's activations and logits": held.taught,
     }  # fmt: skip
     listed = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
     processes = config.training.world

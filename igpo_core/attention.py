@@ -182,7 +182,11 @@ AttentionInterface.register(NAME, packed_attention)
 def unpackable(model: Any) -> str:
     """Return what keeps a model's sequences from being packed, "" where nothing does: its attention has to be causal over the
     whole history, without a cap on its scores."""
-    config = text_config(model.config)
+    return unpackable_attention(text_config(model.config))
+
+
+def unpackable_attention(config: Any) -> str:
+    """Return the same of a language model's configuration."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     # Mistral and Phi-3 name no kinds of layers: their window is every layer's. Qwen2's is None where it is not used.
     window = getattr(config, "sliding_window", None)

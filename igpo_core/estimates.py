@@ -6,21 +6,31 @@ Pure arithmetic on a model's configuration; no weight is made or loaded. docs/sc
 from dataclasses import dataclass
 from typing import Any
 
-from igpo_core.config import ContinuousEngine, ExperimentConfig, Lora, PretrainedPolicy, QuestionFiles, VllmEngine
+from igpo_core.attention import unpackable_attention
+from igpo_core.config import (
+    ContinuousEngine,
+    ExperimentConfig,
+    Lora,
+    PretrainedPolicy,
+    QuestionFiles,
+    TransformersEngine,
+    VllmEngine,
+)
 from igpo_core.logprobs import LOGITS_AT_A_TIME, LOGITS_AT_A_TIME_ON_GPU
 from igpo_core.models import text_config
 from igpo_core.rollout.cache import room_for
 from igpo_core.rollout.continuous_engine import TOKENS_A_PASS
 
 GIB = 2**30
-# Nothing here was measured on an accelerator. CONTEXT: CUDA's context with its kernels and cuBLAS's workspaces (about half of it)
-# and rounding of the allocator; NCCL: its channels' buffers.
+# Not measured. CONTEXT: CUDA's context with its kernels and cuBLAS's workspaces (about half of it) and rounding of the allocator;
+# NCCL: its channels' buffers.
 CONTEXT, NCCL = GIB, GIB
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder-only transformer that cost depends on. gated: whether its MLP has three matrices."""
+    """The numbers of a decoder-only transformer that cost depends on. gated: whether its MLP has three matrices. packable:
+    whether its sequences can be packed (igpo_core/attention.py): no window, no cap on scores."""
 
     layers: int
     width: int
@@ -31,6 +41,7 @@ class Shape:
     vocabulary: int
     tied: bool
     gated: bool = True
+    packable: bool = True
 
     @staticmethod
     def of(config: Any) -> "Shape":
@@ -47,6 +58,7 @@ class Shape:
             head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
             vocabulary=int(config.vocab_size),
             tied=bool(config.tie_word_embeddings),
+            packable=not unpackable_attention(config),
         )
 
     @property
@@ -86,7 +98,8 @@ class Memory:
     Held all the time: weights; optimizer (gradients and moments); copies that stand in; margin. While rolling out: gathered
     (weights that are whole or cast for it), cache, passes (what the widest pass computes). In an update: activations (kept for
     the way back, and one block's work), unsharded (weights whole or cast, gradients before they are spread or copied), kept (what
-    an engine holds from rollout to rollout: the continuous one its cache, its cast weights and what its graphs compute in).
+    an engine holds from rollout to rollout: the continuous one its cache, its cast weights and what its graphs compute in). In a
+    warm start, which comes before and has no copies: taught (its activations, casts and logits).
     """
 
     weights: int
@@ -99,6 +112,7 @@ class Memory:
     activations: int
     unsharded: int
     kept: int
+    taught: int
 
     @property
     def rollout(self) -> int:
@@ -113,7 +127,8 @@ class Memory:
     @property
     def total(self) -> int:
         """Return the most bytes at one time."""
-        return self.weights + self.optimizer + self.copies + self.margin + max(self.rollout, self.update)
+        step = self.copies + max(self.rollout, self.update)
+        return self.weights + self.optimizer + self.margin + max(step, self.taught)
 
 
 def memory(shape: Shape, config: ExperimentConfig) -> Memory:
@@ -134,13 +149,14 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
         weights=weights // shares,
         optimizer=3 * 4 * trained // shares,  # gradient and two moments, float32
         copies=older * 4 * trained // shares,
-        margin=CONTEXT + (NCCL if training.world > 1 else 0),
+        margin=CONTEXT + (NCCL if training.world > 1 else 0) if training.device == "cuda" else 0,
         gathered=weights - weights // shares + casts,
         cache=cache,
         passes=passes,
         activations=_activations(shape, config, half, lora),
         unsharded=_unsharded(shape, config, weights, trained, casts),
         kept=cache + casts + _graph(shape, config) if isinstance(config.rollout.engine, ContinuousEngine) else 0,
+        taught=casts + _taught(shape, config, half, lora) if config.warm_start else 0,
     )
 
 
@@ -219,27 +235,62 @@ def _widest(config: ExperimentConfig) -> int:
 
 
 def _activations(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora | None) -> int:
-    """What is kept of a micro-batch for the way back, in each block: inputs of norms, float32, and where they are trained their
-    outputs before the weight; inputs of matrices, of which autocast makes one for each; queries, keys, values, what attention
-    gives; the MLP's gate, its activation, the other half and their product. With checkpointing a block's input, and one block
-    whole. Then the last norm, the head's input, a chunk of logits and its gradients, and the gradients inside a block."""
-    compute = 2 if half else 4
-    residual = 2 if half and lora else 4
-    tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
-    query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
-    norm = 4 * shape.width * (1 if lora else 2)
-    inputs = (10 if half else 8) * shape.width
-    attention = compute * (2 * query + 2 * keys) + 4 * shape.heads
-    mlp = compute * (4 if shape.gated else 2) * shape.feed_forward
-    adapter = compute * lora.rank * len(shape.linears) + (2 * query if half else 0) if lora else 0
-    block = 2 * norm + inputs + attention + mlp + adapter
+    """What is kept of a micro-batch for the way back: of each block, or with checkpointing its input alone and one block whole;
+    then the last norm, the head's input, a chunk of logits and its gradients, and the gradients inside a block."""
+    compute, residual, tokens = _sizes(config, half, lora)
+    packed = half and shape.packable and config.training.device == "cuda" and config.training.sharding == "none"
+    block = (_compiled_block if packed else _block)(shape, compute, residual, lora)
     kept = block * shape.layers
     if config.optimizer.gradient_checkpointing:
         kept = shape.width * residual * shape.layers + block
-    work = 3 * compute * shape.feed_forward + 3 * 4 * shape.width
     most = LOGITS_AT_A_TIME if config.training.device == "cpu" else LOGITS_AT_A_TIME_ON_GPU
     logits = 6 * 4 * min(most, tokens * shape.vocabulary)
-    return tokens * (kept + norm + (residual + compute) * shape.width + work) + logits
+    return tokens * (kept + _besides(shape, compute, residual, lora)) + logits
+
+
+def _taught(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora | None) -> int:
+    """The same of a warm start's batch, which is padded and computes nothing again; and of its taught tokens, as many of a
+    trajectory as could be sampled, a float32 distribution over the vocabulary, its gradient and that of the logits."""
+    compute, residual, tokens = _sizes(config, half, lora)
+    rollout = config.rollout
+    share = min(1.0, rollout.max_turns * rollout.max_new_tokens / rollout.max_tokens)
+    kept = _block(shape, compute, residual, lora) * shape.layers + _besides(shape, compute, residual, lora)
+    return tokens * kept + round(tokens * share) * 3 * 4 * shape.vocabulary
+
+
+def _sizes(config: ExperimentConfig, half: bool, lora: Lora | None) -> tuple[int, int, int]:
+    """Bytes of a number that is computed with, and of the residual; tokens of a micro-batch at most."""
+    tokens = max(config.optimizer.tokens_per_batch, config.rollout.max_tokens)
+    return 2 if half else 4, 2 if half and lora else 4, tokens
+
+
+def _besides(shape: Shape, compute: int, residual: int, lora: Lora | None) -> int:
+    """Bytes a token beside those of the blocks: the last norm, the head's input, the gradients inside a block."""
+    norm = 4 * shape.width * (1 if lora else 2)
+    return norm + (residual + compute) * shape.width + 3 * compute * shape.feed_forward + 3 * 4 * shape.width
+
+
+def _block(shape: Shape, compute: int, residual: int, lora: Lora | None) -> int:
+    """Bytes a token that a block keeps where every operation keeps what it needs: inputs of norms, float32, and where they are
+    trained their outputs before the weight; inputs of matrices, of which autocast makes one for each; queries, keys, values, what
+    attention gives; the MLP's gate, its activation, the other half and their product."""
+    query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    norm = 4 * shape.width * (1 if lora else 2)
+    inputs = (10 if compute == 2 else 8) * shape.width
+    attention = compute * (2 * query + 2 * keys) + 4 * shape.heads
+    mlp = compute * (4 if shape.gated else 2) * shape.feed_forward
+    adapter = compute * lora.rank * len(shape.linears) + (2 * query if compute == 2 else 0) if lora else 0
+    return 2 * norm + inputs + attention + mlp + adapter
+
+
+def _compiled_block(shape: Shape, compute: int, residual: int, lora: Lora | None) -> int:
+    """The same of a compiled layer, as packed updates have them: it keeps what matrices and attention give, computes all between
+    them again on the way back, and has the residual twice, before attention and before the MLP."""
+    query, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    attention = compute * (2 * query + 2 * keys) + 4 * shape.heads
+    mlp = compute * (2 if shape.gated else 1) * shape.feed_forward
+    adapter = compute * lora.rank * len(shape.linears) if lora else 0
+    return 2 * residual * shape.width + attention + mlp + adapter
 
 
 def _unsharded(shape: Shape, config: ExperimentConfig, weights: int, trained: int, casts: int) -> int:
@@ -264,14 +315,20 @@ def _unsharded(shape: Shape, config: ExperimentConfig, weights: int, trained: in
 
 @dataclass(frozen=True)
 class Work:
-    """Of one training step, of each process: operations of prefills and decoding, of beliefs, of the update; and bytes that
-    decoding reads, which on an accelerator take longer than its operations. Where servers sample, `rollout` is the pass that
-    computes their tokens' log-probabilities anew, and what the servers need is not counted."""
+    """Of one training step, of each process: operations of prefills, of decoding, of beliefs, of the update; and bytes that
+    decoding reads, which take longer than its operations. Where servers sample, `prefill` is the pass that computes their tokens'
+    log-probabilities anew, and what the servers need is not counted."""
 
-    rollout: float
+    prefill: float
+    decoding: float
     beliefs: float
     update: float
     decoding_bytes: float
+
+    @property
+    def rollout(self) -> float:
+        """Return the operations of prefills and decoding."""
+        return self.prefill + self.decoding
 
     def seconds(self, operations: float, bandwidth: float, share: float = 0.4) -> float:
         """On a machine of so many operations and bytes a second, of which a `share` is reached."""
@@ -299,13 +356,19 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
             beliefs += rollouts * tokens * (2 * shape.block_weights + attention)
     passes = (2 if lora else 3) + bool(config.optimizer.gradient_checkpointing)  # "auto": the longer one
     half = isinstance(config.policy, PretrainedPolicy) and config.policy.half
-    batches = -(-rollouts // config.rollout.batch_size)
+    at_a_time = min(rollouts, config.rollout.batch_size)
     columns = config.rollout.max_turns * config.rollout.max_new_tokens
-    steps = batches * min(columns, sampled * 1.5)  # the slowest of a batch samples longer than the mean
+    steps = -(-rollouts // at_a_time) * min(
+        columns, sampled * 1.5
+    )  # the slowest of a batch samples longer than the mean
     a_token = 2 * shape.layers * shape.key_value_heads * shape.head_width * (2 if half else 4)
-    cache = sampled * rollouts * tokens / 2 * a_token
+    # the exact engine reads the columns of every row of a batch in each step, the others what each has
+    padded = isinstance(config.rollout.engine, TransformersEngine)
+    cache = (steps * at_a_time if padded else sampled * rollouts) * tokens / 2 * a_token
+    decoding = 0.0 if served else rollouts * sampled * (2 * shape.block_weights + attention + head)
     return Work(
-        rollout=forward,
+        prefill=forward - decoding,
+        decoding=decoding,
         beliefs=beliefs,
         update=forward * passes * config.optimizer.updates_per_step,
         decoding_bytes=0.0 if served else steps * (shape.block_weights + head / 2) * (2 if half else 4) + cache,

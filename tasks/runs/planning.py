@@ -8,9 +8,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
@@ -28,8 +28,16 @@ STARTING = 4.0  # seconds from the start of a run's process to its first step an
 REST = 2_000_000  # bytes of metrics, trajectories and traces a run, seen with the laptop preset
 
 
-# share of Speed that a step on a CPU reaches: SmolLM2-135M on two cores of an AMD EPYC, float32, 2026-11-26, .65 to .85
-REACHED = 0.75
+@dataclass(frozen=True)
+class Reached:
+    """Shares of a processor's Speed: of its operations by passes over many tokens, of its bandwidth by decoding."""
+
+    passes: float
+    decoding: float
+
+
+# SmolLM2-135M on two cores of an AMD EPYC with avx512_bf16, 2026-11-26 (tests/tasks/test_figures.py has the figures)
+REACHED = {"float32": Reached(0.57, 0.27), "bfloat16": Reached(0.33, 0.15)}
 
 
 @dataclass(frozen=True)
@@ -158,20 +166,26 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine reaches with so many threads: operations a second of a square product in float32, and bytes a second that
-    are read and written."""
+    """What this machine reaches with so many threads: operations a second of a square product in one dtype, and bytes a second
+    that are read and written."""
 
     operations: float
     bandwidth: float
 
 
-def measure_speed(threads: int) -> Speed:
-    """Return this machine's speed, measured in less than a second. Other work on it slows it down."""
+def dtype_of(experiment: ExperimentConfig) -> Literal["float32", "bfloat16"]:
+    """Return what the policy is computed in."""
+    policy = experiment.policy
+    return "bfloat16" if isinstance(policy, PretrainedPolicy) and policy.half else "float32"
+
+
+def measure_speed(threads: int, dtype: Literal["float32", "bfloat16"] = "float32") -> Speed:
+    """Return this machine's speed, measured in about a second. Other work on it slows it down."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    square, large = torch.ones(1024, 1024), torch.ones(2**24)
+    square, large = torch.ones(1024, 1024, dtype=getattr(torch, dtype)), torch.ones(2**24)
     try:
         product = _fastest(lambda: square @ square)
         copy = _fastest(large.clone)
@@ -194,15 +208,21 @@ def count_timing(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, s
     """Return what steps and warm start would take by their operations, where none was timed."""
     from igpo_core.estimates import work
 
-    rollout = experiment.rollout
+    rollout, reached = experiment.rollout, REACHED[dtype_of(experiment)]
     count = rollout.questions * rollout.group_size
     step = work(shape, experiment, tokens=tokens.trajectory, sampled=tokens.sampled, probes=tokens.probes)
-    sampling = replace(step, update=0.0).seconds(speed.operations, speed.bandwidth, REACHED) / count
+    passes = speed.operations * reached.passes
+    # decoding is held up by the bytes that it reads
+    sampling = (step.prefill + step.beliefs) / passes + step.decoding_bytes / speed.bandwidth / reached.decoding
     taught = demonstrations(experiment)
-    # three passes, each of two operations a weight
-    learning = 6 * shape.parameters * tokens.demonstration * taught / speed.operations / REACHED
-    seconds = step.seconds(speed.operations, speed.bandwidth, REACHED)
-    return Timing(seconds, count, sampling, learning if taught else None, weights, policy_key(experiment), taught)
+    plain = experiment.optimizer.model_copy(update={"gradient_checkpointing": False, "updates_per_step": 1})
+    teaching = experiment.model_copy(update={"optimizer": plain})
+    learnt = work(shape, teaching, tokens=tokens.demonstration, sampled=tokens.sampled, probes=0.0)
+    learning = learnt.update / count * taught / passes
+    seconds = sampling + step.update / passes
+    return Timing(
+        seconds, count, sampling / count, learning if taught else None, weights, policy_key(experiment), taught
+    )
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

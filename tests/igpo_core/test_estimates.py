@@ -179,10 +179,41 @@ def test_the_larger_of_rollout_and_update_counts() -> None:
     assert held.total == always + max(held.rollout, held.update)
     # whole for a rollout: the other seven processes' float32 weights, and autocast's casts of all
     assert held.gathered / 7.616e9 == pytest.approx(4 * 7 / 8 + 2, rel=0.01)
-    several = memory(Shape.of(SEVEN), configure(policy={"dtype": "bfloat16"}, training={"processes": 8}))
-    alone = memory(Shape.of(SEVEN), configure({"dtype": "bfloat16"}))
+    gpus = {"device": "cuda", "processes": 8}
+    several = memory(Shape.of(SEVEN), configure(policy={"dtype": "bfloat16"}, training=gpus))
+    alone = memory(Shape.of(SEVEN), configure({"dtype": "bfloat16"}, training={"device": "cuda"}))
     assert (several.unsharded - alone.unsharded) / 7.616e9 == pytest.approx(4, rel=0.01)  # DDP's buckets
     assert several.margin > alone.margin > 0
+    assert memory(Shape.of(SEVEN), configure({"dtype": "bfloat16"})).margin == 0  # a processor has no context
+
+
+def test_packed_updates_keep_less_and_only_where_they_are_made() -> None:
+    """A compiled layer keeps, in bytes a token of Qwen2.5-7B (width 3584, 28 heads and 4 of keys of 128, MLP 18944): the residual
+    twice, 2 x 4 x 3584; queries, keys, values, attention's result, 2 x 128 x (28 + 4 + 4 + 28) and its sums, 4 x 28; the MLP's
+    two halves, 2 x 2 x 18944. Where sequences are padded, FSDP spreads weights, or a CPU computes, layers are not compiled."""
+    tokens, shape = 4096, Shape.of(SEVEN)
+
+    def kept(**changes: Any) -> int:
+        training = {"device": "cuda", **changes.pop("training", {})}
+        parts = {"policy": {"dtype": "bfloat16"}, "optimizer": {"tokens_per_batch": tokens}, **changes}
+        config = configure(training=training, **parts)
+        less = dataclasses.replace(shape, layers=shape.layers - 1)
+        return (memory(shape, config).activations - memory(less, config).activations) // tokens
+
+    compiled = 8 * 3584 + 256 * 64 + 112 + 4 * 18944
+    assert kept() == compiled and kept(training={"processes": 2}) == compiled
+    for padded in ({"training": {"device": "cpu"}}, {"training": {"processes": 2, "sharding": "fsdp"}}):
+        assert kept(**padded) > 1.5 * compiled
+    shape = dataclasses.replace(shape, packable=False)
+    assert kept() > 1.5 * compiled
+
+
+def test_a_window_of_attention_cannot_be_packed() -> None:
+    assert Shape.of(SMALL).packable
+    windowed = Qwen2Config(
+        **{**SMALL.to_diff_dict(), "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    )
+    assert not Shape.of(windowed).packable
 
 
 @pytest.mark.parametrize("preset", MODELS)
@@ -259,3 +290,34 @@ def test_the_continuous_engine_keeps_its_cache_and_its_casts_in_the_update() -> 
     kept = update("continuous") - update("transformers")
     graph = 8 * 44 * 500  # of a decoding step's logits
     assert held <= kept - graph <= 1.1 * held
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_batch_of_a_warm_start_is_within_a_quarter_of_its_estimate(dtype: str) -> None:
+    """Forward and back, as torch's allocator on the CPU reports it: 4 x 256 tokens, of which 64 of 256 are taught. Gradients
+    of weights come as activations go."""
+    from igpo_core.warmstart import Example, supervised_loss
+
+    config = Qwen2Config(**{**SMALL.to_diff_dict(), "vocab_size": 20_000})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    policy: Any = SimpleNamespace(model=model, protocol=SimpleNamespace(pad_id=0))
+    ids = torch.randint(500, (4, 256)).tolist()
+    examples = [Example(tuple(row), tuple(float(place % 4 == 1) for place in range(256)), {}) for row in ids]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with precision(dtype):
+            loss = supervised_loss(policy, examples)
+        torch.autograd.backward(loss)
+    alive = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    rollout = {"max_turns": 4, "max_new_tokens": 16, "max_tokens": 256}
+    stage = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "demonstrations": {"kind": "files"}}
+    held = memory(
+        Shape.of(config),
+        configure(
+            {"dtype": dtype}, rollout=rollout, optimizer={"tokens_per_batch": 1024}, warm_start={"stages": [stage]}
+        ),
+    )
+    assert 0.75 < most / held.taught < 1.25

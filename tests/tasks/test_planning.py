@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import ExperimentConfig, WarmStart
+from igpo_core.config import ExperimentConfig, OptimizerConfig, WarmStart
 from igpo_core.estimates import Shape
 from tasks.data.publishing import prepare
 from tasks.runs.planning import (
@@ -129,7 +129,9 @@ def test_trajectories_that_are_left_out_are_counted_and_few_are_learnt_by_heart(
 def test_a_step_that_was_not_timed_is_counted() -> None:
     """One block of width 8 (4 x 64 of attention, 3 x 8 x 16 of the MLP: 640 weights) and a tied vocabulary of 100 (800). Two
     trajectories of 10 tokens, 4 of them sampled, outcome alone: a forward pass takes 2 x (10 x (2 x 640 + 2 x 10 x 2 x 4) +
-    4 x 2 x 800) = 41,600 operations, the update three times that."""
+    4 x 2 x 800) = 41,600 operations, the update three times that. Of the forward pass decoding makes 2 x 4 x (2 x 640 + 2 x 10 x
+    2 x 4 + 2 x 800) = 24,320, for which it waits for bytes instead: 6 steps of one batch, 1.5 times the four, read 640 + 800
+    weights each, and of two rows 5 columns of 2 x 2 x 4 numbers, all of 4 bytes."""
     config = ExperimentConfig.model_validate(
         {
             "reward": {"reward": "outcome_only"},
@@ -137,25 +139,30 @@ def test_a_step_that_was_not_timed_is_counted() -> None:
         }
     )
     shape = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
-    found = count_timing(config, shape, Tokens(10, 4, 0, 0), Speed(1000.0, 1e30), 77)
-    assert found.step == pytest.approx(4 * 41_600 / 1000 / REACHED) and found.rollouts == 2 and found.weights == 77
-    assert found.rollout == pytest.approx(41_600 / 2 / 1000 / REACHED)
+    found = count_timing(config, shape, Tokens(10, 4, 0, 0), Speed(1000.0, 500.0), 77)
+    passes, decoding = REACHED["float32"].passes, REACHED["float32"].decoding
+    sampling = (41_600 - 24_320) / 1000 / passes + 6 * 4 * (1440 + 2 * 5 * 16) / 500 / decoding
+    assert found.step == pytest.approx(sampling + 3 * 41_600 / 1000 / passes)
+    assert found.rollout == pytest.approx(sampling / 2) and found.rollouts == 2 and found.weights == 77
     assert found.warm_start is None and found.demonstrations == 0 and found.policy == policy_key(config)
 
 
 def test_a_warm_start_that_was_not_timed_is_counted() -> None:
-    """Six operations a weight and token: 640 + 800 weights and three norms of 8, 20 tokens, 3 x 5 demonstrations."""
+    """A forward pass over one demonstration of 20 tokens, of which 4 are taught, and twice that on the way back: 3 x (20 x (2 x
+    640 + 2 x 20 x 2 x 4) + 4 x 2 x 800) = 115,200 operations; 3 x 5 demonstrations. Checkpointing is the update's alone."""
     stage = {"steps": 3, "batch_size": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}
-    config = experiment().model_copy(update={"warm_start": WarmStart.model_validate({"stages": [stage]})})
+    checkpointing = OptimizerConfig(gradient_checkpointing=True, updates_per_step=2)
+    config = experiment().model_copy(
+        update={"warm_start": WarmStart.model_validate({"stages": [stage]}), "optimizer": checkpointing}
+    )
     shape = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
     found = count_timing(config, shape, Tokens(20, 4, 2, 20), Speed(1e6, 1e30), 77)
-    assert found.warm_start == pytest.approx(6 * 1464 * 20 * 15 / 1e6 / REACHED)
-    assert (
-        warm_start_seconds(config, found) == pytest.approx(4 + 6 * 1464 * 20 * 15 / 1e6 / REACHED)
-        and found.demonstrations == 15
-    )
+    learning = 15 * 115_200 / 1e6 / REACHED["float32"].passes
+    assert found.warm_start == pytest.approx(learning) and found.demonstrations == 15
+    assert warm_start_seconds(config, found) == pytest.approx(4 + learning)
 
 
 def test_the_speed_of_this_machine_is_that_of_a_machine() -> None:
-    speed = measure_speed(1)
-    assert 1e9 < speed.operations < 1e13 and 1e8 < speed.bandwidth < 1e12
+    for dtype in ("float32", "bfloat16"):
+        speed = measure_speed(1, dtype)
+        assert 1e8 < speed.operations < 1e13 and 1e8 < speed.bandwidth < 1e12

@@ -1,0 +1,122 @@
+"""Estimates against what was measured, each within a quarter, above and below.
+
+Memory: the most that torch had allocated on an H100 (docs/performance.md, "On a GPU", 2026-11-27; the two rows of "padded, before
+the engine" and their ranges, 2026-11-26, are from the first trial). An estimate also has CUDA's context, which torch does not
+count. Time: two cores of an AMD EPYC (2026-11-26), SmolLM2-135M, whose rollouts are as long as its demonstrations.
+"""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, Qwen2Config
+
+from benchmarks.models import LLAMA_135M, QWEN2_HALF_BILLION
+from igpo_core.config import ExperimentConfig
+from igpo_core.estimates import GIB, Shape, memory, work
+from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
+
+HALF_BILLION, SMOLLM2 = Shape.of(Qwen2Config(**QWEN2_HALF_BILLION)), Shape.of(LlamaConfig(**LLAMA_135M))
+
+
+def experiment(dtype: str = "bfloat16", device: str = "cuda", **parts: Any) -> ExperimentConfig:
+    content = {
+        "data": {"kind": "files", "questions": [{"path": "q"}], "corpus": ["c"]},
+        "policy": {"kind": "pretrained", "name": "m", "dtype": dtype},
+        "reward": {"reward": "outcome_and_gain"},
+        "training": {"device": device},
+        # nothing larger than a step was looked at
+        "evaluation": {"dev_questions": 1, "test_questions": 1},
+        **parts,
+    }
+    return ExperimentConfig.model_validate(content)
+
+
+STAGE = {"steps": 20, "batch_size": 8, "learning_rate": 2e-4, "demonstrations": {"kind": "files"}}
+
+
+def gib(shape: Shape, engine: str, budget: int, *, packed: bool, longest: int = 2048, taught: bool = False) -> float:
+    """What the estimate expects torch to allocate in a step of 16 questions x 8."""
+    rollout = {
+        "questions": 16, "group_size": 8, "max_turns": 4, "max_new_tokens": 80, "max_tokens": longest,
+        "engine": {"kind": engine},
+    }  # fmt: skip
+    warm = {"warm_start": {"stages": [STAGE]}} if taught else {}
+    config = experiment(rollout=rollout, optimizer={"tokens_per_batch": budget}, **warm)
+    # the benchmark pads where it shows what was before
+    held = memory(dataclasses.replace(shape, packable=packed), config)
+    return (held.total - held.margin) / GIB
+
+
+@pytest.mark.parametrize(
+    ("shape", "engine", "packed", "seen"),
+    [
+        (HALF_BILLION, "transformers", False, 59.0),
+        (HALF_BILLION, "continuous", True, 40.3),
+        (HALF_BILLION, "continuous", True, 40.5),
+        (SMOLLM2, "transformers", False, 30.4),
+        (SMOLLM2, "continuous", True, 24.6),
+        (SMOLLM2, "continuous", True, 25.0),
+        (HALF_BILLION, "transformers", False, 62.0),  # padded, before the engine
+    ],
+)
+def test_memory_of_a_step_at_32768_tokens_a_pass(shape: Shape, engine: str, packed: bool, seen: float) -> None:
+    assert 0.75 * seen < gib(shape, engine, 32_768, packed=packed) < 1.25 * seen
+
+
+def test_memory_of_the_first_trials_runs() -> None:
+    """SmolLM2 at 12,288 tokens a pass took 12 to 20 GiB, warm start and evaluations among it. Four such runs at 32,768 ran out of
+    80 GiB."""
+    run = gib(SMOLLM2, "transformers", 12_288, packed=False, longest=1_100, taught=True)
+    assert 0.75 * 20 < run < 1.25 * 16  # its upper end from below, the middle from above
+    assert 4 * gib(SMOLLM2, "transformers", 32_768, packed=False, longest=1_100, taught=True) > 80
+
+
+# A square product on the machine that timed both dtypes; its bandwidth is what makes a decoding step of 32 rows of 400 columns,
+# 1.13 GB in float32, take the .04 s of the first trial's floor
+FLOAT32, BFLOAT16 = Speed(229e9, 28e9), Speed(964e9, 28e9)
+# another of the kind, of which no product was timed: its float32 step took 158 s in place of 199
+OTHER = Speed(229e9 * 199 / 158, 28e9)
+# 160 demonstrations at 4.7 s for 1,000 tokens took 566 s: 752 tokens each. Three turns, of which about 40 tokens are sampled;
+# probes of three boundaries, 20 tokens each
+USUAL = Tokens(752, 120, 60, 752)
+
+
+def timing(dtype: str, speed: Speed) -> Timing:
+    config = experiment(
+        dtype,
+        "cpu",
+        rollout={"questions": 4, "group_size": 8, "max_turns": 4, "max_new_tokens": 80, "max_tokens": 2048},
+        warm_start={"stages": [STAGE]},
+    )
+    return count_timing(config, SMOLLM2, USUAL, speed, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "speed", "step", "rollout", "update", "warm_start"),
+    [
+        # seconds; rollout with the beliefs that ride in it
+        ("float32", OTHER, 158, 56 + 3, 100, 566),
+        ("float32", FLOAT32, 199, 63 + 3.6, 132, None),
+        ("bfloat16", BFLOAT16, 88, 32 + 1.5, 55, 298),
+    ],
+)
+def test_seconds_on_two_cores(
+    dtype: str, speed: Speed, step: float, rollout: float, update: float, warm_start: float | None
+) -> None:
+    found = timing(dtype, speed)
+    sampling = found.rollout * found.rollouts
+    seen = {"step": (found.step, step), "rollout": (sampling, rollout), "update": (found.step - sampling, update)}
+    if warm_start is not None:
+        assert found.warm_start is not None
+        seen["warm start"] = found.warm_start, warm_start
+    ratios = {name: counted / measured for name, (counted, measured) in seen.items()}
+    assert all(0.75 < ratio < 1.25 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize(("dtype", "speed", "seen"), [("float32", FLOAT32, 12.9), ("bfloat16", BFLOAT16, 5.4)])
+def test_seconds_of_the_model_alone(dtype: str, speed: Speed, seen: float) -> None:
+    """4 x 512 tokens forward and back, the vocabulary on all of them."""
+    config = experiment(dtype, "cpu", rollout={"questions": 2, "group_size": 2})
+    update = work(SMOLLM2, config, tokens=512, sampled=512, probes=0).update
+    assert 0.75 * seen < update / speed.operations / REACHED[dtype].passes < 1.25 * seen
