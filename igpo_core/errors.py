@@ -17,5 +17,9 @@ class CheckpointError(IgpoError):
     """A checkpoint that is damaged, incomplete or of another architecture: names the path and the remedy."""
 
 
+class OutOfMemory(IgpoError):
+    """Memory that ran out: names what was under way and the settings to lower (igpo_core/memory.py)."""
+
+
 class ServiceError(IgpoError):
     """A server that cannot be started or reached: names the address and the remedy."""

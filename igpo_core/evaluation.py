@@ -7,6 +7,7 @@ from typing import Any
 from igpo_core.config import Decoding, ExperimentConfig
 from igpo_core.environments.base import Environment
 from igpo_core.errors import DataError
+from igpo_core.memory import within_memory
 from igpo_core.metrics import behaviour
 from igpo_core.policies import Policy
 from igpo_core.ranks import ALONE, Ranks
@@ -73,17 +74,18 @@ def evaluate_questions(
         )
     times = RolloutTimes()
     asked = ranks.share(fitting)
-    own = engine(
-        policy,
-        environment,
-        [question for _, question in asked],
-        config.rollout,
-        members=1,
-        key=(config.seed, f"evaluation/{split}", 0),
-        decoding=decoding,
-        times=times,
-        places=[place for place, _ in asked],
-    )
+    with within_memory("evaluation", config):
+        own = engine(
+            policy,
+            environment,
+            [question for _, question in asked],
+            config.rollout,
+            members=1,
+            key=(config.seed, f"evaluation/{split}", 0),
+            decoding=decoding,
+            times=times,
+            places=[place for place, _ in asked],
+        )
     trajectories = ranks.gathered([(place, item) for (place, _), item in zip(asked, own, strict=True)])
     scored = score_outcomes(environment, trajectories, config.reward)
     metrics = {

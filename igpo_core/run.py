@@ -27,6 +27,7 @@ from igpo_core.environments import open_environment
 from igpo_core.evaluation import EvaluationResult, decode_each, first_decoding
 from igpo_core.folders import write_json
 from igpo_core.judge import Judge, judged_metrics
+from igpo_core.memory import within_memory
 from igpo_core.policies import build_policy
 from igpo_core.rewards.scoring import Scored, explain_trajectories
 from igpo_core.rollout.rows import unsaid_answers
@@ -131,7 +132,8 @@ class TrainingRun:
         torch.set_num_threads(config.training.threads)
         environment = open_environment(config, data)
         policy = build_policy(config, environment)
-        policy.model.to(place)
+        with within_memory("loading", config):
+            policy.model.to(place)
         load_weights(start, policy.model)
         self.spec, self.folder = spec, folder
         self.trainer = Trainer(config, environment, policy)
@@ -191,7 +193,7 @@ class TrainingRun:
         trainer = self.trainer
         config, policy, environment = trainer.config, trainer.policy, trainer.environment
         started = time.perf_counter()
-        with trainer.whole_weights():
+        with within_memory("beliefs", config), trainer.whole_weights():
             if not trainer.ranks.first:
                 return {}, (), ()
             contrast = trainer.contrast(trainer.step)

@@ -24,6 +24,7 @@ from igpo_core.credit import Credit, assign_credit
 from igpo_core.environments.base import Environment
 from igpo_core.errors import CheckpointError, ConfigError, DataError
 from igpo_core.learner import Learner
+from igpo_core.memory import within_memory
 from igpo_core.metrics import rollout_metrics
 from igpo_core.policies import Policy, save_policy
 from igpo_core.ranks import ALONE, Ranks, join_group
@@ -108,16 +109,18 @@ class Trainer:
         return Contrast(self.environment, self._names, count, self.config.seed, step) if count else None
 
     def run_step(self) -> StepResult:
-        """Make one step. Raises IgpoError, naming the step, when the loss or the gradient is not finite."""
+        """Make one step. Raises IgpoError, naming the step, when the loss or the gradient is not finite, or memory runs out."""
         device = self.policy.model.device
         started, config, step = now(device), self.config, self.step
         times = RolloutTimes()
         asked = self.ranks.share(self.sampler.questions_of(step))
-        own = self.roll_out(asked, times)
+        with within_memory("rollout", config, step):
+            own = self.roll_out(asked, times)
         rolled = now(device)
         if self.scorer is not None and self._lag and step % self._lag == 0:
             self.scorer.take()
-        with self.scorer.instead() if self.scorer else nullcontext(), self.whole_weights():
+        scorer = self.scorer.instead() if self.scorer else nullcontext()
+        with within_memory("beliefs", config, step), scorer, self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
         trajectories = [item.trajectory for item in scored]
         if config.reward.needs_beliefs and not self._rides:  # passes of their own
@@ -131,7 +134,8 @@ class Trainer:
         # before the update: whoever is told to end between it and its line of metrics has to give the step up
         seen = rollout_metrics(scored, credit, groups)
         weighed = now(device)
-        update = self.learner.update(trajectories, credit.turns, credit.queries, step=step)
+        with within_memory("update", config, step):
+            update = self.learner.update(trajectories, credit.turns, credit.queries, step=step)
         ended = now(device)
         self.step += 1
         # a budget of seconds ends the run by the first one's clock: all take as many steps

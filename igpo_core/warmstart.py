@@ -15,6 +15,7 @@ from igpo_core.checkpoints import STATE, checkpoint_folder, load_weights, newest
 from igpo_core.config import ExperimentConfig, WarmStartStage
 from igpo_core.environments.base import Demonstration, Environment, Lesson
 from igpo_core.errors import ConfigError
+from igpo_core.memory import within_memory
 from igpo_core.policies import Policy, save_policy
 from igpo_core.protocol import TurnProtocol, WordProtocol
 from igpo_core.seeds import python_rng
@@ -166,9 +167,10 @@ def run_warm_start(
             if not examples:
                 raise ConfigError(f"no demonstration fits rollout.max_tokens={config.rollout.max_tokens}: raise it")
             optimizer.zero_grad()
-            loss = _backward(policy, examples, config.optimizer.tokens_per_batch)
-            torch.nn.utils.clip_grad_norm_(trained(policy.model), 1.0)
-            optimizer.step()
+            with within_memory("warm start", config):
+                loss = _backward(policy, examples, config.optimizer.tokens_per_batch)
+                torch.nn.utils.clip_grad_norm_(trained(policy.model), 1.0)
+                optimizer.step()
             done += 1
             losses[f"warm_start/stage_{number + 1}_loss"] = loss
             if done % 10 == 0 or done == total:

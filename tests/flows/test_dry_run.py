@@ -17,6 +17,7 @@ from flows.presets import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
 from tasks.home import home
 from tasks.runs.planning import Timing, keep_timing
+from tasks.runs.processors import best_dtype
 from tests.igpo_core.hostile import hostile_server
 from tests.tasks.tables import GOOD, files, lines, trajectory
 
@@ -86,6 +87,10 @@ def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:
     rollout = {"questions": 2, "group_size": 2, "max_tokens": 900}
     lines = list(dry_run(changed(tmp_path, policy=policy, warm_start=None, rollout=rollout)))
     assert any("of which an adapter of" in line for line in lines)
+    assert "\nthe policy is computed in bfloat16 (this processor has " in lines[0]
+    policy["dtype"] = "auto"
+    first = next(dry_run(changed(tmp_path, policy=policy, warm_start=None, rollout=rollout)))
+    assert f"\nthe policy is computed in {best_dtype('cpu')} (" in first
 
 
 def test_web_search_is_asked_once_and_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

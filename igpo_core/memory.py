@@ -1,0 +1,76 @@
+"""Memory that runs out, as an error that names the setting to lower.
+
+torch has one error for accelerators and a plain RuntimeError for its allocator on a CPU. A process that the system ends for want
+of memory, as Linux does, gets neither: a sweep then tells of exit code -9.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from igpo_core.config import ExperimentConfig
+from igpo_core.errors import OutOfMemory
+
+Phase = Literal["loading", "warm start", "rollout", "beliefs", "update", "evaluation"]
+SAID = (  # by torch in a RuntimeError, on a CPU and from CUDA's libraries
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+
+
+@contextmanager
+def within_memory(phase: Phase, config: ExperimentConfig, step: int | None = None) -> Iterator[None]:
+    """Within the block, turn an error that says that memory ran out into OutOfMemory, which names what to lower.
+
+    step: the one that is made, from 0; None: outside steps.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        during = phase if step is None else f"{phase} of step {step + 1}"
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutOfMemory(
+            f"out of memory during {during}: lower {remedy(phase, config)}. The last checkpoint is whole. Where more memory is "
+            "free the same command goes on from it; a run with another setting is another run, which begins at its warm start. "
+            f"({said})"
+        ) from error
+
+
+def remedy(phase: Phase, config: ExperimentConfig) -> str:
+    """Return the settings that this phase's memory grows with, with their values, in the order in which to try them."""
+    rollout, optimizer, training = config.rollout, config.optimizer, config.training
+    rows, tokens = (
+        f"rollout.batch_size={rollout.batch_size}",
+        f"optimizer.tokens_per_batch={optimizer.tokens_per_batch}",
+    )
+    longest = f"rollout.max_tokens={rollout.max_tokens}"
+    if optimizer.tokens_per_batch <= rollout.max_tokens:  # a trajectory is never cut
+        tokens = f"{longest} (one trajectory fills a pass: {tokens} makes it no smaller)"
+    choices = {
+        "loading": ["the size of the model (policy.name)"],
+        "warm start": [tokens],
+        "rollout": [rows, longest],
+        "evaluation": [rows, longest],
+        "beliefs": [f"reward.belief_tokens={config.reward.belief_tokens}", longest],
+        "update": [tokens],
+    }[phase]
+    if phase == "loading":
+        choices.append("what is trained of it (policy.lora)")
+    if phase == "update" and optimizer.gradient_checkpointing is not True:
+        choices.append("set optimizer.gradient_checkpointing=true")
+    if training.memory_share < 1:
+        choices.append(f"give the run more than training.memory_share={training.memory_share:g}")
+    return ", or ".join(choices)
