@@ -3,7 +3,10 @@ run, and a kind was seen to shift an arm's mean (docs/results.md): arms are comp
 decided once, by the machine that plans."""
 
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,27 +47,33 @@ def half_instructions() -> list[str]:
     return [name for name in HALF if name in flags]
 
 
-def has_half(device: str) -> bool | None:
-    """Return whether this machine has instructions for bfloat16; None where it has no such device. device: training.device."""
-    if device == "cpu":
-        return bool(half_instructions())
-    import torch
-
-    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else None
-
-
 def best_dtype(device: str) -> Literal["float32", "bfloat16"]:
     """Return what `policy.dtype: auto` means on this machine. device: training.device.
 
     Raises ConfigError where an accelerator is asked for and none is seen.
     """
-    half = has_half(device)
+    half = bool(half_instructions()) if device == "cpu" else _accelerator_has_half()
     if half is None:
         raise ConfigError(
             f"{DTYPE}=auto with training.device={device}: the accelerator decides, and this machine has none: set {DTYPE} to "
             "bfloat16 (every one from the A100's generation on has it) or float32"
         )
     return "bfloat16" if half else "float32"
+
+
+@cache
+def _accelerator_has_half() -> bool | None:
+    """Whether the first accelerator that is seen computes in bfloat16; None where none is seen. Another process asks it: this one
+    may be none that trains, and would hold a context there."""
+    import torch
+
+    if not torch.cuda.is_available():  # takes no context
+        return None
+    ask = "import torch; print(torch.cuda.is_bf16_supported(including_emulation=False))"
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise ConfigError(f"{DTYPE}=auto: the accelerator cannot be asked: {asked.stderr.strip()[-500:]}")
+    return asked.stdout.split()[-1] == "True"
 
 
 def decided(specification: AblationSpecification) -> AblationSpecification:
@@ -97,12 +106,12 @@ def computed_in(experiment: ExperimentConfig) -> str:
 
 
 def unsuited(experiment: ExperimentConfig) -> list[str]:
-    """Return a warning where a run was planned in bfloat16 and this machine has no instructions for it."""
-    policy = experiment.policy
-    if not (isinstance(policy, PretrainedPolicy) and policy.half) or has_half(experiment.training.device) is not False:
+    """Return a warning where a run on a CPU was planned in bfloat16 and this one has no instructions for it."""
+    half = isinstance(experiment.policy, PretrainedPolicy) and experiment.policy.half
+    if not half or experiment.training.device != "cpu" or half_instructions():
         return []
     return [
-        f"warning: this run was planned with {DTYPE}=bfloat16, for which this machine has no instructions: it is slower here "
+        f"warning: this run was planned with {DTYPE}=bfloat16, for which this processor has no instructions: it is slower here "
         "than float32 would be, and rounds otherwise than where it was planned"
     ]
 
