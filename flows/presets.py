@@ -250,6 +250,7 @@ def from_project(data: DataConfig) -> DataConfig:
         "corpus": tuple(placed(path) for path in data.corpus),
         "evaluation": placed(data.evaluation) if data.evaluation else None,
         "trajectories": tuple(placed(path) for path in data.trajectories),
+        "expectations": data.expectations and data.expectations.placed(placed),
     }
     return data.model_copy(update=found)
 

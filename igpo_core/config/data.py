@@ -1,7 +1,7 @@
 """Questions, and what is searched for their answers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,7 +14,7 @@ from igpo_core.environments.base import Interface, Need, WorldSettings
 from igpo_core.environments.calculator import CalculatorWorld
 from igpo_core.environments.lookup import LookupWorld
 from igpo_core.environments.searching import OFFERS, OPEN_TOOL, RUBRIC, SEARCH, with_tools
-from igpo_core.settings import Settings, Share, Source
+from igpo_core.settings import WHERE, Settings, Share, Source
 
 if TYPE_CHECKING:
     from igpo_core.environments.qa import CorpusEnvironment
@@ -28,6 +28,18 @@ class QuestionFile(Settings):
 
     path: Path = Field(description="A file, or of the hub hf://datasets/<owner>/<name>@<commit>/<file>.")
     split: Literal["train", "dev", "test"] | None = None
+
+
+class Suites(Settings):
+    """Great Expectations suites of one's own (docs/data.md), JSON as great_expectations 1.x writes it, each of one table."""
+
+    questions: Path | None = None
+    corpus: Path | None = None
+    trajectories: Path | None = None
+
+    def placed(self, where: Callable[[Path], Path]) -> "Suites":
+        """Return the same with each path where `where` has it."""
+        return Suites(**{table: where(path) for table, path in self if path is not None})
 
 
 class BM25Search(Settings):
@@ -145,6 +157,11 @@ class QuestionFiles(WorldSettings):
         description="Files of expert trajectories in the messages form; a warm start learns from them with demonstrations: "
         "{kind: files, use: trajectories}.",
     )
+    expectations: Suites | None = Field(
+        None,
+        description="Rules of one's own, which the tables are checked with beside ours. Other ones change no row.",
+        json_schema_extra=WHERE,
+    )
     only_answerable: bool = Field(True, description="Drop rows that their table marks as not answerable.")
     sources: tuple[Source, ...] = Field((), description="Keep these sources only; empty: all.")
     min_train: int = Field(1, ge=1, description="Fewer good train rows than this stops the flow.")
@@ -167,6 +184,15 @@ class QuestionFiles(WorldSettings):
         description="Words that the tool `open` shows of a passage that the policy names by its title, in one piece where the "
         "search has it in parts; 0: there is no such tool.",
     )
+
+    @model_validator(mode="after")
+    def _suites_have_their_tables(self) -> "QuestionFiles":
+        for table in ("corpus", "trajectories"):
+            if self.expectations is not None and getattr(self.expectations, table) and not getattr(self, table):
+                raise ValueError(
+                    f"expectations.{table} names a suite of a table that data.{table} does not give: leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _corpus_to_search(self) -> "QuestionFiles":

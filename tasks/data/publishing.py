@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from igpo_core.config import DataConfig, QuestionFiles, code_version, fingerprint
+from igpo_core.config.data import Suites
 from igpo_core.data import SPLITS
 from igpo_core.data.questions import ID_ALIASES
 from igpo_core.data.schema import content_hash
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
-CODE = ("columns", "indexing", "published", "publishing", "reading", "validation")
-PATHS = {"questions", "corpus", "evaluation", "trajectories"}  # settings that say where data lies, not what it is
+CODE = ("columns", "data_docs", "indexing", "published", "publishing", "reading", "suites", "validation")
+# settings that say where data lies, not what it is; users' own suites change no row: a receipt has them, and no version
+PATHS = {"questions", "corpus", "evaluation", "trajectories", "expectations"}
+SUITES = "expectations"  # in the summary of data that were checked with suites of their user
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class PublishedData:
 def prepare(config: DataConfig, home: Path) -> PublishedData:
     """Read, validate and publish, or find published: the same settings and files are not read a second time.
 
-    Raises DataError: a file that cannot be read, fewer good rows than asked for, no space; ConfigError: a missing key.
+    Raises DataError: a file that cannot be read, a suite of the user's that is none or is not met, fewer good rows than asked
+    for, no space; ConfigError: a missing key.
     """
     found = find_published(config, home)
     if found is not None:
@@ -76,16 +80,19 @@ def prepare(config: DataConfig, home: Path) -> PublishedData:
         found = _found(receipt)  # another process may have published it while this one waited
         if found is not None:
             return found
-        from tasks.data.validation import validate  # Great Expectations takes seconds
+        from tasks.data.suites import read_suites  # Great Expectations takes seconds
+        from tasks.data.validation import validate
 
+        suites = read_suites(config)
         started = time.monotonic()
         tables = read(config)
         seconds = {"read": time.monotonic() - started}
         started = time.monotonic()
         docs = Path(temporary) / "data_docs"
-        validation = validate(tables.questions, tables.corpus, config, docs, tables.trajectories)
+        validation = validate(tables.questions, tables.corpus, config, docs, tables.trajectories, suites)
         seconds["validate"] = time.monotonic() - started
         require_enough(validation, tables, config, home / "data" / "rejected")
+        require_met(validation, home / "data" / "rejected")
         published = publish(validation, tables, config, home, seconds)
         receipt.parent.mkdir(exist_ok=True)
         write_json(receipt, {"version": published.version})
@@ -140,6 +147,25 @@ def require_enough(validation: "Validation", tables: Tables, config: DataConfig,
     )
 
 
+def require_met(validation: "Validation", rejected: Path) -> None:
+    """Raise DataError, naming file and entry, where a table does not meet an entry of severity `critical` of its user's suite.
+
+    The quarantine and the Data Docs are left in the folder `rejected`.
+    """
+    unmet = [
+        f"{suite['file']} on {table}, {one['told']}"
+        for table, suite in validation.suites.items()
+        for one in suite["unmet"]
+        if one["severity"] == "critical"
+    ]
+    if unmet:
+        fill_folder(rejected, lambda folder: _write_quarantine(validation, folder))
+        raise DataError(
+            f"your own expectations are not met: {'; '.join(unmet)}. Data Docs show them: "
+            f'{rejected / "data_docs" / "index.html"}. Mend the rows, or give the entry `"severity": "warning"`'
+        )
+
+
 def _least_names(config: DataConfig) -> list[str]:
     return [f"min_{split}" if isinstance(config, QuestionFiles) else split for split in SPLITS]
 
@@ -152,12 +178,12 @@ def _least(config: DataConfig) -> dict[str, int]:
 def publish(
     validation: "Validation", tables: Tables, config: DataConfig, home: Path, seconds: dict[str, float]
 ) -> PublishedData:
-    """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is
-    left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
+    """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine and was
+    checked with the same suites is left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
     wholes = tables.wholes if isinstance(config, QuestionFiles) and config.open_words else None
     version = data_version(validation, config, wholes)
     folder = home / "data" / version
-    if is_whole(folder) and _lines(validation.quarantine) == (folder / QUARANTINE).read_text():
+    if is_whole(folder) and _checked_alike(validation, folder):
         return _published(folder, reused=True)
 
     def fill(path: Path) -> None:
@@ -198,6 +224,7 @@ def publish(
             "seconds": {stage: round(value, 3) for stage, value in spent.items()},
             "index_bytes": index_bytes,
             "search": search,
+            **({SUITES: validation.suites} if validation.suites else {}),
         }
         (path / SUMMARY).write_text(json.dumps(summary, indent=1, ensure_ascii=False))
         manifest = {"format": FORMAT, "version": version, "sha256": checksums(path)}
@@ -205,6 +232,11 @@ def publish(
 
     fill_folder(folder, fill)
     return _published(folder, reused=False)
+
+
+def _checked_alike(validation: "Validation", folder: Path) -> bool:
+    known = json.loads((folder / SUMMARY).read_text()).get(SUITES, {})
+    return known == validation.suites and _lines(validation.quarantine) == (folder / QUARANTINE).read_text()
 
 
 def data_version(validation: "Validation", config: DataConfig, wholes: pandas.DataFrame | None = None) -> str:
@@ -238,6 +270,9 @@ def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
     rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
     rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
     rows.append({"what": "quarantined, all rules", "rows": summary["quarantined"]})
+    for table, suite in summary.get(SUITES, {}).items():
+        rows.append({"what": f"{suite['file']} on {table}, entries", "rows": suite["entries"]})
+        rows.append({"what": f"{suite['file']} on {table}, not met", "rows": len(suite["unmet"])})
     if summary["search"] is not None:
         rows.append({"what": "index, bytes", "rows": summary["index_bytes"]})
         rows += [{"what": f"search, {name.replace('_', ' ')}", "rows": n} for name, n in summary["search"].items()]
@@ -259,6 +294,8 @@ def _inputs_key(config: DataConfig) -> str:
         questions += [config.evaluation] if config.evaluation else []
         files = [*questions, *(path.with_name(ID_ALIASES) for path in questions), *config.corpus, *config.trajectories]
         splits = [file.split for file in config.questions]
+        suites = config.expectations or Suites()
+        files += [path or Path() for path in (suites.questions, suites.corpus, suites.trajectories)]
     code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     hashes = [file_hash(path) if path.is_file() else None for path in [*files, *code]]
     settings = config.model_dump(mode="json", exclude=PATHS)

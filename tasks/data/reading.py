@@ -44,6 +44,7 @@ def on_this_machine(config: DataConfig) -> DataConfig:
         "corpus": tuple(fetched(path) for path in config.corpus),
         "evaluation": fetched(config.evaluation) if config.evaluation else None,
         "trajectories": tuple(fetched(path) for path in config.trajectories),
+        "expectations": config.expectations and config.expectations.placed(fetched),
     }
     return config.model_copy(update=found)
 

@@ -6,11 +6,8 @@ other rule passes over.
 """
 
 import functools
-import html
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,8 +18,9 @@ from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS
 from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, content_hash
 from igpo_core.protocol import MARKERS
 from tasks.data.columns import derive_corpus, derive_questions, derive_trajectories
+from tasks.data.data_docs import EXCERPT, as_text, open_context, shown, write_pages
+from tasks.data.suites import Suite, Unmet, columns_of, keep_escaped, suites_told, unmet_entries
 
-EXCERPT = 200  # characters of a value in the quarantine
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
 
 
@@ -45,6 +43,7 @@ class Validation:
 
     quarantine: one row for each rule that a row fails, with table, id, field, rule, value, found.
     counts: quarantined rows by "table: rule". quarantined: distinct rows. data_docs: folder with index.html.
+    suites: by table, what its user's own suite found (tasks/data/suites.py:suites_told).
     """
 
     questions: pandas.DataFrame
@@ -56,6 +55,7 @@ class Validation:
     remedies: dict[str, str]
     data_docs: Path
     trajectories: pandas.DataFrame | None = None
+    suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
@@ -73,28 +73,34 @@ def validate(
     config: DataConfig,
     data_docs: Path,
     trajectories: pandas.DataFrame | None = None,
+    suites: Mapping[str, Suite] | None = None,
 ) -> Validation:
-    """Check the tables (see the module docstring) and write Data Docs into the folder `data_docs`.
+    """Check the tables (see the module docstring) and write Data Docs into the folder `data_docs`. suites: users' own, by table.
 
     Passages are checked first: a supporting title counts as present only if a good passage has it. Aliases that are
     empty or longer than max_answer_words are dropped from good rows.
     """
-    context = _context(data_docs)
+    context = open_context(data_docs)
     entries: list[dict[str, str]] = []
     warnings: list[str] = []
     remedies: dict[str, str] = {}
     quarantined = 0
+    suites, unmet = suites or {}, {}
 
     def check(name: str, table: pandas.DataFrame, derived: pandas.DataFrame, rules: Sequence[Rule]) -> pandas.DataFrame:
         """The good rows of a table."""
         nonlocal quarantined
         bad: set[int] = set()
-        for rule, failing in _run(context, name, derived, rules):
+        found, unmet[name] = _run(context, name, table, derived, rules, suites.get(name))
+        warnings.extend(
+            f"{name}: {suites[name].file.name}: {one.told}" for one in unmet[name] if one.severity == "warning"
+        )
+        for rule, failing in found:
             if rule.severity == "warning":
                 if failing:
                     first = table["id" if "id" in table else "passage_id"].iloc[failing[0][0]]
                     warnings.append(
-                        f"{name}: {len(failing)} rows fail '{rule.name}' ({rule.remedy}), the first is {_shown(first)}"
+                        f"{name}: {len(failing)} rows fail '{rule.name}' ({rule.remedy}), the first is {shown(first)}"
                     )
                 continue
             remedies[f"{name}: {rule.name}"] = rule.remedy
@@ -114,14 +120,14 @@ def validate(
     if trajectories is not None:
         columns = derive_trajectories(trajectories, good)
         trajectories = check("trajectories", trajectories, columns, _trajectory_rules(config))[list(TRAJECTORY_SCHEMA)]
-    context.build_data_docs(site_names=["data_docs"])
-    _without_scripts(data_docs)
+    write_pages(context, data_docs)
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
     names = quarantine["table"] + ": " + quarantine["rule"]
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
     good = good[list(QUESTION_SCHEMA)]
+    told = suites_told(suites, unmet)
     return Validation(
-        good, corpus, quarantine, counts, quarantined, warnings, remedies, data_docs, trajectories
+        good, corpus, quarantine, counts, quarantined, warnings, remedies, data_docs, trajectories, told
     )  # fmt: skip
 
 
@@ -223,82 +229,52 @@ def _trajectory_rules(config: DataConfig) -> list[Rule]:
 # --------------------------------------------------------------------------------------------- Great Expectations
 
 
-def _context(data_docs: Path) -> Any:
-    """An in-memory context whose Data Docs go to the folder. Analytics off: nothing leaves this machine."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported
-    import great_expectations
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    context = great_expectations.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)}
-    context.add_data_docs_site(
-        "data_docs",
-        {
-            "class_name": "SiteBuilder",
-            "store_backend": store,
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        },
-    )
-    return context
-
-
 def _run(
-    context: Any, name: str, derived: pandas.DataFrame, rules: Sequence[Rule]
-) -> Iterator[tuple[Rule, list[tuple[int, str]]]]:
-    """Each rule with its failing rows: (position in the table, what was found), in table order."""
+    context: Any,
+    name: str,
+    table: pandas.DataFrame,
+    derived: pandas.DataFrame,
+    rules: Sequence[Rule],
+    own: Suite | None,
+) -> tuple[list[tuple[Rule, list[tuple[int, str]]]], list[Unmet]]:
+    """Each rule with its failing rows, (position in the table, what was found), in table order; and what the user's own suite, in
+    the same checkpoint, does not find met."""
     import great_expectations as gx
 
-    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
-    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(rule) for rule in rules]))
-    definition = context.validation_definitions.add(
-        gx.ValidationDefinition(name=name, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
-    )
+    batch = context.data_sources.add_pandas(name).add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+    suites = [context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(rule) for rule in rules]))]
+    # Every rule gets a column of its name, which is what Data Docs show.
+    columns = {rule.name: as_text(derived[rule.column]) for rule in rules}
+    if own is not None:
+        suites.append(context.suites.add(gx.ExpectationSuite(name=f"{name} own", expectations=list(own.entries))))
+        columns |= {str(column): values for column, values in columns_of(name, table).reset_index(drop=True).items()}
+    definitions = [
+        context.validation_definitions.add(gx.ValidationDefinition(name=suite.name, data=batch, suite=suite))
+        for suite in suites
+    ]
     checkpoint = gx.Checkpoint(
         name=name,
-        validation_definitions=[definition],
+        validation_definitions=definitions,
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
-    # Every rule gets a column of its name, which is what Data Docs show.
-    frame = pandas.DataFrame({"row": derived["row"], **{rule.name: _as_text(derived[rule.column]) for rule in rules}})
+    frame = pandas.DataFrame({"row": derived["row"].reset_index(drop=True), **columns})
     run = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": frame})
-    (results,) = run.run_results.values()
-    found = {result.expectation_config.kwargs["column"]: result for result in results.results}
-    for rule in rules:
-        result = found[rule.name]
-        if "unexpected_index_list" not in result.result:
-            raise RuntimeError(f"expectation {rule.name!r} on {name} was not evaluated: {result.exception_info}")
-        rows = sorted(int(item["row"]) for item in result.result["unexpected_index_list"])
-        yield rule, [(row, str(derived[rule.column].iloc[row])) for row in rows]
+    results = {found.suite_name: found for found in run.run_results.values()}
+    ours = [(rule, _failing(name, rule, results[name], derived)) for rule in rules]
+    if own is None:
+        return ours, []
+    names = table["id" if "id" in table else "passage_id"].tolist()
+    unmet = unmet_entries(own, suites[1].expectations, results[suites[1].name], names)
+    keep_escaped(context, suites[1])
+    return ours, unmet
 
 
-def _as_text(column: "pandas.Series[Any]") -> "pandas.Series[Any]":
-    """A column whose texts are no markup in Data Docs, which escape nothing and replace $names."""
-    if pandas.api.types.is_numeric_dtype(column.dtype):
-        return column
-    return column.astype("object").map(lambda text: html.escape(_shown(text)).replace("$", "&#36;"), na_action="ignore")
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value without control characters, for a terminal or a page."""
-    return ascii(str(value)[:EXCERPT])[1:-1]
-
-
-_FROM_OTHER_HOSTS = re.compile(
-    r"""<script\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>\s*</script>|<(?:link|img)\b[^>]*\b(?:href|src)=["']?(?:https?:)?//[^>]*>""",
-    re.IGNORECASE,
-)
-_POLICY = (
-    """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'self' 'unsafe-inline'; """
-    """img-src 'self' data:">"""
-)
-
-
-def _without_scripts(data_docs: Path) -> None:
-    """Take out what Data Docs would load from other hosts, and forbid every script in them."""
-    for path in data_docs.rglob("*.html"):
-        page = _FROM_OTHER_HOSTS.sub("", path.read_text(encoding="utf-8"))
-        path.write_text(re.sub(r"<head>", lambda head: head[0] + _POLICY, page, count=1), encoding="utf-8")
+def _failing(name: str, rule: Rule, results: Any, derived: pandas.DataFrame) -> list[tuple[int, str]]:
+    result = next(one for one in results.results if one.expectation_config.kwargs["column"] == rule.name)
+    if "unexpected_index_list" not in result.result:
+        raise RuntimeError(f"expectation {rule.name!r} on {name} was not evaluated: {result.exception_info}")
+    rows = sorted(int(item["row"]) for item in result.result["unexpected_index_list"])
+    return [(row, str(derived[rule.column].iloc[row])) for row in rows]
 
 
 def _expectation(rule: Rule) -> Any:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from igpo_core.config import DataConfig, QuestionFiles, RunSpec
+from igpo_core.config import DataConfig, QuestionFiles, RunSpec, fingerprint
 from igpo_core.config.specification import spell_changes
 from igpo_core.folders import file_hash
 from tasks.runs.planned import Run
@@ -87,15 +87,17 @@ def log_data(study: str, version: str, folder: Path) -> str:
     from mlflow.entities import Metric
 
     mlflow, experiment = client(), experiment_id(study)
+    summary = json.loads((folder / "summary.json").read_text())
     quarantine = file_hash(folder / "quarantine.jsonl")  # not part of the version, and shown
     tags = {"kind": "data", "data_version": version, "quarantine": quarantine[:12]}
+    if "expectations" in summary:  # of the user's own suites, no part of the version either
+        tags["expectations"] = fingerprint(summary["expectations"])
     found = mlflow.search_runs([experiment], tag_filter(**tags))
     whole = [run for run in found if run.info.status == "FINISHED"]
     if whole:
         return artifact_url(experiment, whole[0].info.run_id, DOCS)
     # a sweep that was killed may have left a run without all its files: it is completed
     run = found[0] if found else mlflow.create_run(experiment, tags=tags, run_name=f"data {version}")
-    summary = json.loads((folder / "summary.json").read_text())
     counts = {f"{split}_questions": count for split, count in summary["counts"].items()}
     counts["quarantined"] = summary["quarantined"]
     at = run.info.start_time  # the same whenever it is logged, so that nothing stands there twice

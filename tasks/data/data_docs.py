@@ -1,0 +1,88 @@
+"""Great Expectations' Data Docs on this machine: an in-memory context that writes them, and pages without markup of others.
+
+Data Docs escape nothing and replace $names: every text of a row, and of a suite that somebody wrote, goes into them escaped.
+"""
+
+import html
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+EXCERPT = 200  # characters of a value in the quarantine, and on pages
+
+
+def open_context(data_docs: Path) -> Any:
+    """An in-memory context whose Data Docs go to the folder. Analytics off: nothing leaves this machine."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported
+    import great_expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = great_expectations.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)}
+    context.add_data_docs_site(
+        "data_docs",
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": store,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    return context
+
+
+def as_text(column: "pandas.Series[Any]") -> "pandas.Series[Any]":
+    """A column whose texts are no markup in Data Docs, which escape nothing and replace $names."""
+    if pandas.api.types.is_numeric_dtype(column.dtype):
+        return column
+    return column.astype("object").map(literal, na_action="ignore")
+
+
+def literal(text: Any) -> str:
+    """Return the beginning of a text as Data Docs show it: no markup, and no name that they would replace."""
+    return html.escape(shown(text)).replace("$", "&#36;")
+
+
+def escaped(value: Any) -> Any:
+    """Return a JSON value with the beginning of every text in it as no markup, names of keys left as they are. A text that can
+    be printed is shown as it stands, so that a pattern with a backslash is read as it was written."""
+    if isinstance(value, Mapping):
+        return {name: escaped(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    told = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in value[:EXCERPT])
+    return html.escape(told).replace("$", "&#36;")
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value without control characters, for a terminal or a page."""
+    return ascii(str(value)[:EXCERPT])[1:-1]
+
+
+_FROM_OTHER_HOSTS = re.compile(
+    r"""<script\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>\s*</script>|<(?:link|img)\b[^>]*\b(?:href|src)=["']?(?:https?:)?//[^>]*>""",
+    re.IGNORECASE,
+)
+_POLICY = (
+    """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'self' 'unsafe-inline'; """
+    """img-src 'self' data:">"""
+)
+
+
+def _without_scripts(data_docs: Path) -> None:
+    """Take out what Data Docs would load from other hosts, and forbid every script in them."""
+    for path in data_docs.rglob("*.html"):
+        page = _FROM_OTHER_HOSTS.sub("", path.read_text(encoding="utf-8"))
+        path.write_text(re.sub(r"<head>", lambda head: head[0] + _POLICY, page, count=1), encoding="utf-8")
+
+
+def write_pages(context: Any, data_docs: Path) -> None:
+    """Write the context's Data Docs into their folder, without scripts."""
+    context.build_data_docs(site_names=["data_docs"])
+    _without_scripts(data_docs)

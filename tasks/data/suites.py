@@ -1,0 +1,240 @@
+"""Users' own rules: Great Expectations suites, in files as great_expectations 1.x writes them, one for each table.
+
+A suite runs in the checkpoint of our own rules, on the table as it was read, and judges it as a whole: an entry of severity
+`critical`, which is what entries are that name none, stops the data from being published, one of `warning` is warned of, and one
+of `info` stands in Data Docs alone. Columns are those of the schema, with lists as JSON text; rows that could not be read are
+null in all of them. Nothing of a suite is run as code.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from igpo_core.config import DataConfig, QuestionFiles
+from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA
+from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, Kind
+from igpo_core.errors import DataError
+from igpo_core.folders import file_hash
+from tasks.data.data_docs import escaped, shown
+
+SCHEMAS: Mapping[str, Mapping[str, Kind]] = {
+    "questions": QUESTION_SCHEMA,
+    "corpus": CORPUS_SCHEMA,
+    "trajectories": TRAJECTORY_SCHEMA,
+}
+SEVERITIES = ("critical", "warning", "info")
+WRITE_ONE = (
+    "write it with great_expectations 1.x, as json.dumps(suite.to_json_dict()), which gives {name, expectations: [{type, kwargs, "
+    "severity}, ..]}"
+)
+# they look at the table's columns, which are the schema's and stand beside ours in the checkpoint
+OF_COLUMNS = ("expect_table_columns_", "expect_table_column_count_")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A user's suite. entries: GX's expectations, in the order of the file; table: what it is of."""
+
+    table: str
+    file: Path
+    name: str
+    entries: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """An entry that the table does not meet. told: in words, with the first value that fails."""
+
+    severity: str
+    told: str
+
+
+def given_suites(config: DataConfig) -> dict[str, Path]:
+    """Return the file of each table that has a suite."""
+    if not isinstance(config, QuestionFiles) or config.expectations is None:
+        return {}
+    return {table: path for table in SCHEMAS if (path := getattr(config.expectations, table)) is not None}
+
+
+def read_suites(config: DataConfig) -> dict[str, Suite]:
+    """Return the suite of each table that has one. Raises DataError, naming file and entry, for a file that is no suite, a column
+    that is not in the table, or an expectation that Great Expectations has not."""
+    return {table: _read(table, path) for table, path in given_suites(config).items()}
+
+
+def suites_told(suites: Mapping[str, Suite], unmet: Mapping[str, Sequence[Unmet]]) -> dict[str, dict[str, Any]]:
+    """Return what a summary says of suites: by table file name, name, hash, number of entries and what is not met."""
+    return {
+        table: {
+            "file": suite.file.name,
+            "name": suite.name,
+            "sha256": file_hash(suite.file),
+            "entries": len(suite.entries),
+            "unmet": [{"severity": one.severity, "told": one.told} for one in unmet.get(table, ())],
+        }
+        for table, suite in suites.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------- reading a file
+
+
+def _read(table: str, path: Path) -> Suite:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"data.expectations.{table}: {path} cannot be read ({error.strerror}): name a suite's file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data.expectations.{table}: {path} is damaged ({error}): {WRITE_ONE}") from error
+    entries = content.get("expectations") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"data.expectations.{table}: {path} holds no list `expectations` with an entry: {WRITE_ONE}")
+    built = tuple(_build(entry, table, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1))
+    return Suite(table, path, str(content.get("name") or path.stem), built)
+
+
+def _build(entry: Any, table: str, where: str) -> Any:
+    """The expectation that an entry describes. Raises DataError, beginning with `where`."""
+    from great_expectations.exceptions.exceptions import GreatExpectationsError
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise DataError(f"{where} names no `type` (before 1.0 it was expectation_type): {WRITE_ONE}")
+    kind, kwargs = entry["type"], entry.get("kwargs", {})
+    if not isinstance(kwargs, dict):
+        raise DataError(f"{where} ({kind}): `kwargs` is no object: {WRITE_ONE}")
+    severity = entry.get("severity") or SEVERITIES[0]
+    if severity not in SEVERITIES:
+        raise DataError(f"{where} ({kind}): severity is {severity!r}; it is one of {', '.join(SEVERITIES)}")
+    _require_plain(kwargs, f"{where} ({kind})")
+    _require_columns(kind, kwargs, table, f"{where} ({kind})")
+    texts = {name: entry[name] for name in ("meta", "notes", "description") if entry.get(name)}
+    try:
+        return ExpectationConfiguration(
+            type=kind, kwargs=kwargs, severity=FailureSeverity(severity), **texts
+        ).to_domain_obj()
+    except (GreatExpectationsError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where} is no expectation of Great Expectations: {reason}") from error
+
+
+def _require_plain(kwargs: Mapping[str, Any], where: str) -> None:
+    """Raise DataError where an entry has what is run as code, or what nobody gives a value to."""
+    for part in _parts(kwargs):
+        if "$PARAMETER" in part:
+            raise DataError(f"{where}: it has a parameter ($PARAMETER), which nobody gives here: write the value")
+        if "pass_through_filter" in part:
+            raise DataError(f"{where}: {_CONDITION}")
+    if isinstance(kwargs.get("row_condition"), str):
+        raise DataError(f"{where}: {_CONDITION}")
+
+
+_CONDITION = (
+    "row_condition is a text, which pandas would run as code: write GX 1.x's condition, as Column('split') == 'train', which is "
+    'saved as {"type": "comparison", ..}'
+)
+
+
+def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(part)
+
+
+def _require_columns(kind: str, kwargs: Mapping[str, Any], table: str, where: str) -> None:
+    known = SCHEMAS[table]
+    if kind.startswith(OF_COLUMNS):
+        raise DataError(f"{where}: the columns of {table} are always {', '.join(known)}: leave this entry out")
+    named = [kwargs[name] for name in ("column", "column_A", "column_B") if name in kwargs]
+    listed = kwargs.get("column_list")
+    named += listed if isinstance(listed, list) else []
+    conditions = _parts(kwargs.get("row_condition"))
+    named += [part["column"].get("name") for part in conditions if isinstance(part.get("column"), dict)]
+    for name in named:
+        if name not in known:
+            raise DataError(f"{where}: there is no column {name!r} in {table}, which has {', '.join(known)}")
+
+
+# --------------------------------------------------------------------------------------------------- in the checkpoint
+
+
+def columns_of(table: str, rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the columns that a suite looks at: the schema's, a list as JSON text, null in rows that could not be read."""
+    sound = rows[DEFECT].isna() if DEFECT in rows else pandas.Series(True, index=rows.index)
+    found = {}
+    for name, kind in SCHEMAS[table].items():
+        column = rows[name]
+        if kind == "texts":
+            column = column.map(lambda values: json.dumps(list(values), ensure_ascii=False))
+        found[name] = column.astype("object").where(sound & column.notna(), None)
+        if kind == "optional integer":
+            found[name] = found[name].astype("Int64")
+    return pandas.DataFrame(found)
+
+
+def unmet_entries(suite: Suite, entries: Sequence[Any], results: Any, identities: Sequence[str]) -> list[Unmet]:
+    """Return what a table does not meet, in the order of the file. entries: as the context keeps them; identities: of the rows.
+
+    Raises DataError for an entry that could not be evaluated.
+    """
+    by_id = {result.expectation_config.id: result for result in results.results}
+    found = []
+    for number, entry in enumerate(entries, start=1):
+        result = by_id[entry.id]
+        column = result.expectation_config.kwargs.get("column")
+        named = result.expectation_config.type + (f" of {column}" if column else "")
+        raised = _raised(result.exception_info)
+        if raised is not None:
+            raise DataError(f"{suite.file}, entry {number} ({named}) cannot be evaluated on {suite.table}: {raised}")
+        if not result.success:
+            severity = str(getattr(entry.severity, "value", entry.severity))
+            found.append(Unmet(severity, f"entry {number} ({named}, {severity}): {_why(result.result, identities)}"))
+    return found
+
+
+def _raised(info: Mapping[str, Any]) -> str | None:
+    """What an evaluation died of: GX has it plain, or by metric."""
+    for part in (info, *(value for value in info.values() if isinstance(value, dict))):
+        if part.get("raised_exception"):
+            return " ".join(str(part.get("exception_message")).split())
+    return None
+
+
+def _why(result: Mapping[str, Any], identities: Sequence[str]) -> str:
+    failing = result.get("unexpected_index_list") or ()
+    if not failing:
+        listed = {"values": "partial_unexpected_list", "missing": "partial_missing_list"}
+        seen = {name: result[key] for name, key in listed.items() if result.get(key)}
+        return ", ".join(
+            f"{name} {shown(value)}" for name, value in (seen or {"observed": result.get("observed_value")}).items()
+        )
+    first = min(failing, key=lambda item: int(item["row"]))
+    value = next((shown(value) for name, value in first.items() if name != "row"), "")
+    return f"{len(failing)} of {len(identities)} rows, the first is {shown(identities[int(first['row'])])}" + (
+        f" with {value!r}" if value else ""
+    )
+
+
+def keep_escaped(context: Any, suite: Any) -> None:
+    """Put escaped copies of what was found with a suite in its place in the context, which Data Docs are made of: the suite was
+    judged on the columns as they are. Descriptions too; the other texts of a suite are escaped by Great Expectations itself."""
+    store = context.validation_results_store
+    for key in store.list_keys():
+        if key.expectation_suite_identifier.name == suite.name:
+            found = store.get(key)
+            for one in found.results:
+                one.result = escaped(one.result)
+                one.expectation_config.description = escaped(one.expectation_config.description)
+            store.set(key, found)
+    for entry in suite.expectations:
+        entry.description = escaped(entry.description)
+    context.suites.add_or_update(suite)
