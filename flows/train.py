@@ -20,6 +20,7 @@ from tasks.home import home, open_home
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.runs import planning
 from tasks.runs.devices import device
+from tasks.runs.expectations import write_data_docs
 from tasks.runs.locks import locked
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
@@ -143,9 +144,11 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
         tracker.finish("KILLED", patience=10)
         raise
     except BaseException:
+        write_data_docs(run, say)
         tracker.finish("FAILED")
         raise
     drop_moments(run.folder)
+    write_data_docs(run, say)
     tracker.finish("FINISHED")
     page.close()
     return result

@@ -13,6 +13,10 @@ class ConfigError(IgpoError):
     """A combination of settings that cannot work: names the settings and the remedy."""
 
 
+class ExpectationError(IgpoError):
+    """A run that its user wanted to be stopped there (`expect`): names the metric, its value and the step."""
+
+
 class CheckpointError(IgpoError):
     """A checkpoint that is damaged, incomplete or of another architecture: names the path and the remedy."""
 

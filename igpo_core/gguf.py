@@ -114,8 +114,9 @@ def _require_versions() -> None:
     here = tuple(int(part) for part in version("transformers").split(".")[:2])
     if here < TRANSFORMERS:
         raise ConfigError(
-            f"transformers {version('transformers')} converts tokenizers of GGUF files wrongly: convert with 5.23 or newer; "
-            "older versions read the converted folder"
+            f"transformers {version('transformers')} converts tokenizers of GGUF files wrongly (5.17 takes <|im_start|> for the "
+            "end of SmolLM2's turns): convert in an environment with 5.23 or newer, and name the folder that it makes; older "
+            "versions read that"
         )
 
 

@@ -12,7 +12,7 @@ same events.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from igpo_core.checkpoints import checkpoint_folder, load_weights, newest_checkpoint, verify_folder
-from igpo_core.config import ExperimentConfig, RunSpec
+from igpo_core.config import Expectation, ExperimentConfig, RunSpec
 from igpo_core.diagnostics import belief_metrics, fits_window
 from igpo_core.environments import open_environment
+from igpo_core.errors import ExpectationError
 from igpo_core.evaluation import EvaluationResult, decode_each, first_decoding
 from igpo_core.folders import write_json
 from igpo_core.judge import Judge, judged_metrics
@@ -33,6 +34,7 @@ from igpo_core.rewards.scoring import Scored, explain_trajectories
 from igpo_core.rollout.rows import unsaid_answers
 from igpo_core.training import StepResult, Trainer
 
+STOPPED = "stopped.json"  # {"step", "metrics"} of the last step that stopped the run, of the metrics that did
 BEST = "best.json"  # {"step", "score"} of the best evaluation on dev so far
 
 
@@ -54,6 +56,21 @@ class StepDone:
     """Of a step after which dev is evaluated: trajectories that diagnostics looked at, with beliefs and gains."""
     advantages: tuple[Sequence[float], ...] = ()
     """Of the sample, a row of turns each."""
+
+
+@dataclass(frozen=True)
+class Unexpected:
+    """A metric of the step is not as config.expect has it. Where one stops the run, a checkpoint is written, and then events()
+    raises ExpectationError."""
+
+    step: int
+    expected: Expectation
+    value: float
+
+    @property
+    def told(self) -> str:
+        """Return it in words: "train/turns at least 1: 0.5 at step 20"."""
+        return f"{self.expected.told}: {self.value:.4g} at step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,7 @@ class Finished:
     checkpoint: Path
 
 
-Event = Said | StepDone | Evaluated | Saving | Checkpointed | Testing | Decoded | Finished
+Event = Said | StepDone | Unexpected | Evaluated | Saving | Checkpointed | Testing | Decoded | Finished
 
 
 class TrainingRun:
@@ -157,16 +174,20 @@ class TrainingRun:
 
         evaluated: whether the consumer has the evaluation on dev of a step already; a run that was ended between a step and the
         evaluation due after it makes that first.
-        Raises IgpoError where a step fails; a run ended on the way goes on from its newest checkpoint.
+        Raises IgpoError where a step fails, ExpectationError where one is not as config.expect wants it; a run ended on the way
+        goes on from its newest checkpoint.
         """
         yield from self._said
+        self._refuse_stopped()
         trainer, training = self.trainer, self.trainer.config.training
         if self._due() and not trainer.ranks.agreed(evaluated(trainer.step)):
             yield self._evaluate()
         while not trainer.done:
             until = (trainer.step // training.steps_per_epoch + 1) * training.steps_per_epoch
             while trainer.step < until and not trainer.done:
-                yield self._step()
+                done = self._step()
+                yield done
+                yield from self._as_expected(done)
                 if self._due():
                     yield self._evaluate()
             yield Saving(trainer.step)
@@ -183,6 +204,36 @@ class TrainingRun:
         # with the step's own line: whoever goes on from this step has its weights but not its rollouts
         metrics, sample, advantages = self._look_into(result)
         return StepDone(result.step, {**result.metrics, **metrics}, sample, advantages)
+
+    def _as_expected(self, done: StepDone) -> Iterator[Event]:
+        """What of a step is not as config.expect has it, and the run's end where that stops it."""
+        ranks, expected = self.trainer.ranks, self.trainer.config.expect
+        if not expected:
+            return
+        found = ranks.agreed(tuple(_unmet(expected, done.step, done.metrics)))  # of what the first process logs
+        yield from found
+        stops = [one for one in found if one.expected.otherwise == "stop"]
+        if not stops:
+            return
+        if ranks.first:
+            seen = {one.expected.metric: one.value for one in stops}
+            write_json(self.folder / STOPPED, {"step": done.step, "metrics": seen})
+        yield Saving(done.step)
+        yield self.save()
+        raise _stopped(stops)
+
+    def _refuse_stopped(self) -> None:
+        """A run that was stopped at its newest checkpoint goes on only where that step is as expected now."""
+        trainer, path = self.trainer, self.folder / STOPPED
+        if not trainer.config.expect:
+            return
+        known = trainer.ranks.agreed(json.loads(path.read_text()) if path.is_file() else None)
+        if known is None or known["step"] != trainer.step:
+            return
+        found = list(_unmet(trainer.config.expect, known["step"], known["metrics"]))
+        stops = [one for one in found if one.expected.otherwise == "stop"]
+        if stops:
+            raise _stopped(stops)
 
     def _look_into(
         self, result: StepResult
@@ -310,6 +361,17 @@ class TrainingRun:
             **{f"test_best/all/{name}": value for name, value in found.items()},
             "test_best/step": float(best["step"]),
         }
+
+
+def _unmet(expected: Sequence[Expectation], step: int, metrics: Mapping[str, float]) -> Iterator[Unexpected]:
+    return (Unexpected(step, one, metrics[one.metric]) for one in expected if not one.met(step, metrics))
+
+
+def _stopped(found: Sequence[Unexpected]) -> ExpectationError:
+    return ExpectationError(
+        f"stopped, for `expect` says so: {'; '.join(one.told for one in found)}. The checkpoint of that step is whole: look at "
+        "the run's curves and trajectories; with other bounds, or `otherwise: warn`, the same run goes on from there"
+    )
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:

@@ -54,11 +54,14 @@ def read_shards(folder: Path, tensors: dict[str, Any]) -> None:
 
     Raises CheckpointError on all when one of them finds a file damaged, or one that names other things than torch writes.
     """
+    reader = _Reader(folder)
     try:
-        load(tensors, storage_reader=_Reader(folder), planner=_Planner())
+        load(tensors, storage_reader=reader, planner=_Planner())
     except CheckpointException as error:
+        own = reader.index_error  # torch 2.11 keeps it to itself, and says "metadata is None"
+        reason = f"{type(own).__name__}: {own}" if own else _reason(error)
         raise CheckpointError(
-            f"{folder} cannot be read: {_reason(error)}. Delete the checkpoint, or name another one."
+            f"{folder} cannot be read: {reason}. Delete the checkpoint, or name another one."
         ) from error
 
 
@@ -77,8 +80,19 @@ class _Index(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
+    index_error: Exception | None = None
+    """Why the index could not be read, of the first try: torch makes a second one, for an index of this process alone."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with open(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+        """As torch's, without what pickle would run."""
+        try:
+            return self._read_index(kwargs.get("rank"))
+        except Exception as error:
+            self.index_error = self.index_error or error
+            raise
+
+    def _read_index(self, rank: int | None) -> Metadata:
+        with open(self._get_metadata_path(rank), "rb") as file:
             metadata = _Index(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds {type(metadata).__name__}, not Metadata")

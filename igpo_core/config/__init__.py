@@ -14,6 +14,7 @@ from igpo_core.config.data import (
     SearchConfig,
     WebSearch,
 )
+from igpo_core.config.expect import Expectation
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_on_disk, code_version, fingerprint
 from igpo_core.config.plan import Plan, RunSpec, make_plan, plan_run, warm_start_key
@@ -57,6 +58,7 @@ __all__ = [
     "DenseSearch",
     "EngineConfig",
     "EvaluationConfig",
+    "Expectation",
     "ExperimentConfig",
     "FileDemonstrations",
     "HttpSettings",

@@ -3,12 +3,13 @@
 from pydantic import Field, model_validator
 
 from igpo_core.config.data import DataConfig, QuestionFiles
+from igpo_core.config.expect import Expectation
 from igpo_core.config.policy import FileDemonstrations, NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
 from igpo_core.config.reward import OutcomeAndGain, RewardConfig, TurnGains
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
 from igpo_core.environments.base import NEEDS
 from igpo_core.environments.lookup import LookupWorld
-from igpo_core.settings import Settings
+from igpo_core.settings import WHERE, Settings
 
 
 class ExperimentConfig(Settings):
@@ -26,6 +27,11 @@ class ExperimentConfig(Settings):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    expect: tuple[Expectation, ...] = Field(
+        (),
+        description="What warns of a run or stops it as it trains. Other ones make no other run: no number depends on them.",
+        json_schema_extra=WHERE,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ExperimentConfig":
@@ -78,6 +84,20 @@ class ExperimentConfig(Settings):
                     f"warm_start stage {number} has demonstrations of kind {stage.demonstrations.kind!r} but data is of "
                     f"kind {self.data.kind!r}: use kind {self.data.kind!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _expected_is_measured(self) -> "ExperimentConfig":
+        named = [item.metric for item in self.expect]
+        if self.rollout.engine.kind == "transformers" and any(name.startswith("engine/") for name in named):
+            raise ValueError(
+                "expect: engine/ metrics compare the engine's log-probabilities with the trainer's, which are the same with "
+                "rollout.engine.kind=transformers: leave them out"
+            )
+        if "train/kl" in named and not self.optimizer.kl_coefficient:
+            raise ValueError(
+                "expect: train/kl is measured where optimizer.kl_coefficient is above 0: leave it out, or set that"
+            )
         return self
 
     @model_validator(mode="after")

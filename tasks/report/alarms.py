@@ -87,5 +87,14 @@ def alarms(data: SweepData) -> list[str]:
     return lines
 
 
+def unexpected(data: SweepData) -> list[str]:
+    """A line for each run of which something was not as the specification expects (`expect`), finished or stopped by it."""
+    return [
+        f"NOT AS EXPECTED in {run.arm} seed {run.seed}{'' if run.finished else f' ({run.status})'}: {run.unexpected}."
+        for run in data.runs
+        if run.unexpected
+    ]
+
+
 def _where(seen: Sequence[tuple[int, float]]) -> str:
     return ", ".join(f"seed {seed} from step {step:g}" for seed, step in seen)

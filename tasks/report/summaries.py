@@ -7,7 +7,7 @@ from typing import Any
 
 from igpo_core.config.changes import of_cell
 from igpo_core.errors import DataError
-from tasks.report.alarms import alarms
+from tasks.report.alarms import alarms, unexpected
 from tasks.report.metrics import explaining
 from tasks.report.statistics import (
     Comparison,
@@ -286,7 +286,8 @@ def cell_reports(
         pairs = paired(data.scores(), baseline, margin, specification["seeds"])
         summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
-        warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings, *alarms(data)]
+        warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings]
+        warnings += [*unexpected(data), *alarms(data)]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)
         rows, slices = table_rows(summaries, threshold, data.rubric), slice_differences(data, baseline)
         reports.append(CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data)))

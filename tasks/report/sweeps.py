@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from tasks.report.metrics import wanted
+from tasks.tracking.outbox import UNEXPECTED
 from tasks.tracking.server import client, experiment_id, find_runs
 
 Curve = Mapping[float, float]
@@ -16,7 +17,8 @@ Place = tuple[str, str, int]  # cell, arm, seed
 @dataclass(frozen=True)
 class RunData:
     """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of what a report looks at;
-    latest: the last value of every metric; processor: what it was computed on, empty where no tag says."""
+    latest: the last value of every metric; processor: what it was computed on, unexpected: what was not as `expect` has it; both
+    empty where no tag says."""
 
     run_id: str
     arm: str
@@ -25,6 +27,7 @@ class RunData:
     histories: Mapping[str, Curve]
     latest: Mapping[str, float]
     processor: str = ""
+    unexpected: str = ""
 
     @property
     def finished(self) -> bool:
@@ -159,8 +162,8 @@ def collect(
         tags = run.data.tags
         own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
         for cell, arm, seed in own if places is None else places[tags["run_key"]]:
-            latest, where = dict(run.data.metrics), tags.get("processor", "")
-            data = RunData(run.info.run_id, arm, seed, run.info.status, history, latest, where)
+            latest, where, odd = dict(run.data.metrics), tags.get("processor", ""), tags.get(UNEXPECTED, "")
+            data = RunData(run.info.run_id, arm, seed, run.info.status, history, latest, where, odd)
             chosen = cells.setdefault(cell, {})
             if (arm, seed) in chosen:
                 doubled.setdefault(cell, []).append(f"{arm} seed {seed}")

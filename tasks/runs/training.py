@@ -20,12 +20,13 @@ from igpo_core.run import (
     StepDone,
     Testing,
     TrainingRun,
+    Unexpected,
 )
 from tasks.runs.devices import device
 from tasks.runs.interruption import whole_steps
 from tasks.runs.planned import OnStep, Run, Say, write_result
 from tasks.runs.planning import Timing, demonstrations, policy_key
-from tasks.tracking.outbox import Writing
+from tasks.tracking.outbox import UNEXPECTED, Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
 
@@ -91,6 +92,8 @@ class Recorder:
                 self._say(text)
             case StepDone():
                 self._step(event)
+            case Unexpected():
+                self._unexpected(event)
             case Evaluated():
                 self._evaluated(event)
             case Saving():
@@ -117,6 +120,14 @@ class Recorder:
         self._outbox.log(event.step, {**event.metrics, **times, **self._system()})
         self._on_step(event.step)
         self._logging, self._saving, self._last = time.perf_counter() - started, 0.0, event
+
+    def _unexpected(self, event: Unexpected) -> None:
+        """The first step of each: Data Docs count the others."""
+        known = self._outbox.tagged(UNEXPECTED)
+        if f"{event.expected.told}: " in known:
+            return
+        self._outbox.tag(UNEXPECTED, "; ".join(filter(None, [known, event.told])))
+        self._say(f"warning: not as expected: {event.told}")
 
     def _evaluated(self, event: Evaluated) -> None:
         self._outbox.log(event.step, event.metrics)

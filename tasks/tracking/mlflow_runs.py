@@ -9,7 +9,7 @@ from igpo_core.folders import file_hash
 from tasks.runs.planned import Run
 from tasks.runs.processors import joined
 from tasks.source import source_tags
-from tasks.tracking.outbox import About, read_about
+from tasks.tracking.outbox import UNEXPECTED, About, read_about
 from tasks.tracking.server import artifact_url, client, experiment_id, flatten, tag_filter
 
 LONGEST_NAME = 250  # of a run: a column of MLflow's database; the tag `set` has it whole
@@ -49,8 +49,10 @@ def about_run(run: Run, processor: str, page: str) -> About:
     """Return what MLflow is told of a training run. processor: that it computes on now; page: its own in Prefect."""
     spec = run.spec
     before = read_about(run.folder)
+    known = before.tags if before else {}
     tags = tags_of(spec) | {
-        "processor": joined(before.tags.get("processor") if before else None, processor),
+        **({UNEXPECTED: known[UNEXPECTED]} if UNEXPECTED in known else {}),
+        "processor": joined(known.get("processor"), processor),
         "mlflow.note.content": f"[This run in Prefect]({page})",  # the page shows it first
     }
     settings = spec.experiment.model_dump(mode="json")

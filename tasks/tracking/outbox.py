@@ -6,6 +6,7 @@
     traces.json     a sample of test trajectories (tasks/tracking/traces.py)
     trajectories.jsonl  a sample of training trajectories at each evaluation, a line each; MLflow gets it when the run ends
     model.json      the last checkpoint, with its headline metrics
+    data_docs/      how the run's metrics compare with what was expected of them, where something was
 
 tasks/tracking/sending.py sends them and remembers in sent.json what MLflow has.
 """
@@ -16,15 +17,18 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from igpo_core.config import fingerprint
 from igpo_core.errors import DataError
-from igpo_core.folders import file_hash, write_json
+from igpo_core.folders import checksums, file_hash, write_json
 from tasks.tracking.traces import TraceRecord
 
 TRAJECTORIES = "trajectories.jsonl"
+DATA_DOCS = "data_docs"
+UNEXPECTED = "unexpected"  # a run's tag: what was not as `expect` has it, and where first
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -54,7 +58,8 @@ class Outbox:
         folder.mkdir(parents=True, exist_ok=True)
         known = read_about(folder)
         write_status(folder, "RUNNING")
-        write_json(folder / "tracking.json", asdict(about) | ({"started_ms": known.started_ms} if known else {}))
+        self._about = replace(about, started_ms=known.started_ms) if known else about
+        write_json(folder / "tracking.json", asdict(self._about))
         cut_torn_line(folder / "metrics.jsonl")
         self._stamps = {
             (name, line["step"]): line["timestamp_ms"]
@@ -79,6 +84,15 @@ class Outbox:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "timestamp_ms": now, "metrics": fresh}) + "\n")
         self._stamps |= {(name, step): now for name in fresh}
+
+    def tag(self, name: str, value: str) -> None:
+        """Give the run a tag, in place of the value that it had."""
+        self._about = replace(self._about, tags={**self._about.tags, name: value})
+        write_json(self.folder / "tracking.json", asdict(self._about))
+
+    def tagged(self, name: str) -> str:
+        """Return the value of a tag; "" where the run has none of that name."""
+        return self._about.tags.get(name, "")
 
     def has(self, name: str, step: int) -> bool:
         """Return whether the metric of this step is there."""
@@ -115,6 +129,13 @@ class Nowhere:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep nothing."""
+
+    def tag(self, name: str, value: str) -> None:
+        """Keep nothing."""
+
+    def tagged(self, name: str) -> str:
+        """Return ""."""
+        return ""
 
     def has(self, name: str, step: int) -> bool:
         """Return False."""
@@ -200,9 +221,12 @@ def read_model(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return _read_hashed(folder / "model.json")
 
 
-def trajectories_hash(folder: Path) -> str:
-    """Of the file; "" where there is none."""
-    return file_hash(folder / TRAJECTORIES) if (folder / TRAJECTORIES).is_file() else ""
+def artifacts_hash(folder: Path) -> str:
+    """Of the files that MLflow gets when a run ends, its trajectories and Data Docs; "" where there are none."""
+    trajectories = file_hash(folder / TRAJECTORIES) if (folder / TRAJECTORIES).is_file() else ""
+    if not (folder / DATA_DOCS).is_dir():
+        return trajectories
+    return fingerprint(trajectories, checksums(folder / DATA_DOCS))
 
 
 def _read_hashed(path: Path) -> tuple[Any, str]:

@@ -20,17 +20,18 @@ from tasks.home import open_home
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import drop_moments
 from tasks.tracking.outbox import (
+    DATA_DOCS,
     TRAJECTORIES,
     About,
     Outbox,
     Status,
+    artifacts_hash,
     read_about,
     read_lines,
     read_model,
     read_status,
     read_traces,
     sync,
-    trajectories_hash,
     write_status,
 )
 from tasks.tracking.server import (
@@ -77,6 +78,7 @@ class Sender:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._sent: Sent | None = None  # set once the server was seen to have the run
+        self._tags: Mapping[str, str] = {}  # that it has
 
     @property
     def url(self) -> str | None:
@@ -108,6 +110,10 @@ class Sender:
     def _send(self, about: About) -> None:
         if self._sent is None:
             self._sent = self._find_run(about)
+        for name, value in about.tags.items():
+            if self._tags.get(name) != value:
+                client().set_tag(self._sent.run_id, name, value)
+        self._tags = about.tags
         status, ended = read_status(self.folder)  # before the metrics: what is written meanwhile is owed
         if status == "RUNNING" and self._sent.status != status:
             client().update_run(self._sent.run_id, status=status)
@@ -116,7 +122,7 @@ class Sender:
         self._send_model()
         self._send_traces()
         if status != "RUNNING":  # a file that grows is sent once
-            self._send_trajectories()
+            self._send_artifacts()
         if status != self._sent.status:
             client().set_terminated(self._sent.run_id, status, ended)
             self._remember(status=status)
@@ -145,9 +151,7 @@ class Sender:
         log_params(run.info.run_id, {k: v for k, v in flatten(about.params).items() if k not in run.data.params})
         if about.dataset and not (run.inputs and run.inputs.dataset_inputs):
             log_dataset(run.info.run_id, about.dataset)
-        for name, value in about.tags.items():
-            if run.data.tags.get(name) != value:
-                mlflow.set_tag(run.info.run_id, name, value)
+        self._tags = run.data.tags
         if known and known.run_id == run.info.run_id:
             return replace(known, status=run.info.status)
         return Sent(tracking_uri(), experiment, run.info.run_id, status=run.info.status)
@@ -172,9 +176,8 @@ class Sender:
 
         assert self._sent is not None
         path = self.folder / "metrics.jsonl"
-        sync(
-            path
-        )  # MLflow must not have a line that a power cut takes from the file: computed again, it would be another
+        # MLflow must not have a line that a power cut takes from the file: computed again, it would be another
+        sync(path)
         size = path.stat().st_size if path.is_file() else 0
         lines, end = read_lines(path, self._sent.metrics if self._sent.metrics <= size else 0)
         values = [
@@ -211,11 +214,12 @@ class Sender:
         log_traces(self._sent.run_id, self._sent.experiment_id, records)
         self._remember(traces=digest)
 
-    def _send_trajectories(self) -> None:
+    def _send_artifacts(self) -> None:
         assert self._sent is not None
-        digest = trajectories_hash(self.folder)
+        digest = artifacts_hash(self.folder)
         if digest and self._sent.trajectories != digest:
-            client().log_artifact(self._sent.run_id, str(self.folder / TRAJECTORIES))
+            for path in filter(Path.exists, (self.folder / TRAJECTORIES, self.folder / DATA_DOCS)):
+                client().log_artifact(self._sent.run_id, str(path))
             self._remember(trajectories=digest)
 
     def _remember(self, **sent: Any) -> None:
@@ -375,7 +379,7 @@ def owes(folder: Path) -> bool:
         lines.stat().st_size if lines.is_file() else 0,
         read_model(folder)[1],
         read_traces(folder)[1],
-        trajectories_hash(folder),
+        artifacts_hash(folder),
         read_status(folder)[0],
     )
 

@@ -82,7 +82,7 @@ def test_the_librarys_tests_pass_from_the_wheel(installed: Path, tmp_path: Path)
     """In a folder that holds the tests alone."""
     kept = shutil.ignore_patterns("__pycache__", *(f"test_{name}.py" for name in OF_THE_CHECKOUT))
     shutil.copytree(PROJECT / "tests" / "igpo_core", tmp_path / "tests" / "igpo_core", ignore=kept)
-    for name in ("conftest.py", "worlds.py", "sockets.py", "data"):
+    for name in ("conftest.py", "worlds.py", "sockets.py", "tiny_gguf.py", "data"):
         source = PROJECT / "tests" / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / "tests" / name)
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")

@@ -95,7 +95,10 @@ def test_values_without_a_python_object_harm_their_row_alone(tmp_path: Path) -> 
     pyarrow.parquet.write_table(pyarrow.table(times), tmp_path / "t.parquet")
     above, below = reading.read_table(tmp_path / "t.parquet").rows
     assert "OverflowError" in above["far"].reason and below["far"] == datetime(1970, 1, 1)
-    assert "Mars/Base" in above["zone"].reason and below["zone"] is None
+    assert (
+        "ArrowInvalid" in above["zone"].reason or "Mars/Base" in above["zone"].reason
+    )  # pytz's, where it is installed
+    assert below["zone"] is None
 
 
 def test_empty_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

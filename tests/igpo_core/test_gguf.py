@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,25 @@ import torch
 from igpo_core.checkpoints import verify_folder
 from igpo_core.config import ExperimentConfig, PretrainedPolicy
 from igpo_core.errors import CheckpointError, ConfigError
-from igpo_core.gguf import KNOWN_TEXT, convert, in_package, read_source, split_package
+from igpo_core.gguf import KNOWN_TEXT, TRANSFORMERS, convert, in_package, read_source, split_package
 from igpo_core.policies import load_policy
 from tests.tiny_gguf import known, learn, write
 
+OLD = tuple(int(part) for part in version("transformers").split(".")[:2]) < TRANSFORMERS
+converts = pytest.mark.skipif(OLD, reason="this transformers converts tokenizers wrongly, and is refused")
 
+
+def test_an_older_transformers_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not OLD:
+        monkeypatch.setattr("igpo_core.gguf.version", lambda package: "5.22.2")
+    with pytest.raises(
+        ConfigError, match=r"transformers 5\.\d+\.\d+ converts .*convert in an environment with 5\.23 or newer"
+    ):
+        convert(write(tmp_path / "tiny.gguf", known()), tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+@converts
 def test_every_number_and_token_comes_back(tmp_path: Path) -> None:
     model, tokenizer = known()
     made = convert(write(tmp_path / "tiny.gguf", known()), tmp_path / "tiny")
@@ -41,6 +56,7 @@ def test_every_number_and_token_comes_back(tmp_path: Path) -> None:
         load_policy(tmp_path / "tiny.gguf", config)
 
 
+@converts
 def test_a_file_without_a_head_is_tied(tmp_path: Path) -> None:
     model, tokenizer = known()
     one = copy.deepcopy(model)
@@ -63,6 +79,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 """
 
 
+@converts
 def test_code_beside_a_file_never_runs_whoever_says_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers asks on standard input whether to run what the settings beside a file name."""
     file = write(tmp_path / "tiny.gguf", known())
@@ -89,6 +106,7 @@ def _rotated(tensors: dict[str, np.ndarray]) -> None:
     tensors["token_embd.weight"] = np.roll(tensors["token_embd.weight"], 1, axis=0)
 
 
+@converts
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -104,6 +122,7 @@ def test_what_is_read_wrongly_is_refused_and_leaves_nothing(given: dict[str, Any
     assert not (tmp_path / "tiny").exists()
 
 
+@converts
 def test_a_file_that_is_none_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "odd.gguf").write_bytes(b"no model")
     with pytest.raises(CheckpointError, match=r"odd\.gguf cannot be read as a model"):

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.models.auto import auto_factory
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig, Lora
@@ -94,13 +93,13 @@ def test_a_checkpoint_is_loaded_with_the_model_it_was_trained_on(
     commit = "7ae557604adf67be50417f59c2c2f167def9a775"
     save_policy(build_policy(configure(taught, base, {"revision": commit}), taught[1]), tmp_path / "adapter")
     asked: list[Any] = []
-    real = auto_factory.resolve_revision
+    real = AutoConfig.from_pretrained
 
-    def resolve(name: Any, revision: Any = None, **where: Any) -> Any:
-        asked.append((str(name), revision))
-        return real(name, revision, **where)
+    def read(name: Any, **where: Any) -> Any:
+        asked.append((str(name), where.get("revision")))
+        return real(name, **where)
 
-    monkeypatch.setattr(auto_factory, "resolve_revision", resolve)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read)
     load_policy(tmp_path / "adapter", configure(taught, base, {"name": "other/model", "revision": "f" * 40}))
     assert asked[-1] == (str(base), commit)
     load_policy(str(base), configure(taught, base, {"lora": None, "revision": commit}))

@@ -1,0 +1,163 @@
+"""What was expected of a run: it is warned of or stopped at the step, its checkpoint is whole, and Data Docs say so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igpo_core.checkpoints import newest_checkpoint
+from igpo_core.config import Expectation, ExperimentConfig
+from igpo_core.environments.lookup import generate
+from igpo_core.errors import ExpectationError
+from igpo_core.policies import save_policy
+from tasks.report.alarms import unexpected
+from tasks.report.sweeps import RunData, SweepData
+from tasks.runs.expectations import write_data_docs
+from tasks.runs.planned import Run
+from tasks.runs.training import open_training, train_to_end
+from tasks.tracking.mlflow_runs import about_run
+from tasks.tracking.outbox import Outbox, read_about
+from tasks.tracking.sending import Sender, read_sent
+from tasks.tracking.server import client
+from tests.tasks.planned import planned
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(taught: Any, tmp_path: Path) -> Make:
+    """A run of four steps in two epochs, with what is expected of it."""
+    config, _, policy = taught
+
+    def made(*expected: dict[str, Any]) -> Run:
+        content = json.loads(config.model_dump_json())
+        content["training"] |= {"epochs": 2, "steps_per_epoch": 2}
+        content["rollout"] |= {"questions": 2, "group_size": 2}
+        content["evaluation"] |= {"every": 2, "dev_questions": 2, "test_questions": 2, "diagnostics": 0}
+        run = planned(tmp_path, ExperimentConfig.model_validate({**content, "expect": expected}))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not run.data.is_dir():
+            run.data.mkdir(parents=True)
+            rows = generate(config.data)
+            rows.to_parquet(run.data / "questions.parquet")
+            counts = {"train": len(rows)}
+            (run.data / "summary.json").write_text(json.dumps({"counts": counts, "passages": None, "version": "data"}))
+            save_policy(policy, run.start)
+        return run
+
+    return made
+
+
+def trained(run: Run) -> tuple[dict[str, Any], list[str]]:
+    said: list[str] = []
+    training = open_training(run, said.append)
+    return train_to_end(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append), said
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result["metrics"].items() if not name.endswith("seconds")}
+
+
+def values(run: Run, name: str) -> dict[int, float]:
+    return {line["step"]: line["metrics"][name] for line in lines(run) if name in line["metrics"]}
+
+
+NEVER = {"metric": "train/turns", "most": 0.5, "first_step": 2}  # every rollout has a turn
+ALWAYS = {"metric": "train/turns", "least": 1}
+
+
+def test_a_run_is_warned_of_once_and_is_the_same_run(make: Make, mlflow_server: str) -> None:
+    plain = make()
+    result, _ = trained(plain)
+    scores = untimed(result)
+    for path in sorted(plain.folder.rglob("*"), reverse=True):  # the same run again, from nothing
+        path.unlink() if path.is_file() else path.rmdir()
+    run = make(NEVER, ALWAYS)
+    assert run.spec.run_key == plain.spec.run_key
+    result, said = trained(run)
+    assert untimed(result) == scores
+    turns = values(run, "train/turns")
+    told = f"train/turns at most 0.5 from step 2 on: {turns[2]:.4g} at step 2"
+    assert [line for line in said if "expected" in line] == [f"warning: not as expected: {told}"]
+    about = read_about(run.folder)
+    assert about is not None and about.tags["unexpected"] == told
+    write_data_docs(run, said.append)
+    assert said[-1].startswith(
+        "expectations: 1 of 2 met; not train/turns at most 0.5 from step 2 on (3 steps). Data Docs"
+    )
+    docs = "\n".join(page.read_text() for page in (run.folder / "data_docs").rglob("*.html"))
+    assert "train/turns at most 0.5 from step 2 on" in docs and "default-src 'none'" in docs
+    sender = Sender(run.folder)
+    sender.send()
+    Outbox(run.folder, about_run(run, "cpu", "page")).tag("unexpected", "later")  # while a run goes on
+    sender.send()
+    sent = read_sent(run.folder)
+    assert sent is not None and client().get_run(sent.run_id).data.tags["unexpected"] == "later"
+
+
+def test_a_run_is_stopped_with_its_checkpoint_and_goes_on_when_its_bound_is_changed(make: Make) -> None:
+    run = make({**NEVER, "first_step": 3, "otherwise": "stop"})
+    told = r"stopped, for `expect` says so: train/turns at most 0\.5 from step 3 on: [\d.]+ at step 3\. The checkpoint"
+    with pytest.raises(ExpectationError, match=told):
+        trained(run)
+    whole = newest_checkpoint(run.folder, lambda damage: pytest.fail(damage))
+    assert whole is not None and whole.name == "step-000003"  # within the second epoch
+    assert sorted(values(run, "train/turns")) == [1, 2, 3]
+    with pytest.raises(ExpectationError, match=told):  # nothing is trained past it by starting again
+        trained(run)
+    assert sorted(values(run, "train/turns")) == [1, 2, 3] and not run.finished
+    write_data_docs(run, print)
+    assert (run.folder / "data_docs" / "index.html").is_file()
+    relaxed = make({**NEVER, "first_step": 3})
+    assert relaxed.folder == run.folder
+    result, said = trained(relaxed)
+    assert result["steps"] == 4 and "resumed at step 3 from step-000003" in said
+
+
+def test_what_is_no_finite_number_is_as_nobody_expects() -> None:
+    gains = Expectation.model_validate({"metric": "reward/gain_mean"})
+    turns = Expectation.model_validate({"metric": "train/turns", "least": 1, "most": 4, "first_step": 5})
+    assert gains.told == "reward/gain_mean finite" and turns.told == "train/turns at least 1, at most 4 from step 5 on"
+    assert gains.met(1, {"reward/gain_mean": -9.0}) and gains.met(1, {})  # an arm without gains
+    assert not gains.met(1, {"reward/gain_mean": float("nan")}) and not gains.met(1, {"reward/gain_mean": float("inf")})
+    met = [
+        turns.met(step, {"train/turns": value}) for step, value in ((4, 9.0), (5, 9.0), (5, 4.0), (5, 1.0), (5, 0.9))
+    ]
+    assert met == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("expected", "told"),
+    [
+        ({"metric": "train/loss"}, "Input should be 'advantage/dead_groups'"),
+        ({"metric": "train/turns", "least": 2, "most": 1}, "least=2 is above most=1"),
+        ({"metric": "train/turns", "otherwise": "ignore"}, "Input should be 'warn' or 'stop'"),
+        ({"metric": "engine/mismatch_max", "most": 1}, "which are the same with rollout.engine.kind=transformers"),
+        ({"metric": "train/kl", "most": 1}, "train/kl is measured where optimizer.kl_coefficient is above 0"),
+        ({"metric": "train/turns", "most": float("inf")}, "finite number"),
+    ],
+)
+def test_what_cannot_be_expected_is_refused(expected: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        ExperimentConfig.model_validate({"expect": [expected]})
+    assert told in str(refused.value)
+
+
+def test_a_report_names_each_run_of_which_something_was_not_as_expected() -> None:
+    told = "train/turns at most 0.5: 2 at step 3"
+    curves = {"test/all/f1": {4.0: 0.5}}
+    runs = (
+        RunData("a", "igpo", 0, "FINISHED", curves, {}, unexpected=told),
+        RunData("b", "igpo", 1, "FAILED", {}, {}, unexpected=told),
+        RunData("c", "plain", 0, "FINISHED", curves, {}),
+    )
+    assert unexpected(SweepData("1", "s", ("igpo", "plain"), runs, rubric={"f1": "F1"})) == [
+        f"NOT AS EXPECTED in igpo seed 0: {told}.",
+        f"NOT AS EXPECTED in igpo seed 1 (FAILED): {told}.",
+    ]
