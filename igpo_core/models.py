@@ -179,13 +179,17 @@ def _giving(decoder: Any, hidden: torch.Tensor) -> Iterator[list[int]]:
 
 
 class _Output:
-    """What a decoder returns, without what only some models return besides (routers' and images' states)."""
+    """What a decoder returns, without what only some models return besides (routers' and images' states). It is unpacked by
+    position, and by name (`**output`) where a model passes it on in an output of its own."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden
 
+    def keys(self) -> tuple[str, ...]:
+        return ("last_hidden_state",)
+
     def __getitem__(self, place: Any) -> Any:
-        return (self.last_hidden_state,)[place]
+        return self.last_hidden_state if place == "last_hidden_state" else (self.last_hidden_state,)[place]
 
     def __getattr__(self, name: str) -> None:
         return None

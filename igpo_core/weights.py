@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def has_adapter(model: Any) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def _require_fitting_peft() -> None:
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+    from transformers.utils.peft_utils import check_peft_version
+
+    try:
+        check_peft_version(min_version=MIN_PEFT_VERSION)
+    except ValueError as error:
+        raise ConfigError(
+            f"policy.lora: transformers {version('transformers')} wants peft {MIN_PEFT_VERSION} or newer, and peft "
+            f"{version('peft')} is installed: the extra [lora] takes versions that fit"
+        ) from error
+
+
 def add_lora(model: Any, config: Lora, seed: int, revision: str | None = None) -> None:
     """Put a fresh adapter into the model, which keeps its class; from then on the adapter alone is trained, in float32.
     revision: of the model, which the adapter's files name then.
@@ -46,6 +60,7 @@ def add_lora(model: Any, config: Lora, seed: int, revision: str | None = None) -
         from peft import LoraConfig
     except ImportError as error:
         raise ConfigError("policy.lora needs the extra [lora]: pip install -e '.[lora]'") from error
+    _require_fitting_peft()
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     settings = LoraConfig(
         r=config.rank,

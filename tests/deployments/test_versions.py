@@ -43,7 +43,8 @@ def test_the_library_and_the_laboratory_have_the_same_bounds() -> None:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("end", ["oldest", "newest"])
 def test_the_library_works_at_each_end_of_its_bounds(tmp_path: Path, end: str) -> None:
-    """Needs a package index, and 7 GB where that has torch with CUDA alone; TORCH_INDEX names another one, as make has it."""
+    """Needs a package index, and 7 GB where that has torch with CUDA alone; TORCH_INDEX names another one, as make has it. The
+    newest transformers takes no peft that is out, so adapters are tried at the oldest end alone (the extra [lora])."""
     left_out = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     shutil.copytree(PROJECT / "igpo_core", tmp_path / "source", ignore=left_out)
     asked = [oldest(one) if end == "oldest" else str(one) for one in bounds("igpo_core/pyproject.toml").values()]
@@ -54,7 +55,8 @@ def test_the_library_works_at_each_end_of_its_bounds(tmp_path: Path, end: str) -
     if index:
         (torch,) = (text for text in asked if text.startswith("torch"))
         subprocess.run([*install, "--index-url", index, torch], check=True)
-    subprocess.run([*install, f"{tmp_path / 'source'}[gguf,lora]", *asked, *TOOLS], check=True)
+    extras = "gguf,lora" if end == "oldest" else "gguf"
+    subprocess.run([*install, f"{tmp_path / 'source'}[{extras}]", *asked, *TOOLS], check=True)
     for name in ("igpo_core", "data"):
         shutil.copytree(PROJECT / "tests" / name, tmp_path / "tests" / name, ignore=left_out)
     for name in ("conftest.py", "worlds.py", "sockets.py", "tiny_gguf.py"):
@@ -62,8 +64,9 @@ def test_the_library_works_at_each_end_of_its_bounds(tmp_path: Path, end: str) -
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    night\n    e2e\n")
     files = [f"tests/igpo_core/test_{name}.py" for name in SELECTION]
+    chosen = ["-m", "not night and not e2e", *([] if end == "oldest" else ["-k", "not lora and not adapter"])]
     found = subprocess.run(
-        [python, "-m", "pytest", "-q", "-m", "not night and not e2e", "-p", "no:cacheprovider", *files],
+        [python, "-m", "pytest", "-q", *chosen, "-p", "no:cacheprovider", *files],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-1000:]

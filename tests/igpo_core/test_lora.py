@@ -86,6 +86,16 @@ def test_a_step_moves_the_adapter_alone_and_a_resumed_run_is_the_same_run(
     assert torch.equal(logits(loaded), logits(restored))
 
 
+def test_a_peft_that_transformers_does_not_take_is_told_with_both_versions(
+    taught: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(
+        ConfigError, match=r"policy\.lora: transformers [\d.]+ wants peft 99\.0 or newer, and peft [\d.]+ is"
+    ):
+        build_policy(configure(taught, base), taught[1])
+
+
 def test_a_checkpoint_is_loaded_with_the_model_it_was_trained_on(
     taught: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
