@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from igpo_core.checkpoints import newest_checkpoint
 from igpo_core.config import Expectation, ExperimentConfig
+from igpo_core.config.expect import Watched
 from igpo_core.environments.lookup import generate
 from igpo_core.errors import ExpectationError
 from igpo_core.policies import save_policy
@@ -82,6 +83,10 @@ def test_a_run_is_warned_of_once_and_is_the_same_run(make: Make, mlflow_server: 
     assert run.spec.run_key == plain.spec.run_key
     result, said = trained(run)
     assert untimed(result) == scores
+    measured = {name for line in lines(run) for name in line["metrics"]}
+    assert {name for name in get_args(Watched) if not name.startswith("engine/")} - measured == {
+        "train/kl"
+    }  # no KL term
     turns = values(run, "train/turns")
     told = f"train/turns at most 0.5 from step 2 on: {turns[2]:.4g} at step 2"
     assert [line for line in said if "expected" in line] == [f"warning: not as expected: {told}"]
