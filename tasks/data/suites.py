@@ -26,6 +26,7 @@ SCHEMAS: Mapping[str, Mapping[str, Kind]] = {
     "corpus": CORPUS_SCHEMA,
     "trajectories": TRAJECTORY_SCHEMA,
 }
+LARGEST = 2**22  # bytes of a file; an entry takes some hundred
 SEVERITIES = ("critical", "warning", "info")
 WRITE_ONE = (
     "write it with great_expectations 1.x, as json.dumps(suite.to_json_dict()), which gives {name, expectations: [{type, kwargs, "
@@ -85,7 +86,11 @@ def suites_told(suites: Mapping[str, Suite], unmet: Mapping[str, Sequence[Unmet]
 
 def _read(table: str, path: Path) -> Suite:
     try:
+        if path.stat().st_size > LARGEST:
+            raise DataError(f"data.expectations.{table}: {path} is larger than {LARGEST // 2**20} MiB: {WRITE_ONE}")
         content = json.loads(path.read_text(encoding="utf-8"))
+        for _ in _parts(content):  # to its end: what is nested too deep for this is damaged
+            pass
     except OSError as error:
         raise DataError(
             f"data.expectations.{table}: {path} cannot be read ({error.strerror}): name a suite's file"

@@ -133,7 +133,17 @@ def test_a_suite_that_is_none_is_refused_before_anything_is_read(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"name": "x"}', '{"expectations": []}', '{"expectations": {}}', "\xff"]
+    "content",
+    [
+        "{",
+        "[]",
+        '{"name": "x"}',
+        '{"expectations": []}',
+        '{"expectations": {}}',
+        "\xff",
+        "[" * 900 + "]" * 900,
+        "[" * 10**5,
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     config = checked(tmp_path, FEW)
