@@ -124,11 +124,18 @@ def validate(
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
     names = quarantine["table"] + ": " + quarantine["rule"]
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
-    good = good[list(QUESTION_SCHEMA)]
-    told = suites_told(suites, unmet)
-    return Validation(
-        good, corpus, quarantine, counts, quarantined, warnings, remedies, data_docs, trajectories, told
-    )  # fmt: skip
+    found = (
+        good[list(QUESTION_SCHEMA)],
+        corpus,
+        quarantine,
+        counts,
+        quarantined,
+        warnings,
+        remedies,
+        data_docs,
+        trajectories,
+    )
+    return Validation(*found, suites_told(suites, unmet))
 
 
 # --------------------------------------------------------------------------------------------------------- rules
