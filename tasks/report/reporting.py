@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.config import DataConfig, code_version, fingerprint
+from igpo_core.config.specification import spell_changes
 from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
 from tasks.home import home
@@ -347,8 +348,11 @@ def _report_run(
     if found is not None:
         return str(found.info.run_id)
     tags = _tags(sweep, specification)
-    name = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
+    changed = spell_changes(specification["changes"])
+    told = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
+    name = " · ".join(filter(None, [told, changed]))
     tags |= {
+        **({"set": changed} if changed else {}),
         UNTIL: _until(specification),
         "specification": comparison,
         "data_version": ",".join(sorted(set(versions_by_cell.values()))),

@@ -552,7 +552,8 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
 def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_server: str, tmp_path: Path) -> None:
     """outcome_only was run once a seed; igpo in both cells, with +.70 and +.30 and once with another run of the arm."""
     factors = {"gamma": {"1": {"reward.gamma": 1.0}, "0.9": {"reward.gamma": 0.9}}}
-    specification = {**SPECIFICATION, "name": "crossed", "factors": factors}
+    changes = {"optimizer.learning_rate": 1e-5}
+    specification = {**SPECIFICATION, "name": "crossed", "factors": factors, "changes": changes}
     places: dict[str, list[tuple[str, str, int]]] = {}
     for seed in range(5):
         alone = run("outcome_only", seed, LOW[seed], (0, 0, 0))
@@ -571,6 +572,8 @@ def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_serve
         ["gamma=1", "gamma=0.9"],
         "make ablation",
     )
+    tags = client().get_run(report.run_id).data.tags  # told apart from the same sweep without what was set
+    assert tags["set"] == "optimizer.learning_rate=1e-05" and tags["mlflow.runName"].endswith(f" · {tags['set']}")
     assert [(cell.cell, cell.summaries[1].difference) for cell in recompute(report.run_id)] == [
         ("gamma=1", pytest.approx(0.7)),
         ("gamma=0.9", pytest.approx(0.3)),
