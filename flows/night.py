@@ -276,7 +276,7 @@ def announce(study: str, moved: Sequence[Change], url: str) -> None:
 def make_room(igpo_home: Path, keep_days: float) -> str:
     """Delete old runs and warm starts of a home. Returns what was deleted, in words; empty where it was nothing."""
     old = prune(igpo_home, flow_run.scheduled_start_time.timestamp(), keep_days, delete=True)
-    return old.told() if old.runs or old.warm_starts else ""
+    return old.told() if old.all else ""
 
 
 def tell(message: Message, study: str, deleted: str, channel: Channel | NoChannel | None, say: Say) -> dict[str, str]:

@@ -5,6 +5,8 @@ Deleted is what was not touched for so many days, unless
 - it belongs to the newest sweep of its study, which the next sweep or night may go on with,
 - a process works on it, or a run that is kept starts from it,
 - MLflow does not have it (`make send` sends it there).
+What an evaluation measured of a model, and registered models fetched from MLflow, go by their age alone: both are made again
+where they are asked for.
 A report that is deleted in MLflow keeps its runs no longer.
 """
 
@@ -56,7 +58,9 @@ class Folder:
 
     @property
     def key(self) -> str:
-        """Return the key of the run, or of the warm start, unfinished ones too."""
+        """Return the key of the run, or of the warm start, unfinished ones too; of a measurement the name of its lock."""
+        if self.path.suffix == ".json":
+            return f"evaluation-{self.path.stem}"
         return self.path.name.removeprefix(".").removesuffix(UNFINISHED)
 
 
@@ -75,16 +79,31 @@ class Old:
 
     runs: tuple[Folder, ...]
     warm_starts: tuple[Folder, ...]
+    cached: tuple[Folder, ...] = ()
+    """Measurements of evaluations, files each, and fetched models."""
+
+    @property
+    def all(self) -> tuple[Folder, ...]:
+        """Return all of it."""
+        return (*self.runs, *self.warm_starts, *self.cached)
 
     def told(self) -> str:
         """Return how many they are and how much room that makes, in words."""
-        size = sum(folder.size for folder in (*self.runs, *self.warm_starts))
+        size = sum(folder.size for folder in self.all)
         return (
-            f"{counted(len(self.runs), 'run')} and {counted(len(self.warm_starts), 'warm start')}, {size / 1e9:.2f} GB"
+            f"{counted(len(self.runs), 'run')}, {counted(len(self.warm_starts), 'warm start')} and "
+            f"{counted(len(self.cached), 'cached result')}, {size / 1e9:.2f} GB"
         )
 
 
-def find_old(runs: Sequence[Folder], warm_starts: Sequence[Folder], known: Known, now: float, days: float) -> Old:
+def find_old(
+    runs: Sequence[Folder],
+    warm_starts: Sequence[Folder],
+    known: Known,
+    now: float,
+    days: float,
+    cached: Sequence[Folder] = (),
+) -> Old:
     """Return what may be deleted.
 
     A run that MLflow does not have is kept: of a server that lost its database, nothing says which reports there were.
@@ -105,7 +124,8 @@ def find_old(runs: Sequence[Folder], warm_starts: Sequence[Folder], known: Known
         and (run.planned or (run.key in known.every - known.named and run.sweep != newest[run.study].sweep))
     ]
     needed = {run.start for run in runs if run not in old and not run.planned}
-    return Old(tuple(old), tuple(start for start in warm_starts if aged(start) and start.key not in needed))
+    starts = tuple(start for start in warm_starts if aged(start) and start.key not in needed)
+    return Old(tuple(old), starts, tuple(filter(aged, cached)))
 
 
 def read_runs(home: Path) -> list[Folder]:
@@ -129,12 +149,20 @@ def read_warm_starts(home: Path) -> list[Folder]:
     return [Folder(path, *_files(path)) for path in (*_folders(place), *unfinished)]
 
 
+def read_cached(home: Path) -> list[Folder]:
+    """Return every measurement of an evaluation and every fetched model on disk."""
+    measured = sorted((home / "evaluations").glob("[!.]*.json"))
+    return [Folder(path, *_files(path)) for path in (*measured, *_folders(home / "registered"))]
+
+
 def _folders(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("[!.]*") if path.is_dir())
 
 
 def _files(folder: Path) -> tuple[float, int]:
-    """When it was last written, and its bytes."""
+    """When it was last written, and its bytes; of a file too."""
+    if folder.is_file():
+        return folder.stat().st_mtime, folder.stat().st_size
     touched, size = folder.stat().st_mtime, 0
     for place, _, names in os.walk(folder):
         for path in (place, *(os.path.join(place, name) for name in names)):
@@ -174,15 +202,18 @@ def _search(**tags: str) -> "list[Run]":
 def prune(home: Path, now: float, days: float, delete: bool) -> Old:
     """Delete what is old, or only look for it. Returns what it was. Raises MlflowAway."""
     with answering():
-        old = find_old(read_runs(home), read_warm_starts(home), read_known(), now, days)
-        for folder in (*old.runs, *old.warm_starts) if delete else ():
+        old = find_old(read_runs(home), read_warm_starts(home), read_known(), now, days, read_cached(home))
+        for folder in old.all if delete else ():
             with locked_if_free(home, folder.key) as free:
                 if not free or _files(folder.path)[0] != folder.touched:  # somebody began to work on it
                     continue
                 if folder.study:  # MLflow's copy first: a folder without it is found again, and not the other way round
                     for copy in _search(run_key=folder.key):
                         _delete_copy(copy)
-                shutil.rmtree(folder.path)
+                if folder.path.is_file():
+                    folder.path.unlink()
+                else:
+                    shutil.rmtree(folder.path)
     return old
 
 
@@ -227,12 +258,13 @@ def main(arguments: list[str]) -> int:
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for kind, folders in (("run", old.runs), ("warm start", old.warm_starts)):
+    kinds = (("run", old.runs), ("warm start", old.warm_starts), ("cached result", old.cached))
+    for kind, folders in kinds:
         for folder in folders:
             days = (now - folder.touched) / DAY
             print(f"{kind} {folder.key} {folder.sweep:<30} {days:.0f} days, {folder.size / 1e6:.1f} MB")
     print(f"{'deleted' if chosen.yes else 'would be deleted'}: {old.told()}")
-    if not chosen.yes and (old.runs or old.warm_starts):
+    if not chosen.yes and old.all:
         print("nothing was deleted: make prune ARGS=--yes does")
     return 0
 

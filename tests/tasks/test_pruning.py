@@ -153,12 +153,31 @@ def test_the_command_lists_and_deletes_when_told_to(
     make(tmp_path, "new", "listed", "listed-2", 1, 200)
     assert main([]) == 0
     printed = capsys.readouterr().out
-    assert "run old listed-1" in printed and "would be deleted: 1 run and 1 warm start" in printed
+    assert "run old listed-1" in printed
+    assert "would be deleted: 1 run, 1 warm start and 0 cached results" in printed
     assert "make prune ARGS=--yes" in printed and folders(tmp_path) == ({"old", "new"}, 2)
     assert main(["--yes"]) == 0
-    assert "\ndeleted: 1 run and 1 warm start" in capsys.readouterr().out and folders(tmp_path) == ({"new"}, 1)
+    assert "\ndeleted: 1 run, 1 warm start and 0" in capsys.readouterr().out and folders(tmp_path) == ({"new"}, 1)
     assert main([]) == 0
-    assert capsys.readouterr().out.strip() == "would be deleted: 0 runs and 0 warm starts, 0.00 GB"
+    assert capsys.readouterr().out.strip() == ("would be deleted: 0 runs, 0 warm starts and 0 cached results, 0.00 GB")
+
+
+def test_measurements_and_fetched_models_go_by_their_age(mlflow_server: str, tmp_path: Path) -> None:
+    """Of 40 and 10 days each; a measurement that a process makes again is left to it."""
+    ages = {"evaluations/a.json": 40, "evaluations/b.json": 10, "evaluations/c.json": 40, "registered/x/m": 40,
+            "registered/y/m": 10}  # fmt: skip
+    for name, days in ages.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        for touched in (path, path.parent):
+            os.utime(touched, (NOW - days * DAY,) * 2)
+    with locked(tmp_path, "evaluation-c", print):
+        gone = prune(tmp_path, NOW, 30, delete=True)
+    assert {one.path.name for one in gone.all} == {"a.json", "c.json", "x"}
+    left = {str(path.relative_to(tmp_path)) for place in ("evaluations", "registered")
+            for path in (tmp_path / place).iterdir()}  # fmt: skip
+    assert left == {"evaluations/b.json", "evaluations/c.json", "registered/y"}
 
 
 def test_nothing_is_deleted_while_mlflow_is_away(
