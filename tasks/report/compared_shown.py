@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from tasks.colours import COLOURS
 from tasks.report.compared import MEAN, Score
-from tasks.report.figures import COLOURS, canvas, plain
+from tasks.report.figures import canvas, plain
 from tasks.report.statistics import Interval
 from tasks.report.wording import aligned, counted, markdown_table, wrapped
 

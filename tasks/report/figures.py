@@ -7,6 +7,7 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.trajectory import TURNS_TOLD
+from tasks.colours import COLOURS
 from tasks.report.metrics import GAIN, Metric, pattern, shown
 from tasks.report.statistics import Interval, Paired, curve_band
 from tasks.report.wording import counted
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
     from tasks.report.sweeps import SweepData
 
-# Okabe and Ito, "Color Universal Design", 2008, without their yellow, too pale for a line; then Tol's "muted" ones: told apart
-# by colour-blind readers
-COLOURS = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
-    "#332288", "#882255", "#999933", "#44AA99", "#661100", "#888888",
-)  # fmt: skip
 FEW = 7  # arms up to which a line for each seed can be followed
 BAND = 8  # seeds from which a band tells more than their lines
 LIMITS = {"share": (-0.02, 1.02)}  # of an axis, by the unit of what it shows
@@ -139,14 +134,15 @@ def turn_by_turn(data: "SweepData", baseline: str, units: Mapping[str, str]) -> 
     columns = min(4, max(1, len(drawn)))
     figure, axes = canvas(rows, columns, (3.8 * columns, 3.8 * rows))
     colours = arm_colours(data.arms, baseline)
-    named: set[str] = set()
+    named: set[tuple[str, ...]] = set()  # a legend for the first panel of each choice of arms
     for axis, panel in zip(axes.flat, drawn, strict=False):
         curves_by_arm = panel.means(data)
+        told = tuple(curves_by_arm)
         for arm, means in curves_by_arm.items():
             places = [panel.names.index(name) for name in means]
-            label = None if arm in named else arm
+            label = None if told in named else arm
             axis.plot(places, list(means.values()), "o-", color=colours[arm], label=label, markersize=4, linewidth=1.2)
-        named.update(curves_by_arm)
+        named.add(told)
         used = sorted({panel.names.index(name) for means in curves_by_arm.values() for name in means})
         axis.set_xticks(used, [panel.names[i].replace("_", " ") for i in used], fontsize=8)
         axis.set_xlabel("turn" if "{turn}" in panel.metric.key else "what it found")
@@ -235,7 +231,8 @@ def plain(axis: Any, *, legend: bool) -> None:
 
 
 def arm_colours(arms: Sequence[str], baseline: str) -> dict[str, str]:
-    """Black for the baseline; the others in order, round again where there are more arms than colours."""
+    """Black for the baseline; the others in order, round again where there are more arms than colours. In MLflow the runs of a
+    specification that names its baseline first have the same ones."""
     others = [arm for arm in arms if arm != baseline]
     return {baseline: COLOURS[0], **{arm: COLOURS[1 + i % (len(COLOURS) - 1)] for i, arm in enumerate(others)}}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from igpo_core.config import DataConfig, QuestionFiles, RunSpec, fingerprint
 from igpo_core.config.specification import spell_changes
 from igpo_core.folders import file_hash
+from tasks.colours import COLOURS
 from tasks.runs.planned import Run
 from tasks.runs.processors import joined
 from tasks.source import source_tags
@@ -13,23 +14,6 @@ from tasks.tracking.outbox import UNEXPECTED, About, read_about
 from tasks.tracking.server import artifact_url, client, experiment_id, flatten, tag_filter
 
 LONGEST_NAME = 250  # of a run: a column of MLflow's database; the tag `set` has it whole
-# One colour an arm in MLflow's charts, in the order of the specification; seeds share it.
-COLOURS = (
-    "#7f7f7f",
-    "#1f77b4",
-    "#d62728",
-    "#2ca02c",
-    "#9467bd",
-    "#ff7f0e",
-    "#8c564b",
-    "#e377c2",
-    "#bcbd22",
-    "#17becf",
-    "#000000",
-    "#aec7e8",
-    "#98df8a",
-    "#ffbb78",
-)
 
 
 def dataset_of(config: DataConfig, folder: Path) -> dict[str, str]:
@@ -70,7 +54,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
     return {
         "kind": "train",
         "cell": spec.cell,
-        "mlflow.runColor": COLOURS[spec.arm_number % len(COLOURS)],
+        "mlflow.runColor": COLOURS[spec.arm_number % len(COLOURS)],  # its seeds share it; a group has MLflow's own
         "sweep": spec.sweep,
         "arm": spec.arm,
         "seed": str(spec.seed),
