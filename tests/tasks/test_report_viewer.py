@@ -133,3 +133,31 @@ def test_the_page_is_no_wider_than_its_window(browser: Any, report: Path, width:
     opened.goto(report.as_uri())
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     opened.close()
+
+
+def test_the_result_is_not_cut_on_a_screen(page: Any) -> None:
+    wide = page.evaluate("[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth > box.clientWidth)")
+    assert len(wide) > 5 and not any(wide) and page.locator(".wide").count() == 0
+
+
+def test_a_phone_shows_the_verdict_and_that_there_is_more(browser: Any, report: Path) -> None:
+    """Figures keep their size, in which their text can be read."""
+    opened = browser.new_page(viewport={"width": 390, "height": 900})
+    opened.goto(report.as_uri())
+    opened.wait_for_selector(".wide table.scores")
+    verdict = opened.locator("table.scores tr:last-child td").nth(4).bounding_box()
+    assert verdict["x"] + verdict["width"] <= 390
+    hint = opened.evaluate("getComputedStyle(document.querySelector('.wide'), '::before').content")
+    assert "scroll sideways" in hint
+    drawn, room = opened.evaluate(
+        "(() => { const svg = document.querySelector('figure svg'); return [svg.clientWidth, svg.parentElement.clientWidth] })()"
+    )
+    assert drawn == 1152 and room < 390  # 12 inches of 96 pixels
+    opened.close()
+
+
+def test_a_turn_with_the_answer_looks_as_any_turn(page: Any) -> None:
+    sizes = page.evaluate("[...document.querySelectorAll('#one .turn')].map((turn) => getComputedStyle(turn).fontSize)")
+    assert len(sizes) == 2 and len({*sizes}) == 1
+    widths = page.evaluate("[...document.querySelectorAll('#one .turn')].map((turn) => turn.offsetWidth)")
+    assert len({*widths}) == 1

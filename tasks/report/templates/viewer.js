@@ -1,5 +1,5 @@
-// The script of a report: addresses that can be copied where links are dead, and the trajectory viewer. Text is set as text,
-// never as HTML.
+// The script of a report: addresses that can be copied where links are dead, what scrolls, and the trajectory viewer. Text is set
+// as text, never as HTML.
 const add = (parent, tag, text, kind) => {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;
@@ -12,6 +12,12 @@ const add = (parent, tag, text, kind) => {
 const framed = window !== window.top;
 if (framed) {
   for (const link of document.querySelectorAll("a")) link.replaceWith(`${link.textContent}: ${link.href}`);
+}
+
+// what is wider than its place says that it scrolls
+for (const box of document.querySelectorAll(".scroll")) {
+  const mark = () => box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+  new ResizeObserver(mark).observe(box);
 }
 
 const data = document.getElementById("data");
