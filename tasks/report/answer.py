@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igpo_core.config.specification import spell_changes
-from tasks.report.statistics import Comparison, seeds_for_verdict
+from tasks.report.statistics import Comparison, Paired, seeds_for_verdict
 from tasks.report.wording import budget, counted, smaller
 
 
@@ -14,12 +14,14 @@ def answer(
     exploratory: Sequence[str],
     missing: Sequence[str] = (),
     added: Sequence[int] = (),
+    decodings: Sequence[str] = (),
 ) -> str:
     """The sentence that answers the question of a sweep, what it is of, and what weakens it; a line each where no single
     comparison answers it.
 
     cells: the comparisons that answer in each cell, None where no run of it is finished. exploratory: in what the sweep departs
     from its preset, in words. missing: runs of the other arms that have no score. added: seeds that `until` added.
+    decodings: sentences on decodings under which verdicts differ.
     """
     compared = max(1, len(specification["arms"]) - 1)
     lines = []
@@ -30,6 +32,7 @@ def answer(
         else:
             lines += [start + outcome(one, specification["margin"], compared) for one in comparisons]
     single = len(lines) == 1
+    lines += decodings
     if missing:
         lines.append(
             f"Missing besides: {', '.join(missing)}. An arm that lacks a run has no verdict, and stays among those that a p is "
@@ -66,7 +69,7 @@ def outcome(one: Comparison, margin: float, compared: int) -> str:
     )
     if pair.verdict in ("better", "worse"):
         small = f" The mean difference is {smaller(margin)}." if abs(pair.mean) < margin else ""
-        return f"{arm} is {pair.verdict} than {baseline}: {numbers} (p = {pair.p:.3f}).{small}"
+        return f"{arm} is {pair.verdict} than {baseline}: {numbers} ({_p(pair, compared)}).{small}"
     if pair.verdict == "within margin":
         return (
             f"{arm} and {baseline} do not differ by an amount that matters: {numbers}. The whole interval lies within the "
@@ -84,7 +87,7 @@ def _why(one: Comparison, margin: float, compared: int) -> str:
     if pair.verdict == "too few seeds":
         reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."
         return " ".join(filter(None, [reason, lost(one)]))
-    chance = f"Chance alone may do as much (p = {pair.p:.3f})"
+    chance = f"Chance alone may do as much ({_p(pair, compared)})"
     if margin == 0:
         reason = f"{chance}, and with a margin of 0 no interval shows that there is no difference."
     else:
@@ -97,6 +100,12 @@ def _why(one: Comparison, margin: float, compared: int) -> str:
     if pair.n < needed:
         reason += f" {few} alone: {needed} fixed before the first result are the fewest."
     return reason
+
+
+def _p(pair: Paired, compared: int) -> str:
+    """Return p as text, and that it is adjusted where that does anything: an interval beside it may then leave zero out alone."""
+    adjusted = f", adjusted for {compared} arms; the interval is not" if compared > 1 else ""
+    return f"p = {pair.p:.3f}{adjusted}"
 
 
 def lost(one: Comparison) -> str:

@@ -4,7 +4,9 @@ measures it (igpo_core/metrics.py for what a step does, an environment's `metric
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from igpo_core.config import Decoding
 
 Reducer = Literal["curve", "first to last", "over training", "at the end"]
 Place = Literal["overview", "explained", "turn by turn"]
@@ -16,9 +18,9 @@ GAIN = "the arm's"  # unit of gains: it differs between arms
 class Metric:
     """How a metric is shown.
 
-    key: MLflow's name of it; {score} stands for the key of a score, {part} for "", _solved or _unsolved, {turn} for a number,
-    {label} for what an environment says of a tool call. unit: empty for shares of one and plain numbers. reducer: what becomes
-    of a run's steps; then come means over seeds.
+    key: MLflow's name of it; {score} stands for the key of a score, {decoding} for one that is not the headline's, {part} for "",
+    _solved or _unsolved, {turn} for a number, {label} for what an environment says of a tool call. unit: empty for shares of one
+    and plain numbers. reducer: what becomes of a run's steps; then come means over seeds.
     """
 
     key: str
@@ -38,7 +40,13 @@ class Metric:
 
 def pattern(key: str, scores: Iterable[str]) -> re.Pattern[str]:
     """Return what MLflow's names of a key match. scores: keys of the rubric."""
-    forms = {"score": "|".join(map(re.escape, scores)), "part": "|_solved|_unsolved", "turn": r"\d+", "label": ".+"}
+    forms = {
+        "score": "|".join(map(re.escape, scores)),
+        "decoding": "|".join(get_args(Decoding)),
+        "part": "|_solved|_unsolved",
+        "turn": r"\d+",
+        "label": ".+",
+    }
     return re.compile(key.format(**{name: f"(?P<{name}>{form})" for name, form in forms.items()}))
 
 
@@ -68,8 +76,8 @@ METRICS: tuple[Metric, ...] = (
     _explained("advantage/gain_to_outcome", "gain part / outcome part"),
     _explained("reward/gain_up_answer_wrong", "gain up, answer wrong"),
     _explained("reward/gain_down_answer_right", "gain down, answer right"),
-    _explained("diagnostics/gain_thought", "gain from the thought", "nats"),
-    _explained("diagnostics/gain_observation", "gain from the observation", "nats"),
+    _explained("diagnostics/gain_thought", "gain from the thought, after the update", "nats"),
+    _explained("diagnostics/gain_observation", "gain from the observation, after the update", "nats"),
     _explained("train/entropy", "entropy", "nats"),
     _explained("train/kl", "KL to the reference", "nats"),
     _explained("train/clip_share", "clipped"),
@@ -91,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
 # what tables, warnings and the figure of beliefs read under words of their own
 ALSO_READ: tuple[str, ...] = (
     "test/all/{score}",
-    "test_greedy/all/{score}",
+    "test_{decoding}/all/{score}",
     "test_best/all/{score}",
     "test/all/questions",
     "test/all/left_out",

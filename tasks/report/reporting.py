@@ -247,7 +247,8 @@ def _answer(
         for arm, seed, why in report.data.absent
         if arm not in (*answering, specification["baseline"])
     ]
-    return answer_of(specification, told, exploratory, besides, added)
+    decodings = [f"{r.cell + ': ' if r.cell else ''}{text}" for r in reports for text in r.by_decoding]
+    return answer_of(specification, told, exploratory, besides, added, decodings)
 
 
 def _terminal(reports: Sequence[CellReport], answer: str) -> str:
@@ -369,7 +370,7 @@ def _log_summaries(run_id: str, summaries: Sequence[ArmSummary], cell: str) -> N
     numbers = {
         f"{prefix(cell)}{row.arm}/{name}": float(value)
         for row in summaries
-        for name, value in {**vars(row), **row.others}.items()
+        for name, value in {**vars(row), **row.others, **row.decoded}.items()
         if isinstance(value, (int, float))
     }
     fresh = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]

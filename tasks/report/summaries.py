@@ -8,6 +8,7 @@ from typing import Any
 from igpo_core.config.changes import of_cell
 from igpo_core.errors import DataError
 from tasks.report.alarms import alarms, unexpected
+from tasks.report.decodings import differing, paired_by_decoding, scores_by_decoding, told
 from tasks.report.metrics import explaining
 from tasks.report.statistics import (
     Comparison,
@@ -34,10 +35,10 @@ BUDGETS = ("steps", "progress/rollouts", "progress/questions")
 class ArmSummary:
     """A row of the table. Means over finished seeds; None where no run has the metric.
 
-    score: the headline on test; others: the other scores on test, by key; greedy: the headline with greedy decoding; best: the
-    headline of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict, p: of the
-    headline on test against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference
-    of the margin needs (tasks/report/statistics.py). dead_groups: mean over training. turns: of the last training step.
+    score: the headline on test; others: the other scores on test, by key; decoded: the headline under other decodings, by name;
+    best: the headline of the checkpoint that was best on dev. iqm: interquartile mean. difference, low, high, verdict, p: of the
+    headline on test against the baseline over `pairs` seeds, improvement: probability of it, needed: seeds that a difference of
+    the margin needs (tasks/report/statistics.py). dead_groups: mean over training. turns: of the last training step.
     *_to_threshold: until the headline on dev first reached it.
     """
 
@@ -45,7 +46,7 @@ class ArmSummary:
     seeds: int
     score: float | None
     others: dict[str, float | None]
-    greedy: float | None
+    decoded: dict[str, float | None]
     best: float | None
     iqm: float | None
     pairs: int
@@ -68,7 +69,7 @@ class ArmSummary:
 @dataclass(frozen=True)
 class CellReport:
     """One cell's tables and words. pairs: arm -> its difference to the baseline; slices: metric -> arm -> the same in it;
-    explained: a row a diagnostic, a column an arm."""
+    explained: a row a diagnostic, a column an arm; by_decoding: a sentence for each decoding under which verdicts differ."""
 
     cell: str
     baseline: str
@@ -79,6 +80,7 @@ class CellReport:
     words: Words
     slices: dict[str, dict[str, Paired]]
     explained: list[dict[str, str]]
+    by_decoding: list[str]
 
     def comparison(self, arm: str) -> Comparison:
         """The arm against the baseline."""
@@ -106,7 +108,7 @@ def summarise(
     data: SweepData, pairs: Mapping[str, Paired], baseline: str, threshold: float, margin: float = 0.0
 ) -> list[ArmSummary]:
     """The table, from the runs' metrics alone: it can be computed again at any time."""
-    scores, headline = data.scores(), data.headline
+    scores, headline, decoded = data.scores(), data.headline, scores_by_decoding(data)
     rows = []
     for arm in data.arms:
         runs, pair = data.finished(arm), pairs.get(arm)
@@ -122,7 +124,7 @@ def summarise(
                     for name in data.rubric
                     if name != headline
                 },
-                greedy=_mean([run.last(f"test_greedy/all/{headline}") for run in runs]),
+                decoded={name: _mean([*by_arm[arm].values()]) for name, by_arm in decoded.items()},
                 best=_mean([run.last(f"test_best/all/{headline}") for run in runs]),
                 iqm=interquartile_mean([run.last(f"test/all/{headline}") or 0.0 for run in runs]),
                 pairs=pair.n if pair else len(runs),
@@ -193,7 +195,7 @@ def slice_rows(slices: Mapping[str, Mapping[str, Paired]], baseline: str) -> lis
 
 def explain(data: SweepData) -> list[dict[str, str]]:
     """A row a diagnostic that some run has, a column an arm: means over seeds, of the first and the last step, or of what the
-    metric's reducer says."""
+    metric's reducer says. A row whose first step is a later one says so: arms are alike only before the first update."""
     read: Mapping[str, tuple[Callable[[RunData, str], float | None], ...]] = {
         "first to last": (RunData.first, RunData.last),
         "over training": (RunData.over_training,),
@@ -201,13 +203,15 @@ def explain(data: SweepData) -> list[dict[str, str]]:
     }
     rows = []
     for metric, title, reducer in explaining(data.rubric):
-        row = {"metric": title}
+        known = [min(run.histories[metric]) for run in data.finished() if run.histories.get(metric)]
+        later = f", from step {min(known):g}" if reducer == "first to last" and known and min(known) > 1 else ""
+        row = {"metric": title + later}
         for arm in data.arms:
             runs = data.finished(arm)
             values = [_mean([reduce(run, metric) for run in runs]) for reduce in read[reducer]]
             shown = ["-" if value is None else f"{value:.3g}" for value in values]
             row[arm] = " → ".join(shown) if values[0] is not None else "-"
-        if any(metric in run.histories for run in data.finished()):
+        if known:
             rows.append(row)
     return rows
 
@@ -288,9 +292,15 @@ def cell_reports(
         budgets = unequal_budgets(data, training["budget"], training["amount"])
         warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings]
         warnings += [*unexpected(data), *alarms(data)]
+        others = paired_by_decoding(data, baseline, margin, specification["seeds"])
+        headline = base["evaluation"]["decoding"][0]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)
+        words = replace(words, limits=(*told(headline, pairs, others, baseline, data.title), *words.limits))
         rows, slices = table_rows(summaries, threshold, data.rubric), slice_differences(data, baseline)
-        reports.append(CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data)))
+        by_decoding = differing(headline, pairs, others, baseline)
+        reports.append(
+            CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data), by_decoding)
+        )
     if not reports:
         raise DataError(f"no run to report on is finished. {' '.join(empty_cells)}")
     lost = [f"NO FINISHED RUN in {told}" for told in empty_cells]

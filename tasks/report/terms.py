@@ -15,6 +15,11 @@ TERMS: tuple[tuple[str, str], ...] = (
         "gain",
         "What a turn earns of itself: in most arms, what it adds to the belief, in the unit that the figure names.",
     ),
+    (
+        "gain from ..",
+        "Parts of a turn's gain in nats: from the thought that the policy wrote, and from what the tool gave. Measured at "
+        "evaluated steps with the weights after the step's update, so that arms differ from the first value on.",
+    ),
     ("advantage", "What an update pays a turn, after gains and outcomes were normalised within a group."),
     ("group", "The rollouts of one task in one step. They are compared with one another."),
     ("dead groups", "The share of groups in which every advantage is zero: nothing is learned from them."),
@@ -25,9 +30,16 @@ TERMS: tuple[tuple[str, str], ...] = (
         "difference [95%]",
         "Mean over seeds of the paired differences, and the differences that the sign-flip test does not reject.",
     ),
-    ("verdict, p", "Of an exact sign-flip test over seeds, adjusted for the arms compared (Benjamini and Hochberg)."),
+    (
+        "verdict, p",
+        "Of an exact sign-flip test over seeds, adjusted for the arms compared (Benjamini and Hochberg). Intervals are not.",
+    ),
     ("P(better)", "The share of pairs of seeds in which the arm wins; ties count half."),
     ("IQM", "Interquartile mean: of the middle half of the seeds. One collapsed seed does not move it."),
+    (
+        "sampled, greedy",
+        "Decodings of the test: tokens drawn as in training, or the likeliest ones. The first that is asked for is the headline.",
+    ),
     ("best-by-dev", "The test of the checkpoint that was best on dev, beside the last one's."),
     (
         "seeds for margin",

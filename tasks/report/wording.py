@@ -47,15 +47,15 @@ def table_rows(summaries: Sequence["ArmSummary"], threshold: float, rubric: Mapp
             "arm": row.arm,
             "seeds": str(row.seeds),
             title: _number(row.score),
-            **{rubric[name]: _number(value) for name, value in row.others.items()},
-            f"greedy {title}": _number(row.greedy),
-            f"best-by-dev {title}": _number(row.best),
-            "IQM": _number(row.iqm),
             f"difference in {title} [95%]": difference(row),
             "verdict": row.verdict,
             "p": _number(row.p),
             "P(better)": _number(row.improvement, 2),
             "seeds for margin": _needed(row),
+            **{rubric[name]: _number(value) for name, value in row.others.items()},
+            **{f"{name} {title}": _number(value) for name, value in row.decoded.items()},
+            f"best-by-dev {title}": _number(row.best),
+            "IQM": _number(row.iqm),
             "dead groups": _number(row.dead_groups, 2),
             "turns": _number(row.turns, 1),
             f"reached {title} {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
@@ -104,21 +104,16 @@ BEHAVIOUR = "dead groups"  # the column with which the part on behaviour and spe
 def short_table(rows: Sequence[Mapping[str, str]]) -> str:
     """The columns that a first look wants, at most 120 wide."""
     names = list(rows[0])
-    wanted = (*names[:3], names[comparing(names)], "verdict", "p", BEHAVIOUR, "turns", "s/run")
+    wanted = (*names[: names.index("p") + 1], BEHAVIOUR, "turns", "s/run")
     return aligned([{name: _shorten(row[name]) for name in wanted} for row in rows])
 
 
-def comparing(names: Sequence[str]) -> int:
-    """Return the place of the column that compares arms."""
-    return next(place for place, name in enumerate(names) if name.startswith("difference in "))
-
-
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
-    """Three blocks of aligned columns, at most 120 wide: scores, comparison, then behaviour and speed."""
+    """Three blocks of aligned columns, at most 120 wide: up to the verdict, other numbers of the test, behaviour and speed."""
     names = list(cells[0])
-    compared, behaviour = comparing(names), names.index(BEHAVIOUR)
+    verdict, behaviour = names.index("p") + 1, names.index(BEHAVIOUR)
     blocks = []
-    for columns in (names[:compared], [names[0], *names[compared:behaviour]], [names[0], *names[behaviour:]]):
+    for columns in (names[:verdict], [names[0], *names[verdict:behaviour]], [names[0], *names[behaviour:]]):
         blocks.append(aligned([{name: _shorten(row[name]) for name in columns} for row in cells]))
     return "\n\n".join(blocks)
 

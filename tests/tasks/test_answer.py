@@ -80,7 +80,9 @@ def test_runs_of_other_arms_and_whole_cells_that_are_missing_are_told() -> None:
     arms: dict[str, Any] = {"outcome_only": {}, "igpo": {}, "other": {}}
     one = lacking(dict(enumerate(AHEAD)), dict(enumerate(BASELINE)), range(7), other={})
     text = answer({**SPECIFICATION, "arms": arms, "primary": "igpo"}, [("", [one])], [], ["other seed 0 (FAILED)"])
-    assert "igpo is better than outcome_only" in text and "(p = 0.031)." in text
+    assert (
+        "igpo is better than outcome_only" in text and "(p = 0.031, adjusted for 2 arms; the interval is not)." in text
+    )
     assert "Missing besides: other seed 0 (FAILED). An arm that lacks a run has no verdict" in text
     crossed = {**SPECIFICATION, "factors": {"gamma": {}}}
     lines = answer(crossed, [("gamma=1", None), ("gamma=0", [compared(AHEAD)])], []).splitlines()

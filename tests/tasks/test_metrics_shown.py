@@ -31,7 +31,7 @@ def test_a_report_reads_what_it_shows_and_nothing_else() -> None:
 def test_what_explains_has_its_unit_and_the_headlines_title() -> None:
     titles = {name: title for name, title, _ in explaining({"f1": "F1", "em": "EM"})}
     assert titles["reward/gain_by_f1"] == "total gain by F1 (r)"
-    assert titles["diagnostics/gain_thought"] == "gain from the thought (nats)"
+    assert titles["diagnostics/gain_thought"] == "gain from the thought, after the update (nats)"
     assert "reward/gain_by_em" not in titles
 
 

@@ -56,7 +56,7 @@ SPECIFICATION: dict[str, Any] = {
         "reward": {"format_penalty": -1.0, "penalty_on": "turn"},
         "rollout": {"questions": 2, "group_size": 4},
         "training": {"epochs": 1, "steps_per_epoch": 4, "budget": "steps", "amount": None},
-        "evaluation": {"test_questions": 64, "threshold": 0.5},
+        "evaluation": {"test_questions": 64, "threshold": 0.5, "decoding": ["sampled", "greedy"]},
         "policy": {"kind": "new"},
         "warm_start": {"stages": []},
     },
@@ -139,7 +139,7 @@ def summed(data: SweepData, margin: float = 0.0) -> list[ArmSummary]:
 def test_every_number_of_the_table() -> None:
     low, high = summed(five())
     assert (low.arm, low.seeds, low.verdict, low.difference) == ("outcome_only", 5, "baseline", None)
-    assert low.score == pytest.approx(0.1) and low.others["em"] == pytest.approx(0.05) and low.greedy is None
+    assert low.score == pytest.approx(0.1) and low.others["em"] == pytest.approx(0.05) and low.decoded == {}
     assert high.score == pytest.approx(0.8) and high.others["em"] == pytest.approx(0.4)
     assert high.pairs == 5 and high.difference == pytest.approx(0.7) and high.verdict == "too few seeds"
     assert high.p is None and seven().p == pytest.approx(2 / 2**7)  # all seven seeds agree
@@ -332,6 +332,23 @@ def test_what_a_run_last_did_counts_only_at_its_end() -> None:
     rows = {row["metric"]: row["igpo"] for row in explain(data)}
     assert rows[".. of the solved"] == "6 → 6" and rows["turns (tool calls: one less)"] == "3 → 5"
     assert "dead groups" not in rows  # no run has it
+
+
+def test_a_row_that_begins_after_the_first_update_says_so() -> None:
+    """Diagnostics are of evaluated steps: their first value is of step 6 here, where arms are no longer alike."""
+    curves = {"test/all/f1": {12.0: 0.9}, "train/turns": {1.0: 3.0, 12.0: 5.0}}
+    thought = {"diagnostics/gain_thought": {6.0: -0.1, 12.0: 0.2}}
+    data = SweepData("1", "s", ("igpo",), (with_curves("igpo-0", "igpo", 0, {**curves, **thought}),), rubric=RUBRIC)
+    assert explain(data) == [
+        {"metric": "turns (tool calls: one less)", "igpo": "3 → 5"},
+        {"metric": "gain from the thought, after the update (nats), from step 6", "igpo": "-0.1 → 0.2"},
+    ]
+
+
+def test_the_comparison_stands_right_after_the_score() -> None:
+    names = list(table_rows(summed(five()), 0.5, RUBRIC)[0])
+    assert names[:6] == ["arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p"]
+    assert names.index("EM") > names.index("seeds for margin")
 
 
 def test_slices_by_source_and_by_hops_within_a_source() -> None:
