@@ -105,7 +105,8 @@ def note(study: str, sweep: str, arms: Mapping[str, Mapping[str, Any]], about: s
             "",
             "Runs are tagged with `kind`: `train` is one arm with one seed, `report` a comparison (open its artifact "
             "`report.html`), `data` the questions, `evaluation` a model on some questions, `comparison` several of them. `sweep` "
-            f"names the runs that were compared. Every run of {study} is in this experiment.",
+            f"names the runs that were compared. Every run of {study} is in this experiment. A run has the colour of its arm in "
+            "the report; a group of runs has one of MLflow's choice.",
         ]
     )
 
