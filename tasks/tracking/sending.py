@@ -35,8 +35,10 @@ from tasks.tracking.outbox import (
     write_status,
 )
 from tasks.tracking.server import (
+    Collided,
     MlflowAway,
     answering,
+    brief,
     client,
     experiment_id,
     find_runs,
@@ -79,6 +81,7 @@ class Sender:
         self.folder = folder
         self._sent: Sent | None = None  # set once the server was seen to have the run
         self._tags: Mapping[str, str] = {}  # that it has
+        self._part = "params, data and tags"  # what is being sent
 
     @property
     def url(self) -> str | None:
@@ -101,8 +104,8 @@ class Sender:
                 self._send(about)
         except (MlflowException, RequestException) as error:
             raise ServiceError(
-                f"MLflow at {tracking_uri()} refuses what {self.folder} has to send: {error}. Everything is kept there; set "
-                "right what it names and call `make send`"
+                f"MLflow at {tracking_uri()} refuses {self._part} of {self.folder}: {brief(error)}. Everything is kept there. "
+                "The server's log has more (`make up` names its folder): set right what it says, then `make send`"
             ) from error
         assert self.url is not None
         return self.url
@@ -118,11 +121,12 @@ class Sender:
         if status == "RUNNING" and self._sent.status != status:
             client().update_run(self._sent.run_id, status=status)
             self._remember(status=status)
-        self._send_metrics()
-        self._send_model()
-        self._send_traces()
+        parts = {"metrics": self._send_metrics, "model": self._send_model, "traces": self._send_traces}
         if status != "RUNNING":  # a file that grows is sent once
-            self._send_artifacts()
+            parts["trajectories"] = self._send_artifacts
+        for self._part, send in parts.items():
+            send()
+        self._part = "status"
         if status != self._sent.status:
             client().set_terminated(self._sent.run_id, status, ended)
             self._remember(status=status)
@@ -283,7 +287,7 @@ class Tracker(Outbox):
         """Send every few seconds; a last time when the run has ended."""
         delay, told = EVERY_SECONDS, False
         while True:
-            ending = self._ending.is_set()
+            ending, again = self._ending.is_set(), False
             try:
                 known = self._sender.url
                 url = self._sender.send()
@@ -294,13 +298,14 @@ class Tracker(Outbox):
                 delay, told = EVERY_SECONDS, False
                 self._all_sent = ending
             except MlflowAway as error:
-                if not told:
+                again = isinstance(error, Collided) and delay == EVERY_SECONDS  # the next try finds the other's entry
+                if not told and not again:
                     self._say(f"warning: {error}. The run goes on; what is owed is kept in {self.folder}")
-                delay, told = min(2 * delay, SLOWEST_SECONDS), True
+                delay, told = min(2 * delay, SLOWEST_SECONDS), told or not again
             except Exception as error:  # raised in the run's own thread by the next `log`
                 self._refused = error
                 return
-            if ending:
+            if ending and not again:
                 return
             self._wake.wait(delay)
             self._wake.clear()

@@ -57,6 +57,14 @@ class MlflowAway(ServiceError):
     """MLflow does not answer now; the same call later may succeed."""
 
 
+class Collided(MlflowAway):
+    """Two processes gave MLflow the same new entry at once, and it kept the other's: the next try finds that."""
+
+
+# what SQLite and PostgreSQL say of two inserts of one row, in any table: MLflow looks whether it is there, then inserts it
+COLLISIONS = ("UNIQUE constraint failed", "duplicate key value violates unique constraint")
+
+
 # MLflow's codes of what passes by itself; INTERNAL_ERROR also stands for a connection that was refused or broken
 PASSING = {
     "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_CONFLICT",
@@ -64,13 +72,18 @@ PASSING = {
 }  # fmt: skip
 
 
+def collided(error: Exception) -> bool:
+    """Whether the error of a call to MLflow says that another process made the same entry at the same moment."""
+    return any(words in str(error) for words in COLLISIONS)
+
+
 def away(error: Exception) -> bool:
-    """Whether the error of a call to MLflow says that the server is away or overloaded, and nothing about the call."""
+    """Whether the same call may succeed later: the server is away or overloaded, or another's call was in its way."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import HTTPError, RequestException
 
     if isinstance(error, MlflowException):
-        return error.error_code in PASSING
+        return error.error_code in PASSING or collided(error)
     if isinstance(error, HTTPError) and error.response is not None:  # of artifacts
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, RequestException)
@@ -78,23 +91,31 @@ def away(error: Exception) -> bool:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn errors of MLflow's client into MlflowAway where the server is away; others go through."""
+    """Turn errors of MLflow's client into MlflowAway where another try may succeed; others go through."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
     except (MlflowException, RequestException) as error:
+        if isinstance(error, MlflowException) and collided(error):
+            raise Collided(
+                f"another process made the same entry in MLflow at {tracking_uri()} just then; the next try finds it"
+            ) from error
         if away(error):
-            raise MlflowAway(f"MLflow at {tracking_uri()} does not answer ({_brief(error)})") from error
+            raise MlflowAway(f"MLflow at {tracking_uri()} does not answer ({brief(error)})") from error
         raise
 
 
-def _brief(error: Exception) -> str:
-    """urllib3 tells a refused connection in five lines."""
+def brief(error: Exception) -> str:
+    """Return the cause of a refused connection, which urllib3 tells in five lines; of other errors the first line, for SQL and
+    its values stand in the next ones."""
     text = " ".join(str(error).split())
     cause = text.find("Caused by ")
-    return text[cause + len("Caused by ") :].rstrip(") ") if cause >= 0 else text[:300]
+    if cause >= 0:
+        return text[cause + len("Caused by ") :].rstrip(") ")
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return first.split("[SQL:")[0].strip()[:300]
 
 
 def tag_filter(**tags: str) -> str:
@@ -121,7 +142,7 @@ def experiment_id(name: str) -> str:
                         raise
                     found = mlflow.get_experiment_by_name(name)  # another process was first
     except MlflowException as error:
-        raise ServiceError(f"MLflow at {tracking_uri()} does not serve: {error}") from error
+        raise ServiceError(f"MLflow at {tracking_uri()} does not serve: {brief(error)}") from error
     if found is None or found.lifecycle_stage != "active":
         raise ServiceError(f"MLflow experiment {name!r} was deleted: restore it in MLflow, or use another name")
     return str(found.experiment_id)
