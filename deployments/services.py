@@ -33,6 +33,7 @@ from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.account import account_file, drop_what_servers_need
 from tasks.home import PROJECT, open_home
+from tasks.runs.locks import SWEEP, free_keys
 from tasks.servers import require_servers
 
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
@@ -44,14 +45,6 @@ def start_worker(place: Place) -> None:
         say("Worker: runs, reused")
         return
     before = place.state.read().get("worker")  # a killed worker leaves flow runs that go on: they stay ours
-    alive = {process.pid for process in processes.members(before)} if before else set()
-    settle_lost(
-        place,
-        lambda run: (
-            run["labels"].get("prefect.worker.name") == WORKER and run["infrastructure_pid"] not in map(str, alive)
-        ),
-        "its worker and its process had died",
-    )
     say("Worker: starting")
     since = time.time()
     record = processes.start(
@@ -75,12 +68,19 @@ def worker_heard_of(place: Place, since: float) -> bool:
     )
 
 
+def servers(place: Place) -> None:
+    """Start MLflow and the Prefect server, and settle what died before: nobody else would where `up` was never called."""
+    start_servers(place)
+    settle_dead(place)
+
+
 def up(place: Place) -> None:
     """Start all of it: servers, pools, deployments, automations, worker."""
     start_servers(place)
     create_pools(place)
     deploy(place)
     set_automations(place)
+    settle_dead(place)
     start_worker(place)
     try:
         run_once(place, "sending", ["tasks.tracking.sending"])  # of runs that died, or that ended while MLflow was away
@@ -140,6 +140,27 @@ def settle_lost(
     for what, number in count.items():
         if number:
             say(f"Prefect: {number} {what} ({reason})")
+
+
+def settle_dead(place: Place) -> None:
+    """Settle the flow runs of this home whose process is gone: those of a worker that died, and sweeps of a terminal with their
+    arms. A sweep holds a lock while it runs, on this machine or another; who dies lets go."""
+    before = place.state.read().get("worker")
+    working = before is not None and processes.is_alive(before)
+    alive = {str(process.pid) for process in processes.members(before)} if before else set()
+    dead = {key.removeprefix(SWEEP) for key in free_keys(place.home, SWEEP)}
+    with client(place) as api:
+        asked = {"state": {"type": {"any_": UNFINISHED}}, "parent_flow_run_id": {"any_": sorted(dead)}}
+        arms = api.post("/flow_runs/filter", json={"flow_runs": asked}).raise_for_status().json() if dead else []
+    dead |= {arm["id"] for arm in arms if not arm["deployment_id"]}  # workers have the others
+
+    def lost(run: dict[str, Any]) -> bool:
+        worker = run["labels"].get("prefect.worker.name")
+        if worker is None:
+            return run["id"] in dead
+        return worker == WORKER and not working and run["infrastructure_pid"] not in alive
+
+    settle_lost(place, lost, "their process was gone")
 
 
 def down(place: Place) -> None:
@@ -206,7 +227,7 @@ def status(place: Place) -> None:
         say(f"{name:8} {f'runs{where} (process {record.pid})' if record and running else 'does not run'}")
 
 
-COMMANDS = {"up": up, "servers": start_servers, "status": status, "down": down, "worker": worker, "register": register}
+COMMANDS = {"up": up, "servers": servers, "status": status, "down": down, "worker": worker, "register": register}
 
 
 def main(arguments: list[str] | None = None) -> int:

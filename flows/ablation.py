@@ -32,7 +32,7 @@ from tasks.home import data_folder, open_home
 from tasks.prefect_runs import Say, run_log
 from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
-from tasks.runs.locks import locked
+from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.planning import about_warm_start
@@ -78,8 +78,9 @@ def ablation(
     say(announce(specification, workers))
     require_judge(specification.base)
 
-    # taken for dead, though its machine was only cut off, this sweep may have been started a second time
-    with locked(igpo_home, f"sweep-{flow_run.id}", say):
+    # taken for dead, though its machine was only cut off, this sweep may have been started a second time; whoever starts the
+    # servers takes one that holds no lock for dead
+    with locked(igpo_home, f"{SWEEP}{flow_run.id}", say):
         versions = versions_of(specification)
         make_ready(specification, versions, igpo_home, say)
         links = show_links(specification, specification.sweep(versions), say)
@@ -94,9 +95,9 @@ def ablation(
             widest = "none yet" if report.widest is None else f"{report.widest:.3f}"
             say(f"the widest interval ({widest}) or the number of seeds does not suffice yet: seeds {more} are added")
             request = request.go_on(more)
-    links |= tell(plan, report, say)
-    if evaluate:
-        compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
+        links |= tell(plan, report, say)
+        if evaluate:
+            compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
     return {
         "sweep": plan.sweep,
         "answer": report.answer,

@@ -7,6 +7,9 @@ from typing import IO
 
 from igpo_core.locks import held, take
 
+# and the id of its flow run: the key of the lock that a sweep's process holds from its start to its end
+SWEEP = "sweep-"
+
 
 @contextlib.contextmanager
 def locked(home: Path, key: str, say: Callable[[str], None]) -> Iterator[IO[str]]:
@@ -24,6 +27,16 @@ def locked_if_free(home: Path, key: str) -> Iterator[bool]:
     finally:
         if lock is not None:
             lock.close()
+
+
+def free_keys(home: Path, beginning: str) -> list[str]:
+    """Return the keys with this beginning whose locks some process held once and none holds now."""
+    found = []
+    for file in sorted((home / "locks").glob(f"{beginning}*")):
+        with locked_if_free(home, file.name) as free:
+            if free:
+                found.append(file.name)
+    return found
 
 
 def _file(home: Path, key: str) -> Path:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +21,7 @@ from deployments.place import Place
 from deployments.processes import Record, StateFile
 from deployments.servers import Server
 from igpo_core.errors import ServiceError
+from tests.waiting import HANGS, wait_until
 
 # answers every request with 200, but for one that asks for an account, after starting a child in a session of its own
 SERVER = """
@@ -33,6 +33,9 @@ class Well(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(401 if self.path == "/closed" else 200)
         self.end_headers()
+    def do_POST(self):
+        self.do_GET()
+        self.wfile.write(b"[]")
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Well).serve_forever()
 """
 STUBBORN = """
@@ -157,11 +160,7 @@ def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: P
     )
     other = subprocess.Popen([sys.executable, "-c", program, str(port), str(log)])
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        wait_until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), lambda: other.poll() is None)
         services.down(replace(place, prefect_port=port))
         assert not log.exists()
         assert place.state.read() == {}
@@ -229,11 +228,8 @@ def test_another_programs_answer_is_not_taken_for_ours(place: Place, tmp_path: P
         for log in (tmp_path / "first.log", tmp_path / "second.log")
     )
     try:
-        deadline = time.monotonic() + 20
         url = f"http://127.0.0.1:{port}/"
-        while not (servers.answers(first, url) or servers.answers(second, url)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: servers.answers(first, url) or servers.answers(second, url))
         assert servers.answers(first, url) != servers.answers(second, url)
     finally:
         processes.end(first, patience=1)
@@ -246,7 +242,7 @@ def test_a_killed_servers_leftovers_do_not_hold_its_port(place: Place) -> None:
     child = child_of(place, "mlflow")
     server = psutil.Process(record.pid)
     server.kill()
-    server.wait(10)
+    server.wait(HANGS)
     assert services.main(["servers"]) == 0
     assert place.state.read()["mlflow"].pid != record.pid
     assert gone(child)
@@ -278,10 +274,7 @@ def test_a_reused_process_number_is_never_ended(place: Place, capsys: pytest.Cap
 def test_a_process_that_ignores_the_request_is_ended_by_force(place: Place, tmp_path: Path) -> None:
     log = tmp_path / "stubborn.log"
     record = processes.start(("stubborn",), folder=tmp_path, environment=place.environment(), log=log)
-    deadline = time.monotonic() + 20
-    while "ready" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "ready" in log.read_text(), lambda: processes.is_alive(record))
     assert processes.end(record, patience=0.5) == 1
     assert gone(record.pid)
 

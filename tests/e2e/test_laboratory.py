@@ -1,9 +1,13 @@
 """The whole laboratory with real servers: a tiny sweep, its numbers in MLflow, deployments, schedules, refusals."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from mlflow import MlflowClient
 
 from tasks.runs.processors import processor
 from tests.e2e.conftest import ROOT, Servers
+from tests.waiting import HANGS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
 def mlflow(servers: Servers) -> MlflowClient:
@@ -184,9 +189,9 @@ def test_bad_input_ends_with_a_message(servers: Servers) -> None:
 
 def test_a_cron_deployment_gets_a_scheduled_run(servers: Servers) -> None:
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while not any(run["auto_scheduled"] for run in prefect(servers, "/flow_runs/filter", scheduled)):
-        assert time.monotonic() < deadline, "no scheduled run appeared for the cron deployment within 120 s"
+        assert time.monotonic() < deadline, f"no scheduled run appeared for the cron deployment within {HANGS:.0f} s"
         time.sleep(1)
 
 
@@ -222,7 +227,7 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
         file = folder / "metrics.jsonl"
         return file.read_text().count('"progress/seconds"') if file.is_file() else 0
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while len(folders()) < 2 or min(map(steps, folders())) < 5:
         assert time.monotonic() < deadline and state() != "FAILED"
         time.sleep(0.2)
@@ -240,6 +245,42 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
     assert experiment is not None
     states = [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.kind = 'train'")]
     assert states == ["KILLED", "KILLED"]
+
+
+def test_runs_of_a_dead_terminal_are_crashed_when_the_servers_are_wanted_again(servers: Servers) -> None:
+    """After a power cut a sweep and two arms stayed Running for an hour, whatever was started. A living one is let alone."""
+    content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())
+    content["base"]["training"] = {"epochs": 2, "steps_per_epoch": 5000}
+    content["base"]["evaluation"]["every"] = 5000
+    path = servers.home / "cut-off.yaml"
+    path.write_text(yaml.safe_dump({**content, "name": "cut-off", "seeds": [0]}))
+    started = datetime.now(UTC).isoformat()
+
+    def states() -> dict[str, str]:
+        asked = {"flow_runs": {"start_time": {"after_": started}}}
+        return {run["name"]: run["state_type"] for run in prefect(servers, "/flow_runs/filter", asked)}
+
+    def running() -> set[str]:
+        return {name for name, state in states().items() if state == "RUNNING"}
+
+    command = [sys.executable, "-m", "flows.ablation", str(path)]
+    quiet = subprocess.DEVNULL
+    sweep = subprocess.Popen(command, cwd=ROOT, env=servers.environment, start_new_session=True, stdout=quiet)
+    try:
+        deadline = time.monotonic() + HANGS
+        while len(running()) < 3:  # the sweep and its two arms
+            assert sweep.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        alive = running()
+        kept = servers.run(sys.executable, "-m", "deployments.services", "servers")
+        assert kept.returncode == 0 and "crashed" not in kept.stdout and running() == alive
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)  # arms and fork server with it: nobody can say a last word
+        sweep.wait()
+    again = servers.run(sys.executable, "-m", "deployments.services", "servers")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("Prefect: 3 other flow runs crashed (their process was gone)") == 1, again.stdout
+    assert {states()[name] for name in alive} == {"CRASHED"}
 
 
 def test_a_key_comes_from_a_secret_block(servers: Servers) -> None:
