@@ -20,6 +20,7 @@ from deployments.place import Place
 from deployments.registration import client, close_template
 from igpo_core.errors import ServiceError
 from tasks.account import make_account, mlflow_has_account, read_account
+from tests.waiting import HANGS
 
 SECRETS = (
     "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_URL", "MLFLOW_AUTH_CONFIG_PATH",
@@ -189,7 +190,7 @@ def test_another_laboratory_that_runs_keeps_the_file(place: Place, capsys: pytes
     )  # ends by itself
     other.state.set("prefect", record)
     for process in processes.members(record):
-        process.wait(20)
+        process.wait(HANGS)
     shell.tell_prefect(other)
     shell.tell_prefect(place)  # the other one has ended
     assert f"for {place.home}\n" in shell.ENV.read_text()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANGS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,7 +29,7 @@ class Servers:
         name, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
         return name, password
 
-    def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = HANGS) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -63,13 +65,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     }
     service = [sys.executable, "-m", "deployments.services"]
     try:
-        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
         assert up.returncode == 0, up.stdout + up.stderr
         account = home / "account"
         environment["PREFECT_API_AUTH_STRING"] = account.read_text().strip() if account.is_file() else ""
         yield Servers(home, environment, up.stdout)
     finally:
         down = subprocess.run(
-            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS
         )
         assert down.returncode == 0, down.stdout + down.stderr

@@ -16,8 +16,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.e2e.conftest import ROOT, Servers, free_ports
+from tests.waiting import HANGS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 COMES_FROM = {
     "here": {},
@@ -69,7 +70,7 @@ def test_events_and_logs_are_not_streamed_without_it(servers: Servers) -> None:
 
 def admitted(stream: str, token: str | None) -> bool:
     try:
-        with connect(stream, subprotocols=["prefect"], open_timeout=20) as socket:  # type: ignore[list-item]
+        with connect(stream, subprotocols=["prefect"], open_timeout=HANGS) as socket:  # type: ignore[list-item]
             socket.send(json.dumps({"type": "auth", "token": token}))
             return "auth_success" in str(socket.recv(timeout=20))
     except (ConnectionClosed, InvalidStatus):
@@ -85,7 +86,7 @@ def test_prefect_works_by_the_env_file_alone(servers: Servers, tmp_path: Path) -
     assert written.returncode == 0, written.stderr
     bare = {name: value for name, value in servers.environment.items() if not name.startswith("PREFECT_")}
     command = ["prefect", "deployment", "inspect", "ablation/tiny"]
-    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0 and "tiny" in done.stdout, done.stdout + done.stderr
 
 
@@ -105,7 +106,7 @@ def test_a_flow_run_cannot_choose_its_command(servers: Servers, tmp_path: Path) 
         "job_variables": {"command": f"touch {planted}", "working_dir": str(tmp_path)},
     }
     run = ask("POST", f"/deployments/{deployment}/create_flow_run", asked)["id"]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while ask("GET", f"/flow_runs/{run}")["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
         assert not planted.exists(), "the command of a flow run was executed"
         assert time.monotonic() < deadline
@@ -129,12 +130,12 @@ def with_mlflow(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     service = [sys.executable, "-m", "deployments.services"]
     try:
         up = subprocess.run(
-            [*service, "servers"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+            [*service, "servers"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS
         )
         assert up.returncode == 0, up.stdout + up.stderr
         yield tmp_path / "home", environment
     finally:
-        subprocess.run([*service, "down"], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+        subprocess.run([*service, "down"], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=HANGS)
 
 
 @pytest.mark.night

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from tests.e2e.conftest import ROOT, Servers
 
-pytestmark = [pytest.mark.e2e, pytest.mark.night, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.night, pytest.mark.timeout(1800)]
 STUDY = "compared"
 
 

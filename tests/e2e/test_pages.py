@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Servers
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,7 +27,7 @@ def page() -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1500})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         yield page
         browser.close()
 
@@ -70,7 +70,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     (run,) = [run for run in runs if run["parameters"].get("seeds") == [7]]
     assert run["parameters"]["processes"] == 1
     page.goto(f"{ui}/runs/flow-run/{run['id']}")
-    page.get_by_text("Completed", exact=True).first.wait_for(timeout=240_000)
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=1_200_000)
     look("3-run")
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("The result as a table").wait_for()

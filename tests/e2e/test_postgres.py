@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import ROOT, Servers, free_ports
+from tests.waiting import HANGS
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD = "only for this test"
@@ -41,7 +42,7 @@ def postgres() -> Iterator[int]:
     tools = BINARIES[-1]
 
     def call(*command: str) -> None:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **owner)  # type: ignore[call-overload]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANGS, **owner)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stdout + done.stderr
 
     asked = ["-U", "igpo", "-A", "scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync"]
@@ -96,12 +97,12 @@ def servers(postgres: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     service = [sys.executable, "-m", "deployments.services"]
     try:
-        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        up = subprocess.run([*service, "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
         assert up.returncode == 0, up.stdout + up.stderr
         yield Servers(home, environment, up.stdout)
     finally:
         down = subprocess.run(
-            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            [*service, "down"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS
         )
         assert down.returncode == 0, down.stdout + down.stderr
 
@@ -166,7 +167,7 @@ def test_no_secret_is_in_the_list_of_processes(servers: Servers) -> None:
 def test_a_password_in_the_url_is_refused(servers: Servers) -> None:
     environment = {**servers.environment, "MLFLOW_BACKEND_STORE_URI": "postgresql://igpo:secret@127.0.0.1/mlflow"}
     command = [sys.executable, "-m", "deployments.services", "servers"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 1 and "PGPASSWORD" in done.stderr and "secret" not in done.stdout + done.stderr
 
 
@@ -187,7 +188,7 @@ def test_two_workers_share_a_sweep_and_one_is_killed(servers: Servers) -> None:
     try:
         plain = run(servers, preset=specification(servers, "in-processes"))
         pooled = run(servers, preset=specification(servers, "on-a-pool"), where="pool")
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + HANGS
         while True:  # until an arm of the pool has trained for a while
             assert time.monotonic() < deadline and pooled.poll() is None, (
                 servers.home / "logs" / "arms.log"
@@ -198,9 +199,9 @@ def test_two_workers_share_a_sweep_and_one_is_killed(servers: Servers) -> None:
             time.sleep(0.1)
         kill_whole(busy[0])
         workers.remove(busy[0])
-        output, _ = pooled.communicate(timeout=300)
+        output, _ = pooled.communicate(timeout=HANGS)
         assert pooled.returncode == 0, output
-        output, _ = plain.communicate(timeout=300)
+        output, _ = plain.communicate(timeout=HANGS)
         assert plain.returncode == 0, output
     finally:
         for worker in workers:

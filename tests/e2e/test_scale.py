@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from igpo_core.config import NewPolicy
 from tests.e2e.conftest import ROOT, Servers, free_ports
 from tests.igpo_core.hostile import hostile_server
+from tests.waiting import HANGS
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
 
 SHARED = ROOT.parent / "shared" / "data"
 TEMPLATE = ROOT / "tests" / "data" / "qwen2_5_chat_template.jinja"
@@ -113,7 +114,7 @@ def specification(
 
 
 def sweep(servers: Servers, path: Path) -> str:
-    done = servers.run(sys.executable, "-m", "flows.ablation", str(path), timeout=800)
+    done = servers.run(sys.executable, "-m", "flows.ablation", str(path), timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -223,7 +224,7 @@ def vllm(python: str, model: Path, folder: Path) -> Iterator[str]:
             yield url
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(HANGS)
 
 
 @pytest.mark.skipif("IGPO_VLLM" not in os.environ, reason="IGPO_VLLM names the python of an environment with vLLM")

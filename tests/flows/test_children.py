@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from flows.sweep import require_progress
 from igpo_core.errors import IgpoError
 from tasks.prefect_runs import Ended
 from tests.tasks.planned import planned
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,10 +91,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
     parent.kill()
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "told").is_file():
-        assert time.monotonic() < deadline, "the child lives on"
-        time.sleep(0.05)
+    wait_until((tmp_path / "told").is_file)
     assert (tmp_path / "told").read_text() == "15"
     parent.stdout.close()
     parent.wait()

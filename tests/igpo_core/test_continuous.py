@@ -31,6 +31,7 @@ from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
 from igpo_core.training import Trainer
 from igpo_core.trajectory import Question, Trajectory, Turn
+from tests.waiting import HANGS
 from tests.worlds import WithTools
 
 KEY = (5, "rollout", 2)
@@ -106,7 +107,7 @@ class HoldingUp:
     def step(self, requests: Any) -> list[Observation]:
         ((episode, _),) = requests
         if episode.question.id == self.slow:
-            self.in_time &= self.freed.wait(60)
+            self.in_time &= self.freed.wait(HANGS)
         else:
             with self.lock:
                 self.asked += 1
@@ -158,7 +159,7 @@ def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any)
         def step(self, requests: Any) -> Any:
             if requests[0][0].question.id == first:
                 hanging.append(threading.current_thread())
-                freed.wait(60)
+                freed.wait(HANGS)
             raise ConfigError("no search")
 
     config, environment, policy = taught
@@ -172,7 +173,7 @@ def test_a_search_that_hangs_holds_up_neither_a_failure_nor_the_end(taught: Any)
     alive = [thread.is_alive() and thread.daemon for thread in hanging]
     freed.set()
     for thread in hanging:
-        thread.join(60)
+        thread.join(HANGS)
     assert alive and all(alive)
     assert not any(thread.is_alive() for thread in hanging)
 

@@ -13,6 +13,7 @@ import pytest
 
 from igpo_core.errors import ConfigError
 from igpo_core.hub import fetched, is_hub_name, require_pinned
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,7 +68,7 @@ def run(code: str, home: Path, endpoint: str, *arguments: str) -> "subprocess.Co
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 def test_a_file_is_fetched_once_and_then_found_without_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from igpo_core.policies import Policy, make_policy, save_policy
 from igpo_core.ranks import Ranks
 from igpo_core.training import Trainer
 from igpo_core.warmstart import run_warm_start
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 KL = {
@@ -108,7 +109,7 @@ def run(taught: Any, folder: Path, chosen: dict[str, dict[str, Any]]) -> Path:
                 subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             )
         for process in running:
-            written, _ = process.communicate(timeout=240)
+            written, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0, written[-3000:]
     return folder
 

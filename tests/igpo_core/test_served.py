@@ -30,6 +30,7 @@ from igpo_core.rollout.serving import Connection
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.training import Trainer
 from igpo_core.trajectory import RolloutStatus
+from tests.waiting import HANGS
 
 
 class Server:
@@ -114,7 +115,7 @@ def serving(policy: Policy) -> Iterator[Server]:
                 return self.reply(None, 500)
             if state.fault == "refuses the last" and len(state.asked) == 4:
                 return self.reply(None, 400)
-            state.quick.wait(60)
+            state.quick.wait(HANGS)
             return self.reply(state.complete(content))
 
         def log_message(self, *_: object) -> None: ...
@@ -196,7 +197,7 @@ def test_a_slow_search_holds_up_its_own_episode_alone(server: Server, taught: An
             assert len(requests) == 1
             if not waited:
                 waited.append(time.perf_counter())
-                deadline = time.perf_counter() + 5
+                deadline = time.perf_counter() + HANGS
                 while len(server.asked) < 12 and time.perf_counter() < deadline:  # all others get their first turns
                     time.sleep(0.01)
             return own.step(requests)

@@ -18,6 +18,7 @@ from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
 from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever, _parse
 from tests.igpo_core.hostile import Hostile, hostile_server
+from tests.waiting import HANGS
 
 
 @pytest.fixture
@@ -332,9 +333,9 @@ def test_processes_share_budget_and_rate(tmp_path: Path) -> None:
     workers = [multiprocessing.get_context("fork").Process(target=_take, args=(path, taken)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    got = [taken.get(timeout=60) for _ in range(100)]
+    got = [taken.get(timeout=HANGS) for _ in range(100)]
     for worker in workers:
-        worker.join(10)
+        worker.join(HANGS)
     assert sum(allowed for allowed, _ in got) == 60 == Pinned(path).spent("budget")
     # a hundred moments 50 ms apart begin before now: with none lost, the next one is so far away
     assert Pinned(path).turn("rate", 0.05) >= 100 * 0.05 - (time.monotonic() - started)

@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import HANGS, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +57,18 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         patch.undo()
         os.killpg(server.pid, 15)
-        server.wait(30)
+        server.wait(HANGS)
 
 
 def _wait(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while True:
+    def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
+            with urllib.request.urlopen(f"{address}/health", timeout=30):
+                return True
         except (urllib.error.URLError, OSError):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
+            return False
+
+    try:
+        wait_until(answers, lambda: server.poll() is None)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {log.read_text()}") from error

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from tasks.tracking.background import Background
+from tests.waiting import HANGS
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -13,7 +14,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 def test_calls_are_made_in_order_while_others_go_on() -> None:
     background, gate = Background(), threading.Event()
     seen: list[str] = []
-    background.submit(lambda: seen.append(f"first {gate.wait(10)}"))
+    background.submit(lambda: seen.append(f"first {gate.wait(HANGS)}"))
     background.submit(lambda: seen.append("second"))
     assert background.busy and seen == []  # submit did not wait
     gate.set()
@@ -26,7 +27,7 @@ def test_an_error_is_raised_once_and_later_calls_are_made() -> None:
     seen: list[str] = []
 
     def fail() -> None:
-        gate.wait(10)
+        gate.wait(HANGS)
         raise ValueError("no server")
 
     background.submit(fail)

@@ -15,6 +15,7 @@ from tasks.tracking import server as tracking
 from tasks.tracking.outbox import About, Outbox
 from tasks.tracking.sending import Sender, Tracker, owes
 from tasks.tracking.server import client, experiment_id
+from tests.waiting import HANGS
 
 # as MLflow tells what the two databases refused
 COLLISIONS = (
@@ -51,7 +52,7 @@ def test_two_runs_that_log_new_data_at_once_both_have_them(mlflow_server: str) -
 
     def log(run_id: str, name: str, together: threading.Barrier) -> int:
         data = {"name": name, "digest": "d1", "uri": f"/data/{name}", "profile": "{}"}
-        together.wait(60)
+        together.wait(HANGS)
         for tries in range(3):
             try:
                 with tracking.answering():

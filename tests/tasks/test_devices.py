@@ -10,6 +10,7 @@ from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.runs import devices
 from tasks.runs.devices import UNITS, at_a_time, borrowed_device, units
+from tests.waiting import HANGS
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_sharing_is_said_and_not_guessed() -> None:
 def hold(folder: Path, names: list[str], needed: int, queue: Any, end: Any) -> None:
     held = devices._first(folder, names, needed)
     queue.put(None if held is None else (held.place, len(held.locks)))
-    end.wait(60)
+    end.wait(HANGS)
 
 
 class Others:
@@ -57,7 +58,7 @@ class Others:
         arguments = (self.folder, self.names, needed, self.queue, self.ended)
         self.processes.append(self.context.Process(target=hold, args=arguments, daemon=True))
         self.processes[-1].start()
-        return self.queue.get(timeout=60)
+        return self.queue.get(timeout=HANGS)
 
     def end(self) -> None:
         self.ended.set()

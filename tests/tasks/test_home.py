@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.steps import enter_project
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +59,7 @@ def test_every_command_makes_the_folder_its_users_alone(place: Path, command: st
     arguments = ["tiny", "--seeds", "0"] if module == "flows.command" else arguments
     place.mkdir()
     call = "main()" if module == "tasks.tracking.sending" else f"main({arguments})"
-    subprocess.run([sys.executable, "-c", code + call], cwd=ROOT, env=environment, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code + call], cwd=ROOT, env=environment, capture_output=True, timeout=HANGS)
     assert mode(place) == 0o700
 
 

@@ -19,6 +19,7 @@ from tasks.tracking.outbox import About, Outbox, read_status, write_status
 from tasks.tracking.sending import Sender, Tracker, owes, read_sent, send_runs
 from tasks.tracking.server import MlflowAway, client, experiment_id
 from tasks.tracking.traces import TraceRecord, TurnRecord
+from tests.waiting import wait_until
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
@@ -174,13 +175,6 @@ def test_a_server_that_is_away_costs_a_run_nothing(
     (run,) = runs("s6")
     assert run.info.status == "FINISHED"
     assert history(run.info.run_id, "a") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
-
-
-def wait_until(done: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_what_mlflow_refuses_ends_the_run_with_its_reason(mlflow_server: str, tmp_path: Path) -> None:

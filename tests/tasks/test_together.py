@@ -22,6 +22,7 @@ from tasks.runs.training import open_training, train_to_end
 from tasks.tracking.outbox import About, Nowhere, Outbox
 from tests.sockets import Watch
 from tests.tasks.planned import planned
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = (
@@ -131,7 +132,7 @@ def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, mo
 
     with locked(tmp_path, "nodes", print) as lock:
         result = train_together(run, lock, print, lambda step: None, call_others)
-    assert joined[0].wait(60) == 0
+    assert joined[0].wait(HANGS) == 0
     alone = make_run(taught, tmp_path, "alone", 1)
     expected = train_to_end(alone, open_training(alone, print), Nowhere(), print)
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
@@ -162,7 +163,7 @@ def test_a_killed_owner_takes_its_processes_along_and_the_run_goes_on(taught: An
     owner.send_signal(signal.SIGKILL)
     with locked_if_free(tmp_path, run.spec.run_key) as free:
         assert not free  # nobody goes on with the run before they have ended
-    _, alive = psutil.wait_procs(family, timeout=40)
+    _, alive = psutil.wait_procs(family, timeout=HANGS)
     assert not alive
     left = sorted((run.folder / "checkpoints").glob("step-*"))
     last = max(line["step"] for line in lines(run))

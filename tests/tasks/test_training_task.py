@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,29 @@ from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, drop_moments, open_run, told_name, write_run
 from tasks.runs.stored_models import locate, require_vocabulary
 from tests.tasks.planned import planned
+from tests.waiting import wait_until
 
 
-def hold(home: Path, seconds: float, ready: Any) -> None:
+def hold(home: Path, release: Any, ready: Any) -> None:
     with locked(home, "key", print):
         ready.set()
-        time.sleep(seconds)
+        release.wait()
 
 
 def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    ready, said = context.Event(), []
-    other = context.Process(target=hold, args=(tmp_path, 1.5, ready))
+    ready, release = context.Event(), context.Event()
+    said: list[str] = []
+    other = context.Process(target=hold, args=(tmp_path, release, ready))
     other.start()
-    assert ready.wait(60)
-    started = time.monotonic()
-    with locked(tmp_path, "key", said.append):
-        assert time.monotonic() - started > 0.5
+    wait_until(ready.is_set, other.is_alive)
+
+    def say(line: str) -> None:
+        said.append(line)
+        release.set()  # before, the lock cannot have been had
+
+    with locked(tmp_path, "key", say):
+        assert release.is_set()
     other.join()
     assert said == ["key is being made by another process: waiting for it"]
     with locked(tmp_path, "key", said.append), locked(tmp_path, "other", said.append):
@@ -41,10 +46,10 @@ def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
 
 def test_a_killed_process_lets_go(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    other = context.Process(target=hold, args=(tmp_path, 600, ready))
+    ready, never = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, never, ready))
     other.start()
-    assert ready.wait(60)
+    wait_until(ready.is_set, other.is_alive)
     other.kill()
     with locked(tmp_path, "key", print), locked_if_free(tmp_path, "key") as free:
         assert not free
