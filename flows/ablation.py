@@ -88,6 +88,7 @@ def ablation(
             plan = make_plan(request.specification, versions)
             runs = write_plan(plan, igpo_home)
             failed = make_runs(runs, where, workers, say)
+            say("making the report")  # said once, however often the task is tried
             report = write_report(plan, request.exploratory, request.command, say, request.added)
             more = more_seeds(request.specification, report, workers)
             if not more:
@@ -112,6 +113,8 @@ def tell(plan: Plan, report: Report, say: Say) -> dict[str, str]:
     if report.reused:
         say(f"the report of {report.made} holds: nothing that it is made of has changed")
     show_report(report, plan.sweep)
+    if report.winners:
+        say("registering the winner")
     register_winners(plan, report, say)
     tell_what_moved(plan.specification.name, report, say)
     file = {"file": str(report.file)} if report.file else {}

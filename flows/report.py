@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from igpo_core.config import AblationSpecification, Plan
 from tasks.home import data_folder, home
-from tasks.prefect_runs import Say, flow_run_url
+from tasks.prefect_runs import Say, first_visit, flow_run_url
 from tasks.report import reporting
 from tasks.report.reporting import Report
 from tasks.report.watch import EVENT
@@ -97,7 +97,7 @@ def show_links(specification: AblationSpecification, sweep: str, say: Say) -> di
     """Links that open while the sweep runs; none to MLflow while it is away."""
     study = specification.name
     page = flow_run_url(str(flow_run.id))
-    say(f"Prefect  {page}")
+    say("\n".join(first_visit(str(flow_run.id))))
     try:
         with answering():
             arms, about, rubric = specification.arms, specification.description, specification.base.data.rubric

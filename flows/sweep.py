@@ -1,6 +1,5 @@
 """The runs of a sweep, in child flow runs: warm starts first, each in a process of its own, as many at a time as workers."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,10 +83,10 @@ def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
     "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
     """
     run, children, progress, say, scores = told
-    started = time.monotonic()
+    begun = progress.begin(name)
     not_started = f"not started, its warm start failed: {failed_before}" if failed_before else ""
     reason = not_started or run_to_end(children, name, run, say)
-    far = progress.done(name, None if reason else time.monotonic() - started)
+    far = progress.done(name, begun, failed=bool(reason))
     if reason:
         say(f"warning: {title} FAILED: {reason} · {far}")
     elif name == "train" and scores:

@@ -1,12 +1,15 @@
 """What Prefect's server knows about runs, what their pages show, and their log."""
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from tasks.account import account_file, read_account
+from tasks.home import home
 from tasks.tracking.background import Background
 
 if TYPE_CHECKING:
@@ -137,6 +140,24 @@ def flow_run_url(run_id: UUID | str) -> str:
 
     api = str(get_current_settings().api.url or "")
     return f"{api.removesuffix('/api')}/runs/flow-run/{run_id}"
+
+
+def first_visit(run_id: UUID | str) -> list[str]:
+    """Return lines for a terminal: the address of the run's page, and where the account is that it asks for.
+
+    A browser that does not know the account is led to the page by way of the login: of the page itself it shows an error until
+    it is loaded again. No line holds the password.
+    """
+    from prefect.settings import get_current_settings
+
+    page, account = flow_run_url(run_id), get_current_settings().api.auth_string
+    if not (account and account.get_secret_value()):
+        return [f"Prefect  {page}"]
+    server, _, path = page.partition("/runs/")
+    lines = [f"Prefect  {server}/login?redirect=/runs/{path}"]
+    if account.get_secret_value() == read_account(home()):  # not that of another server
+        lines.append(f"Account  Prefect asks for it: cat {shlex.quote(str(account_file(home())))}")
+    return lines
 
 
 class RunPage:

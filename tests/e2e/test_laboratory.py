@@ -79,6 +79,15 @@ def test_the_sweep_ends_with_a_table_and_links(sweep: str) -> None:
     table = sweep[sweep.index("\narm ") :]
     assert "outcome_only" in table and "igpo" in table
     assert "/#/experiments/" in table
+    assert sweep.count("\nmaking the report\n") == 1  # a minute, which nothing was said of
+
+
+def test_the_page_of_a_sweep_can_be_opened_in_a_fresh_browser(servers: Servers, sweep: str) -> None:
+    ui = servers.environment["PREFECT_API_URL"].removesuffix("/api")
+    (link,) = re.findall(r"^Prefect  (\S+)$", sweep, re.M)
+    assert re.fullmatch(re.escape(f"{ui}/login?redirect=/runs/flow-run/") + "[0-9a-f-]{36}", link)
+    assert f"\nAccount  Prefect asks for it: cat {servers.home / 'account'}\n" in sweep
+    assert servers.account[1] not in sweep
 
 
 def test_mlflow_holds_equal_runs_and_one_report(servers: Servers, sweep: str) -> None:
