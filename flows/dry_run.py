@@ -19,7 +19,7 @@ from flows.presets import load_specification, setting
 from flows.work import announce, missing_starts, simultaneous, sweep_seconds, whole, write_minutes
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
-from igpo_core.errors import IgpoError
+from igpo_core.errors import IgpoError, NoNetwork
 from igpo_core.protocol import ChatProtocol
 from igpo_core.rollout.serving import Connection
 from tasks.home import home, open_home
@@ -73,7 +73,11 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
     require_judge(costly)
     if costly.training.nodes > 1:
         meeting_address()
-    data = prepare(costly.data, home())
+    try:
+        data = prepare(costly.data, home())
+    except NoNetwork as error:
+        yield from needs_without_data(costly, workers, error)
+        raise
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
     yield from (f"  warning: {line}" for line in (*data.warnings, *about_warm_start(costly, data.folder)))
@@ -229,6 +233,23 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
     if not some:
         yield "  warning: it fits none of these accelerators"
     return some
+
+
+def needs_without_data(config: ExperimentConfig, at_a_time: int, reason: NoNetwork) -> Iterator[str]:
+    """Memory of a pretrained policy, for which the data that are out of reach are not needed: with trajectories as long as they
+    may be. Raises NoNetwork with both reasons where the policy is out of reach, too."""
+    from tasks.runs.described import Lengths, describe_pretrained
+
+    if isinstance(config.policy, PretrainedPolicy):
+        config = with_model(config, home(), print)
+        assert isinstance(config.policy, PretrainedPolicy)
+        try:
+            _, shape = describe_pretrained(config, config.policy)
+        except NoNetwork as error:
+            raise NoNetwork(f"{reason}\n{error}") from error
+        longest = config.rollout.max_tokens
+        yield f"without the data, for trajectories of rollout.max_tokens={longest} tokens and probes of none:"
+        yield from needs(config, shape, Lengths(0, 0, 0, longest), at_a_time)
 
 
 def _trained(config: ExperimentConfig, shape: "Shape") -> str:

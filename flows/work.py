@@ -135,7 +135,7 @@ def next_commands(study: str, home: Path) -> str:
         ("another world", f"make ablation PRESET={world}", _time(world, home)),
         ("arms should end level", f"make ablation PRESET={CONTROL}", _time(CONTROL, home)),
         ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home)),
-        ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing"),
+        ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing; asks the hub"),
     ]
     shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
     widths = [max(len(row[column]) for row in shown) for column in (0, 1)]

@@ -9,6 +9,10 @@ class DataError(IgpoError):
     """A file or table that cannot be used: names the file, the row or field, and the remedy."""
 
 
+class NoNetwork(DataError):
+    """The hub cannot be reached from here: names what is needed of it, and how to give that without a network."""
+
+
 class ConfigError(IgpoError):
     """A combination of settings that cannot work: names the settings and the remedy."""
 

@@ -11,6 +11,7 @@ from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
 from igpo_core.config.policy import is_gguf
 from igpo_core.environments.base import Environment, Interface
 from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.hub import require_model
 from igpo_core.models import (
     UNLOADABLE,
     require_embeddings,
@@ -116,6 +117,7 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     # what is trained is float32: an update of 1e-6 is lost in bfloat16's eight bits
     dtype = torch.bfloat16 if half and settings.lora else torch.float32
     where = {"revision": _revision(name, settings), **remote_code(name, settings)}
+    require_model(str(name), where["revision"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
         model = AutoModelForCausalLM.from_pretrained(

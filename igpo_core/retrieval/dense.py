@@ -15,6 +15,7 @@ import pyarrow.ipc
 from igpo_core.config import DenseSearch
 from igpo_core.errors import ConfigError, DataError
 from igpo_core.folders import fill_folder
+from igpo_core.hub import require_model
 from igpo_core.retrieval import Passage
 from igpo_core.retrieval.bm25 import PASSAGES, passage_table
 from igpo_core.text import one_form
@@ -130,6 +131,7 @@ def load_encoder(config: DenseSearch) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ConfigError("search.kind=dense needs the extra [dense]: pip install -e '.[dense]'") from error
+    require_model(config.model, config.revision, "search.model")
     try:
         return SentenceTransformer(
             config.model,

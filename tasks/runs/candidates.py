@@ -20,6 +20,7 @@ from igpo_core.checkpoints import MANIFEST, policy_digest, verify_folder
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.folders import checksums
+from igpo_core.hub import require_model
 from tasks.runs.planned import PLAN, Run, planned_start, told_name
 from tasks.runs.stored_models import HUB_NAME, locate
 
@@ -238,6 +239,7 @@ def _commit(name: str, revision: str | None) -> str:
     """Return the commit that a hub name stands for now. Raises CheckpointError where the hub does not say."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    require_model(name, revision, "model")
     try:
         file = cached_file(name, "config.json", revision=revision)
         commit = extract_commit_hash(file, None)  # snapshots/<commit>/config.json

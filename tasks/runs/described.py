@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from igpo_core.config import ExperimentConfig, NewPolicy
+from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
 from igpo_core.environments.base import Demonstration, Environment
 from igpo_core.errors import ConfigError
 from igpo_core.estimates import Shape
+from igpo_core.hub import require_model
 from igpo_core.models import UNLOADABLE, require_embeddings, require_plain_head, text_config, window, without_sdpa
 from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
 from igpo_core.rewards.contrast import Contrast, contrast_pool
@@ -41,9 +42,15 @@ def describe(config: ExperimentConfig, environment: Environment) -> tuple[Policy
         with torch.device("meta"):
             policy = build_policy(config, environment)
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
-    name, remote = config.policy.source, remote_code(config.policy.source, config.policy)
+    return describe_pretrained(config, config.policy)
+
+
+def describe_pretrained(config: ExperimentConfig, settings: PretrainedPolicy) -> tuple[Policy, Shape]:
+    """`describe` of a pretrained policy, which needs no data. Raises NoNetwork where the hub has it and is out of reach."""
+    name, remote = settings.source, remote_code(settings.source, settings)
     _require_safetensors(Path(name))
-    where = {"revision": None if config.policy.is_gguf else config.policy.revision, **remote}
+    where = {"revision": None if settings.is_gguf else settings.revision, **remote}
+    require_model(name, where["revision"])
     try:
         shape = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
@@ -62,9 +69,9 @@ def describe(config: ExperimentConfig, environment: Environment) -> tuple[Policy
     require_plain_head(model)
     if config.optimizer.gradient_checkpointing:
         require_no_dropout(model)
-    if config.policy.lora:
+    if settings.lora:
         with torch.device("meta"):
-            add_lora(model, config.policy.lora, config.seed)
+            add_lora(model, settings.lora, config.seed)
     protocol = protocol_for(tokenizer, config.data.interface)
     require_embeddings(model, protocol)
     return Policy(None, protocol, window(shape)), Shape.of(shape)

@@ -238,3 +238,41 @@ def test_a_template_that_shows_no_tool_is_told(tmp_path: Path, chat_policy: Any)
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("and tools", "and false"))
     assert any(warning in line for line in dry_run(changed(tmp_path, **base)))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub has a name that never resolves (RFC 2606)."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("no_proxy", "*")
+
+
+HUB = "hf://datasets/owner/some-data@0123456789abcdef0123456789abcdef01234567/q.jsonl"
+
+
+def test_without_network_memory_is_counted_where_no_data_are_needed(
+    tmp_path: Path, chat_policy: Any, no_network: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from igpo_core.policies import save_policy
+
+    save_policy(chat_policy, tmp_path / "model")
+    data = {"kind": "files", "questions": [{"path": HUB}], "corpus": [HUB]}
+    policy = {"kind": "pretrained", "name": str(tmp_path / "model")}
+    rollout = {"questions": 2, "group_size": 2, "max_tokens": 900}
+    preset = changed(tmp_path, data=data, policy=policy, warm_start=None, rollout=rollout)
+    assert main([preset]) == 1
+    said = capsys.readouterr()
+    assert "memory: " in said.out and "this machine has" in said.out
+    assert "without the data, for trajectories of rollout.max_tokens=900" in said.out
+    assert said.err.count("no network: hub.invalid") == 1 and f"{HUB} is a file of it" in said.err
+
+
+def test_without_network_all_that_the_hub_has_is_named_at_once(
+    tmp_path: Path, no_network: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"kind": "files", "questions": [{"path": HUB}], "corpus": [HUB]}
+    preset = changed(tmp_path, data=data, policy={"kind": "pretrained", "name": "owner/model"}, warm_start=None)
+    assert main([preset]) == 1
+    said = capsys.readouterr().err
+    assert f"{HUB} is a file of it" in said and "policy.name=owner/model is a model of it" in said
+    assert "set policy.name to a folder" in said and "Retrying" not in said

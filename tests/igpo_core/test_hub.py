@@ -65,7 +65,13 @@ def fetch(name: str, home: Path, endpoint: str) -> "subprocess.CompletedProcess[
 
 
 def run(code: str, home: Path, endpoint: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "no_proxy": "*",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
@@ -129,3 +135,56 @@ def test_a_name_without_its_commit_is_refused(name: str, reason: str) -> None:
 
 def test_other_paths_stay_as_they_are() -> None:
     assert not is_hub_name(Path("data/hf.jsonl")) and fetched(Path("data/hf.jsonl")) == Path("data/hf.jsonl")
+
+
+UNKNOWN = "http://hub.invalid"  # a name that never resolves (RFC 2606)
+
+
+def test_a_name_that_does_not_resolve_is_told_at_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    """Six requests were tried in a minute, and the error did not say what was the matter."""
+    failed = fetch(NAME, tmp_path, UNKNOWN)
+    assert failed.returncode == 1 and "Retrying" not in failed.stderr and "requesting" not in failed.stderr
+    assert "DataError: no network: hub.invalid does not resolve" in failed.stderr
+    assert f"{NAME} is a file of it" in failed.stderr and "HF_HOME" in failed.stderr
+    assert fetch(NAME, tmp_path, hub[0]).returncode == 0
+    assert fetch(NAME, tmp_path, UNKNOWN).stdout.encode() == CONTENT  # found in the cache
+
+
+def test_a_model_of_a_hub_whose_name_does_not_resolve_is_told_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from igpo_core.config import ExperimentConfig; from igpo_core.policies import load_policy\n"
+        "from igpo_core.errors import NoNetwork\n"
+        "try: load_policy(sys.argv[1], ExperimentConfig())\n"
+        "except NoNetwork as error: sys.exit(f'NoNetwork: {error}')"
+    )
+    failed = run(code, tmp_path, UNKNOWN, "owner/model")
+    assert failed.returncode == 1 and "Retrying" not in failed.stderr, failed.stderr
+    assert "NoNetwork: no network: hub.invalid" in failed.stderr and "set policy.name to a folder" in failed.stderr
+
+
+def test_a_server_that_is_busy_is_still_asked_again(tmp_path: Path) -> None:
+    """What may pass is left to the library: 503 twice, then the file."""
+    left = [503, 503]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(left.pop() if left else 200)
+            self.send_header("ETag", '"abc"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(CONTENT)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        found = fetch(NAME, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.stdout.encode() == CONTENT and not left, found.stderr
