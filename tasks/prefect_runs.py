@@ -154,10 +154,10 @@ def first_visit(run_id: UUID | str) -> list[str]:
     if not (account and account.get_secret_value()):
         return [f"Prefect  {page}"]
     server, _, path = page.partition("/runs/")
-    lines = [f"Prefect  {server}/login?redirect=/runs/{path}"]
+    known = f"a browser that knows it opens {page}"  # and would ask for it again by way of the login
     if account.get_secret_value() == read_account(home()):  # not that of another server
-        lines.append(f"Account  Prefect asks for it: cat {shlex.quote(str(account_file(home())))}")
-    return lines
+        known = f"cat {shlex.quote(str(account_file(home())))}; {known}"
+    return [f"Prefect  {server}/login?redirect=/runs/{path}", f"Account  {known}"]
 
 
 class RunPage:

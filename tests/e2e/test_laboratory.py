@@ -86,7 +86,7 @@ def test_the_page_of_a_sweep_can_be_opened_in_a_fresh_browser(servers: Servers, 
     ui = servers.environment["PREFECT_API_URL"].removesuffix("/api")
     (link,) = re.findall(r"^Prefect  (\S+)$", sweep, re.M)
     assert re.fullmatch(re.escape(f"{ui}/login?redirect=/runs/flow-run/") + "[0-9a-f-]{36}", link)
-    assert f"\nAccount  Prefect asks for it: cat {servers.home / 'account'}\n" in sweep
+    assert f"\nAccount  cat {servers.home / 'account'}; a browser that knows it opens {ui}/runs/flow-run/" in sweep
     assert servers.account[1] not in sweep
 
 

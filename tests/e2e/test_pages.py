@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from tasks.prefect_runs import first_visit
 from tests.e2e.conftest import Servers
 
 pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
@@ -113,3 +115,23 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.locator("#filters select").first.select_option(index=1)
     page.locator("#one .turn").first.wait_for()
     look("10-report")
+
+
+def test_the_link_that_a_terminal_shows_opens_in_a_fresh_browser(servers: Servers, page: Any) -> None:
+    """The page itself says "Page not found" there until it is loaded again."""
+    account = ":".join(servers.account)
+    api = httpx.Client(base_url=servers.environment["PREFECT_API_URL"], auth=servers.account, timeout=60)
+    flow = api.post("/flows/", json={"name": "looked-at"}).raise_for_status().json()["id"]
+    asked = {"flow_id": flow, "name": "a-run-to-look-at", "state": {"type": "RUNNING"}}
+    run = api.post("/flow_runs/", json=asked).raise_for_status().json()["id"]
+    with temporary_settings(
+        {PREFECT_API_URL: servers.environment["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: account}
+    ):
+        link = first_visit(run)[0].removeprefix("Prefect  ")
+    fresh = page.context.browser.new_context().new_page()
+    fresh.set_default_timeout(120_000)
+    fresh.goto(link)
+    fresh.locator("input[type=password]").fill(account)
+    fresh.get_by_role("button").first.click()
+    fresh.get_by_text("a-run-to-look-at").first.wait_for()
+    api.delete(f"/flow_runs/{run}").raise_for_status()

@@ -26,12 +26,15 @@ def lines(account: str) -> list[str]:
 def test_a_browser_that_does_not_know_the_account_comes_by_way_of_the_login(account: str, tmp_path: Path) -> None:
     assert lines(account) == [
         "Prefect  http://127.0.0.1:4200/login?redirect=/runs/flow-run/one",
-        f"Account  Prefect asks for it: cat '{tmp_path}/a home/account'",
+        f"Account  cat '{tmp_path}/a home/account'; a browser that knows it opens http://127.0.0.1:4200/runs/flow-run/one",
     ]
 
 
 def test_the_account_of_another_server_is_not_in_our_file(account: str) -> None:
-    assert lines("somebody:else") == ["Prefect  http://127.0.0.1:4200/login?redirect=/runs/flow-run/one"]
+    assert lines("somebody:else") == [
+        "Prefect  http://127.0.0.1:4200/login?redirect=/runs/flow-run/one",
+        "Account  a browser that knows it opens http://127.0.0.1:4200/runs/flow-run/one",
+    ]
 
 
 def test_a_server_without_an_account_shows_the_page_at_once(account: str) -> None:
