@@ -14,7 +14,8 @@ from tasks.account import for_runs, for_servers, mlflow_has_account, read_accoun
 from tasks.home import PROJECT, home
 
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
-START_SECONDS = 600.0  # a server is up in 8 s on two idle cores, in a minute on busy ones; one that dies is seen at once
+# a server is up in 8 s on two idle cores, in a minute on busy ones; one that dies is seen at once
+START_SECONDS = 600.0
 
 
 def say(line: str) -> None:
