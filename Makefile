@@ -114,7 +114,7 @@ down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m deployments.services down; else echo "Nothing runs: no $(VENV)"; fi
 
 send: environment
-	@$(BIN)/python -m tasks.tracking.sending
+	@$(BIN)/python -m tasks.tracking.owed
 
 prune: environment
 	@$(BIN)/python -m tasks.runs.pruning $(ARGS)

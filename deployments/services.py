@@ -83,7 +83,7 @@ def up(place: Place) -> None:
     settle_dead(place)
     start_worker(place)
     try:
-        run_once(place, "sending", ["tasks.tracking.sending"])  # of runs that died, or that ended while MLflow was away
+        run_once(place, "sending", ["tasks.tracking.owed"])  # of runs that died, or that ended while MLflow was away
     except ServiceError as error:  # a run of before is no reason not to work
         say(f"warning: {error}")
     say("")

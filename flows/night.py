@@ -54,7 +54,7 @@ from tasks.runs.locks import locked
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.pruning import prune, require_room
 from tasks.secrets import require_judge
-from tasks.tracking.sending import send_runs
+from tasks.tracking.owed import send_runs
 from tasks.tracking.server import answering, experiment_id
 
 

@@ -19,7 +19,7 @@ from tasks.report.watch import EVENT
 from tasks.report.wording import literal_rows
 from tasks.runs.planned import Run
 from tasks.tracking.mlflow_runs import log_data
-from tasks.tracking.sending import send_runs
+from tasks.tracking.owed import send_runs
 from tasks.tracking.server import MlflowAway, answering, experiment_id
 from tasks.tracking.views import show_view
 

@@ -28,7 +28,8 @@ from tasks.runs.processors import processor, unsuited
 from tasks.runs.together import Meeting, train_together
 from tasks.secrets import require_judge
 from tasks.tracking.mlflow_runs import about_run
-from tasks.tracking.sending import Tracker, bring_up_to_date
+from tasks.tracking.owed import bring_up_to_date
+from tasks.tracking.sending import Tracker
 from tasks.tracking.system import monitor
 
 

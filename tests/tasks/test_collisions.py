@@ -13,7 +13,8 @@ from igpo_core.errors import ServiceError
 from tasks.tracking import sending
 from tasks.tracking import server as tracking
 from tasks.tracking.outbox import About, Outbox
-from tasks.tracking.sending import Sender, Tracker, owes
+from tasks.tracking.owed import owes
+from tasks.tracking.sending import Sender, Tracker
 from tasks.tracking.server import client, experiment_id
 from tests.waiting import HANGS
 

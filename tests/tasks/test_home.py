@@ -50,7 +50,7 @@ def test_a_folder_of_before_is_closed(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["deployments.services status", "flows.command", "tasks.runs.pruning", "tasks.tracking.sending"]
+    "command", ["deployments.services status", "flows.command", "tasks.runs.pruning", "tasks.tracking.owed"]
 )
 def test_every_command_makes_the_folder_its_users_alone(place: Path, command: str) -> None:
     module, *arguments = command.split()
@@ -58,7 +58,7 @@ def test_every_command_makes_the_folder_its_users_alone(place: Path, command: st
     code = f"import os; os.umask(0o022); from {module} import main; "
     arguments = ["tiny", "--seeds", "0"] if module == "flows.command" else arguments
     place.mkdir()
-    call = "main()" if module == "tasks.tracking.sending" else f"main({arguments})"
+    call = "main()" if module == "tasks.tracking.owed" else f"main({arguments})"
     subprocess.run([sys.executable, "-c", code + call], cwd=ROOT, env=environment, capture_output=True, timeout=HANGS)
     assert mode(place) == 0o700
 

@@ -16,7 +16,8 @@ from tasks.runs.locks import locked
 from tasks.tracking import sending
 from tasks.tracking import server as tracking
 from tasks.tracking.outbox import About, Outbox, read_status, write_status
-from tasks.tracking.sending import Sender, Tracker, owes, read_sent, send_runs
+from tasks.tracking.owed import owes, send_runs
+from tasks.tracking.sending import Sender, Tracker, read_sent
 from tasks.tracking.server import MlflowAway, client, experiment_id
 from tasks.tracking.traces import TraceRecord, TurnRecord
 from tests.waiting import wait_until
