@@ -292,6 +292,47 @@ def test_runs_of_a_dead_terminal_are_crashed_when_the_servers_are_wanted_again(s
     assert {states()[name] for name in alive} == {"CRASHED"}
 
 
+CHILDREN = """
+import json
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.states import Completed, Running
+from tasks.prefect_runs import settle_child
+
+@flow(name="settled parent")
+def parent(): ...
+
+@flow(name="settled child")
+def child(number: int): ...
+
+@task
+def asks(): ...
+
+told = {}
+with get_client(sync_client=True) as client:
+    over = client.create_flow_run(parent, state=Running())
+    asked = client.create_task_run(asks, over.id, dynamic_key="0", state=Running())
+    of = dict(parent_task_run_id=asked.id)
+    died = client.create_flow_run(child, parameters={"number": 1}, state=Running(), **of)
+    done = client.create_flow_run(child, parameters={"number": 2}, state=Completed(), **of)
+    for number in (1, 2, 3):
+        told[number] = vars(settle_child(str(over.id), "settled child", {"number": number}, -9))
+    told["states"] = [client.read_flow_run(run.id).state.type.value for run in (died, done)]
+print(json.dumps(told))
+"""
+
+
+def test_a_child_whose_process_died_is_crashed_with_its_exit_code(servers: Servers) -> None:
+    """Child 1 was running, 2 had completed, 3 never began."""
+    told = query(servers, CHILDREN)
+    assert told["states"] == ["CRASHED", "COMPLETED"]
+    assert [(told[n]["reason"], told[n]["crashed"]) for n in ("1", "2", "3")] == [
+        ("the process of this run ended with exit code -9", True),
+        ("", False),
+        ("its process ended with exit code -9 before the run began", True),
+    ]
+
+
 def test_a_key_comes_from_a_secret_block(servers: Servers) -> None:
     settings = {"questions": [{"path": "q"}], "search": {"kind": "web", "api": "serper", "url": "http://127.0.0.1:1"}}
     code = (
