@@ -328,9 +328,8 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
             if (
                 child.returncode == 1
             ):  # Python's own end: by an error of the fuzzer, for what is tried raises within `attempt`
-                raise RuntimeError(
-                    f"{name} cannot be fuzzed: {(Path(place) / 'said').read_text(errors='replace')[-4000:]}"
-                )
+                lines = (Path(place) / "said").read_text(errors="replace").splitlines()[-80:]
+                raise RuntimeError("\n".join([f"{name} cannot be fuzzed:", *(line[:300] for line in lines)]))
             if child.returncode != 0:
                 current = Path(place) / "current"
                 why = f"no end within {SILENT:g} s" if hung else f"status {child.returncode}"

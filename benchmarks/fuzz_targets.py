@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,7 @@ def check_frame(frame: Any, content: bytes, place: Path) -> None:
     schema = QUESTION_SCHEMA if "question" in frame else CORPUS_SCHEMA
     require(list(frame.columns) == [*schema, "defect"], "other columns than the schema's")
     good = frame[frame["defect"].isna()].reset_index(drop=True)
+    words = cache(partial(words_of, content))  # once: a large file may have many missing values
     for name, kind in schema.items():
         for value in good[name].tolist():
             for text in value if kind == "texts" else [value]:
@@ -122,7 +124,7 @@ def check_frame(frame: Any, content: bytes, place: Path) -> None:
                 require(text == one_form(text), f"{name} is not in one form")
                 text.encode()
                 if MISSING.fullmatch(text):  # a word of the file, or a missing value that became text
-                    require(text in words_of(content), f"{name}: a missing value is text")
+                    require(text in words(), f"{name}: a missing value is text")
     key = "id" if "question" in frame else "passage_id"
     require(all(good[key]), "an id is empty")
     if key == "passage_id" and good[key].str.fullmatch(r"p-[0-9a-f]{12}").any():
