@@ -83,7 +83,8 @@ def warm_start(chosen: argparse.Namespace, folder: Path) -> None:
 
 
 def train(chosen: argparse.Namespace, arm: str, start: Path, folder: Path) -> None:
-    torch.cuda.reset_peak_memory_stats() if DEVICE == "cuda" else None
+    if DEVICE == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 / len(chosen.arms))
     run = TrainingRun(spec_of(chosen, arm, 1 / len(chosen.arms)), folder, chosen.data, start, place=DEVICE)
     for event in run.events():
         memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0

@@ -46,10 +46,9 @@ from tasks.report.nights import (
     write_check,
     write_progress,
 )
-from tasks.report.reporting import comparison_of
 from tasks.report.reporting import versions as versions_now
 from tasks.report.standing import Change, State, Study, changes, standing_study, tonight, what_changed
-from tasks.report.watch import EVENT
+from tasks.report.watch import EVENT, comparison_of
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.pruning import prune, require_room

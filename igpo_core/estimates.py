@@ -125,10 +125,14 @@ class Memory:
         return self.activations + self.unsharded + self.kept
 
     @property
+    def steps(self) -> int:
+        """Return the most bytes at one time in the run's steps."""
+        return self.weights + self.optimizer + self.margin + self.copies + max(self.rollout, self.update)
+
+    @property
     def total(self) -> int:
-        """Return the most bytes at one time."""
-        step = self.copies + max(self.rollout, self.update)
-        return self.weights + self.optimizer + self.margin + max(step, self.taught)
+        """Return the most bytes at one time, the warm start before the steps among it."""
+        return max(self.steps, self.weights + self.optimizer + self.margin + self.taught)
 
 
 def memory(shape: Shape, config: ExperimentConfig) -> Memory:
@@ -162,7 +166,7 @@ def memory(shape: Shape, config: ExperimentConfig) -> Memory:
 
 def wants_checkpointing(config: ExperimentConfig, model: Any) -> bool:
     """Whether activations are computed again on the way back: as optimizer.gradient_checkpointing says, or with "auto" where the
-    run would not fit the share of the accelerator that it was given."""
+    run's steps would not fit the share of the accelerator that it was given. A warm start keeps its activations in any case."""
     wanted = config.optimizer.gradient_checkpointing
     if wanted != "auto":
         return wanted
@@ -174,7 +178,7 @@ def wants_checkpointing(config: ExperimentConfig, model: Any) -> bool:
         update={"optimizer": config.optimizer.model_copy(update={"gradient_checkpointing": False})}
     )
     card: int = torch.cuda.get_device_properties(model.device).total_memory
-    return memory(Shape.of(model.config), kept).total > config.training.memory_share * card
+    return memory(Shape.of(model.config), kept).steps > config.training.memory_share * card
 
 
 def _rollout(shape: Shape, config: ExperimentConfig, half: bool, lora: bool) -> tuple[int, int]:

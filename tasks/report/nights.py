@@ -49,7 +49,7 @@ class Progress:
     """How far a study was after a night."""
 
     comparison: str
-    """Of the specification (tasks.report.reporting.comparison_of)."""
+    """Of the specification (tasks.report.watch.comparison_of)."""
     sweep: str
     finished: int
     """How many of its seeds were there."""
@@ -62,7 +62,7 @@ PROGRESS = "night.progress"  # another one
 
 
 def find_verdict(experiment: str, comparison: str, seeds: int, sweep: str) -> Verdict | None:
-    """Return the report of the comparison (tasks.report.reporting.comparison_of) that lacks none of so many seeds; None while
+    """Return the report of the comparison (tasks.report.watch.comparison_of) that lacks none of so many seeds; None while
     there is none. Of several it is the one of this sweep, which the code and data of now would make again, else the newest."""
     reports = [run for run in _whole(experiment, kind="report", specification=comparison) if _pairs(run) == {seeds}]
     run = next((run for run in reports if run.data.tags["sweep"] == sweep), next(iter(reports), None))

@@ -23,9 +23,10 @@ from tasks.report.figures import write_figures
 from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
 from tasks.report.sweeps import Place, RunData, collect
-from tasks.report.watch import Moved, moved, prefix, report_before
+from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
 from tasks.source import commit
+from tasks.tracking.mlflow_runs import LONGEST_NAME
 from tasks.tracking.outbox import TRAJECTORIES, read_lines
 from tasks.tracking.server import (
     artifact_url,
@@ -305,12 +306,6 @@ def _traces(run: RunData) -> dict[str, str]:
     }
 
 
-def comparison_of(specification: Mapping[str, Any]) -> str:
-    """The same for sweeps that compare the same: tasks/report/watch.py compares those."""
-    kept = ("name", "base", "arms", "baseline", "primary", "margin", "factors", "seeds")
-    return fingerprint({name: specification[name] for name in kept})
-
-
 def _tags(sweep: str, specification: Mapping[str, Any]) -> dict[str, str]:
     """What tells reports apart: each choice of arms and seeds has one of its own, so that none overwrites another."""
     arms, seeds = ",".join(specification["arms"]), ",".join(map(str, specification["seeds"]))
@@ -347,11 +342,13 @@ def _report_run(
 ) -> str:
     """Return the id of the report's run: the one that was found, or a new one."""
     if found is not None:
+        if found.data.tags.get("specification") != comparison:  # by an older version of the laboratory
+            client().set_tag(found.info.run_id, "specification", comparison)
         return str(found.info.run_id)
     tags = _tags(sweep, specification)
     changed = spell_changes(specification["changes"])
     told = f"report {sweep}: {len(specification['arms'])} arms, seeds {tags['seeds']}"
-    name = " · ".join(filter(None, [told, changed]))
+    name = " · ".join(filter(None, [told, changed]))[:LONGEST_NAME]
     tags |= {
         **({"set": changed} if changed else {}),
         UNTIL: _until(specification),

@@ -4,10 +4,11 @@ The same specification on unchanged data, code and libraries reuses its runs and
 any of them, or another kind of processor under another home.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from igpo_core.config import ExperimentConfig, fingerprint
 from tasks.tracking.server import artifact_url, client, tag_filter
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ class Moved:
             f"{self.high:+.3f}] of the sweep before of the same specification, {self.before} ({self.before_url}). Data, code, "
             "a library or the processor changed between them: versions.json of both reports says which."
         )
+
+
+def comparison_of(specification: Mapping[str, Any]) -> str:
+    """Return a fingerprint that is the same for sweeps that compare the same. Settings of `base` that change no number (where it
+    is computed, what is expected of it) make no other comparison."""
+    kept = ("name", "arms", "baseline", "primary", "margin", "factors", "seeds")
+    base = ExperimentConfig.model_validate(specification["base"]).identity()
+    return fingerprint({name: specification[name] for name in kept}, base)
 
 
 def prefix(cell: str) -> str:

@@ -5,6 +5,7 @@ the questions asked, the settings of rollouts, the code and the sampling seed.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,8 +107,13 @@ def results_of(units: Sequence[Unit], home: Path) -> list[tuple[Unit, Measured]]
 
 
 def missing(units: Sequence[Unit], home: Path) -> list[Unit]:
-    """Return those that were not measured. Equal weights are measured once, whatever they are called."""
-    return list({unit.key: unit for unit in units if not file_of(unit, home).is_file()}.values())
+    """Return those that were not measured. Equal weights are measured once, whatever they are called. What was measured is in use
+    from now on: pruning goes by age."""
+    absent = {unit.key: unit for unit in units if not file_of(unit, home).is_file()}
+    for unit in units:
+        if unit.key not in absent:
+            os.utime(file_of(unit, home))
+    return list(absent.values())
 
 
 def measure(units: Sequence[Unit], environments: "Environments", home: Path, say: Say) -> None:

@@ -189,7 +189,7 @@ def read_known() -> Known:
         run.data.tags["run_key"]
         for run in trained
         if run.info.run_id in registered
-        or (run.info.experiment_id, *(run.data.tags[name] for name in ("sweep", "arm", "seed"))) in about
+        or (run.info.experiment_id, *(run.data.tags.get(name) for name in ("sweep", "arm", "seed"))) in about
     }
     return Known(frozenset(run.data.tags["run_key"] for run in trained), frozenset(named))
 

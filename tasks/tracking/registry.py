@@ -1,5 +1,6 @@
 """Registered models: the winner of a verdict, found again by alias."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from igpo_core.config.specification import spell_changes
 from igpo_core.errors import CheckpointError
 from igpo_core.folders import fill_folder
 from igpo_core.run import read_best
-from tasks.report.reporting import comparison_of
+from tasks.report.watch import comparison_of
 from tasks.report.winner import Winner
 from tasks.runs.planned import Run
 from tasks.tracking.sending import read_sent
@@ -230,6 +231,7 @@ def _fetched(version: "ModelVersion", own: Path | None, home: Path) -> Path:
                 f"models:/{version.name}/{version.version}: its files are neither in {own or home} nor in MLflow ({error}), "
                 "which keeps those of small checkpoints alone: evaluate it where it was trained, or copy its folder there"
             ) from error
+    os.utime(place)  # in use: pruning goes by age
     found = sorted(file.parent for file in place.rglob("config.json") if any(file.parent.glob("*.safetensors")))
     if not found:
         raise CheckpointError(

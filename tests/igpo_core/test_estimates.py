@@ -272,6 +272,22 @@ def test_checkpointing_is_chosen_by_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert wanted(True, 1.0) is True and wanted(False, 0.01) is False
 
 
+def test_a_warm_start_does_not_decide_checkpointing_of_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its activations in any case: Qwen2.5-0.5B on a card of 48 GiB, which holds the steps and not the warm start."""
+    card = SimpleNamespace(total_memory=48 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    config = configure(
+        {"dtype": "bfloat16"},
+        rollout={"engine": {"kind": "continuous"}, "max_tokens": 2048, "batch_size": 128},
+        optimizer={"tokens_per_batch": 32_768, "gradient_checkpointing": "auto"},
+        training={"device": "cuda"},
+        warm_start={"stages": [{"steps": 1, "learning_rate": 1e-3, "demonstrations": {"kind": "files"}}]},
+    )
+    needed = memory(Shape.of(HALF), config)
+    assert needed.steps < 48 * GIB < needed.total
+    assert wants_checkpointing(config, SimpleNamespace(config=HALF, device=torch.device("cuda"))) is False
+
+
 def test_the_continuous_engine_keeps_its_cache_and_its_casts_in_the_update() -> None:
     """Against the bytes of an engine that is made: eight histories of 512 tokens and a probe."""
     model = AutoModelForCausalLM.from_config(TINY, attn_implementation="sdpa")

@@ -10,7 +10,7 @@ import yaml
 from igpo_core.checkpoints import policy_digest, write_folder
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError
-from tasks.report.reporting import comparison_of
+from tasks.report.watch import comparison_of
 from tasks.report.winner import Winner, winners
 from tasks.runs.planned import Run, write_result, write_run
 from tasks.tracking.outbox import About, Outbox, write_status

@@ -28,6 +28,7 @@ from tasks.report.summaries import (
     unequal_budgets,
 )
 from tasks.report.sweeps import RunData, SweepData, collect
+from tasks.report.watch import comparison_of
 from tasks.report.winner import winners
 from tasks.report.wording import (
     Words,
@@ -58,7 +59,7 @@ SPECIFICATION: dict[str, Any] = {
         "training": {"epochs": 1, "steps_per_epoch": 4, "budget": "steps", "amount": None},
         "evaluation": {"test_questions": 64, "threshold": 0.5, "decoding": ["sampled", "greedy"]},
         "policy": {"kind": "new"},
-        "warm_start": {"stages": []},
+        "warm_start": {"stages": [{"steps": 1, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}]},
     },
     "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {}},
     "baseline": "outcome_only",
@@ -566,10 +567,25 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
     assert report("w-3", seeds=[0, 1, 2, 3]).moved == []  # another specification: nothing to compare with
 
 
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"training": {"device": "cuda", "memory_share": 0.5}}, True),
+        ({"expect": [{"metric": "train/grad_norm", "most": 5.0, "otherwise": "warn"}]}, True),
+        ({"optimizer": {"learning_rate": 0.5}}, False),
+    ],
+)
+def test_settings_that_change_no_number_make_no_other_comparison(settings: dict[str, Any], same: bool) -> None:
+    base = SPECIFICATION["base"]
+    other = {**base, **{name: {**base.get(name, {}), **value} if isinstance(value, dict) else value
+                        for name, value in settings.items()}}  # fmt: skip
+    assert (comparison_of({**SPECIFICATION, "base": other}) == comparison_of(SPECIFICATION)) is same
+
+
 def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_server: str, tmp_path: Path) -> None:
     """outcome_only was run once a seed; igpo in both cells, with +.70 and +.30 and once with another run of the arm."""
     factors = {"gamma": {"1": {"reward.gamma": 1.0}, "0.9": {"reward.gamma": 0.9}}}
-    changes = {"optimizer.learning_rate": 1e-5}
+    changes = {"optimizer.learning_rate": 1e-5, "policy.name": "x" * 300}
     specification = {**SPECIFICATION, "name": "crossed", "factors": factors, "changes": changes}
     places: dict[str, list[tuple[str, str, int]]] = {}
     for seed in range(5):
@@ -590,7 +606,9 @@ def test_one_run_serves_every_cell_that_its_arm_does_not_tell_apart(mlflow_serve
         "make ablation",
     )
     tags = client().get_run(report.run_id).data.tags  # told apart from the same sweep without what was set
-    assert tags["set"] == "optimizer.learning_rate=1e-05" and tags["mlflow.runName"].endswith(f" · {tags['set']}")
+    assert tags["set"] == f"optimizer.learning_rate=1e-05, policy.name={'x' * 300}"
+    name = f"report study-1: 2 arms, seeds 0,1,2,3,4 · {tags['set']}"
+    assert tags["mlflow.runName"] == name[:250]  # a column of MLflow's database
     assert [(cell.cell, cell.summaries[1].difference) for cell in recompute(report.run_id)] == [
         ("gamma=1", pytest.approx(0.7)),
         ("gamma=0.9", pytest.approx(0.3)),
