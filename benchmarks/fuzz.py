@@ -37,6 +37,7 @@ from typing import Any, Literal, get_args
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = tuple(str(ROOT / folder) + os.sep for folder in ("igpo_core", "flows", "tasks"))
 REVERTS = Path(__file__).with_name("fuzz_reverts")
+GROWN = 3  # exit status of a process that has no memory left to make inputs in: another one goes on
 ROUND = 200  # inputs from one strategy, before it is made anew with what was found worth keeping
 KEPT, KEPT_BYTES = 400, 65_536  # inputs that are damaged further, and the longest of them
 SHRINKING = 20.0  # seconds for making one find small
@@ -305,7 +306,10 @@ def hunt(name: str, seconds: float, seed: int, folder: Path, first_find: bool) -
     trace_threads(coverage)
     target = next(target for target in ALL if target.name == name)
     with target.ready() as check:
-        Hunt(target, check, folder, coverage).go(ends, seed, first_find)
+        try:
+            Hunt(target, check, folder, coverage).go(ends, seed, first_find)
+        except MemoryError:  # where an input is made: what is tried is watched in `attempt`
+            sys.exit(GROWN)
 
 
 def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = False) -> Counts:
@@ -330,7 +334,7 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
             ):  # Python's own end: by an error of the fuzzer, for what is tried raises within `attempt`
                 lines = (Path(place) / "said").read_text(errors="replace").splitlines()[-80:]
                 raise RuntimeError("\n".join([f"{name} cannot be fuzzed:", *(line[:300] for line in lines)]))
-            if child.returncode != 0:
+            if child.returncode not in (0, GROWN):
                 current = Path(place) / "current"
                 why = f"no end within {SILENT:g} s" if hung else f"status {child.returncode}"
                 told = f"{why}\n{(Path(place) / 'said').read_text(errors='replace')[-4000:]}"
