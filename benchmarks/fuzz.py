@@ -145,7 +145,7 @@ class Hunt:
         from benchmarks.fuzz_targets import Broken
         from igpo_core.errors import IgpoError
 
-        if _data() > MOST_MEMORY // 2:  # of what was tried before: what this input takes could not be told
+        if _memory("VmData") > MOST_MEMORY // 2:  # of what was tried before: what this input takes could not be told
             raise MemoryError
         (self.folder / "current").write_bytes(content)
         self.counts.tried += 1
@@ -282,12 +282,6 @@ def _reset_peak() -> int:
     """Make the system forget the peak of this process; its memory now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
-
-
-def _data() -> int:
-    """Bytes that RLIMIT_DATA counts."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
-    return int(line.split()[1]) * 1024
 
 
 def _peak() -> int:
