@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
-CODE = ("columns", "data_docs", "indexing", "published", "publishing", "reading", "suites", "validation")
+CODE = ("columns", "data_docs", "entries", "indexing", "published", "publishing", "reading", "suites", "validation")
 # settings that say where data lies, not what it is; users' own suites change no row: a receipt has them, and no version
 PATHS = {"questions", "corpus", "evaluation", "trajectories", "expectations"}
 SUITES = "expectations"  # in the summary of data that were checked with suites of their user

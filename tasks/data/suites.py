@@ -7,7 +7,7 @@ null in all of them. Nothing of a suite is run as code.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, Kind
 from igpo_core.errors import DataError
 from igpo_core.folders import file_hash
 from tasks.data.data_docs import escaped, shown
+from tasks.data.entries import WRITE_ONE, build
 
 SCHEMAS: Mapping[str, Mapping[str, Kind]] = {
     "questions": QUESTION_SCHEMA,
@@ -27,13 +28,6 @@ SCHEMAS: Mapping[str, Mapping[str, Kind]] = {
     "trajectories": TRAJECTORY_SCHEMA,
 }
 LARGEST = 2**22  # bytes of a file; an entry takes some hundred
-SEVERITIES = ("critical", "warning", "info")
-WRITE_ONE = (
-    "write it with great_expectations 1.x, as json.dumps(suite.to_json_dict()), which gives {name, expectations: [{type, kwargs, "
-    "severity}, ..]}"
-)
-# they look at the table's columns, which are the schema's and stand beside ours in the checkpoint
-OF_COLUMNS = ("expect_table_columns_", "expect_table_column_count_")
 
 
 @dataclass(frozen=True)
@@ -89,8 +83,6 @@ def _read(table: str, path: Path) -> Suite:
         if path.stat().st_size > LARGEST:
             raise DataError(f"data.expectations.{table}: {path} is larger than {LARGEST // 2**20} MiB: {WRITE_ONE}")
         content = json.loads(path.read_text(encoding="utf-8"))
-        for _ in _parts(content):  # to its end: what is nested too deep for this is damaged
-            pass
     except OSError as error:
         raise DataError(
             f"data.expectations.{table}: {path} cannot be read ({error.strerror}): name a suite's file"
@@ -100,73 +92,10 @@ def _read(table: str, path: Path) -> Suite:
     entries = content.get("expectations") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"data.expectations.{table}: {path} holds no list `expectations` with an entry: {WRITE_ONE}")
-    built = tuple(_build(entry, table, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1))
+    built = tuple(
+        build(entry, table, SCHEMAS[table], f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)
+    )
     return Suite(table, path, str(content.get("name") or path.stem), built)
-
-
-def _build(entry: Any, table: str, where: str) -> Any:
-    """The expectation that an entry describes. Raises DataError, beginning with `where`."""
-    from great_expectations.exceptions.exceptions import GreatExpectationsError
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-    from great_expectations.expectations.metadata_types import FailureSeverity
-
-    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-        raise DataError(f"{where} names no `type` (before 1.0 it was expectation_type): {WRITE_ONE}")
-    kind, kwargs = entry["type"], entry.get("kwargs", {})
-    if not isinstance(kwargs, dict):
-        raise DataError(f"{where} ({kind}): `kwargs` is no object: {WRITE_ONE}")
-    severity = entry.get("severity") or SEVERITIES[0]
-    if severity not in SEVERITIES:
-        raise DataError(f"{where} ({kind}): severity is {severity!r}; it is one of {', '.join(SEVERITIES)}")
-    _require_plain(kwargs, f"{where} ({kind})")
-    _require_columns(kind, kwargs, table, f"{where} ({kind})")
-    texts = {name: entry[name] for name in ("meta", "notes", "description") if entry.get(name)}
-    try:
-        return ExpectationConfiguration(
-            type=kind, kwargs=kwargs, severity=FailureSeverity(severity), **texts
-        ).to_domain_obj()
-    except (GreatExpectationsError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{where} is no expectation of Great Expectations: {reason}") from error
-
-
-def _require_plain(kwargs: Mapping[str, Any], where: str) -> None:
-    """Raise DataError where an entry has what is run as code, or what nobody gives a value to."""
-    for part in _parts(kwargs):
-        if "$PARAMETER" in part:
-            raise DataError(f"{where}: it has a parameter ($PARAMETER), which nobody gives here: write the value")
-        if "pass_through_filter" in part:
-            raise DataError(f"{where}: {_CONDITION}")
-    if isinstance(kwargs.get("row_condition"), str):
-        raise DataError(f"{where}: {_CONDITION}")
-
-
-_CONDITION = (
-    "row_condition is a text, which pandas would run as code: write GX 1.x's condition, as Column('split') == 'train', which is "
-    'saved as {"type": "comparison", ..}'
-)
-
-
-def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object within a JSON value."""
-    if isinstance(value, dict):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _parts(part)
-
-
-def _require_columns(kind: str, kwargs: Mapping[str, Any], table: str, where: str) -> None:
-    known = SCHEMAS[table]
-    if kind.startswith(OF_COLUMNS):
-        raise DataError(f"{where}: the columns of {table} are always {', '.join(known)}: leave this entry out")
-    named = [kwargs[name] for name in ("column", "column_A", "column_B") if name in kwargs]
-    listed = kwargs.get("column_list")
-    named += listed if isinstance(listed, list) else []
-    conditions = _parts(kwargs.get("row_condition"))
-    named += [part["column"].get("name") for part in conditions if isinstance(part.get("column"), dict)]
-    for name in named:
-        if name not in known:
-            raise DataError(f"{where}: there is no column {name!r} in {table}, which has {', '.join(known)}")
 
 
 # --------------------------------------------------------------------------------------------------- in the checkpoint

@@ -8,11 +8,14 @@ import pytest
 
 from igpo_core.config import QuestionFiles
 from igpo_core.config.data import Suites
+from igpo_core.data import QUESTION_SCHEMA
 from igpo_core.errors import DataError
+from tasks.data.entries import EXPECTATIONS, _require_harmless
 from tasks.data.publishing import prepare, summary_rows
 from tests.tasks.tables import GOOD, PASSAGES, files, row
 
 NAMES = {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "question", "regex": r"^Question \w+\?$"}}
+UNIQUE = {"type": "expect_compound_columns_to_be_unique", "kwargs": {"column_list": ["id", "question"]}}
 FEW = {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 1, "max_value": 2}}
 
 
@@ -91,37 +94,107 @@ def test_a_suite_sees_lists_as_json_and_rows_that_could_not_be_read_as_null(tmp_
     ]
 
 
-def test_a_condition_of_gx_chooses_rows_and_every_table_may_have_a_suite(tmp_path: Path) -> None:
-    """Only the row of train has supporting titles."""
-    condition = {"type": "comparison", "column": {"name": "split"}, "operator": "==", "parameter": "train"}
-    titled = {"column": "supporting_titles", "value_set": ["[]"], "row_condition": condition}
-    entry = {"type": "expect_column_values_to_not_be_in_set", "kwargs": titled}
-    prepare(checked(tmp_path, entry), tmp_path / "home")
-    everywhere = {"type": entry["type"], "kwargs": {**titled, "row_condition": None}}
-    with pytest.raises(DataError, match="2 of 3 rows, the first is g2"):
-        prepare(checked(tmp_path, everywhere), tmp_path / "home")
+def test_every_table_may_have_a_suite(tmp_path: Path) -> None:
     short = {"type": "expect_column_value_lengths_to_be_between", "kwargs": {"column": "title", "max_value": 4}}
     with pytest.raises(DataError, match=r"mine.json on corpus, entry 1 .*2 of 3 rows, the first is p1 with 'Warsaw'"):
         prepare(checked(tmp_path, short, table="corpus"), tmp_path / "home")
 
 
+RUN = "id` == @pd.io.common.os.system('touch {mark}') or `id"
+WRITTEN = "id.to_csv('{mark}') == None"
+PASSED = {"type": "pass_through", "pass_through_filter": WRITTEN}
+PAIRS = [["type", "pass_through"], ["pass_through_filter", WRITTEN]]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"type": "nullity", "column": [["name", RUN]], "is_null": True},
+        {"type": "nullity", "column": {"name": RUN}, "is_null": True},
+        [["type", "nullity"], ["column", [["name", RUN]]], ["is_null", True]],
+        PAIRS,
+        PASSED,
+        WRITTEN,
+        {"type": "and", "conditions": [PAIRS]},
+        {"type": "or", "conditions": [PASSED, {"type": "and", "conditions": [PAIRS]}]},
+        {"type": "comparison", "column": {"name": "split"}, "operator": "==", "parameter": "train"},
+        [],
+        "",
+        False,
+    ],
+)
+def test_no_condition_runs_whatever_its_shape_and_place(tmp_path: Path, condition: Any) -> None:
+    """pydantic takes a list of pairs for an object. The first and PAIRS ran as code once. A column's name is no place either."""
+    mark = tmp_path / "ran"
+    condition = json.loads(json.dumps(condition).replace("{mark}", str(mark)))
+    kwargs = {"column": "question", "regex": "x"}
+    entries: list[tuple[Any, str]] = [
+        ({**NAMES, "kwargs": {**kwargs, "row_condition": condition}}, "has a row_condition, which"),
+        ({**NAMES, "kwargs": kwargs, "row_condition": condition}, "has a row_condition, which"),
+        ({**NAMES, "kwargs": {**kwargs, "condition_parser": condition}}, "has a condition_parser, which"),
+        ({**NAMES, "kwargs": {"column": "question", "regex": {"row_condition": condition}}}, "it has to be a text"),
+        ({**NAMES, "kwargs": [["row_condition", condition], *map(list, kwargs.items())]}, "`kwargs` is no object"),
+        ({**NAMES, "kwargs": {**kwargs, "rowCondition": condition}}, "has an argument 'rowCondition'"),
+        ({**NAMES, "kwargs": {"regex": "x", "column": condition}}, "`column`"),
+        ([["type", NAMES["type"]], ["kwargs", {**kwargs, "row_condition": condition}]], "names no `type`"),
+    ]
+    for entry, told in entries:
+        config = checked(tmp_path, {**entry, "severity": "info"} if isinstance(entry, dict) else entry)
+        (tmp_path / "q.jsonl").unlink()
+        with pytest.raises(DataError) as refused:
+            prepare(config, tmp_path / "home")
+        assert str(refused.value).startswith(f"{tmp_path / 'mine.json'}, entry 1") and told in str(refused.value)
+        assert not mark.exists()
+
+
+def test_what_is_built_with_a_condition_or_another_column_is_refused_whatever_the_entry_was() -> None:
+    from great_expectations.expectations.core import ExpectColumnValuesToBeNull, ExpectCompoundColumnsToBeUnique
+
+    for built in (
+        ExpectColumnValuesToBeNull(column="id", row_condition="1"),
+        ExpectColumnValuesToBeNull(column="id` or `id"),
+        ExpectCompoundColumnsToBeUnique(column_list=["id", "text"]),
+    ):
+        with pytest.raises(DataError, match=r"^here ?(has a row_condition|: `column(_list)?` names what is no column)"):
+            _require_harmless(built, QUESTION_SCHEMA, "here")
+    _require_harmless(ExpectColumnValuesToBeNull(column="id"), QUESTION_SCHEMA, "here")
+
+
+def test_every_type_that_is_taken_has_these_arguments_alone_and_prints_them_itself() -> None:
+    """None has an argument that is SQL, a query, a schema that is fetched, or an object."""
+    from great_expectations.expectations.expectation import Expectation
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    for kind, arguments in EXPECTATIONS.items():
+        found = get_expectation_impl(kind)
+        assert set(arguments) <= set(found.__fields__), kind
+        assert found._prescriptive_renderer.__func__ is not Expectation._prescriptive_renderer.__func__, kind
+        assert not [name for name, (_, fits) in arguments.items() if fits({}) or fits([["a", "b"]])], kind
+        assert not {"row_condition", "condition_parser", "json_schema", "unexpected_rows_query"} & set(arguments)
+
+
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ({"type": "expect_nothing", "kwargs": {}}, "is no expectation of Great Expectations: expect_nothing not found"),
+        ({"type": "expect_nothing", "kwargs": {}}, "(expect_nothing) is none of those that are taken, which are expect_"),
         ({**NAMES, "kwargs": {"column": "text", "regex": "x"}}, "no column 'text' in questions, which has id, source"),
         ({**NAMES, "kwargs": {"regex": "x"}}, "column field required"),
-        ({**NAMES, "kwargs": {"column": "question", "regexp": "x"}}, "regexp extra fields not permitted"),
+        ({**NAMES, "kwargs": {"column": "question", "regexp": "x"}}, "'regexp'; its arguments are column, mostly, regex"),
         ({**NAMES, "severity": "fatal"}, "severity is 'fatal'; it is one of critical, warning, info"),
         ({"expectation_type": NAMES["type"], "kwargs": {}}, "names no `type`"),
         ({**NAMES, "kwargs": [1]}, "`kwargs` is no object"),
-        ({**NAMES, "kwargs": {**NAMES["kwargs"], "row_condition": "id.to_csv('x')"}}, "which pandas would run as code"),  # type: ignore[dict-item]
-        (
-            {**NAMES, "kwargs": {**NAMES["kwargs"], "row_condition": {"type": "pass_through", "pass_through_filter": "1"}}},  # type: ignore[dict-item]
-            "which pandas would run as code",
-        ),
-        ({**FEW, "kwargs": {"min_value": {"$PARAMETER": "n"}}}, "it has a parameter"),
+        ({**FEW, "kwargs": {"min_value": {"$PARAMETER": "n"}}}, "has a parameter ($PARAMETER)"),
         ({"type": "expect_table_column_count_to_equal", "kwargs": {"value": 3}}, "the columns of questions are always"),
+        ({"type": "expect_column_to_exist", "kwargs": {"column": "id", "column_index": 0}}, "the columns of questions are"),
+        ({**NAMES, "kwargs": {"column": ["question"], "regex": "x"}}, "`column` is '['question']': it has to be the name"),
+        ({**UNIQUE, "kwargs": {"column_list": [["question"], "id"]}}, "`column_list`: there is no column '['question']'"),
+        ({**UNIQUE, "kwargs": {"column_list": [["column", "id"]]}}, "there is no column '['column', 'id']' in questions"),
+        ({**NAMES, "kwargs": {"column": "question", "regex": "x" * 2001}}, "it has to be a text of at most 2000"),
+        ({**NAMES, "kwargs": {"column": "question", "regex": [["$PARAMETER", "x"]]}}, "it has to be a text of at most"),
+        ({**FEW, "kwargs": {"min_value": 10**400}}, "it has to be a whole number"),
+        ({**NAMES, "notes": [{"a": "b"}]}, "`notes` is not a text"),
+        ({"type": "unexpected_rows_expectation", "kwargs": {"unexpected_rows_query": "x"}}, "is none of those that are"),
+        ({"type": "\x1b[31m", "kwargs": {}}, "(\\x1b[31m) is none of those"),
     ],
 )  # fmt: skip
 def test_a_suite_that_is_none_is_refused_before_anything_is_read(tmp_path: Path, entry: Any, told: str) -> None:
