@@ -79,6 +79,8 @@ def show(study: str, published: "PublishedData") -> str | None:
     text = "Data Docs and quarantine in MLflow"
     if url is None:
         say(f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later")
+        if published.checked is not None:
+            say(f"what your own expectations found is in {published.checked}; prepare-data logs it once MLflow answers")
     else:
         create_link_artifact(link=url, link_text=text, description=text)
     return url
@@ -94,11 +96,11 @@ def validate_and_publish(data: DataConfig) -> "PublishedData":
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="log to MLflow")
 def log_to_mlflow(study: str, published: Any) -> str | None:
-    """One run tagged kind=data for each version, with Data Docs, quarantine and summary. None: MLflow is away, which is said;
-    a sweep's report or the next call makes it."""
+    """One run tagged kind=data for each version and suites, with Data Docs, quarantine and summary. None: MLflow is away, which
+    is said; a sweep's report or the next call makes it."""
     try:
         with answering():
-            return log_data(study, published.version, published.folder)
+            return log_data(study, published.version, published.folder, published.checked)
     except MlflowAway as error:
         run_log()(f"warning: {error}. The data are published; a sweep's report or the next call logs them")
         return None

@@ -15,23 +15,14 @@ import pandas
 EXCERPT = 200  # characters of a value in the quarantine, and on pages
 
 
-def open_context(data_docs: Path) -> Any:
-    """An in-memory context whose Data Docs go to the folder. Analytics off: nothing leaves this machine."""
+def open_context() -> Any:
+    """An in-memory context. Analytics off: nothing leaves this machine."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported
     import great_expectations
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = great_expectations.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)}
-    context.add_data_docs_site(
-        "data_docs",
-        {
-            "class_name": "SiteBuilder",
-            "store_backend": store,
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        },
-    )
     return context
 
 
@@ -83,6 +74,15 @@ def _without_scripts(data_docs: Path) -> None:
 
 
 def write_pages(context: Any, data_docs: Path) -> None:
-    """Write the context's Data Docs into their folder, without scripts."""
-    context.build_data_docs(site_names=["data_docs"])
+    """Write the Data Docs of what the context holds now into a folder, without scripts."""
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)}
+    context.add_data_docs_site(
+        data_docs.name,
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": store,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    context.build_data_docs(site_names=[data_docs.name])
     _without_scripts(data_docs)

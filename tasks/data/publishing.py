@@ -6,7 +6,7 @@ quarantine.jsonl; data_docs/;
 summary.json (settings, content hashes, counts, warnings, seconds); and manifest.json with the SHA-256 of every other
 file. The folder gets its name only when whole, and is found again while its files match the manifest. The version is a
 hash of the good rows, of the data settings without paths and of this layout's number: where the files lie and what was
-quarantined is not in it.
+quarantined is not in it. What users' own suites found stands beside it (tasks/data/checked.py), and nothing here is touched.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from igpo_core.environments.qa import WHOLES
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, fill_folder, write_json
 from igpo_core.locks import held
+from tasks.data.checked import SUITE_DOCS, checked_folder, keep_checked, read_checked, suite_rows, suite_warnings
 from tasks.data.indexing import build_index, index_settings, measure_search
 from tasks.data.published import FORMAT, MANIFEST, SUMMARY, is_whole
 from tasks.data.reading import Tables, on_this_machine, read
@@ -40,10 +41,20 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine.jsonl"
 # what decides, with igpo_core, which rows are published, and how
-CODE = ("columns", "data_docs", "entries", "indexing", "published", "publishing", "reading", "suites", "validation")
+CODE = (
+    "checked",
+    "columns",
+    "data_docs",
+    "entries",
+    "indexing",
+    "published",
+    "publishing",
+    "reading",
+    "suites",
+    "validation",
+)
 # settings that say where data lies, not what it is; users' own suites change no row: a receipt has them, and no version
 PATHS = {"questions", "corpus", "evaluation", "trajectories", "expectations"}
-SUITES = "expectations"  # in the summary of data that were checked with suites of their user
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class PublishedData:
 
     quarantined: rows that failed a rule, counted once each; quarantine_by_rule: by "table: rule", each rule on its own.
     seconds: of the stages read, validate, write and (files) index when it was made; index_bytes: 0 without a corpus.
+    checked: the folder of what the user's own suites found (tasks/data/checked.py), None without one; warnings has theirs too.
     """
 
     version: str
@@ -63,6 +75,7 @@ class PublishedData:
     warnings: list[str]
     seconds: dict[str, float]
     index_bytes: int
+    checked: Path | None = None
 
 
 def prepare(config: DataConfig, home: Path) -> PublishedData:
@@ -94,8 +107,12 @@ def prepare(config: DataConfig, home: Path) -> PublishedData:
         require_enough(validation, tables, config, home / "data" / "rejected")
         require_met(validation, home / "data" / "rejected")
         published = publish(validation, tables, config, home, seconds)
+        if validation.suite_docs is not None:
+            checked = checked_folder(home, published.version, receipt.stem)
+            keep_checked(validation.suites, validation.suite_docs, checked)
+            published = _with_checked(published, checked)
         receipt.parent.mkdir(exist_ok=True)
-        write_json(receipt, {"version": published.version})
+        write_json(receipt, {"version": published.version, "checked": published.checked is not None})
     return published
 
 
@@ -116,8 +133,21 @@ def _found(receipt: Path) -> PublishedData | None:
     """What was published from the same inputs before, if it is still whole."""
     if not receipt.is_file():
         return None
-    folder = receipt.parents[1] / json.loads(receipt.read_text())["version"]
-    return _published(folder, reused=True) if is_whole(folder) else None
+    made = json.loads(receipt.read_text())
+    home, version = receipt.parents[2], made["version"]
+    if not is_whole(home / "data" / version):
+        return None
+    published = _published(home / "data" / version, reused=True)
+    checked = checked_folder(home, version, receipt.stem)
+    if not made["checked"]:
+        return published
+    return _with_checked(published, checked) if is_whole(checked) else None
+
+
+def _with_checked(published: PublishedData, checked: Path) -> PublishedData:
+    """Published data, with what the user's own suites found."""
+    warnings = [*published.warnings, *suite_warnings(read_checked(checked))]
+    return replace(published, checked=checked, warnings=warnings)
 
 
 def require_enough(validation: "Validation", tables: Tables, config: DataConfig, rejected: Path) -> None:
@@ -134,7 +164,7 @@ def require_enough(validation: "Validation", tables: Tables, config: DataConfig,
     if not lacking:
         return
 
-    fill_folder(rejected, lambda folder: _write_quarantine(validation, folder))
+    fill_folder(rejected, lambda folder: _write_rejected(validation, folder))
     read_rows = f"{len(tables.questions)} questions were read"
     if tables.corpus is not None:
         read_rows += f" and {len(tables.corpus)} passages"
@@ -159,10 +189,10 @@ def require_met(validation: "Validation", rejected: Path) -> None:
         if one["severity"] == "critical"
     ]
     if unmet:
-        fill_folder(rejected, lambda folder: _write_quarantine(validation, folder))
+        fill_folder(rejected, lambda folder: _write_rejected(validation, folder))
         raise DataError(
             f"your own expectations are not met: {'; '.join(unmet)}. Data Docs show them: "
-            f'{rejected / "data_docs" / "index.html"}. Mend the rows, or give the entry `"severity": "warning"`'
+            f'{rejected / SUITE_DOCS / "index.html"}. Mend the rows, or give the entry `"severity": "warning"`'
         )
 
 
@@ -178,12 +208,12 @@ def _least(config: DataConfig) -> dict[str, int]:
 def publish(
     validation: "Validation", tables: Tables, config: DataConfig, home: Path, seconds: dict[str, float]
 ) -> PublishedData:
-    """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine and was
-    checked with the same suites is left as it is. seconds: of the stages before. Raises OSError when it cannot be written."""
+    """Write the folder of this version, whole or not at all; one that is there, whole, and has the same quarantine is left
+    as it is, whatever the user's suites are. seconds: of the stages before. Raises OSError when it cannot be written."""
     wholes = tables.wholes if isinstance(config, QuestionFiles) and config.open_words else None
     version = data_version(validation, config, wholes)
     folder = home / "data" / version
-    if is_whole(folder) and _checked_alike(validation, folder):
+    if is_whole(folder) and _lines(validation.quarantine) == (folder / QUARANTINE).read_text():
         return _published(folder, reused=True)
 
     def fill(path: Path) -> None:
@@ -224,7 +254,6 @@ def publish(
             "seconds": {stage: round(value, 3) for stage, value in spent.items()},
             "index_bytes": index_bytes,
             "search": search,
-            **({SUITES: validation.suites} if validation.suites else {}),
         }
         (path / SUMMARY).write_text(json.dumps(summary, indent=1, ensure_ascii=False))
         manifest = {"format": FORMAT, "version": version, "sha256": checksums(path)}
@@ -232,11 +261,6 @@ def publish(
 
     fill_folder(folder, fill)
     return _published(folder, reused=False)
-
-
-def _checked_alike(validation: "Validation", folder: Path) -> bool:
-    known = json.loads((folder / SUMMARY).read_text()).get(SUITES, {})
-    return known == validation.suites and _lines(validation.quarantine) == (folder / QUARANTINE).read_text()
 
 
 def data_version(validation: "Validation", config: DataConfig, wholes: pandas.DataFrame | None = None) -> str:
@@ -270,9 +294,7 @@ def summary_rows(published: PublishedData) -> list[dict[str, Any]]:
     rows += [{"what": f"left out, {reason}", "rows": count} for reason, count in summary["dropped"].items() if count]
     rows += [{"what": f"quarantined, {rule}", "rows": n} for rule, n in summary["quarantined_by_rule"].items()]
     rows.append({"what": "quarantined, all rules", "rows": summary["quarantined"]})
-    for table, suite in summary.get(SUITES, {}).items():
-        rows.append({"what": f"{suite['file']} on {table}, entries", "rows": suite["entries"]})
-        rows.append({"what": f"{suite['file']} on {table}, not met", "rows": len(suite["unmet"])})
+    rows += suite_rows(read_checked(published.checked))
     if summary["search"] is not None:
         rows.append({"what": "index, bytes", "rows": summary["index_bytes"]})
         rows += [{"what": f"search, {name.replace('_', ' ')}", "rows": n} for name, n in summary["search"].items()]
@@ -313,6 +335,12 @@ def _by_source(questions: pandas.DataFrame) -> dict[str, dict[str, int]]:
 def _write_quarantine(validation: "Validation", folder: Path) -> None:
     (folder / QUARANTINE).write_text(_lines(validation.quarantine))
     shutil.copytree(validation.data_docs, folder / "data_docs")
+
+
+def _write_rejected(validation: "Validation", folder: Path) -> None:
+    _write_quarantine(validation, folder)
+    if validation.suite_docs is not None:
+        shutil.copytree(validation.suite_docs, folder / SUITE_DOCS)
 
 
 def _lines(quarantine: pandas.DataFrame) -> str:

@@ -75,6 +75,11 @@ def suites_told(suites: Mapping[str, Suite], unmet: Mapping[str, Sequence[Unmet]
     }
 
 
+def suite_name(table: str) -> str:
+    """Return what the suite of a table is called in the checkpoint and in Data Docs."""
+    return f"{table} own"
+
+
 # ------------------------------------------------------------------------------------------------- reading a file
 
 
@@ -172,3 +177,14 @@ def keep_escaped(context: Any, suite: Any) -> None:
     for entry in suite.expectations:
         entry.description = escaped(entry.description)
     context.suites.add_or_update(suite)
+
+
+def forget(context: Any, names: Sequence[str]) -> None:
+    """Take users' own suites, and what was found with them, out of the context: Data Docs made now are of our rules alone."""
+    store = context.validation_results_store
+    for key in store.list_keys():
+        if key.expectation_suite_identifier.name in names:
+            store.remove_key(key)
+    for name in names:
+        context.validation_definitions.delete(name)
+        context.suites.delete(name)

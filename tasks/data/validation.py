@@ -17,9 +17,10 @@ from igpo_core.config import BM25Search, DataConfig, QuestionFiles, Source
 from igpo_core.data import CORPUS_SCHEMA, QUESTION_SCHEMA, SPLITS
 from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, content_hash
 from igpo_core.protocol import MARKERS
+from tasks.data.checked import SUITE_DOCS
 from tasks.data.columns import derive_corpus, derive_questions, derive_trajectories
 from tasks.data.data_docs import EXCERPT, as_text, open_context, shown, write_pages
-from tasks.data.suites import Suite, Unmet, columns_of, keep_escaped, suites_told, unmet_entries
+from tasks.data.suites import Suite, Unmet, columns_of, forget, keep_escaped, suite_name, suites_told, unmet_entries
 
 SHORT_PASSAGE = 5  # words; fewer are a heading or a stub
 
@@ -43,7 +44,8 @@ class Validation:
 
     quarantine: one row for each rule that a row fails, with table, id, field, rule, value, found.
     counts: quarantined rows by "table: rule". quarantined: distinct rows. data_docs: folder with index.html.
-    suites: by table, what its user's own suite found (tasks/data/suites.py:suites_told).
+    suites: by table, what its user's own suite found (tasks/data/suites.py:suites_told). suite_docs: folder with index.html of
+    Data Docs that have the suites too, None without one.
     """
 
     questions: pandas.DataFrame
@@ -56,6 +58,7 @@ class Validation:
     data_docs: Path
     trajectories: pandas.DataFrame | None = None
     suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    suite_docs: Path | None = None
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
@@ -75,12 +78,13 @@ def validate(
     trajectories: pandas.DataFrame | None = None,
     suites: Mapping[str, Suite] | None = None,
 ) -> Validation:
-    """Check the tables (see the module docstring) and write Data Docs into the folder `data_docs`. suites: users' own, by table.
+    """Check the tables (see the module docstring) and write Data Docs into the folder `data_docs`. suites: users' own, by table;
+    Data Docs that have them too go beside that folder.
 
     Passages are checked first: a supporting title counts as present only if a good passage has it. Aliases that are
     empty or longer than max_answer_words are dropped from good rows.
     """
-    context = open_context(data_docs)
+    context = open_context()
     entries: list[dict[str, str]] = []
     warnings: list[str] = []
     remedies: dict[str, str] = {}
@@ -92,9 +96,6 @@ def validate(
         nonlocal quarantined
         bad: set[int] = set()
         found, unmet[name] = _run(context, name, table, derived, rules, suites.get(name))
-        warnings.extend(
-            f"{name}: {suites[name].file.name}: {one.told}" for one in unmet[name] if one.severity == "warning"
-        )
         for rule, failing in found:
             if rule.severity == "warning":
                 if failing:
@@ -120,22 +121,25 @@ def validate(
     if trajectories is not None:
         columns = derive_trajectories(trajectories, good)
         trajectories = check("trajectories", trajectories, columns, _trajectory_rules(config))[list(TRAJECTORY_SCHEMA)]
-    write_pages(context, data_docs)
+    _write_docs(context, data_docs, suites)
     quarantine = pandas.DataFrame(entries, columns=QUARANTINE_COLUMNS, dtype="str")
+    return Validation(
+        good[list(QUESTION_SCHEMA)], corpus, quarantine, _counts(quarantine), quarantined, warnings, remedies, data_docs,
+        trajectories, suites_told(suites, unmet), data_docs.with_name(SUITE_DOCS) if suites else None,
+    )  # fmt: skip
+
+
+def _counts(quarantine: pandas.DataFrame) -> dict[str, int]:
     names = quarantine["table"] + ": " + quarantine["rule"]
-    counts = {str(name): int(count) for name, count in names.value_counts().items()}
-    found = (
-        good[list(QUESTION_SCHEMA)],
-        corpus,
-        quarantine,
-        counts,
-        quarantined,
-        warnings,
-        remedies,
-        data_docs,
-        trajectories,
-    )
-    return Validation(*found, suites_told(suites, unmet))
+    return {str(name): int(count) for name, count in names.value_counts().items()}
+
+
+def _write_docs(context: Any, data_docs: Path, suites: Mapping[str, Suite]) -> None:
+    """Data Docs of our rules, the same with a suite and without one; with one, those of rules and suites beside them."""
+    if suites:
+        write_pages(context, data_docs.with_name(SUITE_DOCS))
+        forget(context, [suite_name(table) for table in suites])
+    write_pages(context, data_docs)
 
 
 # --------------------------------------------------------------------------------------------------------- rules
@@ -253,7 +257,7 @@ def _run(
     # Every rule gets a column of its name, which is what Data Docs show.
     columns = {rule.name: as_text(derived[rule.column]) for rule in rules}
     if own is not None:
-        suites.append(context.suites.add(gx.ExpectationSuite(name=f"{name} own", expectations=list(own.entries))))
+        suites.append(context.suites.add(gx.ExpectationSuite(name=suite_name(name), expectations=list(own.entries))))
         columns |= {str(column): values for column, values in columns_of(name, table).reset_index(drop=True).items()}
     definitions = [
         context.validation_definitions.add(gx.ValidationDefinition(name=suite.name, data=batch, suite=suite))

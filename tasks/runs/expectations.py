@@ -49,7 +49,7 @@ def write_pages_of(metrics: Metrics, expected: Sequence[Expectation], data_docs:
     bounds, the finite value; both null in steps that are not looked at or have no such metric."""
     from tasks.data.data_docs import literal, open_context, write_pages  # Great Expectations takes seconds
 
-    context = open_context(data_docs)
+    context = open_context()
     import great_expectations as gx
     from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
     from great_expectations.expectations.metadata_types import FailureSeverity

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from igpo_core.config import DataConfig, QuestionFiles, RunSpec, fingerprint
+from igpo_core.config import DataConfig, QuestionFiles, RunSpec
 from igpo_core.config.specification import spell_changes
 from igpo_core.folders import file_hash
 from tasks.colours import COLOURS
+from tasks.data.checked import SUITE_DOCS, SUITES
 from tasks.runs.planned import Run
 from tasks.runs.processors import joined
 from tasks.source import source_tags
@@ -68,22 +69,27 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
 DOCS = "data_docs/index.html"
 
 
-def log_data(study: str, version: str, folder: Path) -> str:
-    """Return the link to the Data Docs of this version, in its run tagged kind=data, which also has quarantine and summary."""
+def log_data(study: str, version: str, folder: Path, checked: Path | None = None) -> str:
+    """Return the link to the Data Docs of this version, in its run tagged kind=data, which also has quarantine and summary.
+
+    checked: the folder of what the user's own suites found (tasks/data/checked.py): a run of its own, whose Data Docs have them.
+    """
     from mlflow.entities import Metric
 
     mlflow, experiment = client(), experiment_id(study)
     summary = json.loads((folder / "summary.json").read_text())
     quarantine = file_hash(folder / "quarantine.jsonl")  # not part of the version, and shown
     tags = {"kind": "data", "data_version": version, "quarantine": quarantine[:12]}
-    if "expectations" in summary:  # of the user's own suites, no part of the version either
-        tags["expectations"] = fingerprint(summary["expectations"])
+    docs = DOCS
+    if checked is not None:  # no part of the version either
+        tags["expectations"], docs = file_hash(checked / SUITES)[:12], f"{SUITE_DOCS}/index.html"
     found = mlflow.search_runs([experiment], tag_filter(**tags))
     whole = [run for run in found if run.info.status == "FINISHED"]
-    if whole:
-        return artifact_url(experiment, whole[0].info.run_id, DOCS)
+    if whole:  # without a suite, one that has a suite's Data Docs beside these will do
+        return artifact_url(experiment, whole[0].info.run_id, docs)
     # a sweep that was killed may have left a run without all its files: it is completed
-    run = found[0] if found else mlflow.create_run(experiment, tags=tags, run_name=f"data {version}")
+    begun = [run for run in found if run.data.tags.get("expectations") == tags.get("expectations")]
+    run = begun[0] if begun else mlflow.create_run(experiment, tags=tags, run_name=f"data {version}")
     counts = {f"{split}_questions": count for split, count in summary["counts"].items()}
     counts["quarantined"] = summary["quarantined"]
     at = run.info.start_time  # the same whenever it is logged, so that nothing stands there twice
@@ -91,5 +97,8 @@ def log_data(study: str, version: str, folder: Path) -> str:
     for name in ("summary.json", "quarantine.jsonl"):
         mlflow.log_artifact(run.info.run_id, str(folder / name))
     mlflow.log_artifacts(run.info.run_id, str(folder / "data_docs"), "data_docs")
+    if checked is not None:
+        mlflow.log_artifact(run.info.run_id, str(checked / SUITES))
+        mlflow.log_artifacts(run.info.run_id, str(checked / SUITE_DOCS), SUITE_DOCS)
     mlflow.set_terminated(run.info.run_id)
-    return artifact_url(experiment, run.info.run_id, DOCS)
+    return artifact_url(experiment, run.info.run_id, docs)

@@ -10,8 +10,9 @@ from igpo_core.config import QuestionFiles
 from igpo_core.config.data import Suites
 from igpo_core.data import QUESTION_SCHEMA
 from igpo_core.errors import DataError
+from tasks.data.checked import SUITE_DOCS, read_checked
 from tasks.data.entries import EXPECTATIONS, _require_harmless
-from tasks.data.publishing import prepare, summary_rows
+from tasks.data.publishing import PublishedData, prepare, summary_rows
 from tests.tasks.tables import GOOD, PASSAGES, files, row
 
 NAMES = {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "question", "regex": r"^Question \w+\?$"}}
@@ -32,25 +33,67 @@ def checked(folder: Path, *entries: Any, rows: Any = GOOD, table: str = "questio
 
 
 def pages(folder: Path) -> str:
-    return "\n".join(page.read_text() for page in (folder / "data_docs").rglob("*.html"))
+    return "\n".join(page.read_text() for page in (folder / SUITE_DOCS).rglob("*.html"))
 
 
-def test_a_suite_that_is_met_stands_in_data_docs_and_changes_no_version(tmp_path: Path) -> None:
-    """Rows, and so the version that runs are of, are what they are without a suite; another suite validates anew."""
+def unmet(published: PublishedData) -> list[dict[str, str]]:
+    return list(read_checked(published.checked)["questions"]["unmet"])
+
+
+def shown_in(published: PublishedData) -> str:
+    assert published.checked is not None
+    return pages(published.checked)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Of every file: which one it is on the disk, when it was written, and its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in [*folder.rglob("*")]
+        if path.is_file()
+    }
+
+
+def test_a_suite_stands_beside_the_data_and_touches_nothing_of_them(tmp_path: Path) -> None:
+    """Runs may have the data and their index open: with a suite, with another and without one they are the same files."""
     home = tmp_path / "home"
-    plain = prepare(files(tmp_path, GOOD, PASSAGES), home)
-    assert "expect" not in (plain.folder / "summary.json").read_text()
-    bits = {path.name: path.read_bytes() for path in plain.folder.glob("*.parquet")}
-    config = checked(tmp_path, NAMES)
-    published = prepare(config, home)
-    assert (published.version, published.reused, published.warnings) == (plain.version, False, [])
-    assert {path.name: path.read_bytes() for path in published.folder.glob("*.parquet")} == bits
-    assert "questions own" in pages(published.folder) and r"^Question \w+\?$" in pages(published.folder)
-    rows = {line["what"]: line["rows"] for line in summary_rows(published)}
+    first = prepare(checked(tmp_path, NAMES), home)
+    before, number = state(first.folder), first.folder.stat().st_ino
+    assert {"questions.parquet", "data_docs/index.html", "summary.json"} <= {*before}
+    assert any(name.startswith("bm25/") for name in before)
+    assert "questions own" not in "".join(page.read_text() for page in (first.folder / "data_docs").rglob("*.html"))
+    assert "questions own" in shown_in(first) and r"^Question \w+\?$" in shown_in(first)
+    rows = {line["what"]: line["rows"] for line in summary_rows(first)}
     assert (rows["mine.json on questions, entries"], rows["mine.json on questions, not met"]) == (1, 0)
-    assert prepare(config, home).reused
     again = prepare(checked(tmp_path, NAMES, {**FEW, "severity": "info"}), home)
-    assert (again.version, again.reused) == (plain.version, False)
+    plain = prepare(files(tmp_path, GOOD, PASSAGES), home)
+    assert plain.checked is None and first.checked != again.checked
+    assert first.version == again.version == plain.version
+    assert (state(first.folder), first.folder.stat().st_ino) == (before, number)
+    only = prepare(files(tmp_path, GOOD, PASSAGES), tmp_path / "other")
+    assert only.version == plain.version
+    ours = {name: part for name, (*_, part) in before.items() if not name.endswith((".json", ".html", ".css"))}
+    assert ours == {name: part for name, (*_, part) in state(only.folder).items() if name in ours}
+
+
+def test_what_a_suite_found_is_told_whatever_was_prepared_between(tmp_path: Path) -> None:
+    """A receipt led to the version, whose folder had the last suite's summary."""
+    home, asked = tmp_path / "home", {"column": "question", "regex": "AAA"}
+    unmet_one = {"type": NAMES["type"], "kwargs": asked, "severity": "warning"}
+    first = prepare(checked(tmp_path, unmet_one), home)
+    assert len(first.warnings) == 1 and not first.reused
+    plain = prepare(files(tmp_path, GOOD, PASSAGES), home)
+    assert (plain.warnings, plain.version) == ([], first.version)
+    assert not [line for line in summary_rows(plain) if "mine" in line["what"]]
+    again = prepare(checked(tmp_path, unmet_one), home)
+    assert again.reused and again.warnings == first.warnings and again.checked == first.checked
+    assert summary_rows(again) == summary_rows(first) and "AAA" in shown_in(again)
+    assert prepare(files(tmp_path, GOOD, PASSAGES), home).reused
+    assert again.checked is not None
+    (again.checked / "suites.json").write_text("{}")  # damaged: found anew, the data left as they are
+    before = state(first.folder)
+    assert prepare(checked(tmp_path, unmet_one), home).warnings == first.warnings
+    assert state(first.folder) == before
 
 
 def test_severity_says_whether_data_are_stopped_warned_of_or_shown(tmp_path: Path) -> None:
@@ -75,8 +118,7 @@ def test_severity_says_whether_data_are_stopped_warned_of_or_shown(tmp_path: Pat
     assert warning.startswith(
         "questions: mine.json: entry 2 (expect_column_values_to_match_regex of question, warning)"
     )
-    unmet = json.loads((published.folder / "summary.json").read_text())["expectations"]["questions"]["unmet"]
-    assert [one["severity"] for one in unmet] == ["info", "warning"]
+    assert [one["severity"] for one in unmet(published)] == ["info", "warning"]
 
 
 def test_a_suite_sees_lists_as_json_and_rows_that_could_not_be_read_as_null(tmp_path: Path) -> None:
@@ -88,8 +130,7 @@ def test_a_suite_sees_lists_as_json_and_rows_that_could_not_be_read_as_null(tmp_
         rows=rows,
     )
     published = prepare(config, tmp_path / "home")
-    unmet = json.loads((published.folder / "summary.json").read_text())["expectations"]["questions"]["unmet"]
-    assert [one["told"].split(":")[0] for one in unmet] == [
+    assert [one["told"].split(":")[0] for one in unmet(published)] == [
         "entry 2 (expect_column_values_to_not_be_null of question, info)"
     ]
 
@@ -254,7 +295,39 @@ def test_what_great_expectations_itself_writes_is_read_and_is_no_markup(tmp_path
     config = checked(tmp_path, FEW, rows=[*GOOD, row("odd", "train", question=f"Who is {bad}?")])
     (tmp_path / "mine.json").write_text(json.dumps(own.to_json_dict()))
     published = prepare(config, tmp_path / "home")
-    shown = pages(published.folder)
+    shown = shown_in(published)
     assert "Who is &lt;script&gt;alert(1)&lt;/script&gt;&#36;x?" in shown and "<script>alert" not in shown
-    unmet = json.loads((published.folder / "summary.json").read_text())["expectations"]["questions"]["unmet"]
-    assert len(unmet) == 3 and unmet[1]["told"].endswith("4 of 4 rows, the first is g1 with 'g1'")
+    assert len(unmet(published)) == 3 and unmet(published)[1]["told"].endswith("4 of 4 rows, the first is g1 with 'g1'")
+
+
+MARK = "<u id=zz>$zz"
+BY_SHAPE = {
+    "regex": MARK, "strftime_format": f"%Y{MARK}", "regex_list": [MARK], "value_set": [MARK], "value": 1, "min_value": 0,
+    "max_value": 1, "column_list": ["question", "answers"], "column_A": "question", "column_B": "answers", "mostly": 0.9,
+    "match_on": "any", "strict_min": True, "strict_max": True, "strictly": True, "or_equal": True, "ties_okay": True,
+}  # fmt: skip
+OF_NUMBERS = ("_max_", "_min_", "_mean_", "_median_", "_stdev_", "_sum_", "values_to_be_between", "creasing")
+
+
+def test_no_text_of_any_type_that_is_taken_is_markup(tmp_path: Path) -> None:
+    """Great Expectations prints arguments of a type without a renderer of its own as they are."""
+    texts = {"severity": "info", "notes": MARK, "description": MARK, "meta": {"notes": MARK, MARK: MARK}}
+    entries = []
+    for kind, arguments in EXPECTATIONS.items():
+        column = "hops" if any(part in kind for part in OF_NUMBERS) else "question"
+        kwargs = {name: BY_SHAPE.get(name, column) for name in arguments if name != "ignore_row_if"}
+        entries.append({"type": kind, "kwargs": kwargs, **texts})
+    rows = [
+        *GOOD,
+        *(row(name, "train", question=f"{name} {MARK}?", answers=[MARK, name], hops=2) for name in ("a", "b")),
+    ]
+    path = suite(
+        tmp_path, *entries, {"type": NAMES["type"], "kwargs": {"column": "question", "regex": MARK}, "severity": "info"}
+    )
+    path.write_text(path.read_text().replace('"name": "mine"', f'"name": "{MARK}", "notes": "{MARK}"', 1))
+    published = prepare(files(tmp_path, rows, PASSAGES, expectations=Suites(questions=path)), tmp_path / "home")
+    assert published.checked is not None
+    for page in (published.checked / SUITE_DOCS).rglob("*.html"):
+        assert "<u id" not in page.read_text(), page
+    shown = shown_in(published)
+    assert shown.count("&lt;u id=zz&gt;") > 2 * len(EXPECTATIONS)

@@ -85,6 +85,25 @@ def test_a_data_run_that_was_cut_off_is_completed(mlflow_server: str, tmp_path: 
     assert len(mlflow.get_metric_history(run, "data/train_questions")) == 1
 
 
+def test_what_a_suite_found_is_a_data_run_of_its_own(mlflow_server: str, tmp_path: Path) -> None:
+    """The same data without a suite need no other run; with another suite they do."""
+    for place in ("data/data_docs", "a/suite_docs", "b/suite_docs"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "index.html").write_text("docs")
+    data = tmp_path / "data"
+    (data / "quarantine.jsonl").write_text("")
+    (data / "summary.json").write_text('{"counts": {"train": 4}, "quarantined": 0}')
+    for name in ("a", "b"):
+        (tmp_path / name / "suites.json").write_text(f'{{"questions": "{name}"}}')
+    links = [log_data("suites", "v1", data, tmp_path / name) for name in ("a", "b", "a")]
+    assert links[0] == links[2] != links[1] and "/artifacts/suite_docs/index.html?" in links[0]
+    assert "/artifacts/data_docs/index.html?" in log_data("suites", "v1", data)
+    runs = client().search_runs([experiment_id("suites")])
+    assert len(runs) == 2
+    for run in runs:
+        assert "suites.json" in {one.path for one in client().list_artifacts(run.info.run_id)}
+
+
 @pytest.mark.parametrize(
     ("error", "is_away"),
     [
