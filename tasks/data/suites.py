@@ -3,7 +3,7 @@
 A suite runs in the checkpoint of our own rules, on the table as it was read, and judges it as a whole: an entry of severity
 `critical`, which is what entries are that name none, stops the data from being published, one of `warning` is warned of, and one
 of `info` stands in Data Docs alone. Columns are those of the schema, with lists as JSON text; rows that could not be read are
-null in all of them. Nothing of a suite is run as code.
+null in all of them. Nothing of a suite is run as code: tasks/data/entries.py has what is taken.
 """
 
 import json
@@ -144,7 +144,7 @@ def _raised(info: Mapping[str, Any]) -> str | None:
     """What an evaluation died of: GX has it plain, or by metric."""
     for part in (info, *(value for value in info.values() if isinstance(value, dict))):
         if part.get("raised_exception"):
-            return " ".join(str(part.get("exception_message")).split())
+            return shown(" ".join(str(part.get("exception_message")).split()))
     return None
 
 

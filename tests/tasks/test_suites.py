@@ -316,7 +316,10 @@ def test_no_text_of_any_type_that_is_taken_is_markup(tmp_path: Path) -> None:
     for kind, arguments in EXPECTATIONS.items():
         column = "hops" if any(part in kind for part in OF_NUMBERS) else "question"
         kwargs = {name: BY_SHAPE.get(name, column) for name in arguments if name != "ignore_row_if"}
-        entries.append({"type": kind, "kwargs": kwargs, **texts})
+        entries.append(
+            {"type": kind, "kwargs": kwargs, "severity": "info"}
+        )  # its own renderer speaks: it has no description
+        entries.append({"type": kind, "kwargs": {**kwargs, "mostly": 0.8} if "mostly" in kwargs else kwargs, **texts})
     rows = [
         *GOOD,
         *(row(name, "train", question=f"{name} {MARK}?", answers=[MARK, name], hops=2) for name in ("a", "b")),
@@ -331,3 +334,10 @@ def test_no_text_of_any_type_that_is_taken_is_markup(tmp_path: Path) -> None:
         assert "<u id" not in page.read_text(), page
     shown = shown_in(published)
     assert shown.count("&lt;u id=zz&gt;") > 2 * len(EXPECTATIONS)
+
+
+def test_what_great_expectations_says_of_an_entry_is_no_control_sequence(tmp_path: Path) -> None:
+    bad = {"type": NAMES["type"], "kwargs": {"column": "question", "regex": "(?\x1b[31m"}}
+    with pytest.raises(DataError, match=r"cannot be evaluated on questions: .*\\x1b") as refused:
+        prepare(checked(tmp_path, bad), tmp_path / "home")
+    assert str(refused.value).isprintable()
