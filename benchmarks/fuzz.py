@@ -37,7 +37,7 @@ from typing import Any, Literal, get_args
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = tuple(str(ROOT / folder) + os.sep for folder in ("igpo_core", "flows", "tasks"))
 REVERTS = Path(__file__).with_name("fuzz_reverts")
-GROWN = 3  # exit status of a process that has no memory left to make inputs in: another one goes on
+GROWN = 3  # exit status of a process that holds too much to judge an input: another one goes on
 ROUND = 200  # inputs from one strategy, before it is made anew with what was found worth keeping
 KEPT, KEPT_BYTES = 400, 65_536  # inputs that are damaged further, and the longest of them
 SHRINKING = 20.0  # seconds for making one find small
@@ -146,7 +146,8 @@ class Hunt:
         from igpo_core.errors import IgpoError
 
         if _memory("VmData") > MOST_MEMORY // 2:  # of what was tried before: what this input takes could not be told
-            raise MemoryError
+            self._write_counts()
+            os._exit(GROWN)  # no exception: hypothesis would try the input again
         (self.folder / "current").write_bytes(content)
         self.counts.tried += 1
         before = _reset_peak()
@@ -308,10 +309,7 @@ def hunt(name: str, seconds: float, seed: int, folder: Path, first_find: bool) -
     trace_threads(coverage)
     target = next(target for target in ALL if target.name == name)
     with target.ready() as check:
-        try:
-            Hunt(target, check, folder, coverage).go(ends, seed, first_find)
-        except MemoryError:  # where an input is made: what is tried is watched in `attempt`
-            sys.exit(GROWN)
+        Hunt(target, check, folder, coverage).go(ends, seed, first_find)
 
 
 def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = False) -> Counts:
