@@ -34,7 +34,7 @@ from igpo_core.rewards.scoring import Scored, explain_trajectories
 from igpo_core.rollout.rows import unsaid_answers
 from igpo_core.training import StepResult, Trainer
 
-STOPPED = "stopped.json"  # {"step", "metrics"} of the last step that stopped the run, of the metrics that did
+STOPPED = "stopped.json"  # {step: {metric: value}} of steps that stop the run, of the metrics that do
 BEST = "best.json"  # {"step", "score"} of the best evaluation on dev so far
 
 
@@ -46,22 +46,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class StepDone:
-    """A training step was made."""
-
-    step: int
-    """Steps done, this one included."""
-    metrics: dict[str, float]
-    sample: tuple[Scored, ...] = ()
-    """Of a step after which dev is evaluated: trajectories that diagnostics looked at, with beliefs and gains."""
-    advantages: tuple[Sequence[float], ...] = ()
-    """Of the sample, a row of turns each."""
-
-
-@dataclass(frozen=True)
 class Unexpected:
-    """A metric of the step is not as config.expect has it. Where one stops the run, a checkpoint is written, and then events()
-    raises ExpectationError."""
+    """A metric of the step is not as config.expect has it."""
 
     step: int
     expected: Expectation
@@ -71,6 +57,22 @@ class Unexpected:
     def told(self) -> str:
         """Return it in words: "train/turns at least 1: 0.5 at step 20"."""
         return f"{self.expected.told}: {self.value:.4g} at step {self.step}"
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A training step was made. Where something unexpected stops the run, a checkpoint is written, and then events() raises
+    ExpectationError."""
+
+    step: int
+    """Steps done, this one included."""
+    metrics: dict[str, float]
+    sample: tuple[Scored, ...] = ()
+    """Of a step after which dev is evaluated: trajectories that diagnostics looked at, with beliefs and gains."""
+    advantages: tuple[Sequence[float], ...] = ()
+    """Of the sample, a row of turns each."""
+    unexpected: tuple[Unexpected, ...] = ()
+    """The same in all processes: of the metrics that the first one has."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Finished:
     checkpoint: Path
 
 
-Event = Said | StepDone | Unexpected | Evaluated | Saving | Checkpointed | Testing | Decoded | Finished
+Event = Said | StepDone | Evaluated | Saving | Checkpointed | Testing | Decoded | Finished
 
 
 class TrainingRun:
@@ -187,7 +189,11 @@ class TrainingRun:
             while trainer.step < until and not trainer.done:
                 done = self._step()
                 yield done
-                yield from self._as_expected(done)
+                stops = _stopping(done.unexpected)
+                if stops:
+                    yield Saving(trainer.step)
+                    yield self.save()
+                    raise _stopped(stops)
                 if self._due():
                     yield self._evaluate()
             yield Saving(trainer.step)
@@ -199,39 +205,32 @@ class TrainingRun:
 
     def _step(self) -> StepDone:
         result = self.trainer.run_step()
-        if not self._due():
-            return StepDone(result.step, result.metrics)
         # with the step's own line: whoever goes on from this step has its weights but not its rollouts
-        metrics, sample, advantages = self._look_into(result)
-        return StepDone(result.step, {**result.metrics, **metrics}, sample, advantages)
+        found, sample, advantages = self._look_into(result) if self._due() else ({}, (), ())
+        metrics = {**result.metrics, **found}
+        return StepDone(result.step, metrics, sample, advantages, self._unexpected(result.step, metrics))
 
-    def _as_expected(self, done: StepDone) -> Iterator[Event]:
-        """What of a step is not as config.expect has it, and the run's end where that stops it."""
+    def _unexpected(self, step: int, metrics: Mapping[str, float]) -> tuple[Unexpected, ...]:
+        """Return what of a step is not as config.expect has it. What stops the run is on disk then: whoever is told to end once
+        the step is handed over leaves its checkpoint, from which nobody shall go on."""
         ranks, expected = self.trainer.ranks, self.trainer.config.expect
         if not expected:
-            return
-        found = ranks.agreed(tuple(_unmet(expected, done.step, done.metrics)))  # of what the first process logs
-        yield from found
-        stops = [one for one in found if one.expected.otherwise == "stop"]
-        if not stops:
-            return
+            return ()
+        found = ranks.agreed(tuple(_unmet(expected, step, metrics)))  # of what the first process logs
         if ranks.first:
-            seen = {one.expected.metric: one.value for one in stops}
-            write_json(self.folder / STOPPED, {"step": done.step, "metrics": seen})
-        yield Saving(done.step)
-        yield self.save()
-        raise _stopped(stops)
+            known = read_stopped(self.folder)
+            seen = {one.expected.metric: one.value for one in _stopping(found)}
+            if seen != known.pop(str(step), {}):
+                write_json(self.folder / STOPPED, {**known, **({str(step): seen} if seen else {})})
+        return found
 
     def _refuse_stopped(self) -> None:
         """A run that was stopped at its newest checkpoint goes on only where that step is as expected now."""
-        trainer, path = self.trainer, self.folder / STOPPED
+        trainer = self.trainer
         if not trainer.config.expect:
             return
-        known = trainer.ranks.agreed(json.loads(path.read_text()) if path.is_file() else None)
-        if known is None or known["step"] != trainer.step:
-            return
-        found = list(_unmet(trainer.config.expect, known["step"], known["metrics"]))
-        stops = [one for one in found if one.expected.otherwise == "stop"]
+        known = trainer.ranks.agreed(read_stopped(self.folder)).get(str(trainer.step), {})
+        stops = _stopping(tuple(_unmet(trainer.config.expect, trainer.step, known)))
         if stops:
             raise _stopped(stops)
 
@@ -367,11 +366,24 @@ def _unmet(expected: Sequence[Expectation], step: int, metrics: Mapping[str, flo
     return (Unexpected(step, one, metrics[one.metric]) for one in expected if not one.met(step, metrics))
 
 
+def _stopping(found: Sequence[Unexpected]) -> list[Unexpected]:
+    return [one for one in found if one.expected.otherwise == "stop"]
+
+
 def _stopped(found: Sequence[Unexpected]) -> ExpectationError:
     return ExpectationError(
         f"stopped, for `expect` says so: {'; '.join(one.told for one in found)}. The checkpoint of that step is whole: look at "
         "the run's curves and trajectories; with other bounds, or `otherwise: warn`, the same run goes on from there"
     )
+
+
+def read_stopped(folder: Path) -> dict[str, dict[str, float]]:
+    """Return what STOPPED holds; nothing where no step stopped the run."""
+    path = folder / STOPPED
+    if not path.is_file():
+        return {}
+    content: dict[str, dict[str, float]] = json.loads(path.read_text())
+    return content
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:

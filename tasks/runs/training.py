@@ -92,8 +92,6 @@ class Recorder:
                 self._say(text)
             case StepDone():
                 self._step(event)
-            case Unexpected():
-                self._unexpected(event)
             case Evaluated():
                 self._evaluated(event)
             case Saving():
@@ -108,7 +106,10 @@ class Recorder:
                 self._finished(event)
 
     def _step(self, event: StepDone) -> None:
+        """The tag comes before the line: a checkpoint is left only of a step that has its line."""
         started, config = time.perf_counter(), self._trainer.config
+        for one in event.unexpected:
+            self._unexpected(one)
         few = slice(config.evaluation.kept)
         if event.sample:
             records = records_of(
@@ -121,13 +122,13 @@ class Recorder:
         self._on_step(event.step)
         self._logging, self._saving, self._last = time.perf_counter() - started, 0.0, event
 
-    def _unexpected(self, event: Unexpected) -> None:
+    def _unexpected(self, found: Unexpected) -> None:
         """The first step of each: Data Docs count the others."""
         known = self._outbox.tagged(UNEXPECTED)
-        if f"{event.expected.told}: " in known:
+        if f"{found.expected.told}: " in known:
             return
-        self._outbox.tag(UNEXPECTED, "; ".join(filter(None, [known, event.told])))
-        self._say(f"warning: not as expected: {event.told}")
+        self._outbox.tag(UNEXPECTED, "; ".join(filter(None, [known, found.told])))
+        self._say(f"warning: not as expected: {found.told}")
 
     def _evaluated(self, event: Evaluated) -> None:
         self._outbox.log(event.step, event.metrics)

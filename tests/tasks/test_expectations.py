@@ -1,6 +1,9 @@
 """What was expected of a run: it is warned of or stopped at the step, its checkpoint is whole, and Data Docs say so."""
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +19,7 @@ from igpo_core.policies import save_policy
 from tasks.report.alarms import unexpected
 from tasks.report.sweeps import RunData, SweepData
 from tasks.runs.expectations import write_data_docs
+from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.planned import Run
 from tasks.runs.training import open_training, train_to_end
 from tasks.tracking.mlflow_runs import about_run
@@ -67,6 +71,12 @@ def untimed(result: dict[str, Any]) -> dict[str, float]:
 
 def values(run: Run, name: str) -> dict[int, float]:
     return {line["step"]: line["metrics"][name] for line in lines(run) if name in line["metrics"]}
+
+
+def tag_of(run: Run) -> str:
+    about = read_about(run.folder)
+    assert about is not None
+    return about.tags.get("unexpected", "")
 
 
 NEVER = {"metric": "train/turns", "most": 0.5, "first_step": 2}  # every rollout has a turn
@@ -123,6 +133,82 @@ def test_a_run_is_stopped_with_its_checkpoint_and_goes_on_when_its_bound_is_chan
     assert relaxed.folder == run.folder
     result, said = trained(relaxed)
     assert result["steps"] == 4 and "resumed at step 3 from step-000003" in said
+
+
+class Killed(BaseException):
+    """A kill that leaves no time: nothing is done after it."""
+
+
+@pytest.fixture
+def signals() -> Any:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def killed(run: Run, at: int, how: str) -> str:
+    """Train, and be told to end right after the line of a step was written. Returns the tag that is on disk then."""
+
+    def on_step(step: int) -> None:
+        if step == at and how == "hard":
+            raise Killed
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    training = open_training(run, print)
+    outbox = Outbox(run.folder, about_run(run, "cpu", "page"))
+    try:
+        train_to_end(run, training, outbox, print, on_step)
+        pytest.fail("it was not ended")
+    except KeyboardInterrupt:
+        leave_checkpoint(training, outbox, print)
+    except Killed:
+        pass
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)  # as another process has it
+    about = read_about(run.folder)
+    assert about is not None
+    return about.tags["unexpected"]
+
+
+@pytest.mark.parametrize("how", ["told", "hard"])
+@pytest.mark.parametrize("at", [3, 4])  # within an epoch, and the last of the run
+def test_a_kill_passes_over_no_stop(make: Make, signals: None, at: int, how: str) -> None:
+    run = make({**NEVER, "first_step": at}, {**NEVER, "first_step": at, "otherwise": "stop"})
+    tag = killed(run, at, how)
+    told = f"train/turns at most 0.5 from step {at} on: {values(run, 'train/turns')[at]:.4g} at step {at}"
+    assert tag == told
+    newest = newest_checkpoint(run.folder, pytest.fail)
+    assert newest is not None and newest.name == f"step-{at if how == 'told' else 2:06d}"
+    for _ in range(2):
+        with pytest.raises(ExpectationError, match=f"at step {at}. The checkpoint"):
+            trained(run)
+        newest = newest_checkpoint(run.folder, pytest.fail)
+        assert newest is not None and newest.name == f"step-{at:06d}"
+        assert not run.finished and sorted(values(run, "train/turns")) == list(range(1, at + 1))
+        assert tag_of(run) == tag
+    result, _ = trained(make({**NEVER, "first_step": at}))
+    assert result["steps"] == 4 and tag_of(run) == tag
+
+
+@pytest.mark.parametrize("how", ["told", "hard"])
+def test_a_kill_passes_over_no_warning(make: Make, signals: None, how: str) -> None:
+    run = make({**NEVER, "first_step": 4, "otherwise": "warn"})
+    tag = killed(run, 4, how)
+    trained(run)
+    assert run.finished and tag_of(run) == tag and tag.endswith("at step 4")
+
+
+def test_a_stop_is_known_of_each_step_that_has_a_checkpoint(make: Make) -> None:
+    strict = {**NEVER, "first_step": 1, "otherwise": "stop"}
+    for first in (2, 3, 4):  # each time with a looser one
+        with pytest.raises(ExpectationError, match=f"at step {first}"):
+            trained(make({**strict, "first_step": first}))
+    run = make(strict)
+    shutil.rmtree(run.folder / "checkpoints" / "step-000004")
+    with pytest.raises(ExpectationError, match="at step 3"):
+        trained(run)
 
 
 def test_what_is_no_finite_number_is_as_nobody_expects() -> None:
