@@ -4,6 +4,7 @@ The flow `train` asks for one part after another, each in a Prefect task; severa
 (tasks/runs/together.py) each go through all of it, and the first of them writes what is written.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,7 +119,7 @@ class Recorder:
             )  # fmt: skip
             self._outbox.keep(records)
         times = {"time/logging": self._logging, "time/checkpoint": self._saving}
-        self._outbox.log(event.step, {**event.metrics, **times, **self._system()})
+        self._outbox.log(event.step, {**_writable(event), **times, **self._system()})
         self._on_step(event.step)
         self._logging, self._saving, self._last = time.perf_counter() - started, 0.0, event
 
@@ -165,6 +166,18 @@ class Recorder:
         self.result = result_of(self._run, event)
         if self._trainer.ranks.first:
             write_result(self._run, self.result)
+
+
+def _writable(event: StepDone) -> dict[str, float]:
+    """Return the step's metrics as an outbox takes them, which has no infinity, for MLflow has none: NaN in its place where the
+    metric is told to be unexpected, with its value, and in a step that stops the run, which must not end without its checkpoint.
+    Elsewhere an infinity is a fault, and stays one."""
+    stops = any(one.expected.otherwise == "stop" for one in event.unexpected)
+    told = {one.expected.metric for one in event.unexpected}
+    return {
+        name: math.nan if math.isinf(value) and (stops or name in told) else value
+        for name, value in event.metrics.items()
+    }
 
 
 def train_to_end(

@@ -1,10 +1,12 @@
 """What was expected of a run: it is warned of or stopped at the step, its checkpoint is whole, and Data Docs say so."""
 
 import json
+import math
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +18,7 @@ from igpo_core.config.expect import Watched
 from igpo_core.environments.lookup import generate
 from igpo_core.errors import ExpectationError
 from igpo_core.policies import save_policy
+from igpo_core.training import StepResult
 from tasks.report.alarms import unexpected
 from tasks.report.sweeps import RunData, SweepData
 from tasks.runs.expectations import write_data_docs
@@ -209,6 +212,44 @@ def test_a_stop_is_known_of_each_step_that_has_a_checkpoint(make: Make) -> None:
     shutil.rmtree(run.folder / "checkpoints" / "step-000004")
     with pytest.raises(ExpectationError, match="at step 3"):
         trained(run)
+
+
+def with_infinite(run: Run, name: str, said: list[str]) -> None:
+    """Train a run whose second step has an infinite metric."""
+    training = open_training(run, said.append)
+    made = training.trainer.run_step
+
+    def run_step() -> StepResult:
+        done = made()
+        return replace(done, metrics={**done.metrics, name: math.inf}) if done.step == 2 else done
+
+    training.trainer.run_step = run_step  # type: ignore[method-assign]
+    train_to_end(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append)
+
+
+def test_an_infinite_metric_stops_a_run_with_its_value_and_checkpoint(make: Make) -> None:
+    run = make({"metric": "train/ratio_error", "most": 0.5, "otherwise": "stop"})
+    told = "train/ratio_error at most 0.5: inf at step 2"
+    for train in (lambda: with_infinite(run, "train/ratio_error", []), lambda: trained(run)):
+        with pytest.raises(ExpectationError, match=f"says so: {told}. The checkpoint"):
+            train()
+        assert (run.folder / "checkpoints" / "step-000002").is_dir() and tag_of(run) == told
+    seen = values(run, "train/ratio_error")
+    assert sorted(seen) == [1, 2] and seen[1] < 0.5 and math.isnan(seen[2])  # MLflow has no infinity
+    said: list[str] = []
+    write_data_docs(run, said.append)
+    assert "expectations: 0 of 1 met; not train/ratio_error at most 0.5 (1 steps)" in said[-1]
+
+
+def test_an_infinite_metric_is_warned_of_and_one_that_nobody_expects_is_a_fault(make: Make) -> None:
+    run, said = make({"metric": "train/ratio_error"}), list[str]()
+    with_infinite(run, "train/ratio_error", said)
+    assert run.finished and tag_of(run) == "train/ratio_error finite: inf at step 2"
+    assert f"warning: not as expected: {tag_of(run)}" in said and math.isnan(values(run, "train/ratio_error")[2])
+    for path in sorted(run.folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    with pytest.raises(ValueError, match="metric train/entropy at step 2 is inf"):
+        with_infinite(make({"metric": "train/ratio_error"}), "train/entropy", said)
 
 
 def test_what_is_no_finite_number_is_as_nobody_expects() -> None:
