@@ -20,7 +20,7 @@ from tasks.home import home, open_home
 from tasks.prefect_runs import RunPage, flow_run_url, run_log
 from tasks.runs import planning
 from tasks.runs.devices import device
-from tasks.runs.expectations import write_data_docs
+from tasks.runs.expectations import tell_expectations
 from tasks.runs.locks import locked
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
@@ -28,6 +28,7 @@ from tasks.runs.processors import processor, unsuited
 from tasks.runs.together import Meeting, train_together
 from tasks.secrets import require_judge
 from tasks.tracking.mlflow_runs import about_run
+from tasks.tracking.outbox import Status
 from tasks.tracking.owed import bring_up_to_date
 from tasks.tracking.sending import Tracker
 from tasks.tracking.system import monitor
@@ -145,14 +146,20 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
         tracker.finish("KILLED", patience=10)
         raise
     except BaseException:
-        write_data_docs(run, say)
-        tracker.finish("FAILED")
+        _end(run, tracker, "FAILED", say)
         raise
     drop_moments(run.folder)
-    write_data_docs(run, say)
-    tracker.finish("FINISHED")
+    _end(run, tracker, "FINISHED", say)
     page.close()
     return result
+
+
+def _end(run: Run, tracker: Tracker, status: Status, say: Say) -> None:
+    """Data Docs come first, for MLflow gets a run's files as it ends."""
+    try:
+        tell_expectations(run, say)
+    finally:
+        tracker.finish(status)
 
 
 def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any]:

@@ -18,10 +18,27 @@ NAME = "run"  # of suite and table
 Metrics = Mapping[int, Mapping[str, float]]  # of a run, by step
 
 
+def tell_expectations(run: Run, say: Say) -> None:
+    """write_data_docs, at a run's end. A fault of it is told: the run has its result, or an error of its own, all the same."""
+    try:
+        write_data_docs(run, say)
+    except Exception as error:
+        say(
+            f"warning: no Data Docs of what was expected of this run, which changes nothing of how it ended: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
 def write_data_docs(run: Run, say: Say) -> None:
-    """Validate the run's metrics as its folder has them, and put Data Docs there; nothing where nothing was expected."""
-    expected, metrics = run.spec.experiment.expect, metrics_of(run.folder)
-    if not expected or not metrics:
+    """Validate the run's metrics as its folder has them, and put Data Docs there; nothing where nothing was expected.
+
+    Raises DataError on a damaged line of metrics, OSError where the folder cannot be written.
+    """
+    expected = run.spec.experiment.expect
+    if not expected:
+        return
+    metrics = metrics_of(run.folder)
+    if not metrics:
         return
     with tempfile.TemporaryDirectory() as temporary:
         docs = Path(temporary) / DATA_DOCS

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 
+from flows.train import _end
 from igpo_core.checkpoints import newest_checkpoint
 from igpo_core.config import Expectation, ExperimentConfig
 from igpo_core.config.expect import Watched
@@ -21,13 +22,13 @@ from igpo_core.policies import save_policy
 from igpo_core.training import StepResult
 from tasks.report.alarms import unexpected
 from tasks.report.sweeps import RunData, SweepData
-from tasks.runs.expectations import write_data_docs
+from tasks.runs.expectations import tell_expectations, write_data_docs
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.planned import Run
 from tasks.runs.training import open_training, train_to_end
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.outbox import Outbox, read_about
-from tasks.tracking.sending import Sender, read_sent
+from tasks.tracking.sending import Sender, Tracker, read_sent
 from tasks.tracking.server import client
 from tests.tasks.planned import planned
 
@@ -250,6 +251,50 @@ def test_an_infinite_metric_is_warned_of_and_one_that_nobody_expects_is_a_fault(
         path.unlink() if path.is_file() else path.rmdir()
     with pytest.raises(ValueError, match="metric train/entropy at step 2 is inf"):
         with_infinite(make({"metric": "train/ratio_error"}), "train/entropy", said)
+
+
+def test_data_docs_that_cannot_be_written_hide_no_end_of_a_run(make: Make) -> None:
+    run = make(ALWAYS)
+    trained(run)
+    path = run.folder / "metrics.jsonl"
+    first, second, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, *others, second[:30]]) + "\n")
+    said: list[str] = []
+    tell_expectations(make(), said.append)  # nothing is expected: nothing is read
+    assert not said
+    tell_expectations(run, said.append)
+    (told,) = said
+    assert told.startswith("warning: no Data Docs") and "DataError" in told and f"{path}: line" in told
+    path.write_text("\n".join([first, *others]) + "\n")
+    (run.folder / "data_docs").write_text("in the way")
+    tell_expectations(run, said.append)
+    assert said[1].startswith("warning: no Data Docs") and len(said) == 2
+    (run.folder / "data_docs").unlink()
+    tell_expectations(run, said.append)
+    assert said[2].startswith("expectations: 1 of 1 met.")
+
+
+class Ending(Tracker):
+    """Without MLflow."""
+
+    def __init__(self) -> None:
+        self.status = ""
+
+    def finish(self, status: Any, patience: float = 60) -> None:
+        self.status = status
+
+
+def test_a_run_ends_in_mlflow_though_its_data_docs_are_interrupted(make: Make) -> None:
+    run = make(ALWAYS)
+    trained(run)
+    tracker = Ending()
+
+    def told(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _end(run, tracker, "FAILED", told)
+    assert tracker.status == "FAILED"
 
 
 def test_what_is_no_finite_number_is_as_nobody_expects() -> None:
