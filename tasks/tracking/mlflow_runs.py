@@ -36,13 +36,20 @@ def about_run(run: Run, processor: str, page: str) -> About:
     before = read_about(run.folder)
     known = before.tags if before else {}
     tags = tags_of(spec) | {
-        **({UNEXPECTED: known[UNEXPECTED]} if UNEXPECTED in known else {}),
+        **({UNEXPECTED: _still(known[UNEXPECTED], spec)} if UNEXPECTED in known else {}),
         "processor": joined(known.get("processor"), processor),
         "mlflow.note.content": f"[This run in Prefect]({page})",  # the page shows it first
     }
     settings = spec.experiment.model_dump(mode="json")
     dataset = dataset_of(spec.experiment.data, run.data)
     return About(spec.study, title_of(spec), spec.run_key, tags, settings, dataset=dataset)
+
+
+def _still(told: str, spec: RunSpec) -> str:
+    """Return what a tag UNEXPECTED says of what is expected now: it may be something else than before. "" is sent too, for
+    MLflow keeps a tag that it is not told of."""
+    expected = [f"{one.told}: " for one in spec.experiment.expect]
+    return "; ".join(part for part in told.split("; ") if part.startswith(tuple(expected)))
 
 
 def title_of(spec: RunSpec) -> str:

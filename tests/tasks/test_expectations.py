@@ -253,6 +253,28 @@ def test_an_infinite_metric_is_warned_of_and_one_that_nobody_expects_is_a_fault(
         with_infinite(make({"metric": "train/ratio_error"}), "train/entropy", said)
 
 
+def test_a_run_is_told_to_be_unexpected_by_what_is_expected_of_it_now(make: Make, mlflow_server: str) -> None:
+    stop, other = {**NEVER, "otherwise": "stop"}, {"metric": "train/turns", "least": 9, "most": 10}
+    with pytest.raises(ExpectationError):
+        trained(make(stop, other))
+    run = make(stop, other)
+    Sender(run.folder).send()
+    sent = read_sent(run.folder)
+    assert sent is not None
+
+    def in_mlflow() -> str:
+        Sender(run.folder).send()
+        return client().get_run(sent.run_id).data.tags["unexpected"]
+
+    first, second = tag_of(run).split("; ")
+    assert first.startswith("train/turns at least 9, at most 10: ") and second.startswith("train/turns at most 0.5 ")
+    assert in_mlflow() == f"{first}; {second}"
+    Outbox(run.folder, about_run(make(NEVER), "cpu", "page"))  # which warns of it
+    assert tag_of(run) == in_mlflow() == second
+    trained(make())
+    assert run.finished and tag_of(run) == in_mlflow() == ""
+
+
 def test_data_docs_that_cannot_be_written_hide_no_end_of_a_run(make: Make) -> None:
     run = make(ALWAYS)
     trained(run)
