@@ -98,6 +98,13 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 "expect: train/kl is measured where optimizer.kl_coefficient is above 0: leave it out, or set that"
             )
+        for item in self.expect:
+            if item.first_step > self.training.steps:
+                raise ValueError(
+                    f"expect: first_step={item.first_step} of {item.metric} is never reached: a run ends with step "
+                    f"{self.training.steps}, training.epochs={self.training.epochs} of training.steps_per_epoch="
+                    f"{self.training.steps_per_epoch}; name an earlier step, or train longer"
+                )
         return self
 
     @model_validator(mode="after")

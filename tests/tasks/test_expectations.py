@@ -340,6 +340,10 @@ def test_what_is_no_finite_number_is_as_nobody_expects() -> None:
         ({"metric": "engine/mismatch_max", "most": 1}, "which are the same with rollout.engine.kind=transformers"),
         ({"metric": "train/kl", "most": 1}, "train/kl is measured where optimizer.kl_coefficient is above 0"),
         ({"metric": "train/turns", "most": float("inf")}, "finite number"),
+        (
+            {"metric": "train/turns", "most": 1, "first_step": 41},
+            "first_step=41 of train/turns is never reached: a run ends with step 40, training.epochs=4 of training.steps_per_epoch=10",
+        ),
     ],
 )
 def test_what_cannot_be_expected_is_refused(expected: dict[str, Any], told: str) -> None:
