@@ -18,6 +18,20 @@ SAID = (  # by torch in a RuntimeError, on a CPU and from CUDA's libraries
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+_STEP = (
+    "A checkpoint that the run has is whole: where more memory is free the same command goes on from the last one, or from the "
+    "warm start where there is none yet"
+)
+KEPT: dict[Phase, str] = {  # what there is to go on from
+    "loading": "Nothing was trained yet and nothing is lost: where more memory is free start the same command again",
+    "warm start": "A warm start keeps a checkpoint now and then: where more memory is free the same command goes on from the "
+    "last one, or begins it anew where there is none yet",
+    "rollout": _STEP,
+    "beliefs": _STEP,
+    "update": _STEP,
+    "evaluation": "Weights are not touched by it, and a checkpoint that a run has is whole: where more memory is free start the "
+    "same command again",
+}
 
 
 def ran_out(error: BaseException) -> bool:
@@ -43,9 +57,8 @@ def within_memory(phase: Phase, config: ExperimentConfig, step: int | None = Non
         during = phase if step is None else f"{phase} of step {step + 1}"
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutOfMemory(
-            f"out of memory during {during}: lower {remedy(phase, config)}. The last checkpoint is whole. Where more memory is "
-            "free the same command goes on from it; a run with another setting is another run, which begins at its warm start. "
-            f"({said})"
+            f"out of memory during {during}: lower {remedy(phase, config)}. {KEPT[phase]}; with another setting it is another "
+            f"run. ({said})"
         ) from error
 
 

@@ -4,14 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import OutOfMemory
-from igpo_core.memory import ran_out, remedy, within_memory
+from igpo_core.memory import Phase, ran_out, remedy, within_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +36,16 @@ def test_the_error_names_what_was_under_way_and_what_to_lower() -> None:
     assert words.startswith("out of memory during update of step 12: lower optimizer.tokens_per_batch=2048, or set ")
     assert "optimizer.gradient_checkpointing=true" in words and "you tried to allocate" in words
     assert isinstance(found.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_the_error_names_no_checkpoint_that_there_need_not_be(phase: Any) -> None:
+    with pytest.raises(OutOfMemory) as found, within_memory(phase, config()):
+        raise MemoryError
+    words = str(found.value)
+    assert "The last checkpoint" not in words and "the same command" in words and words.endswith("(MemoryError)")
+    assert ("checkpoint" in words) is (phase != "loading")
+    assert ("none yet" in words) is (phase in ("warm start", "rollout", "beliefs", "update"))
 
 
 def test_another_error_goes_through() -> None:
