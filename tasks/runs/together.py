@@ -278,8 +278,10 @@ def main(home: Path, run_key: str) -> None:
 
 
 def _tell(**what: Any) -> None:
+    line = MARK + json.dumps(what) + "\n"
     with contextlib.suppress(BrokenPipeError):  # nobody listens any more: _end_with_owner sees to that
-        print(MARK + json.dumps(what), flush=True)
+        sys.stdout.write(line)  # print writes text and newline apart, and the system's monitor is another thread
+        sys.stdout.flush()
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -17,7 +17,7 @@ from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, Run, open_run, write_run
-from tasks.runs.together import Meeting, join, train_together
+from tasks.runs.together import MARK, Meeting, join, train_together
 from tasks.runs.training import open_training, train_to_end
 from tasks.tracking.outbox import About, Nowhere, Outbox
 from tests.sockets import Watch
@@ -151,6 +151,24 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
         if line.strip() == f"step {step}":
             return
     pytest.fail("it ended before that step")
+
+
+TELL = """
+import sys, threading
+from tasks.runs.together import _tell
+
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=lambda: [_tell(say="x" * 100) for _ in range(3000)]) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_what_several_threads_tell_arrives_in_whole_lines() -> None:
+    told = start(TELL).communicate(timeout=60)[0].splitlines()
+    assert told == [MARK + json.dumps({"say": "x" * 100})] * (4 * 3000)
 
 
 @pytest.mark.night
