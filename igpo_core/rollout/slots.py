@@ -259,12 +259,23 @@ class _Joined(torch.nn.Module):
 class _Follower(torch.nn.Module):
     """A projection that _Joined has computed already."""
 
-    def __init__(self, first: _Joined) -> None:
+    def __init__(self, first: _Joined, names: Sequence[str], place: int) -> None:
+        """names: of all that are joined, in order; place: of this one among them.
+
+        forward raises RuntimeError in a layer that asks in another order, which would get what another projection gives.
+        """
         super().__init__()
         self._first = [first]  # in a list, so that it is no module of this one too
+        self._left = len(names) - place  # that are kept when it is this one's turn
+        self._fault = (
+            f"a layer asks for {names[place]} out of turn: rollout.engine.kind=continuous computes {', '.join(names)} as one "
+            "product, for layers that ask in this order. Set rollout.engine.kind=transformers for this model"
+        )
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         (first,) = self._first
+        if len(first.kept) != self._left:
+            raise RuntimeError(self._fault)
         value, first.kept = first.kept[0], first.kept[1:]
         return value
 
@@ -291,8 +302,9 @@ def join_projections(model: torch.nn.Module, own: Set[torch.Tensor]) -> None:
                 len({part.bias is None for part in parts}) == 1  # type: ignore[union-attr]
             ):
                 first = _Joined(parts)  # type: ignore[arg-type]
-                for name, replaced in zip(names, [first, *(_Follower(first) for _ in names[1:])], strict=True):
-                    setattr(module, name, replaced)
+                setattr(module, names[0], first)
+                for place, name in enumerate(names[1:], start=1):
+                    setattr(module, name, _Follower(first, names, place))
 
 
 def _key_shape(config: Any) -> tuple[int, int]:

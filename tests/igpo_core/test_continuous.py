@@ -248,6 +248,36 @@ def test_joined_projections_give_what_they_gave_apart_with_the_weights_of_now(bi
     assert [count for _, count in products] == [2 * 7 + 1, 2 * 4 + 1]
 
 
+class Asking(torch.nn.Module):
+    """A layer that asks for its projections in an order of its own."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+        self.order = order
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.stack([getattr(self, f"{name}_proj")(states) for name in self.order])
+
+
+@pytest.mark.parametrize(("order", "first"), [("qvk", "v_proj"), ("kqv", "k_proj"), ("vqk", "v_proj")])
+def test_a_layer_that_asks_in_another_order_is_refused_by_name(order: str, first: str) -> None:
+    layer = Asking(order)
+    join_projections(layer, set(layer.parameters()))
+    told = f"asks for {first} out of turn: .* computes q_proj, k_proj, v_proj as .* rollout.engine.kind=transformers"
+    with pytest.raises(RuntimeError, match=told):
+        layer(torch.ones(1, 4))
+
+
+def test_joined_projections_are_one_graph_for_the_compiler() -> None:
+    layer = Asking("qkv")
+    expected = layer(torch.ones(1, 4))
+    join_projections(layer, set(layer.parameters()))
+    traced = torch.compile(layer, backend="eager", fullgraph=True)
+    for _ in range(2):  # what is kept is empty again
+        torch.testing.assert_close(traced(torch.ones(1, 4)), expected)
+
+
 def test_projections_that_somebody_else_computes_with_stay_apart(taught: Any) -> None:
     model = copy.deepcopy(taught[2].model)
     mine = set(model.parameters()) - {model.get_decoder().layers[0].self_attn.k_proj.weight}
