@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, Run, open_run, write_run
 from tasks.runs.together import MARK, Meeting, join, train_together
 from tasks.runs.training import open_training, train_to_end
-from tasks.tracking.outbox import About, Nowhere, Outbox
+from tasks.tracking.outbox import About, Nowhere, Outbox, read_about
 from tests.sockets import Watch
 from tests.tasks.planned import planned
 from tests.waiting import HANGS
@@ -41,7 +42,14 @@ JOINED = (
 
 
 def make_run(
-    taught: Any, home: Path, key: str, processes: int, steps: int = 4, sharding: str = "none", nodes: int = 1
+    taught: Any,
+    home: Path,
+    key: str,
+    processes: int,
+    steps: int = 4,
+    sharding: str = "none",
+    nodes: int = 1,
+    expect: Sequence[dict[str, Any]] = (),
 ) -> Run:
     config, _, policy = taught
     content = json.loads(config.model_dump_json())
@@ -54,7 +62,7 @@ def make_run(
     }
     content["rollout"] |= {"questions": 3, "group_size": 2}
     content["evaluation"] |= {"every": 2, "dev_questions": 5, "test_questions": 5}
-    run = planned(home, ExperimentConfig.model_validate(content), sweep=key)
+    run = planned(home, ExperimentConfig.model_validate({**content, "expect": expect}), sweep=key)
     if not run.data.exists():
         run.data.mkdir(parents=True)
         generate(config.data).to_parquet(run.data / "questions.parquet")
@@ -169,6 +177,20 @@ for thread in threads:
 def test_what_several_threads_tell_arrives_in_whole_lines() -> None:
     told = start(TELL).communicate(timeout=60)[0].splitlines()
     assert told == [MARK + json.dumps({"say": "x" * 100})] * (4 * 3000)
+
+
+@pytest.mark.night
+def test_two_processes_stop_together_at_a_step_that_is_not_as_expected(taught: Any, tmp_path: Path) -> None:
+    never = {"metric": "train/turns", "most": 0.5, "first_step": 3}
+    run = make_run(taught, tmp_path, "stopped", 2, expect=[{**never, "otherwise": "stop"}])
+    for _ in range(2):  # started again it stops at once
+        with pytest.raises(IgpoError, match=r"ExpectationError in process [01]: stopped, .* at step 3"):
+            launch(run)
+        assert [line["step"] for line in lines(run) if "train/turns" in line["metrics"]] == [1, 2, 3]
+        assert (run.folder / "checkpoints" / "step-000003").is_dir()
+    about = read_about(run.folder)
+    assert about is not None and about.tags["unexpected"].endswith(" at step 3")
+    assert launch(make_run(taught, tmp_path, "stopped", 2, expect=[never]))["steps"] == 4
 
 
 @pytest.mark.night
