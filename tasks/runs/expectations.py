@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas
-
 from igpo_core.config import Expectation
 from igpo_core.folders import fill_folder
 from tasks.runs.planned import Run, Say
@@ -94,6 +92,8 @@ def write_pages_of(metrics: Metrics, expected: Sequence[Expectation], data_docs:
         validation_definitions=[definition],
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["step"]},
     )
+    import pandas
+
     table = pandas.DataFrame({name: pandas.Series(values, dtype="float64") for name, values in columns.items()})
     context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table})
     write_pages(context, data_docs)
