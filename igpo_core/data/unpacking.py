@@ -83,9 +83,9 @@ def _open_zstd(path: Path, content: bytes) -> Any:
 
 def _open_zip(path: Path, content: bytes) -> Stream:
     archive = zipfile.ZipFile(io.BytesIO(content))
-    members = [
-        entry for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
-    ]
+    # not is_dir, which fails at a damaged entry without a name
+    members = [entry for entry in archive.infolist() if not entry.filename.endswith("/")
+               and not entry.filename.startswith("__MACOSX/")]  # fmt: skip
     if len(members) != 1:
         raise DataError(f"{path}: is a zip of {len(members)} files: unpack it and name the one that is meant")
     if members[0].flag_bits & ENCRYPTED:

@@ -81,6 +81,21 @@ def test_damage_is_no_exception_of_a_library(packed: tuple[str, bytes]) -> None:
     assert refused > NUMBERS / 10
 
 
+def test_a_zip_whose_entry_lost_its_name() -> None:
+    """Found by benchmarks/fuzz.py: the directory says that the name has no characters, where the entry itself has one."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("q", b"content")
+    made = bytearray(target.getvalue())
+    entry = made.index(b"PK\x01\x02")
+    made[entry + 28] = 0  # bytes of its name
+    end = made.index(b"PK\x05\x06")
+    del made[entry + 46 : end]
+    made[made.index(b"PK\x05\x06") + 12] -= 1  # bytes of the directory
+    with pytest.raises(DataError, match="cannot be unpacked as zip"):
+        unpacked(Path("q.zip"), bytes(made))
+
+
 def test_an_encrypted_zip_asks_for_its_password() -> None:
     """The flag stands at byte 6 of the entry and at byte 8 of its line in the directory."""
     content = bytearray(PACKED["zip, deflated"])
