@@ -271,10 +271,13 @@ def main(home: Path, run_key: str) -> None:
     except KeyboardInterrupt:
         if training is not None:
             leave_checkpoint(training, outbox, say)
-        os._exit(0)  # without waiting for processes that may have ended
     except Exception as error:
         _tell(failed=f"{type(error).__name__} in process {os.environ['RANK']}: {error}")
         raise
+    sys.stderr.flush()
+    # without waiting for processes that may have ended: torch's threads of a group whose other side is gone abort a plain exit
+    # now and then, and a run that is done would be told as failed
+    os._exit(0)
 
 
 def _tell(**what: Any) -> None:

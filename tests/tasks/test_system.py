@@ -25,19 +25,30 @@ from tasks.tracking.system import CURVES, Processes, SystemMonitor, monitor
 from tests.tasks.planned import planned
 
 GIB = 2**30
+ROOT = Path(__file__).resolve().parents[2]
 HOLDS = "import sys\nheld = bytearray(b'x') * (256 * 2**20)\nprint('there', flush=True)\nsys.stdin.read()\n"
 
 
 def test_memory_is_that_of_a_process_and_its_children() -> None:
-    source = Processes(os.getpid())
-    before = source.read()["system/memory_gib"]
-    assert before == pytest.approx(psutil.Process().memory_info().rss / GIB, rel=0.1)
-    command = [sys.executable, "-c", HOLDS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "there\n"
-        held = source.read()["system/memory_gib"] - before
-    assert 0.25 < held < 0.35  # what it allocated, and an interpreter
-    assert source.read()["system/memory_gib"] < before + 0.1
+    """Of a process of its own: that of the tests has servers for children."""
+    code = f"""
+import os, psutil, subprocess, sys
+from tasks.tracking.system import Processes
+source = Processes(os.getpid())
+seen = [source.read()["system/memory_gib"], psutil.Process().memory_info().rss / 2**30]
+command = [sys.executable, "-c", {HOLDS!r}]
+with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    assert child.stdout.readline() == "there\\n"
+    seen.append(source.read()["system/memory_gib"])
+seen.append(source.read()["system/memory_gib"])
+print(*seen)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, own, held, after = map(float, done.stdout.split())
+    assert before == pytest.approx(own, rel=0.1)
+    assert 0.25 < held - before < 0.35  # what it allocated, and an interpreter
+    assert after < before + 0.1
 
 
 def test_the_share_of_processors_is_that_of_the_time_between_readings() -> None:
@@ -105,10 +116,16 @@ def test_what_cannot_be_opened_is_told_and_leaves_the_rest() -> None:
 
 
 def test_without_a_gpu_there_are_no_curves_of_one_and_nothing_is_imported() -> None:
-    told: list[str] = []
-    with monitor(ExperimentConfig(), "cpu", told.append) as system:
-        assert set(system.taken()) == {"system/memory_gib", "system/cpu_share"}
-    assert told == [] and "pynvml" not in sys.modules
+    code = """
+import sys
+from igpo_core.config import ExperimentConfig
+from tasks.tracking.system import monitor
+told = []
+with monitor(ExperimentConfig(), "cpu", told.append) as system:
+    print(sorted(system.taken()), told, "pynvml" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "['system/cpu_share', 'system/memory_gib'] [] False", done.stderr
 
 
 def test_gpus_are_read_where_there_are_some() -> None:
