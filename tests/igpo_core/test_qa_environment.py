@@ -148,7 +148,7 @@ def test_a_failed_search_is_a_short_error_and_is_counted(tmp_path: Path, monkeyp
     rows = [{**BASE, "id": "a", "split": "dev", "question": "Q?", "answers": ["A"], "supporting_titles": []}]
     table(rows, QUESTION_SCHEMA).drop(columns="defect").to_parquet(published / "questions.parquet")
     with hostile_server() as server:
-        search = {"kind": "web", "api": "serper", "url": f"{server.address}/serper", "attempts": 1, "timeout": 0.5}
+        search = {"kind": "web", "api": "serper", "url": f"{server.address}/serper", "attempts": 1, "timeout": 30.0}
         config = QuestionFiles.model_validate({"questions": [{"path": "q"}], "search": search, "top_k": 1})
         environment = CorpusEnvironment(config, published)
         found = environment.search(["cats", "garbage", "nothing"])

@@ -34,7 +34,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(server: Hostile, api: str = "serper", **changes: Any) -> WebSearch:
-    given = {"timeout": 0.5, "attempts": 2, "max_failure_share": 1.0, "max_bytes": 100_000, **changes}
+    # longer than a busy machine holds an answer up; tests of slow ones give their own
+    given = {"timeout": 30.0, "attempts": 2, "max_failure_share": 1.0, "max_bytes": 100_000, **changes}
     return WebSearch.model_validate({"api": api, "url": f"{server.address}/{api}", **given})
 
 
@@ -126,7 +127,7 @@ def test_names_of_fields_do_not_reach_a_terminal_raw(tmp_path: Path, name: str) 
     ],
 )
 def test_a_failing_back_end_is_data(server: Hostile, tmp_path: Path, query: str, reason: str, calls: int) -> None:
-    web = retriever(server, tmp_path)
+    web = retriever(server, tmp_path, **({"timeout": 0.5} if "0.5 s" in reason else {}))
     failure, good = web.search([query, "cats"], 2)
     assert isinstance(failure, SearchFailure) and reason in failure.reason
     assert not isinstance(good, SearchFailure) and len(good) == 2  # beside it, others go on
