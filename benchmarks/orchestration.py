@@ -39,12 +39,12 @@ def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
 
 def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
-    from tasks.runs.training import open_training, train_to_end
+    from tasks.runs.training import Recorder, open_training
     from tasks.tracking.outbox import Nowhere
 
     run = planned(preset, seed, home, "alone")
     run.folder.mkdir(parents=True)
-    train_to_end(run, open_training(run, lambda line: None), Nowhere(), lambda line: None)
+    Recorder(run, open_training(run, lambda line: None), Nowhere(), lambda line: None).to_end()
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:

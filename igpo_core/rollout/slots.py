@@ -297,11 +297,12 @@ def join_projections(model: torch.nn.Module, own: Set[torch.Tensor]) -> None:
     are plain matrices. own: tensors that nobody else computes with; others stay as they are."""
     for module in list(model.modules()):
         for names in JOINABLE:
-            parts = [getattr(module, name, None) for name in names]
-            if all(type(part) is torch.nn.Linear and part.weight in own for part in parts) and (
-                len({part.bias is None for part in parts}) == 1  # type: ignore[union-attr]
-            ):
-                first = _Joined(parts)  # type: ignore[arg-type]
+            found = [getattr(module, name, None) for name in names]
+            # an adapter is a subclass that computes more
+            parts = [part for part in found if isinstance(part, torch.nn.Linear) and type(part) is torch.nn.Linear]
+            alike = len({part.bias is None for part in parts}) == 1
+            if len(parts) == len(names) and alike and all(part.weight in own for part in parts):
+                first = _Joined(parts)
                 setattr(module, names[0], first)
                 for place, name in enumerate(names[1:], start=1):
                     setattr(module, name, _Follower(first, names, place))

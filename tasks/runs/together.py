@@ -248,7 +248,7 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 def main(home: Path, run_key: str) -> None:
     """What each process does."""
     from tasks.runs.interruption import leave_checkpoint
-    from tasks.runs.training import open_training, train_to_end
+    from tasks.runs.training import Recorder, open_training
 
     first = os.environ["RANK"] == "0"
     signal.signal(signal.SIGTERM, _interrupt if first else _linger)
@@ -267,7 +267,7 @@ def main(home: Path, run_key: str) -> None:
             if first:
                 place, owner = str(training.trainer.policy.model.device), int(os.environ[OWNER])
                 system = stack.enter_context(monitor(run.spec.experiment, place, say, owner)).taken
-            train_to_end(run, training, outbox, say, lambda step: _tell(step=step) if first else None, system)
+            Recorder(run, training, outbox, say, lambda step: _tell(step=step) if first else None, system).to_end()
     except KeyboardInterrupt:
         if training is not None:
             leave_checkpoint(training, outbox, say)

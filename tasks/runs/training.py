@@ -76,6 +76,12 @@ class Recorder:
         while not isinstance(self.advance(), Checkpointed | Finished):
             pass
 
+    def to_end(self) -> dict[str, Any]:
+        """Make all that is left of the run. Returns its result, which is on disk then."""
+        while self.result is None:
+            self.part()
+        return self.result
+
     def advance(self) -> Event:
         """Make the next event and write it down; a signal to end waits for a step's line (tasks/runs/interruption.py)."""
         with whole_steps(self._trainer):
@@ -178,21 +184,6 @@ def _writable(event: StepDone) -> dict[str, float]:
         name: math.nan if math.isinf(value) and (stops or name in told) else value
         for name, value in event.metrics.items()
     }
-
-
-def train_to_end(
-    run: Run,
-    training: TrainingRun,
-    outbox: Writing,
-    say: Say,
-    on_step: OnStep = lambda step: None,
-    system: Callable[[], dict[str, float]] = dict,
-) -> dict[str, Any]:
-    """Make all that is left of the run. Returns its result, which is on disk then. system: see Recorder."""
-    recorder = Recorder(run, training, outbox, say, on_step, system)
-    while recorder.result is None:
-        recorder.part()
-    return recorder.result
 
 
 def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:

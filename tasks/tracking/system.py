@@ -8,7 +8,8 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import psutil
@@ -30,11 +31,15 @@ CURVES: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
+# What a machine does that cannot be read. Anything else is a fault of ours, and raised.
+UNREADABLE = (OSError, ImportError, psutil.Error)
+
+
 class Source(Protocol):
     """Something that is read again and again."""
 
     def read(self) -> Mapping[str, float]:
-        """Return values by their metric."""
+        """Return values by their metric. Raises one of UNREADABLE."""
         ...
 
 
@@ -73,21 +78,30 @@ class Accelerators:
     """NVIDIA GPUs: their memory that is taken, by whomever, and the share of the time in which they computed something."""
 
     def __init__(self, places: Sequence[int]) -> None:
-        """places: as torch numbers them. Raises pynvml.NVMLError where the driver cannot be asked."""
+        """places: as torch numbers them. Raises OSError where the driver cannot be asked."""
         import pynvml
         import torch
 
-        pynvml.nvmlInit()
         self._nvml = pynvml
-        # its own numbers are not torch's, which leaves out what CUDA_VISIBLE_DEVICES hides
-        names = [f"GPU-{torch.cuda.get_device_properties(place).uuid}" for place in places]
-        self._handles = [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
+        with self._asked():
+            pynvml.nvmlInit()
+            # its own numbers are not torch's, which leaves out what CUDA_VISIBLE_DEVICES hides
+            names = [f"GPU-{torch.cuda.get_device_properties(place).uuid}" for place in places]
+            self._handles = [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
 
     def read(self) -> Mapping[str, float]:
-        """Return system/gpu_memory_gib, of all of them, and system/gpu_share, their mean."""
-        taken = sum(self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles)
-        busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
+        """Return system/gpu_memory_gib, of all of them, and system/gpu_share, their mean. Raises OSError."""
+        with self._asked():
+            taken = sum(self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles)
+            busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
         return {"system/gpu_memory_gib": taken / GIB, "system/gpu_share": statistics.fmean(busy)}
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            yield
+        except self._nvml.NVMLError as error:
+            raise OSError(f"the driver of the GPUs: {error}") from error
 
 
 class SystemMonitor:
@@ -110,7 +124,7 @@ class SystemMonitor:
         for name, opened in self._openers.items():
             try:
                 self._sources[name] = opened()
-            except Exception as error:  # curves are no reason to lose a run
+            except UNREADABLE as error:  # curves are no reason to lose a run
                 self._give_up(name, error)
         self._thread.start()
         return self
@@ -140,7 +154,7 @@ class SystemMonitor:
         for name, source in list(self._sources.items()):
             try:
                 found = source.read()
-            except Exception as error:
+            except UNREADABLE as error:
                 del self._sources[name]
                 self._give_up(name, error)
                 continue

@@ -64,6 +64,16 @@ def query(servers: Servers, code: str) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def of_minutes(servers: Servers, name: str) -> Path:
+    """The file of a specification whose two arms train for minutes."""
+    content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())
+    content["base"]["training"] = {"epochs": 2, "steps_per_epoch": 5000}
+    content["base"]["evaluation"]["every"] = 5000
+    path = servers.home / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**content, "name": name, "seeds": [0]}))
+    return path
+
+
 @pytest.fixture(scope="module")
 def sweep(servers: Servers) -> str:
     done = servers.run(sys.executable, "-m", "flows.ablation", "tiny")
@@ -216,11 +226,7 @@ def test_an_evaluation_of_a_finished_run(servers: Servers, sweep: str) -> None:
 @pytest.mark.night
 def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None:
     """Its arms train for minutes when they are told to end."""
-    content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())
-    content["base"]["training"] = {"epochs": 2, "steps_per_epoch": 5000}
-    content["base"]["evaluation"]["every"] = 5000
-    path = servers.home / "long.yaml"
-    path.write_text(yaml.safe_dump({**content, "name": "long", "seeds": [0]}))
+    path = of_minutes(servers, "long")
     asked = servers.run("prefect", "deployment", "run", "ablation/tiny", "--params", json.dumps({"preset": str(path)}))
     run_id = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", asked.stdout)[0]
 
@@ -258,11 +264,7 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
 
 def test_runs_of_a_dead_terminal_are_crashed_when_the_servers_are_wanted_again(servers: Servers) -> None:
     """After a power cut a sweep and two arms stayed Running for an hour, whatever was started. A living one is let alone."""
-    content = yaml.safe_load((ROOT / "deployments" / "presets" / "tiny.yaml").read_text())
-    content["base"]["training"] = {"epochs": 2, "steps_per_epoch": 5000}
-    content["base"]["evaluation"]["every"] = 5000
-    path = servers.home / "cut-off.yaml"
-    path.write_text(yaml.safe_dump({**content, "name": "cut-off", "seeds": [0]}))
+    path = of_minutes(servers, "cut-off")
     started = datetime.now(UTC).isoformat()
 
     def states() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A real MLflow server over SQLite, once for all tests here."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +74,12 @@ def _wait(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
         wait_until(answers, lambda: server.poll() is None)
     except AssertionError as error:
         raise AssertionError(f"{error}: {log.read_text()}") from error
+
+
+@pytest.fixture
+def signals() -> Any:
+    """Puts back what a test, or what it calls, does with the signals to end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """What is measured of a model is kept and found again, whatever ended the process."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def test_a_second_start_measures_what_is_missing_alone(
     for own in (every[:3], every[3:]):
         measure(own, Environments(data), home, print)
     assert len(calls) == 7 and not missing(every, home)
+    for path in (home / "evaluations").glob("*.json"):
+        os.utime(path, (0, 0))
+    assert not missing(every, home)  # what is wanted is in use: pruning goes by age
+    assert all(path.stat().st_mtime > 0 for path in (home / "evaluations").glob("*.json"))
     monkeypatch.setattr(evaluations, "_load", None)  # nothing is loaded where nothing is missing
     measure(every[:3], Environments(data), home, print)
 

@@ -25,7 +25,7 @@ from tasks.report.sweeps import RunData, SweepData
 from tasks.runs.expectations import tell_expectations, write_data_docs
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.planned import Run
-from tasks.runs.training import open_training, train_to_end
+from tasks.runs.training import Recorder, open_training
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.outbox import Outbox, read_about
 from tasks.tracking.sending import Sender, Tracker, read_sent
@@ -62,7 +62,7 @@ def make(taught: Any, tmp_path: Path) -> Make:
 def trained(run: Run) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     training = open_training(run, said.append)
-    return train_to_end(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append), said
+    return Recorder(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append).to_end(), said
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
@@ -143,14 +143,6 @@ class Killed(BaseException):
     """A kill that leaves no time: nothing is done after it."""
 
 
-@pytest.fixture
-def signals() -> Any:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def killed(run: Run, at: int, how: str) -> str:
     """Train, and be told to end right after the line of a step was written. Returns the tag that is on disk then."""
 
@@ -163,7 +155,7 @@ def killed(run: Run, at: int, how: str) -> str:
     training = open_training(run, print)
     outbox = Outbox(run.folder, about_run(run, "cpu", "page"))
     try:
-        train_to_end(run, training, outbox, print, on_step)
+        Recorder(run, training, outbox, print, on_step).to_end()
         pytest.fail("it was not ended")
     except KeyboardInterrupt:
         leave_checkpoint(training, outbox, print)
@@ -225,7 +217,7 @@ def with_infinite(run: Run, name: str, said: list[str]) -> None:
         return replace(done, metrics={**done.metrics, name: math.inf}) if done.step == 2 else done
 
     training.trainer.run_step = run_step  # type: ignore[method-assign]
-    train_to_end(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append)
+    Recorder(run, training, Outbox(run.folder, about_run(run, "cpu", "page")), said.append).to_end()
 
 
 def test_an_infinite_metric_stops_a_run_with_its_value_and_checkpoint(make: Make) -> None:

@@ -29,14 +29,6 @@ class QuietTracker(Outbox):
 
 
 @pytest.fixture
-def signals() -> Any:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
 def setting(taught: Any, tmp_path: Path) -> Any:
     """(run, training, tracker) of six steps with an evaluation every second."""
     config, _, policy = taught

@@ -1,6 +1,7 @@
 """The winner of a verdict, in a real MLflow's model registry."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,10 @@ def test_another_machine_fetches_the_files_from_mlflow_once(
     assert found.folder.is_relative_to(tmp_path / "there" / "registered") and found.run_key == made.spec.run_key
     assert (found.folder / "model.safetensors").read_text() == "0 0.5"
     monkeypatch.setattr("mlflow.MlflowClient.download_artifacts", None)
+    fetched = next((tmp_path / "there" / "registered").iterdir())
+    os.utime(fetched, (0, 0))
     assert find_registered("models:/three@best", tmp_path / "there") == found
+    assert fetched.stat().st_mtime > 0  # in use: pruning goes by age
     (found.folder / "manifest.json").write_text('{"format": 2, "sha256": {}}')
     with pytest.raises(CheckpointError, match="other files than were registered"):
         find_registered("models:/three@best", tmp_path / "there")

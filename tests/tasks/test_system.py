@@ -107,12 +107,24 @@ def test_what_cannot_be_opened_is_told_and_leaves_the_rest() -> None:
     told: list[str] = []
 
     def missing() -> Scripted:
-        raise RuntimeError("no driver")
+        raise OSError("no driver")
 
     sources = {"GPUs": missing, "memory": lambda: Scripted([{"system/memory_gib": 1.5}])}
     with SystemMonitor(sources, told.append, every=3600) as system:
         assert system.taken() == {"system/memory_gib": 1.5}  # a run of a single short step has a value
-    assert len(told) == 1 and "GPUs of this run cannot be read (RuntimeError('no driver'))" in told[0]
+    assert len(told) == 1 and "GPUs of this run cannot be read (OSError('no driver'))" in told[0]
+
+
+def test_a_fault_of_our_own_is_raised() -> None:
+    monitored = SystemMonitor({"memory": lambda: Scripted([{"system/of_no_curve": 1.0}])}, print, every=3600)
+    with monitored as system, pytest.raises(KeyError, match="of_no_curve"):
+        system.taken()
+
+    def broken() -> Scripted:
+        raise KeyError("a fault of ours")
+
+    with pytest.raises(KeyError, match="a fault of ours"), SystemMonitor({"memory": broken}, print):
+        pass
 
 
 def test_without_a_gpu_there_are_no_curves_of_one_and_nothing_is_imported() -> None:

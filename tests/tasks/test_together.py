@@ -19,7 +19,7 @@ from igpo_core.policies import save_policy
 from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, Run, open_run, write_run
 from tasks.runs.together import MARK, Meeting, join, train_together
-from tasks.runs.training import open_training, train_to_end
+from tasks.runs.training import Recorder, open_training
 from tasks.tracking.outbox import About, Nowhere, Outbox, read_about
 from tests.sockets import Watch
 from tests.tasks.planned import planned
@@ -109,7 +109,7 @@ def test_two_processes_end_with_the_result_of_one(
     result = launch(together, said, steps)
     alone = make_run(taught, tmp_path, "alone", 1)
     outbox = Outbox(alone.folder, About("study", "alone", "alone", {}, {}))
-    expected = train_to_end(alone, open_training(alone, print), outbox, print)
+    expected = Recorder(alone, open_training(alone, print), outbox, print).to_end()
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
     assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
     assert result["steps"] == 4 and sorted(set(steps)) == [1, 2, 3, 4] and any("step 4/4" in line for line in said)
@@ -142,7 +142,7 @@ def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, mo
         result = train_together(run, lock, print, lambda step: None, call_others)
     assert joined[0].wait(HANGS) == 0
     alone = make_run(taught, tmp_path, "alone", 1)
-    expected = train_to_end(alone, open_training(alone, print), Nowhere(), print)
+    expected = Recorder(alone, open_training(alone, print), Nowhere(), print).to_end()
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
     assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
 
