@@ -20,13 +20,14 @@ from igpo_core.data.schema import DEFECT, TRAJECTORY_SCHEMA, Kind
 from igpo_core.errors import DataError
 from igpo_core.folders import file_hash
 from tasks.data.data_docs import escaped, shown
-from tasks.data.entries import WRITE_ONE, build
+from tasks.data.entries import WRITE_ONE, build, is_text
 
 SCHEMAS: Mapping[str, Mapping[str, Kind]] = {
     "questions": QUESTION_SCHEMA,
     "corpus": CORPUS_SCHEMA,
     "trajectories": TRAJECTORY_SCHEMA,
 }
+LONGEST_NAME = 200  # characters of a suite's name
 LARGEST = 2**22  # bytes of a file; an entry takes some hundred
 
 
@@ -100,7 +101,12 @@ def _read(table: str, path: Path) -> Suite:
     built = tuple(
         build(entry, table, SCHEMAS[table], f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)
     )
-    return Suite(table, path, str(content.get("name") or path.stem), built)
+    name = content.get("name", path.stem)
+    if not is_text(name) or not 0 < len(name) <= LONGEST_NAME:
+        raise DataError(
+            f"data.expectations.{table}: {path}: its `name` is no text of 1 to {LONGEST_NAME} characters: {WRITE_ONE}"
+        )
+    return Suite(table, path, name, built)
 
 
 # --------------------------------------------------------------------------------------------------- in the checkpoint
@@ -165,7 +171,8 @@ def _why(result: Mapping[str, Any], identities: Sequence[str]) -> str:
 
 def keep_escaped(context: Any, suite: Any) -> None:
     """Put escaped copies of what was found with a suite in its place in the context, which Data Docs are made of: the suite was
-    judged on the columns as they are. Descriptions too; the other texts of a suite are escaped by Great Expectations itself."""
+    judged on the columns as they are. Descriptions too; arguments are escaped by Great Expectations itself, and notes and meta,
+    which it takes for Markdown, are not read."""
     store = context.validation_results_store
     for key in store.list_keys():
         if key.expectation_suite_identifier.name == suite.name:

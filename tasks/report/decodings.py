@@ -38,13 +38,19 @@ def told(headline: str, pairs: Mapping[str, Paired], others: ByDecoding, baselin
     paragraphs = []
     for name, compared in others.items():
         changed = _changed(pairs, compared)
+        tested = any(pair.p is not None for pair in compared.values())
         arms = [
             f"{arm} {_numbers(pair)}" + (f" [{headline}: {pairs[arm].verdict}]" if arm in changed else "")
             for arm, pair in compared.items()
         ]
         paragraphs.append(
-            f"Another decoding than the {headline} one, which was declared before. Test {title} minus that of {baseline} under "
-            f"{name} decoding, of the same checkpoints on the same questions, by the same test and adjustment: {'; '.join(arms)}."
+            f"The headline is the {headline} decoding, declared before the first run. Under {name} decoding, of the same "
+            f"checkpoints on the same questions, test {title} minus that of {baseline} is: {'; '.join(arms)}."
+            + (
+                " These verdicts are further ones: a p is adjusted for the arms of this decoding alone."
+                if tested
+                else ""
+            )
             + ("" if changed else " No verdict differs.")
         )
     return paragraphs
@@ -57,9 +63,12 @@ def differing(headline: str, pairs: Mapping[str, Paired], others: ByDecoding, ba
         changed = _changed(pairs, compared)
         if changed:
             arms = "; ".join(f"{arm} {_numbers(compared[arm], bounds=False)}" for arm in changed)
+            tested = any(compared[arm].p is not None for arm in changed)
+            adjusted = "; each p is adjusted for the arms of this decoding alone" if tested else ""
             differ = "the verdict against {} differs" if len(changed) == 1 else "verdicts against {} differ"
             sentences.append(
-                f"Under {name} decoding {differ.format(baseline)}: {arms}. The {headline} decoding was declared before."
+                f"Under {name} decoding {differ.format(baseline)}: {arms}{adjusted}. The headline is the {headline} decoding, "
+                "declared before the first run."
             )
     return sentences
 

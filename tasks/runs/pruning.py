@@ -4,7 +4,7 @@ Deleted is what was not touched for so many days, unless
 - a report or a check of MLflow is about it, or a registered model was made by it,
 - it belongs to the newest sweep of its study, which the next sweep or night may go on with,
 - a process works on it, or a run that is kept starts from it,
-- MLflow does not have it (`make send` sends it there).
+- MLflow does not have it (`make send` sends it there), or has it without its sweep, arm or seed.
 What an evaluation measured of a model, and registered models fetched from MLflow, go by their age alone: both are made again
 where they are asked for.
 A report that is deleted in MLflow keeps its runs no longer.
@@ -188,10 +188,17 @@ def read_known() -> Known:
     named = {
         run.data.tags["run_key"]
         for run in trained
-        if run.info.run_id in registered
-        or (run.info.experiment_id, *(run.data.tags.get(name) for name in ("sweep", "arm", "seed"))) in about
+        if run.info.run_id in registered or _place(run) is None or _place(run) in about
     }
     return Known(frozenset(run.data.tags["run_key"] for run in trained), frozenset(named))
+
+
+def _place(run: "Run") -> tuple[str, ...] | None:
+    """Experiment, sweep, arm and seed of a run; None of one that lost a tag: nothing says which reports are about it."""
+    names = ("sweep", "arm", "seed")
+    if any(name not in run.data.tags for name in names):
+        return None
+    return run.info.experiment_id, *(run.data.tags[name] for name in names)
 
 
 def _search(**tags: str) -> "list[Run]":

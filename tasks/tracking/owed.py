@@ -11,7 +11,7 @@ from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import drop_moments
 from tasks.tracking.outbox import artifacts_hash, read_model, read_status, read_traces, write_status
 from tasks.tracking.sending import Sender, read_sent
-from tasks.tracking.server import MlflowAway, answering, client, tracking_uri
+from tasks.tracking.server import Collided, MlflowAway, answering, client, tracking_uri
 
 Say = Callable[[str], None]
 
@@ -39,7 +39,7 @@ def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
                 elif status == "RUNNING":
                     write_status(folder, "FAILED")
                 if owes(folder) or is_lost(folder):
-                    say(f"sent {folder.name}: {Sender(folder).send()}")
+                    say(f"sent {folder.name}: {_sent(folder)}")
                     count += 1
             except MlflowAway:
                 raise
@@ -50,6 +50,15 @@ def send_runs(home: Path, say: Say, keys: Collection[str] | None = None) -> int:
     return count
 
 
+def _sent(folder: Path) -> str:
+    """Send what a run owes; return the run's page."""
+    sender = Sender(folder)
+    try:
+        return sender.send()
+    except Collided:  # the next try finds the other's entry
+        return sender.send()
+
+
 def bring_up_to_date(folder: Path) -> str:
     """Send what MLflow lacks of a finished run; return the run's page, or why there is none, in words."""
     drop_moments(folder)
@@ -57,7 +66,7 @@ def bring_up_to_date(folder: Path) -> str:
         write_status(folder, "FINISHED")
     before = read_sent(folder)
     try:
-        url = Sender(folder).send()
+        url = _sent(folder)
     except MlflowAway as error:
         return f"warning: {error}; the sweep's report sends what is owed, and so does `make send`"
     after = read_sent(folder)

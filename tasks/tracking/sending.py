@@ -106,6 +106,7 @@ class Sender:
         return self.url
 
     def _send(self, about: About) -> None:
+        self._part = "params, data and tags"
         if self._sent is None:
             self._sent = self._find_run(about)
         for name, value in about.tags.items():
@@ -280,7 +281,7 @@ class Tracker(Outbox):
 
     def _work(self) -> None:
         """Send every few seconds; a last time when the run has ended."""
-        delay, told = EVERY_SECONDS, False
+        delay, told, collisions = EVERY_SECONDS, False, 0
         while True:
             ending, again = self._ending.is_set(), False
             try:
@@ -290,10 +291,11 @@ class Tracker(Outbox):
                     self._on_run(url)
                 if told:
                     self._say("MLflow answers again and has everything that was owed")
-                delay, told = EVERY_SECONDS, False
+                delay, told, collisions = EVERY_SECONDS, False, 0
                 self._all_sent = ending
             except MlflowAway as error:
-                again = isinstance(error, Collided) and delay == EVERY_SECONDS  # the next try finds the other's entry
+                collisions += isinstance(error, Collided)
+                again = isinstance(error, Collided) and collisions == 1  # the next try finds the other's entry
                 if not told and not again:
                     self._say(f"warning: {error}. The run goes on; what is owed is kept in {self.folder}")
                 delay, told = min(2 * delay, SLOWEST_SECONDS), told or not again

@@ -116,6 +116,7 @@ class SystemMonitor:
         self._sources: dict[str, Source] = {}
         self._readings: dict[str, list[float]] = {}
         self._seen = False
+        self._fault: Exception | None = None  # of ours, in the thread
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
 
@@ -139,6 +140,8 @@ class SystemMonitor:
     def taken(self) -> dict[str, float]:
         """Return the metrics of what was read since the last call; nothing where that was just now. The first call reads."""
         with self._lock:
+            if self._fault is not None:
+                raise self._fault
             if not self._seen:
                 self._read()
             readings, self._readings = self._readings, {}
@@ -147,7 +150,11 @@ class SystemMonitor:
     def _work(self) -> None:
         while not self._ended.wait(self._every):
             with self._lock:
-                self._read()
+                try:
+                    self._read()
+                except Exception as error:  # raised by the next `taken`
+                    self._fault = error
+                    return
 
     def _read(self) -> None:
         self._seen = True

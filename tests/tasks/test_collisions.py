@@ -13,10 +13,10 @@ from igpo_core.errors import ServiceError
 from tasks.tracking import sending
 from tasks.tracking import server as tracking
 from tasks.tracking.outbox import About, Outbox
-from tasks.tracking.owed import owes
+from tasks.tracking.owed import owes, send_runs
 from tasks.tracking.sending import Sender, Tracker
 from tasks.tracking.server import client, experiment_id
-from tests.waiting import HANGS
+from tests.waiting import HANGS, wait_until
 
 # as MLflow tells what the two databases refused
 COLLISIONS = (
@@ -102,6 +102,45 @@ def test_a_tracker_whose_only_try_met_anothers_entry_tries_again_and_is_silent(
     assert run.info.status == "FINISHED" and run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.name == "lookup"
     assert not owes(tmp_path)
+
+
+def test_a_collision_at_the_end_is_tried_again_after_mlflow_was_away(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away at the first send, another's entry at the last one."""
+    real, met, told = Sender.send, [tracking.MlflowAway("away"), tracking.Collided("another's entry")], []
+
+    def send(self: Sender) -> str:
+        if met:
+            raise met.pop(0)
+        return real(self)
+
+    monkeypatch.setattr(Sender, "send", send)
+    monkeypatch.setattr(sending, "EVERY_SECONDS", 0.2)
+    tracker = Tracker(tmp_path, about("s22"), told.append)
+    wait_until(lambda: len(met) == 1)
+    tracker.finish("FINISHED")
+    assert not met and not owes(tmp_path)
+    assert [line.split(".")[0] for line in told] == [
+        "warning: away",
+        "MLflow answers again and has everything that was owed",
+    ]
+
+
+def test_what_runs_owe_is_sent_at_the_second_try(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, met = Sender.send, [tracking.Collided("another's entry")]
+
+    def send(self: Sender) -> str:
+        if met:
+            raise met.pop(0)
+        return real(self)
+
+    monkeypatch.setattr(Sender, "send", send)
+    for key in ("s23", "s24"):
+        Outbox(tmp_path / "runs" / key, about(key)).log(1, {"a": 1.0})
+    assert send_runs(tmp_path, print) == 2
 
 
 def test_a_refusal_names_the_part_and_a_remedy_and_no_sql(

@@ -61,14 +61,15 @@ def test_a_verdict_that_turns_with_the_decoding_is_told_with_its_numbers() -> No
     one = report(sweep({"igpo": APART, "rms": AHEAD}, {"igpo": AHEAD, "rms": UNSURE}))
     assert [row.verdict for row in one.summaries] == ["baseline", "no difference shown", "better"]
     assert one.words.limits[0] == (
-        "Another decoding than the sampled one, which was declared before. Test F1 minus that of outcome_only under greedy "
-        "decoding, of the same checkpoints on the same questions, by the same test and adjustment: igpo +0.343 [+0.300, +0.400], "
-        "better (p = 0.031) [sampled: no difference shown]; rms +0.236 [-0.025, +0.400], no difference shown (p = 0.062) "
-        "[sampled: better]."
+        "The headline is the sampled decoding, declared before the first run. Under greedy decoding, of the same checkpoints on "
+        "the same questions, test F1 minus that of outcome_only is: igpo +0.343 [+0.300, +0.400], better (p = 0.031) [sampled: "
+        "no difference shown]; rms +0.236 [-0.025, +0.400], no difference shown (p = 0.062) [sampled: better]. These verdicts "
+        "are further ones: a p is adjusted for the arms of this decoding alone."
     )
     sentence = (
         "Under greedy decoding verdicts against outcome_only differ: igpo +0.343, better (p = 0.031); rms +0.236, no difference "
-        "shown (p = 0.062). The sampled decoding was declared before."
+        "shown (p = 0.062); each p is adjusted for the arms of this decoding alone. The headline is the sampled decoding, "
+        "declared before the first run."
     )
     assert one.by_decoding == [sentence]
     text = _answer(ASKED, [""], [one], [], [])
@@ -78,15 +79,18 @@ def test_a_verdict_that_turns_with_the_decoding_is_told_with_its_numbers() -> No
 
 def test_verdicts_that_agree_are_told_and_are_not_in_the_answer() -> None:
     one = report(sweep({"igpo": APART, "rms": AHEAD}, {"igpo": APART, "rms": AHEAD}))
-    assert one.words.limits[0].endswith("rms +0.343 [+0.300, +0.400], better (p = 0.031). No verdict differs.")
+    assert one.words.limits[0].endswith(
+        "rms +0.343 [+0.300, +0.400], better (p = 0.031). These verdicts are further ones: a p is adjusted for the arms "
+        "of this decoding alone. No verdict differs."
+    )
     assert one.by_decoding == [] and "greedy" not in _answer(ASKED, [""], [one], [], [])
 
 
 def test_one_verdict_that_differs_is_told_alone() -> None:
     one = report(sweep({"igpo": APART, "rms": AHEAD}, {"igpo": APART, "rms": [-gain for gain in AHEAD]}))
     assert one.by_decoding == [
-        "Under greedy decoding the verdict against outcome_only differs: rms -0.343, worse (p = 0.031). The sampled decoding was "
-        "declared before."
+        "Under greedy decoding the verdict against outcome_only differs: rms -0.343, worse (p = 0.031); each p is adjusted for "
+        "the arms of this decoding alone. The headline is the sampled decoding, declared before the first run."
     ]
 
 
@@ -94,7 +98,7 @@ def test_the_headline_may_be_the_greedy_decoding() -> None:
     base = {**ASKED["base"], "evaluation": {**ASKED["base"]["evaluation"], "decoding": ["greedy", "sampled"]}}
     one = report(sweep({"igpo": APART, "rms": AHEAD}, {"igpo": AHEAD, "rms": AHEAD}, "sampled"), base=base)
     assert (
-        one.words.limits[0].startswith("Another decoding than the greedy one") and "[greedy: no" in one.words.limits[0]
+        one.words.limits[0].startswith("The headline is the greedy decoding") and "[greedy: no" in one.words.limits[0]
     )
     assert one.by_decoding[0].startswith("Under sampled decoding") and "sampled F1" in one.rows[0]
 

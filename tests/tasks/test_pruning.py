@@ -116,6 +116,9 @@ def test_what_is_old_goes_from_disk_and_mlflow_and_nothing_else(
     study = "pruned"
     made = {seed: make(tmp_path, f"run{seed}", study, "pruned-1", seed, 100) for seed in range(6)}
     make(tmp_path, "run6", study, "pruned-2", 6, 200)
+    make(tmp_path, "run7", study, "pruned-1", 7, 100)
+    (lost,) = client().search_runs([experiment_id(study)], "tags.run_key = 'run7'")
+    client().delete_tag(lost.info.run_id, "arm")  # which reports are about it nothing says any more: it stays
     mlflow, place = client(), experiment_id(study)
     for kind, seed in (("report", 0), ("check", 3)):
         tags = {"kind": kind, "sweep": "pruned-1", "arms": "base,igpo", "seeds": f"{seed},77"}
@@ -129,14 +132,14 @@ def test_what_is_old_goes_from_disk_and_mlflow_and_nothing_else(
 
     api.set_tracking_uri(tracking_uri())
     register_model(f"models:/{models[1].model_id}", "kept")
-    assert folders(tmp_path) == ({f"run{seed}" for seed in range(7)}, 7)
+    assert folders(tmp_path) == ({f"run{seed}" for seed in range(8)}, 8)
 
     with locked(tmp_path, "run2", print):
         looked = prune(tmp_path, NOW, 30, delete=False)
         assert {one.key for one in looked.runs} == {"run2", "run4", "run5"} and len(looked.warm_starts) == 3
-        assert folders(tmp_path) == ({f"run{seed}" for seed in range(7)}, 7)
+        assert folders(tmp_path) == ({f"run{seed}" for seed in range(8)}, 8)
         prune(tmp_path, NOW, 30, delete=True)
-    assert folders(tmp_path) == ({"run0", "run1", "run2", "run3", "run6"}, 4)
+    assert folders(tmp_path) == ({"run0", "run1", "run2", "run3", "run6", "run7"}, 5)
     states = {seed: mlflow.get_run(run_id).info.lifecycle_stage for seed, run_id in made.items()}
     assert states == {0: "active", 1: "active", 2: "active", 3: "active", 4: "deleted", 5: "deleted"}
     assert [item.path for item in mlflow.list_artifacts(made[0])] == ["trajectories.jsonl"]

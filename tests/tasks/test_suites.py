@@ -233,7 +233,12 @@ def test_every_type_that_is_taken_has_these_arguments_alone_and_prints_them_itse
         ({**NAMES, "kwargs": {"column": "question", "regex": "x" * 2001}}, "it has to be a text of at most 2000"),
         ({**NAMES, "kwargs": {"column": "question", "regex": [["$PARAMETER", "x"]]}}, "it has to be a text of at most"),
         ({**FEW, "kwargs": {"min_value": 10**400}}, "it has to be a whole number"),
-        ({**NAMES, "notes": [{"a": "b"}]}, "`notes` is not a text"),
+        ({**NAMES, "description": ["b"]}, "`description` is not a text"),
+        ({**NAMES, "description": 0}, "`description` is not a text"),
+        ({**NAMES, "description": "\udc80"}, "`description` is not a text"),
+        ({**NAMES, "severity": 0}, "severity is '0'; it is one of critical, warning, info"),
+        ({"type": "expect_column_values_to_match_strftime_format", "kwargs": {"column": "id", "strftime_format": "%d %d"}},
+         "is no expectation of Great Expectations: redefinition of group name"),
         ({"type": "unexpected_rows_expectation", "kwargs": {"unexpected_rows_query": "x"}}, "is none of those that are"),
         ({"type": "\x1b[31m", "kwargs": {}}, "(\\x1b[31m) is none of those"),
     ],
@@ -301,6 +306,7 @@ def test_what_great_expectations_itself_writes_is_read_and_is_no_markup(tmp_path
 
 
 MARK = "<u id=zz>$zz"
+MARKDOWN = f"{MARK} [x](https://evil.example/a) **b**"
 BY_SHAPE = {
     "regex": MARK, "strftime_format": f"%Y{MARK}", "regex_list": [MARK], "value_set": [MARK], "value": 1, "min_value": 0,
     "max_value": 1, "column_list": ["question", "answers"], "column_A": "question", "column_B": "answers", "mostly": 0.9,
@@ -311,7 +317,7 @@ OF_NUMBERS = ("_max_", "_min_", "_mean_", "_median_", "_stdev_", "_sum_", "value
 
 def test_no_text_of_any_type_that_is_taken_is_markup(tmp_path: Path) -> None:
     """Great Expectations prints arguments of a type without a renderer of its own as they are."""
-    texts = {"severity": "info", "notes": MARK, "description": MARK, "meta": {"notes": MARK, MARK: MARK}}
+    texts = {"severity": "info", "notes": MARKDOWN, "description": MARKDOWN, "meta": {"notes": MARKDOWN}}
     entries = []
     for kind, arguments in EXPECTATIONS.items():
         column = "hops" if any(part in kind for part in OF_NUMBERS) else "question"
@@ -331,9 +337,20 @@ def test_no_text_of_any_type_that_is_taken_is_markup(tmp_path: Path) -> None:
     published = prepare(files(tmp_path, rows, PASSAGES, expectations=Suites(questions=path)), tmp_path / "home")
     assert published.checked is not None
     for page in (published.checked / SUITE_DOCS).rglob("*.html"):
-        assert "<u id" not in page.read_text(), page
+        text = page.read_text()
+        assert "<u id" not in text and 'href="https://evil' not in text and "<strong>b</strong>" not in text, page
     shown = shown_in(published)
     assert shown.count("&lt;u id=zz&gt;") > 2 * len(EXPECTATIONS)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "", "x" * 201, {"a": "b"}])
+def test_a_suites_name_is_a_short_text(tmp_path: Path, name: Any) -> None:
+    path = suite(tmp_path, FEW)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": name}))
+    config = files(tmp_path, GOOD, PASSAGES, expectations=Suites(questions=path))
+    with pytest.raises(DataError, match=r"mine.json: its `name` is no text of 1 to 200 characters"):
+        prepare(config, tmp_path / "home")
+    assert not list((tmp_path / "home").rglob("*.parquet"))
 
 
 def test_what_great_expectations_says_of_an_entry_is_no_control_sequence(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tasks.runs.training import Recorder, open_training
 from tasks.tracking.outbox import About, Outbox
 from tasks.tracking.system import CURVES, Processes, SystemMonitor, monitor
 from tests.tasks.planned import planned
+from tests.waiting import wait_until
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +126,23 @@ def test_a_fault_of_our_own_is_raised() -> None:
 
     with pytest.raises(KeyError, match="a fault of ours"), SystemMonitor({"memory": broken}, print):
         pass
+
+
+def test_a_fault_of_our_own_in_the_thread_is_raised_with_the_next_step() -> None:
+    class Broken:
+        reads = 0
+
+        def read(self) -> dict[str, float]:
+            self.reads += 1
+            if self.reads > 1:
+                raise ValueError("a fault of ours")
+            return {"system/memory_gib": 1.0}
+
+    source = Broken()
+    with SystemMonitor({"memory": lambda: source}, print, every=0.01) as system:
+        wait_until(lambda: source.reads > 1)
+        with pytest.raises(ValueError, match="a fault of ours"):
+            wait_until(lambda: system.taken() is None)
 
 
 def test_without_a_gpu_there_are_no_curves_of_one_and_nothing_is_imported() -> None:
