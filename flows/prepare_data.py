@@ -78,9 +78,9 @@ def show(study: str, published: "PublishedData") -> str | None:
     url = log_to_mlflow(study, published)
     text = "Data Docs and quarantine in MLflow"
     if url is None:
-        say(f"warning: MLflow does not answer: Data Docs and quarantine are in {published.folder}, and go there later")
+        say(f"Data Docs and quarantine are in {published.folder}: the next prepare-data or a sweep's report logs them")
         if published.checked is not None:
-            say(f"what your own expectations found is in {published.checked}; prepare-data logs it once MLflow answers")
+            say(f"what your own expectations found is in {published.checked}: the next prepare-data logs it")
     else:
         create_link_artifact(link=url, link_text=text, description=text)
     return url
@@ -102,5 +102,5 @@ def log_to_mlflow(study: str, published: Any) -> str | None:
         with answering():
             return log_data(study, published.version, published.folder, published.checked)
     except MlflowAway as error:
-        run_log()(f"warning: {error}. The data are published; a sweep's report or the next call logs them")
+        run_log()(f"warning: {error}. The data are published")
         return None
