@@ -62,7 +62,7 @@ def mlflow_server(place: Place) -> Server:
     return Server(
         name="mlflow",
         title="MLflow",
-        arguments=("mlflow", "server", *listen, *stores, *accounts),
+        arguments=("deployments.mlflow_server", *listen, *stores, *accounts),
         port=place.mlflow_port,
         variable="MLFLOW_PORT",
         health=f"{place.mlflow_url}/health",
