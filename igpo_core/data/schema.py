@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas
 
 from igpo_core.errors import DataError
-from igpo_core.text import CLUSTER, MARKS, UNSPACED, one_form
+from igpo_core.text import CLUSTER, MARKS, UNSPACED, composed, one_form
 from igpo_core.trajectory import Question
 
 Kind = Literal["text", "optional text", "texts", "optional integer", "flag"]
@@ -156,7 +156,7 @@ _PUNCTUATION = frozenset("\"'" + _STOPS)
 def _folded(text: str) -> str:
     """One form, ordinary width, lower case. Not casefold, to which "Ma\u00dfe" and "Masse" are one."""
     text = one_form(text)
-    return text.lower() if text.isascii() else unicodedata.normalize("NFC", "".join(map(_narrow, text)).lower())
+    return text.lower() if text.isascii() else composed("".join(map(_narrow, text)).lower())
 
 
 def _narrow(char: str) -> str:

@@ -1,5 +1,7 @@
 """One Unicode form: composed letters, nothing that nobody sees, and nothing lost that is seen."""
 
+import random
+import re
 import time
 import unicodedata
 from pathlib import Path
@@ -8,10 +10,11 @@ from typing import Any
 import pytest
 
 from igpo_core.data import load_corpus, load_questions
+from igpo_core.data.schema import identity_key
 from igpo_core.environments.searching import search_for
 from igpo_core.retrieval import Passage
 from igpo_core.rewards.outcome import exact_match, f1_score
-from igpo_core.text import count_words, one_form, windows
+from igpo_core.text import MARKS, composed, count_words, one_form, windows
 from igpo_core.trajectory import Final, Malformed
 
 UNSEEN = {
@@ -114,3 +117,21 @@ def test_parts_of_a_script_without_spaces() -> None:
     assert count_words(text) == 9
     assert windows(text, 4, 1) == ["黄山位于安徽省南", "安徽省南部，是著", "是著名的旅游景点。"]
     assert windows("abc 東京東京東京", 2, 1) == ["abc 東京", "東京東京", "東京東京"]
+
+
+def test_marks_in_any_number_and_order_are_composed_in_linear_time() -> None:
+    """Behind a letter each mark is moved past those of a higher class; 160,000 took 26 s, all of it in one call."""
+    marks = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
+    assert not re.sub(f"[{MARKS}]", "", "".join(marks))
+    draws = random.Random(0)
+    others = ["a", "\u00e9", "\u0344", "\u093e", "\u0f73", "\u1e9b\u0323", "\ua69e", " "]
+    for length in (1, 29, 30, 31, 32, 200):
+        for _ in range(50):
+            text = "q" + "".join(draws.choice([*draws.sample(marks, 8), draws.choice(others)]) for _ in range(length))
+            assert composed(text) == unicodedata.normalize("NFC", text)
+        runs = "\u00e9" + "".join(draws.choice(marks) for _ in range(length))
+        assert composed(runs) == unicodedata.normalize("NFC", runs)
+    started = time.monotonic()
+    for read in (one_form, identity_key):
+        assert len(read("q" + "\u0301\u05b0" * 80_000)) == 160_001
+    assert time.monotonic() - started < 10
