@@ -103,6 +103,8 @@ class Caller:
                 limits=limits,
                 follow_redirects=False,
                 headers={"Accept-Encoding": "identity"},
+                # a proxy of the environment would get what is meant for this machine, the key in clear with it
+                trust_env=not settings.within_machine,
             )
         try:
             async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end

@@ -80,6 +80,11 @@ class HttpSettings(Settings):
         """Whether the key goes with every call."""
         return True
 
+    @property
+    def within_machine(self) -> bool:
+        """Whether the address is of this machine."""
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
     @model_validator(mode="after")
     def _keeps_secrets(self) -> "HttpSettings":
         try:

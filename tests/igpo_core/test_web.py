@@ -52,6 +52,24 @@ def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, a
 
 
 @pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_what_goes_to_this_machine_goes_through_no_proxy(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: str, host: str
+) -> None:
+    """Its key is in clear: an http address is allowed on this machine alone."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with hostile_server() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.address)
+        (found,) = retriever(server, tmp_path, api, url=f"{server.address}/{api}".replace("127.0.0.1", host)).search(
+            ["cats"], 2
+        )
+        assert (proxy.keys, proxy.asked) == (set(), {})
+    assert not isinstance(found, SearchFailure) and [one.title for one in found] == ["Page 1 of cats", "Page 2 of cats"]
+
+
+@pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
 def test_nothing_found_and_one_odd_entry(server: Hostile, tmp_path: Path, api: str) -> None:
     found = retriever(server, tmp_path, api).search(["nulls", "one odd entry"], 2)
     assert found == [[], [Passage("l", "T", "x")]] and server.asked == {"nulls": 1, "one odd entry": 1}
