@@ -6,15 +6,18 @@ sequence by sequence, so that everything around it can be tested there.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
 from igpo_core.errors import ConfigError
+from igpo_core.folders import own_folder
 from igpo_core.models import text_config
 
 NAME = "igpo_packed"  # under which transformers knows packed_attention
@@ -228,4 +231,18 @@ def packing_layers(model: Any, forwards: Sequence[Callable[..., Any]] | None = N
 def compiled_layers(model: Any) -> list[Callable[..., Any]]:
     """The forward of each layer of the decoder, compiled for passes of any number of tokens. They are compiled once, for
     layers differ in their weights alone."""
+    keep_compiled_code()
     return [torch.compile(layer.forward, dynamic=True) for layer in model.get_decoder().layers]
+
+
+def keep_compiled_code() -> None:
+    """Have torch keep what it compiles in this user's own folder, unless the user named one. It reads that again as code, and by
+    itself keeps it in the temporary folder under the user's name, a folder that anybody could make first.
+
+    Raises ConfigError where others may write to the user's own.
+    """
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # torch sets it too, to its own choice, when it is imported
+    if not given or given.startswith(os.path.join(gettempdir(), "torchinductor_")):
+        folder = own_folder() / "compiled"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

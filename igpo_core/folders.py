@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from igpo_core.errors import ConfigError
 
 
 def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -30,6 +33,20 @@ def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         _sync(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def own_folder() -> Path:
+    """Return a folder of this user's on this machine, whose name it bears, for machines may share a home folder. In the temporary
+    folder anybody could make it first. Raises ConfigError where others may write there."""
+    folder = Path.home() / ".cache" / "igpo-lab" / platform.node()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigError(
+            f"{folder} belongs to another user, or others may write there: whoever does can run code as you, and keep your runs "
+            "from starting. chown and chmod 700 it, or set HOME to a folder of your own"
+        )
+    return folder
 
 
 def file_hash(path: Path) -> str:

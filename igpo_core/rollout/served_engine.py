@@ -7,8 +7,6 @@ Weights reach the servers as a folder on a disk that both see. Beliefs are read 
 of its own arithmetic, and a gain is a difference of small numbers.
 """
 
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from typing import IO, Any
 from igpo_core.config import Decoding, RolloutConfig, VllmEngine, fingerprint
 from igpo_core.environments.base import Environment
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.folders import own_folder
 from igpo_core.locks import PRIVATE, take
 from igpo_core.policies import Policy
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
@@ -184,7 +183,7 @@ def hold(settings: VllmEngine) -> list[IO[str]]:
     settings.weights.mkdir(parents=True, exist_ok=True)
     places = {f"rollout.engine.weights={settings.weights}": settings.weights / "lock"}
     for url in settings.urls:
-        places[f"rollout.engine.urls: {url}"] = _own_folder() / f"server-{fingerprint(url)}.lock"
+        places[f"rollout.engine.urls: {url}"] = own_folder() / f"server-{fingerprint(url)}.lock"
     held: list[IO[str]] = []
     for what, place in places.items():
         try:
@@ -200,17 +199,3 @@ def hold(settings: VllmEngine) -> list[IO[str]]:
             )
         held.append(lock)
     return held
-
-
-def _own_folder() -> Path:
-    """Return the folder of this user's locks of this machine, whose name it bears, for machines may share a home folder. In the
-    temporary folder anybody could make it first. Raises ConfigError where others may write there."""
-    folder = Path.home() / ".cache" / "igpo-lab" / platform.node()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ConfigError(
-            f"{folder} belongs to another user, or others may write there: whoever does can keep your runs from starting. "
-            "chown and chmod 700 it, or set HOME to a folder of your own"
-        )
-    return folder
