@@ -68,6 +68,20 @@ def test_the_lock_has_what_the_project_asks_for_within_its_bounds(python: str, s
             assert requirement.specifier.contains(here[name]), f"{requirement}: the lock has {here.get(name)}"
 
 
+@pytest.mark.parametrize("name, version", [("sentence-transformers", "5.2.0"), ("jinja2", "3.1.5")])
+def test_no_version_is_allowed_in_which_the_files_of_a_model_run_code(name: str, version: str) -> None:
+    """Without the lock: sentence-transformers 5 imports what modules.json names, jinja2 3.1.5 has CVE-2025-27516."""
+    asked = []
+    for file in (ROOT / "pyproject.toml", ROOT / "igpo_core" / "pyproject.toml"):
+        project = tomllib.loads(file.read_text())["project"]
+        every = [
+            *project["dependencies"],
+            *(one for extra in project["optional-dependencies"].values() for one in extra),
+        ]
+        asked += [one for one in map(Requirement, every) if canonicalize_name(one.name) == name]
+    assert asked and not any(one.specifier.contains(version) for one in asked)
+
+
 def test_an_index_is_asked_for_torch_alone_and_after_all_others() -> None:
     """With an extra index the best version of either wins, for every package."""
     makefile, dockerfile = (ROOT / "Makefile").read_text(), (COMPOSE / "Dockerfile").read_text()
