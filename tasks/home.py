@@ -6,6 +6,7 @@ from pathlib import Path
 from igpo_core.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 SHARED = "IGPO_SHARED"  # variable; "group": the users of the folder's group share it
 
 
@@ -17,12 +18,15 @@ def home() -> Path:
 def open_home() -> Path:
     """Make the folder, and every file that this process and its children make from now on, the user's alone; return it.
 
+    What is said to servers of this machine goes through no proxy from then on: it bears the account.
+
     With IGPO_SHARED=group it is the group's too. Raises ConfigError where others may write there: it holds the databases of
     the servers and what runs start from, so that whoever writes there acts as its user.
     """
     shared = os.environ.get(SHARED, "")
     if shared not in ("", "group"):
         raise ConfigError(f"{SHARED}={shared} is no way to share IGPO_HOME: set it to group, or leave it out")
+    _bypass_proxies()
     folder, allowed = home(), 0o2770 if shared else 0o700
     os.umask(0o007 if shared else 0o077)
     if not folder.exists():
@@ -44,6 +48,14 @@ def open_home() -> Path:
     if own and found.st_mode & 0o077 & ~allowed:
         folder.chmod(allowed)
     return folder
+
+
+def _bypass_proxies() -> None:
+    """Let no client of this process and its children ask a proxy for this machine: they would by themselves, unlike curl."""
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    value = ",".join(dict.fromkeys([*names, *THIS_MACHINE]))
+    os.environ.update(no_proxy=value, NO_PROXY=value)
 
 
 def data_folder(version: str) -> Path:

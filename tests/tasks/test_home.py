@@ -1,12 +1,17 @@
 """IGPO_HOME is its user's alone, or a group's where that is asked for; never everybody's."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+import requests
 
 from deployments.steps import enter_project
 from tests.waiting import HANGS
@@ -100,3 +105,38 @@ def test_a_shared_folder_is_its_groups_and_nobody_elses(place: Path, monkeypatch
 def test_another_way_to_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGPO_SHARED", "yes")
     assert "IGPO_SHARED=yes" in refusal(monkeypatch)
+
+
+@pytest.mark.parametrize("named", ["", "example.org, 10.0.0.1"])
+def test_the_account_goes_to_no_proxy(place: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    """httpx and requests, which the clients of Prefect and MLflow use, ask a proxy of the environment for 127.0.0.1, too."""
+    seen: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *told: object) -> None:
+            pass
+
+    proxy = HTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, named)
+    enter_project()
+    try:
+        for address in ("http://127.0.0.1:9/api", "http://localhost:9/api"):
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(address, auth=("igpo", "password"))
+            with contextlib.suppress(requests.RequestException):
+                requests.get(address, auth=("igpo", "password"), timeout=10)
+        assert seen == []
+        assert httpx.get("http://example.net/").status_code == 200 and seen == ["http://example.net/"]
+        assert os.environ["no_proxy"].startswith("example.org,10.0.0.1," if named else "127.0.0.1,")
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
