@@ -133,7 +133,7 @@ def rendered(text: str) -> tuple[set[str], list[str]]:
     return kinds, ["".join(child.content for child in part.children or []) for part in inline]
 
 
-def test_no_cell_of_amarkdown_table_is_markup() -> None:
+def test_no_cell_of_a_markdown_table_is_markup() -> None:
     """Nor a column's name. Each shows as it was, on one line."""
     from tasks.report.wording import markdown_table
 
