@@ -117,22 +117,33 @@ def start_servers(place: Place) -> None:
             say(f"{server.title}: runs on port {server.port}, reused")
             continue
         say(f"{server.title}: starting on port {server.port}")
-        if server.preparation:
-            run_once(place, f"{server.name}-preparation", list(server.preparation), place.server_environment())
-        record = processes.start(
-            server.arguments,
-            folder=PROJECT,
-            environment={**place.server_environment(), **server.variables},
-            log=place.log(server.name),
-            port=server.port,
-        )
-        place.state.set(server.name, record)
+        start(place, server)
     for server in wanted:
-        record = place.state.read()[server.name]
-        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
-        if server.closed:
-            require_closed(server.title, server.closed)
+        wait_until_it_answers(place, server)
     tell_prefect(place)
+
+
+def start(place: Place, server: Server) -> None:
+    """Start one server; return before it answers."""
+    environment = place.server_environment()
+    if server.preparation:
+        run_once(place, f"{server.name}-preparation", list(server.preparation), environment)
+    record = processes.start(
+        server.arguments,
+        folder=PROJECT,
+        environment={**environment, **server.variables},
+        log=place.log(server.name),
+        port=server.port,
+    )
+    place.state.set(server.name, record)
+
+
+def wait_until_it_answers(place: Place, server: Server) -> None:
+    """Return when a server that was started answers. Raises ServiceError where it does not, or asks for no account but should."""
+    record = place.state.read()[server.name]
+    wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
+    if server.closed:
+        require_closed(server.title, server.closed)
 
 
 def require_closed(title: str, address: str) -> None:

@@ -20,7 +20,10 @@ def end(
     asked: told to end, by SIGTERM.
     family: all that has to be gone, as it is now: what those start while they end belongs to it. Asked for again and again.
     """
-    watched = {*asked, *family()}  # a process that ends may lose what the family is found by before it lets go of its port
+    watched = {
+        *asked,
+        *family(),
+    }  # a process that ends may lose what the family is found by before it lets go of its port
     for process in asked:
         _send(process.terminate)
     left = _left(watched, family, seconds)
