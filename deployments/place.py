@@ -97,7 +97,9 @@ class Place:
             "PREFECT_SERVER_API_AUTH_STRING": account,
             "PREFECT_API_AUTH_STRING": account,
             # pages of other origins get no answer to read; the account is what refuses them
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.prefect_url},http://localhost:{self.prefect_port}",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
+                f"http://{host}:{self.prefect_port}" for host in ("127.0.0.1", "localhost")
+            ),
         }
         return {**filter_names(os.environ, for_servers), **self._common(), **variables}
 

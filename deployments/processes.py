@@ -22,6 +22,7 @@ import psutil
 from igpo_core.errors import ServiceError
 from igpo_core.folders import write_json
 from igpo_core.locks import held
+from tasks import ending
 
 MARK = "IGPO_SERVICE_MARK"
 
@@ -119,42 +120,10 @@ def _listening(process: psutil.Process) -> set[int]:
 def end(record: Record, *, patience: float = 30) -> int:
     """Ask all members to end, end by force those that do not within `patience` seconds; returns how many there were."""
     asked = members(record)
-    for process in asked:
-        _signal(process.terminate)
-    left = _left_after(record, asked, patience)
-    for process in left:
-        _signal(process.kill)
-    if left and _left_after(record, left, 10):
+    if left := ending.end(asked, lambda: members(record), patience):
         numbers = ", ".join(str(process.pid) for process in left)
         raise ServiceError(f"processes {numbers} do not end, not even by force: see what holds them, then call again")
     return len(asked)
-
-
-def _left_after(record: Record, asked: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that were asked, and members they started meanwhile, that still run: none, or when the time is over.
-
-    A process that is ending has lost its mark before it has let go of its port, so those asked are watched by number.
-    """
-    deadline = time.monotonic() + seconds
-    while left := list({*filter(_runs, asked), *members(record)}):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    return left
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _signal(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        return  # it ended by itself: what was asked for
 
 
 def _mark(process: psutil.Process) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,8 +39,11 @@ class Server:
     closed: str = ""
 
 
-def mlflow_server(place: Place) -> Server:
-    """Return how MLflow's server is started here."""
+LOOPBACK = "127.0.0.1"
+
+
+def mlflow_server(place: Place, host: str = LOOPBACK) -> Server:
+    """Return how MLflow's server is started here. host: the address it listens on."""
     folder = place.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder / 'mlflow.db'}"
@@ -57,7 +61,7 @@ def mlflow_server(place: Place) -> Server:
     elif mlflow_has_account():
         variables = mlflow_account(place, folder)
         accounts = ("--app-name", "basic-auth")
-    listen = ("--host", "127.0.0.1", "--port", str(place.mlflow_port), "--workers", "1")
+    listen = ("--host", host, "--port", str(place.mlflow_port), "--workers", "1")
     stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
     return Server(
         name="mlflow",
@@ -89,12 +93,12 @@ def mlflow_account(place: Place, folder: Path) -> dict[str, str]:
     }
 
 
-def prefect_server(place: Place) -> Server:
-    """Return how Prefect's server is started here."""
+def prefect_server(place: Place, host: str = LOOPBACK) -> Server:
+    """Return how Prefect's server is started here. host: the address it listens on."""
     return Server(
         name="prefect",
         title="Prefect",
-        arguments=("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(place.prefect_port)),
+        arguments=("prefect", "server", "start", "--host", host, "--port", str(place.prefect_port)),
         port=place.prefect_port,
         variable="PREFECT_PORT",
         health=f"{place.prefect_url}/api/health",
@@ -117,22 +121,47 @@ def start_servers(place: Place) -> None:
             say(f"{server.title}: runs on port {server.port}, reused")
             continue
         say(f"{server.title}: starting on port {server.port}")
-        if server.preparation:
-            run_once(place, f"{server.name}-preparation", list(server.preparation), place.server_environment())
-        record = processes.start(
-            server.arguments,
-            folder=PROJECT,
-            environment={**place.server_environment(), **server.variables},
-            log=place.log(server.name),
-            port=server.port,
-        )
-        place.state.set(server.name, record)
+        start(place, server)
     for server in wanted:
-        record = place.state.read()[server.name]
-        wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
-        if server.closed:
-            require_closed(server.title, server.closed)
+        wait_until_it_answers(place, server)
     tell_prefect(place)
+
+
+def start(place: Place, server: Server) -> None:
+    """Start one server; return before it answers."""
+    environment = _prepare(place, server)
+    log = place.log(server.name)
+    record = processes.start(server.arguments, folder=PROJECT, environment=environment, log=log, port=server.port)
+    place.state.set(server.name, record)
+
+
+def become(place: Place, server: Server, host: str) -> None:
+    """Turn this process into a server: of a container, whose end is the server's. Does not return.
+
+    Raises ServiceError where it would be reached from a network and asks for no account.
+    """
+    if host != LOOPBACK and not (place.account if server.name == "prefect" else server.closed):
+        wanted = "PREFECT_API_AUTH_STRING=name:password" if server.name == "prefect" else "MLFLOW_AUTH_CONFIG_PATH"
+        raise ServiceError(
+            f"LISTEN={host}: who reaches {server.title} there could use it without an account: set {wanted}"
+        )
+    os.execve(sys.executable, [sys.executable, "-m", *server.arguments], _prepare(place, server))
+
+
+def _prepare(place: Place, server: Server) -> dict[str, str]:
+    """Run what comes before a start; return the server's environment."""
+    environment = place.server_environment()
+    if server.preparation:
+        run_once(place, f"{server.name}-preparation", list(server.preparation), environment)
+    return {**environment, **server.variables}
+
+
+def wait_until_it_answers(place: Place, server: Server) -> None:
+    """Return when a server that was started answers. Raises ServiceError where it does not, or asks for no account but should."""
+    record = place.state.read()[server.name]
+    wait_until_ready(place, server.name, server.title, record, ready=partial(answers, record, server.health))
+    if server.closed:
+        require_closed(server.title, server.closed)
 
 
 def require_closed(title: str, address: str) -> None:

@@ -6,9 +6,11 @@
     python -m deployments.services down       end what up and servers started, and nothing else
     python -m deployments.services register   pools, deployments and automations alone, on the server of PREFECT_API_URL
     python -m deployments.services worker     become a worker for the arms of sweeps, here or on another machine
+    python -m deployments.services mlflow     become MLflow's server, and
+    python -m deployments.services prefect    the Prefect server, in containers: on LISTEN, or on 127.0.0.1
 
 Databases, artifacts, logs and services.json (what was started) lie in IGPO_HOME, .igpo by default. The servers listen
-on 127.0.0.1 alone, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
+on 127.0.0.1 alone unless LISTEN says otherwise, on MLFLOW_PORT (5000) and PREFECT_PORT (4200).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import httpx
 from deployments import processes
 from deployments.place import Place, own, run_once, say, wait_until_ready
 from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create_pools, deploy, set_automations
-from deployments.servers import start_servers
+from deployments.servers import LOOPBACK, Server, become, mlflow_server, prefect_server, start_servers
 from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
 from tasks.account import account_file, drop_what_servers_need
@@ -209,6 +212,19 @@ def worker(place: Place) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "prefect", *arguments])
 
 
+def serve(place: Place, describe: Callable[[Place, str], Server]) -> None:
+    """Become a server, until it is told to end; its address for others is the one of MLFLOW_TRACKING_URI or PREFECT_API_URL."""
+    place, host = replace(place, elsewhere=True), os.environ.get("LISTEN") or LOOPBACK
+    become(place, describe(place, host), host)
+
+
+BECOME: dict[str, Callable[[Place], None]] = {
+    "worker": worker,
+    "mlflow": partial(serve, describe=mlflow_server),
+    "prefect": partial(serve, describe=prefect_server),
+}
+
+
 def register(place: Place) -> None:
     """Pools, deployments and automations on servers that were started in another way."""
     place = replace(place, elsewhere=True)
@@ -227,7 +243,7 @@ def status(place: Place) -> None:
         say(f"{name:8} {f'runs{where} (process {record.pid})' if record and running else 'does not run'}")
 
 
-COMMANDS = {"up": up, "servers": servers, "status": status, "down": down, "worker": worker, "register": register}
+COMMANDS = {"up": up, "servers": servers, "status": status, "down": down, "register": register}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,15 +251,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.services", description="Local MLflow, Prefect server, deployments and worker."
     )
-    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("command", choices=sorted(COMMANDS | BECOME))
     command = parser.parse_args(arguments).command
     # a shell's background job ignores SIGINT, and so would the worker, which ends by it: `down` had to kill it after 30 s
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         open_home()
         place = Place.from_environment()
-        if command == "worker":
-            worker(place)
+        if command in BECOME:
+            BECOME[command](place)
         with processes.one_at_a_time(place.home / "services.lock", say):
             COMMANDS[command](place)
     # OSError names its file: a full disk, a folder that cannot be written; httpx's the address of a server that fails

@@ -5,12 +5,8 @@ that run's folder says all else. What it computes does not depend on where it ru
 whose process dies is started again and goes on from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
-import contextlib
 import itertools
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -21,6 +17,7 @@ import psutil
 from flows.terminal import follow_parent
 from flows.train import FLOWS
 from igpo_core.errors import ConfigError
+from tasks.ending import end, end_when
 from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
 from tasks.runs.planned import Run
 
@@ -119,13 +116,7 @@ class Processes:
         """End all children; those that do not leave are killed."""
         self._ending = True
         asked = list(self._running)
-        for process in asked:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
-                process.terminate()
-        _, alive = psutil.wait_procs(asked, timeout=END_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        end(asked, lambda: asked, END_SECONDS)
 
 
 def _run(message: bytes) -> None:
@@ -134,19 +125,17 @@ def _run(message: bytes) -> None:
     from prefect.flow_engine import run_flow
 
     follow_parent()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     name, parameters, context = cloudpickle.loads(message)
     with hydrated_context(context):
         run_flow(FLOWS[name], parameters=parameters, return_type="state")
 
 
-def _end_with_parent() -> None:
-    """A child of a sweep that was killed ends too, with a checkpoint: nobody would see its result, and the sweep started
-    again would wait for it."""
+def end_with_parent() -> None:
+    """In a child of a sweep: end, with a checkpoint, when the sweep is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    end_when(parent.join)
 
 
 class Pool:

@@ -30,6 +30,7 @@ import psutil
 
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.ranks import MEETING_FILE
+from tasks.ending import end, end_when
 from tasks.home import PROJECT
 from tasks.runs.devices import device
 from tasks.runs.models import with_its_model
@@ -229,17 +230,13 @@ def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 
 def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     """Tell the processes to end, and kill what has not ended in time, their children too."""
-    family = []
+    asked, family = [], []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             own = psutil.Process(process.pid)
+            asked.append(own)
             family += [own, *own.children(recursive=True)]
-        process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(alive, timeout=END_SECONDS)  # they hold the run's lock until they are gone
+    end(asked, lambda: family, END_SECONDS)
 
 
 # ------------------------------------------------------------------------------------------ in each of the processes
@@ -253,7 +250,7 @@ def main(home: Path, run_key: str) -> None:
     first = os.environ["RANK"] == "0"
     signal.signal(signal.SIGTERM, _interrupt if first else _linger)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the flow's process decides
-    threading.Thread(target=_end_with_owner, daemon=True).start()
+    end_when(_owner_has_ended)
     say: Say = (lambda line: _tell(say=line)) if first else (lambda line: None)
     training = None
     try:
@@ -282,7 +279,7 @@ def main(home: Path, run_key: str) -> None:
 
 def _tell(**what: Any) -> None:
     line = MARK + json.dumps(what) + "\n"
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: _end_with_owner sees to that
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: end_when sees to that
         sys.stdout.write(line)  # print writes text and newline apart, and the system's monitor is another thread
         sys.stdout.flush()
 
@@ -298,12 +295,11 @@ def _linger(number: int, frame: Any) -> None:
     timer.start()
 
 
-def _end_with_owner() -> None:
-    """Nobody would see the result when the flow's process was killed, and whoever goes on waits for the lock. A process whose
-    parent has ended gets another one, which nothing else changes: no clock and no reused process number."""
+def _owner_has_ended() -> None:
+    """Return when the flow's process has ended. A process whose parent has ended gets another one, which nothing else changes: no
+    clock and no reused process number."""
     while os.getppid() == int(os.environ[OWNER]):
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
             open(path, "w").write(str(number))
             os._exit(0)
         signal.signal(signal.SIGTERM, told)
-        threading.Thread(target=children._end_with_parent, daemon=True).start()
+        children.end_with_parent()
         print("ready", flush=True)
         time.sleep(60)
 
