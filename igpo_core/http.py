@@ -214,7 +214,9 @@ def _without_secrets(text: str, request: Mapping[str, Any]) -> str:
 def _why(error: Exception) -> str:
     """What was wrong with an answer: a ValueError says it, of others the kind does. What is no JSON is shown."""
     if isinstance(error, json.JSONDecodeError):
-        return f"no JSON, {f'it begins with {error.doc[:60]!a}' if error.doc.strip() else 'it is empty'}: {error}"[:TOLD]
+        return f"no JSON, {f'it begins with {error.doc[:60]!a}' if error.doc.strip() else 'it is empty'}: {error}"[
+            :TOLD
+        ]
     return str(error)[:TOLD] if isinstance(error, ValueError) else type(error).__name__
 
 

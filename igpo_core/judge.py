@@ -106,7 +106,7 @@ def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def _parse(body: bytes) -> bool:
-    """The yes or no that the reply is or begins with, else the one that occurs in it. Raises ValueError, with what is wrong, where
+    """The yes or no that the reply begins with, else the one that occurs in it. Raises ValueError, with what is wrong, where
     there is none, both, or no reply."""
     said = _reply(json.loads(body))
     found = re.findall(r"\b(?:yes|no)\b", said)

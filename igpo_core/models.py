@@ -105,11 +105,10 @@ def require_all_weights(missing: Collection[str], name: Any) -> None:
     """Raise CheckpointError where the files hold no values for some of a model's weights: transformers draws them at random, with
     no more than a warning."""
     if missing:
-        some = ", ".join(sorted(missing)[:3])
+        some = ", ".join(sorted(missing)[:3]) + (", .." if len(missing) > 3 else "")
         raise CheckpointError(
-            f"{name} holds no values for {len(missing)} of the model's weights ({some}{', ..' if len(missing) > 3 else ''}): they would "
-            "be random numbers. Fetch or save the model again, or set in its config.json what it was saved with "
-            "(num_hidden_layers, tie_word_embeddings)"
+            f"{name} holds no values for {len(missing)} of the model's weights ({some}): they would be random numbers. Fetch or "
+            "save the model again, or set in its config.json what it was saved with (num_hidden_layers, tie_word_embeddings)"
         )
 
 
@@ -149,7 +148,8 @@ def require_plain_head(model: Any) -> None:
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     if head is None or not hasattr(head, "weight") or decoder is None or decoder is model:
         raise ConfigError(
-            f"{type(model).__name__} has no decoder and output embedding apart from each other, which training needs: use another model"
+            f"{type(model).__name__} has no decoder and output embedding apart from each other, which training needs: use "
+            "another model"
         )
     weight = head.weight
     generator = torch.Generator().manual_seed(0)

@@ -305,7 +305,13 @@ def without(folder: Path, part: str) -> None:
     ],
 )
 def test_weights_that_no_file_holds_are_refused(
-    tmp_path: Path, chat_config: ExperimentConfig, tokenizer: Any, part: str, config: dict[str, Any], count: int, first: str
+    tmp_path: Path,
+    chat_config: ExperimentConfig,
+    tokenizer: Any,
+    part: str,
+    config: dict[str, Any],
+    count: int,
+    first: str,
 ) -> None:
     saved(tmp_path, LlamaConfig(**ids_of(tokenizer), **SHAPE, **POSITIONS), tokenizer)
     without(tmp_path, part)
