@@ -231,7 +231,7 @@ SEARCH_R1 = {
     "reward_model": {"ground_truth": {"target": ["Ida Holm"]}, "style": "rule"}, "extra_info": {"index": 0, "split": "train"},
 }  # fmt: skip
 VERL = {
-    "data_source": "searchR1_nq", "prompt": [{"role": "system", "content": "Help."}, *SEARCH_R1["prompt"]],  # type: ignore[misc]
+    "data_source": "searchR1_nq", "prompt": [{"role": "system", "content": "Help."}, *SEARCH_R1["prompt"]],
     "reward_model": SEARCH_R1["reward_model"], "extra_info": {"index": 0, "question": ASKED, "split": "train"},
 }  # fmt: skip
 
