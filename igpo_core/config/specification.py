@@ -258,6 +258,9 @@ class AblationSpecification(Truthless):
         Raises ConfigError where there is no such setting, where a factor sets it, or where no arm would notice.
         """
         where = f"{self.name} with {spell_changes(_without_texts(changes))}"
+        twice = [f"{one} and {other}" for one, other in itertools.combinations(changes, 2) if _overlap(one, other)]
+        if twice:
+            raise ConfigError(f"{where}: {twice[0]} set the same: give one of them")
         base = self.base.model_dump(mode="json")
         for path, value in changes.items():
             if path.split(".")[0] in ("seed", "replicate"):

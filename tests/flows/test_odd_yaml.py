@@ -174,3 +174,15 @@ def test_an_arm_is_refused_at_load_or_can_be_reported(tmp_path: Path, name: str)
     if kind is None:
         tag_filter(arms=f"outcome_only,{name}")
         _validate_metric_name(f"report/{name}/seeds")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.learning_rate": 1e-5, "optimizer": {"learning_rate": 1e-4}},
+        {"rollout": {"group_size": 8}, "rollout.group_size": 4},
+    ],
+)
+def test_a_setting_that_the_start_of_a_sweep_sets_twice_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="set the same: give one of them"):
+        load_specification("lookup", changes)
