@@ -26,7 +26,14 @@ def read_yaml(path: Path) -> Any:
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which a repeated key is an error: the first of two values would be lost without a word."""
+    """YAML in which a repeated key is an error: the first of two values would be lost without a word. 1:30 is text, as in YAML
+    1.2, and not 90."""
+
+    def plain_number(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return self.construct_scalar(node)
+        whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -34,3 +41,7 @@ class _EachKeyOnce(yaml.SafeLoader):
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} given twice", node.start_mark)
         return dict(super().construct_mapping(node, deep=deep))
+
+
+for _kind in ("int", "float"):
+    _EachKeyOnce.add_constructor(f"tag:yaml.org,2002:{_kind}", _EachKeyOnce.plain_number)

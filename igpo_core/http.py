@@ -7,6 +7,7 @@ raises CallFailed, which its user turns into data; where the key or the budget i
 import asyncio
 import json
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
@@ -24,6 +25,7 @@ from igpo_core.text import one_form
 LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
 REFUSALS = (400, 413, 414, 422)  # of what was asked; another try meets them again
 TOLD, REASON_BYTES = 200, 20_000  # characters of a service's own reason, and the bytes that it is looked for in
+REASONS = ("error", "errors", "message", "detail", "msg", "title")  # where services write it, the likeliest first
 T = TypeVar("T")
 
 
@@ -81,7 +83,8 @@ class Caller:
                     try:
                         return parse(body)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-                        raise Transient(f"an answer in another form ({_why(error)})") from error
+                        why = _without_secrets(_why(error), request)
+                        raise Transient(f"an answer in another form ({why})") from error
         raise AssertionError("tenacity ended without a result")
 
     async def _once(self, request: dict[str, Any]) -> bytes:
@@ -109,10 +112,11 @@ class Caller:
         try:
             async with asyncio.timeout(settings.timeout):  # httpx's own is for each chunk: a trickle would never end
                 async with self._client.stream(**request) as response:
-                    _check_status(response, settings)
                     if response.status_code != 200:
+                        told = await _told(response, request)
+                        _check_status(response, settings, told)
                         kind = Refused if response.status_code in REFUSALS else CallFailed
-                        raise kind(f"status {response.status_code}{await _told(response, request)}")
+                        raise kind(f"status {response.status_code}{told}")
                     return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Transient(f"no answer within {settings.timeout:g} s") from error
@@ -155,47 +159,66 @@ def growing_wait(state: RetryCallState) -> float:
     return max(min(asked, LONGEST_WAIT), wait_exponential_jitter(multiplier=0.5, max=20.0)(state))
 
 
-def raise_if_passing(response: httpx.Response) -> None:
-    """Raise Transient for a status that another try may not meet."""
+def raise_if_passing(response: httpx.Response, told: str = "") -> None:
+    """Raise Transient for a status that another try may not meet. told: the service's own reason, as ": .."."""
     if response.status_code == 429 or response.status_code >= 500:
         after = response.headers.get("Retry-After", "")
-        raise Transient(f"status {response.status_code}", float(after) if after.isdecimal() else 0.0)
+        raise Transient(f"status {response.status_code}{told}", float(after) if after.isdecimal() else 0.0)
 
 
-def _check_status(response: httpx.Response, settings: HttpSettings) -> None:
+def _check_status(response: httpx.Response, settings: HttpSettings, told: str) -> None:
     status = response.status_code
     if status in (401, 402, 403):
         raise ServiceError(
             f"{response.url.copy_with(query=None)} refuses the key in {settings.key_variable} or has no credit left (status "
-            f"{status}): see to it and start again; the run goes on from its last checkpoint"
+            f"{status}{told}): see to it and start again; the run goes on from its last checkpoint"
         )
-    raise_if_passing(response)
+    raise_if_passing(response, told)
 
 
 async def _told(response: httpx.Response, request: Mapping[str, Any]) -> str:
     """Return the service's own reason, as ": .."; empty where it gives none that can be read. Some services repeat the key that
     they were sent: nothing of the request's headers stays in it."""
+    if response.is_redirect:
+        place = _without_secrets(response.headers["Location"].partition("?")[0], request)
+        return f": redirects to {place[:TOLD]!a}, and no redirect is followed: set the url that answers itself"
     try:
-        content = json.loads(await _body(response, REASON_BYTES))
-    except (
-        CallFailed,
-        httpx.TransportError,
-        ValueError,
-        RecursionError,
-    ):  # the status says already what became of the call
+        body = await _body(response, REASON_BYTES)
+    except (CallFailed, httpx.TransportError):  # the status says already what became of the call
         return ""
-    reason = content.get("error", content) if isinstance(content, dict) else ""
-    if isinstance(reason, dict):
-        reason = next((reason[name] for name in ("message", "detail", "title") if reason.get(name)), "")
-    if not isinstance(reason, str) or not reason:
-        return ""
+    try:
+        reason = reason_in(json.loads(body))
+    except (ValueError, RecursionError):  # plain text, or a page of a proxy
+        text = body.decode("utf-8", "replace").strip()
+        title = re.search(r"<title[^>]*>([^<]+)", text, re.IGNORECASE)
+        reason = title[1].strip() if title else "" if text.startswith("<") else text
+    return f": {_without_secrets(reason, request)[:TOLD]!a}" if reason else ""
+
+
+def reason_in(content: Any, depth: int = 4) -> str:
+    """The first text that an answer gives as its error, however it is wrapped: {"error": {"message": ..}}, {"detail": [{"msg":
+    ..}]}, [{"error": ..}]; "" where there is none."""
+    if isinstance(content, str) or not depth:
+        return content.strip() if isinstance(content, str) else ""
+    inner = content if isinstance(content, list) else []
+    if isinstance(content, dict):
+        inner = [content[name] for name in REASONS if content.get(name)]
+    return next(filter(None, (reason_in(item, depth - 1) for item in inner[:8])), "")
+
+
+def _without_secrets(text: str, request: Mapping[str, Any]) -> str:
+    """A text from outside without the words of the request's headers."""
     for secret in {word for value in request.get("headers", {}).values() for word in str(value).split()}:
-        reason = reason.replace(secret, "..")
-    return f": {reason[:TOLD]!a}"
+        text = text.replace(secret, "..")
+    return text
 
 
 def _why(error: Exception) -> str:
-    """What was wrong with an answer: a ValueError says it, of others the kind does."""
+    """What was wrong with an answer: a ValueError says it, of others the kind does. What is no JSON is shown."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON, {f'it begins with {error.doc[:60]!a}' if error.doc.strip() else 'it is empty'}: {error}"[
+            :TOLD
+        ]
     return str(error)[:TOLD] if isinstance(error, ValueError) else type(error).__name__
 
 
@@ -207,11 +230,11 @@ class Body:
     def __init__(self, response: httpx.Response, most: int) -> None:
         """Raises CallFailed for a packing other than one gzip."""
         encoding = response.headers.get("Content-Encoding", "").strip().lower() or "identity"
-        if encoding not in ("identity", "gzip"):
+        if encoding not in ("identity", "gzip", "x-gzip"):
             raise CallFailed(
                 f"a body in Content-Encoding {encoding[:60]!a}: identity was asked for, and one gzip is read"
             )
-        self._unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
+        self._unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding.endswith("gzip") else None
         self._most = most
         self._held = bytearray()
 

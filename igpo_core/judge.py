@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.config import JudgeSettings, fingerprint
-from igpo_core.http import Caller, CallFailed, read_key
+from igpo_core.http import Caller, CallFailed, read_key, reason_in
 from igpo_core.metrics import mean
 from igpo_core.pinned import Pinned
 from igpo_core.rewards.scoring import Scored
 
 CALLS = "IGPO_JUDGE_CALLS"
+TEXT_PARTS = ("text", "output_text")
+# how reasoning models write their thought: Qwen and R1, others, Kimi, Magistral
+THOUGHT_BEGINS = re.compile(r"<think>|<thinking>|<reasoning>|\u25c1think\u25b7|\[think\]")
+THOUGHT_ENDS = re.compile(r"</think>|</thinking>|</reasoning>|\u25c1/think\u25b7|\[/think\]")
 PROMPT = """Question: {question}
 Accepted answers: {answers}
 Given answer: {answer}
@@ -102,12 +106,32 @@ def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def _parse(body: bytes) -> bool:
-    """The first yes or no of the reply. Raises ValueError and its like where there is none."""
-    content: Any = json.loads(body)["choices"][0]["message"]["content"]
-    if isinstance(content, list):  # some gateways give it in parts
-        content = "".join(part["text"] for part in content if part.get("type") == "text")
-    # a reasoning model thinks first; what counts comes after
-    found = re.search(r"\b(yes|no)\b", content.rsplit("</think>", 1)[-1].lower())
-    if found is None:
+    """The yes or no that the reply begins with, else the one that occurs in it. Raises ValueError, with what is wrong, where
+    there is none, both, or no reply."""
+    said = _reply(json.loads(body))
+    found = re.findall(r"\b(?:yes|no)\b", said)
+    if not found:
         raise ValueError("neither yes nor no")
-    return found[1] == "yes"
+    if len(set(found)) > 1 and not re.match(rf"\W*{found[0]}\b", said):
+        raise ValueError("both yes and no")
+    return bool(found[0] == "yes")
+
+
+def _reply(answer: Any) -> str:
+    """The text of a chat completion without its thought, in lower case. Raises ValueError with the field that is missing."""
+    match answer:
+        case {"choices": [{"message": {"content": str() | list() as content}}, *_]}:
+            pass
+        case {"choices": [{"message": {"refusal": str() as refusal}}, *_]} if refusal:
+            raise ValueError(f"the model refuses: {refusal[:100]!a}")
+        case _:
+            reason = reason_in(answer)
+            raise ValueError(f"no choices[0].message.content{f', but {reason[:150]!a}' if reason else ''}")
+    if isinstance(content, list):  # some gateways give it in parts, some of which may be a thought
+        parts = (part for part in content if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS)
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    # a reasoning model thinks first; what counts comes after
+    said = THOUGHT_ENDS.split(str(content).lower())[-1]
+    if THOUGHT_BEGINS.search(said):
+        raise ValueError("a thought without its end: let the model write more, or less of a thought")
+    return said

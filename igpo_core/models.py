@@ -5,14 +5,14 @@ A model that does more than that with either would be sampled and trained on oth
 error. So each model is tried once when it is loaded, and what needs no weights also in the dry run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from igpo_core.errors import ConfigError
+from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.protocol import TurnProtocol
 
 # Under these names configurations say how many tokens a model takes; a model's own configuration may have a name of its own for
@@ -101,6 +101,17 @@ def require_embeddings(model: Any, protocol: TurnProtocol) -> None:
         )
 
 
+def require_all_weights(missing: Collection[str], name: Any) -> None:
+    """Raise CheckpointError where the files hold no values for some of a model's weights: transformers draws them at random, with
+    no more than a warning."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3]) + (", .." if len(missing) > 3 else "")
+        raise CheckpointError(
+            f"{name} holds no values for {len(missing)} of the model's weights ({some}): they would be random numbers. Fetch or "
+            "save the model again, or set in its config.json what it was saved with (num_hidden_layers, tie_word_embeddings)"
+        )
+
+
 def _reaches(config: Any) -> Iterator[int]:
     """How far back layers see that do not see everything."""
     if getattr(config, "alibi", False):
@@ -135,9 +146,10 @@ def require_plain_head(model: Any) -> None:
     that are scaled (Granite, Cohere) or capped (Gemma). The decoder is not run, so that a model without weights whose head has
     some can be tried."""
     head, decoder = model.get_output_embeddings(), model.get_decoder()
-    if head is None or not hasattr(head, "weight"):
+    if head is None or not hasattr(head, "weight") or decoder is None or decoder is model:
         raise ConfigError(
-            f"{type(model).__name__} has no output embedding apart from the rest of it, which training needs: use another model"
+            f"{type(model).__name__} has no decoder and output embedding apart from each other, which training needs: use "
+            "another model"
         )
     weight = head.weight
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.hub import require_model
 from igpo_core.models import (
     UNLOADABLE,
+    require_all_weights,
     require_embeddings,
     require_plain_decoder,
     require_plain_head,
@@ -84,8 +85,8 @@ class Policy:
 def build_policy(config: ExperimentConfig, environment: Environment) -> Policy:
     """The policy of `config` before any training; a new tokenizer covers the environment's words or learns its texts.
 
-    A new model's weights depend on config.seed alone. Raises CheckpointError where a pretrained model can't be loaded,
-    ConfigError where its window is too short.
+    A new model's weights depend on config.seed alone. Raises CheckpointError where a pretrained model can't be loaded or lacks
+    weights, ConfigError where its window is too short.
     """
     if isinstance(config.policy, PretrainedPolicy):
         return load_policy(config.policy.source, config)
@@ -120,12 +121,13 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     require_model(str(name), where["revision"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
-        model = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             str(name),
             dtype=dtype,
             use_safetensors=True,
             **where,
             attn_implementation="sdpa",  # takes the boolean masks of rollout and scoring
+            output_loading_info=True,
         )
     except (OSError, *UNLOADABLE, SafetensorError) as error:
         if without_sdpa(error):
@@ -139,6 +141,8 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
                 else ""
             )
         ) from error
+    model, loaded = read
+    require_all_weights(loaded["missing_keys"], name)
     require_window(model.config, config, name)
     require_plain_head(model)
     require_plain_decoder(model)

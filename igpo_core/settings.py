@@ -1,8 +1,9 @@
 """What every part of an experiment's settings is made of."""
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Source = Literal["hotpotqa", "2wikimultihopqa", "musique", "nq", "triviaqa", "popqa", "bamboogle", "custom"]
 Decoding = Literal["sampled", "greedy"]
@@ -13,7 +14,43 @@ Share = Annotated[float, Field(ge=0, le=1)]
 WHERE: dict[str, Any] = {"where": True}
 
 
-class Settings(BaseModel):
+class Truthless(BaseModel):
+    """No truth value is taken for a number: pydantic would read `yes` as 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name in _numbers_of(cls) & given.keys():
+            value = given[name]
+            if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(
+                    f"{name} is {value!r}, a truth value (YAML's yes, no, on and off too), and takes a number"
+                )
+        return given
+
+
+@cache
+def _numbers_of(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that take numbers and no truth values."""
+    parts = {name: frozenset(_parts(field.annotation)) for name, field in model.model_fields.items()}
+    return frozenset(
+        name
+        for name, found in parts.items()
+        if found & {int, float} and not any(part in (bool, Any) or isinstance(part, bool) for part in found)
+    )
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """An annotation's types and values, at any depth."""
+    inner = get_args(annotation)
+    if not inner:
+        return [annotation] if getattr(annotation, "__hash__", None) else []
+    return [part for one in inner for part in _parts(one)]
+
+
+class Settings(Truthless):
     """Frozen, and closed: a key that is not declared raises. A number is finite: YAML has .inf and .nan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

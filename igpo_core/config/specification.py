@@ -19,6 +19,7 @@ from igpo_core.config.identity import code_version, fingerprint
 from igpo_core.config.reasons import nearest, reasons
 from igpo_core.config.reward import settled
 from igpo_core.errors import ConfigError
+from igpo_core.settings import Truthless
 
 MOST_CELLS = 1000
 
@@ -32,7 +33,7 @@ class Until(BaseModel):
     seeds: int = Field(ge=2, le=1000, description="No more than these in all.")
 
 
-class AblationSpecification(BaseModel):
+class AblationSpecification(Truthless):
     """name: the study, MLflow's experiment. arms: name -> what the arm sets in `reward`, over base.reward; besides
     `optimizer: {..}` with OF_OPTIMIZER, and `replicate: n`, another draw of the same arm's rollouts (A/A).
 
@@ -53,7 +54,7 @@ class AblationSpecification(BaseModel):
         description="The arm whose comparison with the baseline answers the question. Empty: the only other arm where there "
         "is one, else no single one.",
     )
-    factors: dict[str, dict[str, dict[str, Any]]] = {}
+    factors: dict[str, dict[str, dict[str, Any]]] = Field({})
     seeds: list[int] = Field(min_length=1)
     until: Until | None = Field(None, description="Go on with more seeds until the answer is narrow enough.")
     margin: float = Field(
@@ -257,6 +258,9 @@ class AblationSpecification(BaseModel):
         Raises ConfigError where there is no such setting, where a factor sets it, or where no arm would notice.
         """
         where = f"{self.name} with {spell_changes(_without_texts(changes))}"
+        twice = [f"{one} and {other}" for one, other in itertools.combinations(changes, 2) if _overlap(one, other)]
+        if twice:
+            raise ConfigError(f"{where}: {twice[0]} set the same: give one of them")
         base = self.base.model_dump(mode="json")
         for path, value in changes.items():
             if path.split(".")[0] in ("seed", "replicate"):

@@ -16,12 +16,17 @@ from igpo_core.errors import DataError
 SOURCE_NAMES = {
     "2wiki": "2wikimultihopqa",
     "tq": "triviaqa",
+    "hotpot_qa": "hotpotqa",
+    "hotpotqa/hotpot_qa": "hotpotqa",
     "Bamboogle": "bamboogle",
     "hotpotqa_or_2wikimultihopqa": "custom",  # a mixture whose rows do not say which
 }
+OF_SEARCH_R1 = "searchR1_"  # stands before a source's name in verl's copy of Search-R1's tables
+TWO_WIKI_TYPES = {"bridge_comparison", "compositional", "inference"}  # which HotpotQA has not: bridge and comparison
 ANSWER_SEPARATOR = "<|answer_split|>"
 ID_ALIASES = "id_aliases.json"  # 2WikiMultihopQA's other names of entities, beside its question files
 MAX_HOPS = 1000
+FOREIGN_MARKS = ("<think>", "<answer>")  # of a prompt that says how to think and answer
 
 # What the benchmark's tables carry besides the schema: known, and not needed.
 KNOWN_EXTRAS = {
@@ -76,7 +81,8 @@ def _format(raw: RawTable) -> Convert:
             ["_id", "question", "answer", "supporting_facts", "context"],
             "a HotpotQA or 2WikiMultihopQA file (files without answers cannot be used)",
         )
-        return _two_wiki if "evidences" in columns else _hotpot
+        types = {row.get("type") for row in raw.rows if isinstance(row, dict) and isinstance(row.get("type"), str)}
+        return _two_wiki if "evidences" in columns or types & TWO_WIKI_TYPES else _hotpot
     if "paragraphs" in columns:
         raw.require(["id", "question", "answer", "paragraphs"], "a MuSiQue file (files without answers cannot be used)")
         return _musique
@@ -115,28 +121,13 @@ def _is_json_object(text: str) -> bool:
 def _authors(row: Row, split: str | None) -> dict[str, Any]:
     """{data_source, prompt: [{role, content}], reward_model: {ground_truth}, extra_info: {index, split}}.
 
-    The question is the last user message; aliases are joined by <|answer_split|>; a numeric index counts in its source.
+    The question is the last user message, or stands by itself in Search-R1's tables (_asked); aliases are joined by
+    <|answer_split|>; a numeric index counts in its source.
     """
-    source = row.text("data_source") or ""
+    source = (row.text("data_source") or "").removeprefix(OF_SEARCH_R1)
     source = SOURCE_NAMES.get(source, source)
-    asked = [
-        message
-        for message in _objects(row, "prompt")
-        if message.get("role") == "user" and message.get("content") is not None
-    ]
-    if not asked and row.readable:
-        row.bad("prompt", "has no user message")
-    truth = _object(row, "reward_model").get("ground_truth")
-    if isinstance(truth, dict):  # Search-R1: {"target": [...]}
-        truth = truth.get("target")
-    if isinstance(truth, str):
-        truth = truth.split(ANSWER_SEPARATOR)
-    answers = []
-    if isinstance(truth, list):
-        answers = row.listed("reward_model.ground_truth", truth)
-    elif row.readable:
-        row.checked("reward_model.ground_truth", truth)
     extra = _object(row, "extra_info", required=False)
+    question = _asked(row, extra)
     index = whole(present(extra.get("index")))
     if index is not None and (isinstance(index, bool) or not isinstance(index, str | int)):
         row.bad("extra_info.index", f"is {type(index).__name__}, neither text nor a whole number")
@@ -147,9 +138,50 @@ def _authors(row: Row, split: str | None) -> dict[str, Any]:
         "id": row.checked("extra_info.index", named),
         "source": source,
         "split": split or (None if own is None else row.checked("extra_info.split", own)),
-        "question": row.checked("prompt.content", asked[-1]["content"]) if asked else "",
-        "answers": answers,
+        "question": question,
+        "answers": _true_answers(row),
     }
+
+
+def _asked(row: Row, extra: dict[str, Any]) -> str:
+    """The question of a row. Search-R1's prompts tell of another protocol; its tables have the question besides, in a column or
+    in extra_info."""
+    asked = [
+        message["content"]
+        for message in _objects(row, "prompt")
+        if message.get("role") == "user" and message.get("content") is not None
+    ]
+    if not asked and row.readable:
+        row.bad("prompt", "has no user message")
+    for name, value in (("question", row.values.get("question")), ("extra_info.question", extra.get("question"))):
+        if present(value) is not None:
+            return row.checked(name, value)
+    if not asked:
+        return ""
+    text = row.checked("prompt.content", asked[-1])
+    if all(mark in text for mark in FOREIGN_MARKS):
+        marks = ", ".join(FOREIGN_MARKS)
+        row.bad(
+            "prompt.content", f"tells of another protocol ({marks}): give the question alone, or in a column question"
+        )
+    return text
+
+
+def _true_answers(row: Row) -> list[str]:
+    """The answers of reward_model.ground_truth, which may be JSON text; Search-R1 has {"target": [...]} there."""
+    name = "reward_model.ground_truth"
+    truth = _object(row, "reward_model").get("ground_truth")
+    if isinstance(truth, str) and truth.lstrip().startswith("{") and _is_json_object(truth):
+        truth = json.loads(truth)
+    if isinstance(truth, dict):
+        truth = truth.get("target")
+    if isinstance(truth, str) and not truth.lstrip().startswith("["):
+        truth = truth.split(ANSWER_SEPARATOR)
+    if isinstance(truth, str | list):
+        return row.listed(name, truth)
+    if row.readable:
+        row.checked(name, truth)
+    return []
 
 
 def _hotpot(row: Row, split: str | None) -> dict[str, Any]:
@@ -205,7 +237,7 @@ def _musique(row: Row, split: str | None) -> dict[str, Any]:
     titles = [
         row.checked("paragraphs.title", paragraph.get("title"))
         for paragraph in _objects(row, "paragraphs")
-        if paragraph.get("is_supporting") in (True, "true", "True")
+        if Row(paragraph, row.name, row.defects).flag("is_supporting", False)
     ]
     identity = row.identifier("id")
     hops = re.match(r"(\d)hop", identity)

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from igpo_core.data.copies import as_official
 from igpo_core.data.unpacking import MAX_BYTES, unpacked
 from igpo_core.errors import DataError
 from igpo_core.text import one_form
@@ -19,19 +21,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 # A field longer than the csv module's 131,072 characters is a long passage, not a fault.
 _CSV_FIELD_LIMIT = 2**24
 
+OTHER_MARKS = {"\t": "tabs", ";": "semicolons"}
 MAX_CELLS = 100_000_000  # of a parquet file, rows times columns: empty ones take no room in it, but in memory
-
-# Columns in which popular copies hold JSON as text, where the official files have lists and objects.
-_JSON_COLUMNS = (
-    "context",
-    "supporting_facts",
-    "evidences",
-    "paragraphs",
-    "prompt",
-    "reward_model",
-    "extra_info",
-    "messages",
-)
 
 
 @dataclass(frozen=True)
@@ -94,39 +85,10 @@ def read_table(path: str | Path) -> RawTable:
         raise DataError(
             f"{path}: holds no rows{f' (unpacked as {packing})' if packing else ''}: give a table with at least one"
         )
-    table = RawTable(path, tuple(map(_as_official, rows)), tuple(places))
+    table = RawTable(path, tuple(map(as_official, rows)), tuple(places))
     if not table.columns:
         raise DataError(f"{path}: none of its {len(rows)} rows is an object with named fields")
     return table
-
-
-def _as_official(row: Any) -> Any:
-    """A row of the hub's copies as the official files have it.
-
-    JSON text in a column of lists or objects is read. Lists of [title, x] that became a column of titles and one of x are turned
-    back. Text that is no JSON and lists of two lengths stay as they are, and are a defect.
-    """
-    if isinstance(row, dict) and any(isinstance(row.get(name), str) for name in _JSON_COLUMNS):
-        row = {name: _from_json(value) if name in _JSON_COLUMNS else value for name, value in row.items()}
-    if not isinstance(row, dict) or "id" not in row or not {"context", "supporting_facts"} <= row.keys():
-        return row
-    found = {"_id": row["id"], **{name: value for name, value in row.items() if name != "id"}}
-    for name, second in (("context", "sentences"), ("supporting_facts", "sent_id")):
-        match row[name]:
-            case {"title": [*titles], **rest}:
-                others = rest.get(second)
-                if isinstance(others, list) and len(others) == len(titles):
-                    found[name] = [list(pair) for pair in zip(titles, others, strict=True)]
-    return found
-
-
-def _from_json(value: Any) -> Any:
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 @dataclass(frozen=True)
@@ -169,26 +131,34 @@ def _parquet(path: Path, content: bytes) -> tuple[list[Any], list[str]]:
 
 
 def _values(column: Any) -> list[Any]:
-    """Python's values of an arrow column, bytes as text; Unreadable for each that is neither."""
+    """Python's values of an arrow column, bytes as text, also in lists; Unreadable for each that is neither."""
+    import pyarrow
+
+    of_lists = pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)
+    read = _texts if of_lists and "binary" in str(column.type.value_type) else _value
     try:
-        return [_value(value) for value in column.to_pylist()]
+        return [read(value) for value in column.to_pylist()]
     except _NO_VALUE:
-        return [_one_value(scalar) for scalar in column]
+        return [_one_value(scalar, read) for scalar in column]
 
 
 # What pyarrow raises of dates out of range, of text that is no UTF-8 and years that Python has not, of unknown time zones.
 _NO_VALUE = (OverflowError, ValueError, KeyError)
 
 
-def _one_value(scalar: Any) -> Any:
+def _one_value(scalar: Any, read: Callable[[Any], Any]) -> Any:
     try:
-        return _value(scalar.as_py())
+        return read(scalar.as_py())
     except _NO_VALUE as error:
         return Unreadable(f"{type(error).__name__}: {error}"[:200])
 
 
 def _value(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _texts(values: Any) -> Any:
+    return [_value(value) for value in values] if isinstance(values, list) else values
 
 
 def _json_array(path: Path, text: str) -> tuple[list[Any], list[str]]:
@@ -230,6 +200,11 @@ def _csv(path: Path, text: str) -> tuple[list[Any], list[str]]:
     try:
         header = next(reader, [])
         names = [name.strip() for name in header]
+        if len(names) == 1 and (mark := next((mark for mark in OTHER_MARKS if mark in names[0]), "")):
+            raise DataError(
+                f"{path}: its columns are separated by {OTHER_MARKS[mark]}: {names[0][:200]!a}; write them with commas between, "
+                "or as JSON Lines"
+            )
         if len(set(names)) < len(names) or not all(names):
             raise DataError(
                 f"{path}: not parquet, JSON or JSON Lines, and as CSV its first line has empty or repeated column "
@@ -319,10 +294,13 @@ class Row:
         return text or self.name
 
     def texts(self, name: str, *, required: bool = False) -> list[str]:
-        """A list of texts, repeats left out. Given as a list; or as text, which is a JSON list when it begins with "["
-        and otherwise has its items separated by "|"."""
+        """A list of texts, repeats left out, and empty ones too where it may be missing. Given as a list; or as text, which is a
+        JSON list when it begins with "[" and otherwise has its items separated by "|"."""
         value = self.get(name, required=required)
-        return [] if value is None else self.listed(name, value)
+        if value is None:
+            return []
+        found = self.listed(name, value)
+        return found if required else [text for text in found if text]
 
     def listed(self, name: str, value: Any) -> list[str]:
         """The texts of a value that is there, as in `texts`."""
@@ -343,7 +321,7 @@ class Row:
 
     def count(self, name: str, most: int) -> int | None:
         """A whole number from 1 to `most`, given as a number or as text; None when missing."""
-        value = self.get(name, required=False)
+        value = whole(stated(self.get(name, required=False)))
         if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}(\.0)?\s*", value):
             value = int(float(value))
         if value is None:
@@ -354,10 +332,10 @@ class Row:
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """Return a truth value, also one written as true, false, 1 or 0; anything else is a defect."""
-        value = self.get(name, required=False)
+        """Return a truth value, also one written as true, false, 1, 1.0, 0 or 0.0; anything else is a defect."""
+        value = stated(self.get(name, required=False))
         if isinstance(value, str):
-            value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
+            value = TRUTHS.get(value.strip().lower(), value)
         elif isinstance(value, int | float) and value in (0, 1):
             value = bool(value)
         if value is None:
@@ -373,13 +351,29 @@ def present(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+# How programs write a number that is missing as text: pandas, R, SQL and Python.
+MISSING = frozenset(("", "nan", "na", "n/a", "<na>", "none", "null"))
+TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+
+
+def stated(value: Any) -> Any:
+    """The value of a number or a truth value; None for text that says that there is none. In other columns it may be a name."""
+    return None if isinstance(value, str) and value.strip().lower() in MISSING else value
+
+
 def whole(value: Any) -> Any:
-    """The value; a whole number for what became a float in a column in which one was missing."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """The value; a whole number for what became a float in a column in which one was missing, or a decimal number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return (
+        int(value) if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() else value
+    )
 
 
 def _excerpt(value: Any) -> str:
     """A value's type and beginning, for a message."""
+    if isinstance(value, Unreadable):
+        return f"unreadable ({value.reason})"
     shown = ascii(value)
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 

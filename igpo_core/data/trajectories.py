@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas
 
-from igpo_core.data.reading import Row, read_table
+from igpo_core.data.reading import Row, present, read_table
 from igpo_core.data.schema import TRAJECTORY_SCHEMA, table
 from igpo_core.environments.base import DemonstrationTurn, Interface
 from igpo_core.protocol.base import MARKERS
@@ -114,11 +114,11 @@ def _turn(
 ) -> tuple[str, ToolCall | Final | None]:
     """Thought and action of an assistant's message; None where it does not fit, which is noted."""
     text = _text(row, where, message, required=False)
-    thought = row.checked(f"{where}.reasoning_content", message.get("reasoning_content") or "")
+    thought = row.checked(f"{where}.reasoning_content", present(message.get("reasoning_content")) or "")
     if not thought and text.startswith("<think>") and "</think>" in text:
         thought, _, text = text.removeprefix("<think>").partition("</think>")
         thought, text = thought.strip(), text.strip()
-    calls = message.get("tool_calls")
+    calls = present(message.get("tool_calls"))
     action: Action
     beside = ""
     if not calls and text.endswith("</tool_call>"):
@@ -157,7 +157,7 @@ def _called(calls: Any, interface: Interface) -> ToolCall | Final | Malformed:
         except (ValueError, RecursionError):
             return Malformed("the arguments of the tool call are not JSON")
     if isinstance(arguments, Mapping):  # parquet has every argument of any row in each, empty
-        arguments = {name: value for name, value in arguments.items() if value is not None}
+        arguments = {name: value for name, value in arguments.items() if present(value) is not None}
     try:
         written = json.dumps({"name": call.get("name"), "arguments": arguments})
     except TypeError as error:  # bytes, dates and decimal numbers of parquet
@@ -167,7 +167,7 @@ def _called(calls: Any, interface: Interface) -> ToolCall | Final | Malformed:
 
 def _text(row: Row, where: str, message: Mapping[str, Any], *, required: bool = True) -> str:
     """The text of a message, given as text or as a list of parts of type text."""
-    content = message.get("content")
+    content = present(message.get("content"))
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]

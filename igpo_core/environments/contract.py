@@ -1,15 +1,19 @@
 """What every environment keeps to, tried on one: `check(environment)` belongs into the test of a new environment."""
 
 import random
+import re
 from collections.abc import Hashable
 from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
+from igpo_core.config.faults import ARM
 from igpo_core.environments.base import NEEDS, Demonstration, Environment, Episode, Interface, Need
 from igpo_core.trajectory import Final, Observation, Question, RolloutStatus, ToolCall, Trajectory
 
 SPLITS = ("train", "dev", "test")
+# keys of scores and labels of observations are part of MLflow's metric names, which are written hours later
+_AS_METRIC = "{!r} is part of a metric's name: at most 64 letters, digits and . - _ alone, which MLflow takes"
 TRIED = 8  # tasks of each split
 
 
@@ -24,6 +28,8 @@ def check(environment: Environment, demonstrations: Any = None) -> None:
     """
     settings, interface = environment.settings, environment.settings.interface
     _require(settings.rubric, "settings.rubric names no score")
+    for key in settings.rubric:
+        _require(re.fullmatch(ARM, key), f"settings.rubric: {_AS_METRIC.format(key)}")
     _require(settings.offers <= {*get_args(Need)}, f"settings.offers has other names than {', '.join(NEEDS)}")
     _check_interface(interface)
     texts: dict[str, str] = {}
@@ -96,6 +102,8 @@ def _check_task(environment: Environment, task: Question) -> None:
     _check_call(settings.interface, call, f"{where}: example_call")
     (observation,) = environment.step([(Episode(task), call)])
     _require(not observation.failed, f"{where}: the example call failed: {observation.text}")
+    label = observation.label
+    _require(label is None or re.fullmatch(ARM, label), f"{where}: label: {_AS_METRIC.format(label)}")
     seen = Episode(task, (call,), (observation,))
     evidence = environment.evidence(seen)
     _require(evidence is None or len(evidence) == 1, f"{where}: evidence has not one value for each observation")

@@ -32,10 +32,25 @@ def call_of(tool: Tool, text: str) -> ToolCall:
     return ToolCall(tool.name, {item.name: text if item.kind == "string" else 1 for item in tool.parameters})
 
 
+class _Twice(ValueError):
+    """A name that an object of JSON has twice: which of two queries was meant is not known."""
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twice(name)
+        found[name] = value
+    return found
+
+
 def parse_call(text: str, interface: Interface) -> Action:
     """The JSON between <tool_call> and </tool_call>: {"name": <a tool>, "arguments": {<parameter>: <value>, ..}}."""
     try:
-        call = json.loads(text)
+        call = json.loads(text, object_pairs_hook=_each_name_once)
+    except _Twice as error:
+        return Malformed(f"the tool call gives {str(error)[:40]!a} twice")
     except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
         return Malformed("the tool call is not JSON")
     names = " or ".join(f'"{tool.name}"' for tool in interface.tools)

@@ -110,6 +110,7 @@ class ChatProtocol:
         self._stop_text = frames.final_end
         self._before_turn = _from_control(frames.question[1], added)
         self._require_same_ids(template)
+        self._require_read_back(template)
 
     @property
     def shows_tools(self) -> bool:
@@ -151,6 +152,18 @@ class ChatProtocol:
                 raise ConfigError(
                     "this model's tokenizer writes the border between two parts of a conversation as one token, which cannot be "
                     f"sampled or added alone: near {self.decode(wanted[max(0, at - 3) : at + 3])!r}: use another model"
+                )
+
+    def _require_read_back(self, template: Template) -> None:
+        """Raise ConfigError where a turn that is written here is not read back as one: no policy could be taught to write it."""
+        for meant, kind in ((template.rounds("word", 1)[0].call, "a call"), (Final("word"), "an answer")):
+            ids, _ = self.turn("word", meant)
+            read = self.parse(ids)
+            if isinstance(read, Malformed):
+                inside = [f" ({self.decode([index])!r})" for index in ids[:-1] if index in self._special]
+                raise ConfigError(
+                    f"this model's tokenizer writes a turn ({kind}) with tokens that are not read back: {read.reason}"
+                    f"{''.join(inside[:1])}. Take such added tokens out of its tokenizer.json, or use another model"
                 )
 
     def prompt(self, question: str) -> list[int]:

@@ -31,6 +31,7 @@ from igpo_core.protocol.template_faults import (
     times,
 )
 
+MANY_ROUNDS = 64  # what a trajectory can have: some templates keep the last messages alone
 ROUNDS_TRIED = 3  # of a turn and a reply: what is done to all turns but the last one shows in the second
 # The day that templates are told which ask for a date (strftime_now), so that a run sees the same prompts tomorrow, by the codes
 # of strftime. Llama 3.2's own template names this day where it knows no date.
@@ -38,6 +39,7 @@ TODAY = {
     "%-d": "26", "%-m": "7", "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26",
     "%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
 }  # fmt: skip
+TIMES_TRIED = 8  # that the same is rendered
 ASKED, THOUGHT, ARGUMENT, SEEN, ANSWER = (f"PLACEHOLDER-{letter}" for letter in "QTSRA")
 # Text of questions, queries and replies that templates were seen to change or to treat in another way.
 TRIED = (
@@ -48,6 +50,13 @@ TRIED = (
     '["a", 1]',
     "1984",
     "true",
+    "null",
+    "[]",
+    "{}",
+    "x",
+    "No results.",
+    "The search failed. Try again or search for something else.",
+    "Error: not found",
     "word " * 20_000 + "end",
 )
 
@@ -222,6 +231,11 @@ class Template:
 
     def _learnt(self, layout: Layout) -> Frames:
         prompt = self.render(layout, ASKED)
+        if any(self.render(layout, ASKED) != prompt for _ in range(TIMES_TRIED)):
+            raise ConfigError(
+                "this chat template gives another text each time (random, or a clock): take that out of the model's "
+                "chat_template.jinja"
+            )
         if prompt.count(ASKED) != 1:
             raise Lost(
                 f"this chat template {times(prompt, ASKED)} the user's question: write {{{{ message.content }}}}, text and no "
@@ -280,6 +294,11 @@ class Template:
         closing = re.match(rf"\s*</{marker}>", rest)
         if not re.match(r"\s*<think>\s*$" if thoughts else r"\s*<think>\s*</think>\s*$", opened + before):
             control = next((end for end in self._ends if end in before), None)
+            if control is not None and not self._opens_a_turn(layout):
+                raise ConfigError(
+                    "this chat template writes nothing for add_generation_prompt: a turn would not begin as an assistant's. "
+                    f"Write what stands before an assistant's message at the end of a prompt {EDIT}"
+                )
             if control is not None:
                 raise ConfigError(
                     f"this chat template begins a turn with {before.partition('<think>')[0]!r}, in which {control!r} is a "
@@ -291,6 +310,12 @@ class Template:
         if closing is None or not re.fullmatch(rf"{end_of_thought}\s*<{marker}>\s*", between):
             raise rewrites(f"it writes {between!r} between a thought and {said!r}")
         return (before, between, closing[0]), rest[closing.end() :]
+
+    def _opens_a_turn(self, layout: Layout) -> bool:
+        """Whether a prompt that a turn follows ends otherwise than one that is whole."""
+        asking = self._asking(layout, ASKED)
+        with_tools = layout.tools == "template"
+        return self._apply(asking, with_tools, True) != self._apply(asking, with_tools, False)
 
     def _end(self, behind: str, prompt: str, opening: str) -> tuple[str, str]:
         """Return the white space behind a turn, and the text of the token that ends it.
@@ -321,10 +346,10 @@ class Template:
 
     def _require_same(self, frames: Frames) -> None:
         """Raise ConfigError where a conversation that is put together of these frames is not what the template gives."""
-        for raw in (ASKED, *TRIED):
+        for raw, count in ((ASKED, MANY_ROUNDS), *((raw, ROUNDS_TRIED) for raw in (ASKED, *TRIED))):
             text = self._harmless(raw).strip()
-            pieces = _pieces(frames, text, self.rounds(text, ROUNDS_TRIED))
-            whole = self.render(frames.layout, text, self.rounds(text, ROUNDS_TRIED))
+            pieces = _pieces(frames, text, self.rounds(text, count))
+            whole = self.render(frames.layout, text, self.rounds(text, count))
             wanted = "".join(piece.text for piece in pieces)
             if whole != wanted:
                 raise first_difference(whole, wanted, pieces)

@@ -15,12 +15,13 @@ from typing import Any
 
 from igpo_core.config import WebSearch, fingerprint
 from igpo_core.errors import ServiceError
-from igpo_core.http import Caller, CallFailed, Refused, clean_text, read_key
+from igpo_core.http import Caller, CallFailed, Refused, clean_text, read_key, reason_in
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Found, Passage, SearchFailure
 from igpo_core.text import one_form
 
 RECENT, LEAST = 200, 20  # searches over which the share of failures is taken, and from how many on
+REASON = 200  # characters of what a server says in place of results
 LONGEST_QUERY = 2000  # characters that are sent: Google takes 2,048, and a turn can hold more
 CALLS = (
     "IGPO_SEARCH_CALLS"  # paid calls allowed in all, in place of the configuration's number: raising it is no new run
@@ -125,6 +126,10 @@ def _parse(body: bytes, config: WebSearch) -> list[Passage]:
     """Passages in the API's order. An entry without text is left out, and so is one in another form, unless all are: one odd
     entry spoils itself alone. Raises ValueError, with the field, on an answer in another form."""
     content = _object(json.loads(body), "the answer")
+    where = {"serper": "organic", "bing": "webPages", "retriever": "result"}[config.api]
+    reason = reason_in(content) if content.get(where) is None else ""
+    if reason:  # gateways answer 200 with an error, which is not "nothing found"
+        raise ValueError(f"no {where}, but {reason[:REASON]!a}")
     read: Callable[[Any, str], Passage]
     if config.api == "retriever":
         (entries, name), read = (_only(content), "result[0]"), _document
@@ -168,15 +173,20 @@ def _snippet(address: str, title: str) -> Callable[[Any, str], Passage]:
 
 def _document(entry: Any, name: str) -> Passage:
     """Search-R1's server: {"document": {"id", "contents": "\\"Title\\"\\ntext"}, "score"}, or the document itself; FlashRAG's
-    corpora have {"title", "text"} in place of contents."""
+    corpora have {"title", "text"} in place of contents, or a title beside them. Contents of one line are a text without a title,
+    unless the line is a title in quotation marks."""
     fields = _object(entry, name)
     if "document" in fields:
         name, fields = f"{name}.document", _object(fields["document"], f"{name}.document")
     mark = clean_text(str(fields["id"])) if fields.get("id") is not None else ""
     contents = fields.get("contents", fields.get("content"))
     if contents is not None:
-        first, _, rest = _text(contents, f"{name}.contents").partition("\n")
-        return Passage(mark, first.strip().strip('"'), rest.strip())
+        whole, title = _text(contents, f"{name}.contents"), _text(fields.get("title"), f"{name}.title")
+        first, _, rest = (part.strip() for part in whole.partition("\n"))
+        named = first.strip('"')
+        if title and title != named:
+            return Passage(mark, title, whole)
+        return Passage(mark, named, rest) if rest or named != first or title else Passage(mark, "", first)
     if fields.get("text") is None:
         named = ", ".join(ascii(field)[1:-1] for field in fields) or "nothing"
         raise ValueError(f"{name} has neither contents nor text, but {named}"[:200])

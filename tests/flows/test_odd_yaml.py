@@ -124,6 +124,26 @@ def test_what_yaml_reads_otherwise_than_it_looks_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (PLAIN.replace("base: {}", "base: {optimizer: {learning_rate: yes}}"), "learning_rate is True, a truth value"),
+        (PLAIN.replace("base: {}", "base: {rollout: {group_size: on}}"), "group_size is True, a truth value"),
+        (PLAIN.replace("base: {}", "base: {optimizer: {betas: [0.9, no]}}"), "betas is [0.9, False], a truth value"),
+        (PLAIN.replace("- 1\n", "- yes\n"), "seeds is [0, True], a truth value"),
+        (PLAIN.replace("gain: prob_diff", "gain: prob_diff\n    gamma: on"), "gamma is True, a truth value"),
+        (PLAIN.replace("base: {}", "base: {rollout: {temperature: 1:30}}"), "got '1:30'"),  # 90 to YAML 1.1
+        (PLAIN.replace("base: {}", "base: {training: {epochs: 1:30}}"), "got '1:30'"),
+        (PLAIN.replace("base: {}", "base: {optimizer: {learning_rate: 1:00.5}}"), "got '1:00.5'"),
+        (PLAIN.replace("- 1\n", "- 1:30\n"), "got '1:30'"),
+        (PLAIN.replace("name: y", "name: 12:30"), "got '12:30'"),
+    ],
+)
+def test_a_truth_value_and_a_time_are_no_numbers(tmp_path: Path, content: str, said: str) -> None:
+    kind, message = refused(tmp_path / "p.yaml", content)
+    assert kind is ConfigError and said in message
+
+
+@pytest.mark.parametrize(
     ("content", "seeds", "rate"),
     [
         (PLAIN.replace("base: {}", "base:\n  optimizer: {learning_rate: 1e-6}"), [0, 1], 1e-6),  # text to PyYAML
@@ -154,3 +174,15 @@ def test_an_arm_is_refused_at_load_or_can_be_reported(tmp_path: Path, name: str)
     if kind is None:
         tag_filter(arms=f"outcome_only,{name}")
         _validate_metric_name(f"report/{name}/seeds")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.learning_rate": 1e-5, "optimizer": {"learning_rate": 1e-4}},
+        {"rollout": {"group_size": 8}, "rollout.group_size": 4},
+    ],
+)
+def test_a_setting_that_the_start_of_a_sweep_sets_twice_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="set the same: give one of them"):
+        load_specification("lookup", changes)

@@ -115,6 +115,12 @@ def hostile_server() -> Iterator[Hostile]:
             return await reply(writer, b"", "403 Forbidden")
         elif query == "bad request":
             return await reply(writer, b"", "400 Bad")
+        elif query == "list of faults":
+            return await reply(writer, b'{"detail": [{"loc": ["topk"], "msg": "topk is too large"}]}', "422 Refused")
+        elif query == "page of a proxy":
+            return await reply(writer, b"<html><head><title>Not here</title></head></html>", "404 Not Found")
+        elif query == "no reason":
+            return await reply(writer, b"<html></html>", "400 Bad")
         elif query == "garbage":
             return await reply(writer, b"<html>not json")
         elif query == "deep":

@@ -12,7 +12,7 @@ from typing import Any
 @contextmanager
 def judging_server(reply: Callable[[str], Any], refuse: Callable[[Any], str] = lambda content: "") -> Iterator[Any]:
     """url; asked: the prompts, each answered with reply(prompt); keys: what stood in the headers. refuse: the reason why a
-    request is refused, empty where it is not."""
+    request is refused, empty where it is not. A reply that is a dict is the whole answer."""
     state = SimpleNamespace(asked=[], keys=set(), url="")
 
     class Handler(BaseHTTPRequestHandler):
@@ -22,9 +22,9 @@ def judging_server(reply: Callable[[str], Any], refuse: Callable[[Any], str] = l
             state.asked.append(prompt)
             state.keys.add(self.headers["Authorization"])
             reason = refuse(content)
-            answer = (
-                {"error": {"message": reason}} if reason else {"choices": [{"message": {"content": reply(prompt)}}]}
-            )
+            said = None if reason else reply(prompt)
+            whole = said if isinstance(said, dict) else {"choices": [{"message": {"content": said}}]}
+            answer = {"error": {"message": reason}} if reason else whole
             body = json.dumps(answer).encode()
             self.send_response(400 if reason else 200)
             self.send_header("Content-Length", str(len(body)))

@@ -217,3 +217,126 @@ def test_two_wikis_json_text_of_several_titles(tmp_path: Path) -> None:
     ]
     passages = load_corpus(tmp_path / "train.parquet")
     assert passages["defect"].isna().all() and len(passages) == 4  # three lakes, and Brenn once
+
+
+# ----------------------------------------------------------------------------- other copies, and other dresses of a missing value
+
+ASKED = "who built the bridge of brenn?"
+PROMPT = (
+    "Answer the given question. Reason inside <think> and </think>, answer inside <answer> and </answer>. Question: "
+)
+SEARCH_R1 = {
+    "id": "train_0", "question": ASKED, "golden_answers": ["Ida Holm"], "data_source": "nq", "ability": "fact-reasoning",
+    "prompt": [{"role": "user", "content": f"{PROMPT}{ASKED}\n"}],
+    "reward_model": {"ground_truth": {"target": ["Ida Holm"]}, "style": "rule"}, "extra_info": {"index": 0, "split": "train"},
+}  # fmt: skip
+VERL = {
+    "data_source": "searchR1_nq", "prompt": [{"role": "system", "content": "Help."}, *SEARCH_R1["prompt"]],
+    "reward_model": SEARCH_R1["reward_model"], "extra_info": {"index": 0, "question": ASKED, "split": "train"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [SEARCH_R1, VERL], ids=["Search-R1", "verl"])
+def test_search_r1s_question_is_the_question_and_not_its_prompt(tmp_path: Path, row: dict[str, object]) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "train.parquet")
+    (found,) = load_questions(tmp_path / "train.parquet", split="train").to_dict("records")
+    assert (found["id"], found["source"], found["question"], found["answers"]) == ("nq-0", "nq", ASKED, ["Ida Holm"])
+    assert pandas.isna(found["defect"])
+
+
+def test_a_prompt_of_another_protocol_without_its_question_is_a_defect(tmp_path: Path) -> None:
+    row = {name: value for name, value in SEARCH_R1.items() if name not in ("question", "golden_answers", "id")}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    assert "prompt.content: tells of another protocol" in load_questions(tmp_path / "q.jsonl")["defect"][0]
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers"),
+    [
+        ('{"target": ["Ida", "I. Holm"]}', ["Ida", "I. Holm"]),
+        ('["Ida", "I. Holm"]', ["Ida", "I. Holm"]),
+        ("Ida<|answer_split|>I. Holm", ["Ida", "I. Holm"]),
+        ("{Ida}", ["{Ida}"]),
+        ("['Ida' 'I. Holm']", []),  # numpy's text of an array
+    ],
+)
+def test_a_true_answer_that_became_text(tmp_path: Path, truth: str, answers: list[str]) -> None:
+    row = {**VERL, "reward_model": json.dumps({"ground_truth": truth})}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    frame = load_questions(tmp_path / "q.jsonl")
+    assert frame["answers"][0] == answers and pandas.isna(frame["defect"][0]) is bool(answers)
+
+
+PAIRS = {"context": [["Brenn", ["A town.", "It is old."]]], "supporting_facts": [["Brenn", 0]]}
+OBJECTS = {
+    "context": [{"title": "Brenn", "sentences": ["A town.", "It is old."]}],
+    "supporting_facts": [{"title": "Brenn", "sent_id": 0}],
+}
+COLUMNS = {
+    "context": {"title": ["Brenn"], "content": [["A town.", "It is old."]]},
+    "supporting_facts": {"title": ["Brenn"], "sent_id": [0]},
+}
+
+
+@pytest.mark.parametrize("form", [PAIRS, OBJECTS, COLUMNS], ids=["pairs", "objects", "columns"])
+@pytest.mark.parametrize("name", ["id", "_id"])
+@pytest.mark.parametrize(
+    ("kind", "source", "hops"),
+    [("bridge", "hotpotqa", 2), ("inference", "2wikimultihopqa", 2), ("bridge_comparison", "2wikimultihopqa", 4)],
+)
+def test_hotpotqa_and_2wiki_in_each_form_without_the_columns_that_copies_leave_out(
+    tmp_path: Path, form: dict[str, object], name: str, kind: str, source: str, hops: int
+) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({name: "w", "type": kind, "question": "Who?", "answer": "Ida", **form})
+    )
+    (row,) = load_questions(tmp_path / "q.jsonl").to_dict("records")
+    assert (row["id"], row["source"], row["hops"], row["supporting_titles"]) == ("w", source, hops, ["Brenn"])
+    assert load_corpus(tmp_path / "q.jsonl")["text"].tolist() == ["A town. It is old."]
+
+
+@pytest.mark.parametrize("said", [True, 1, 1.0, "True", "TRUE", "1"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_musiques_paragraphs_in_each_form(tmp_path: Path, said: object, columns: bool) -> None:
+    paragraphs: object = [
+        {"idx": 0, "title": "Brenn", "paragraph_text": "A town.", "is_supporting": said},
+        {"idx": 1, "title": "Orla", "paragraph_text": "A lake.", "is_supporting": "false"},
+    ]
+    if columns:
+        paragraphs = {
+            "idx": [0, 1], "title": ["Brenn", "Orla"], "paragraph_text": ["A town.", "A lake."], "is_supporting": [said, "false"],
+        }  # fmt: skip
+    row = {"id": "2hop__1_2", "question": "Who?", "answer": "Ida", "answer_aliases": "", "paragraphs": paragraphs}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    (found,) = load_questions(tmp_path / "q.jsonl").to_dict("records")
+    assert (found["supporting_titles"], found["answers"]) == (["Brenn"], ["Ida"]) and pandas.isna(found["defect"])
+    assert load_corpus(tmp_path / "q.jsonl")["title"].tolist() == ["Brenn", "Orla"]
+
+
+@pytest.mark.parametrize("missing", ["", " ", "nan", "NaN", "None", "null", "NA", "N/A", "<NA>", None])
+def test_a_missing_number_or_truth_value_by_the_names_that_programs_write(tmp_path: Path, missing: object) -> None:
+    row = {"id": "a", "question": "Who?", "answers": ["NA"], "hops": missing, "answerable": missing}
+    (tmp_path / "q.jsonl").write_text(json.dumps({**row, "supporting_titles": ""}))
+    (found,) = load_questions(tmp_path / "q.jsonl").to_dict("records")
+    assert pandas.isna(found["hops"]) and (found["answerable"], found["supporting_titles"]) == (True, [])
+    assert pandas.isna(found["defect"]) and found["answers"] == ["NA"]  # sodium, or Namibia
+
+
+def test_bytes_in_lists_decimals_and_truth_values_of_a_column_of_floats(tmp_path: Path) -> None:
+    columns = {
+        "id": pyarrow.array([7, 8]).cast(pyarrow.decimal128(19, 0)), "question": ["Who?", "When?"],
+        "answers": pyarrow.array([[b"Ida"], ["Z\u00fcrich".encode()]], pyarrow.list_(pyarrow.binary())),
+        "hops": pyarrow.array([2, 3]).cast(pyarrow.decimal128(19, 0)), "answerable": ["1.0", "0.0"],
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "q.parquet")
+    frame = load_questions(tmp_path / "q.parquet")
+    assert frame["defect"].isna().all()
+    assert frame["id"].tolist() == ["7", "8"] and frame["answers"].tolist() == [["Ida"], ["Z\u00fcrich"]]
+    assert frame["hops"].tolist() == [2, 3] and frame["answerable"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("mark", "name"), [("\t", "tabs"), (";", "semicolons")])
+def test_another_separator_than_a_comma_is_named(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / "q.csv").write_text(f"id{mark}question{mark}answers\na{mark}Who, then?{mark}Ida\n")
+    with pytest.raises(DataError, match=f"separated by {name}"):
+        load_questions(tmp_path / "q.csv")

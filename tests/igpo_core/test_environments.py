@@ -107,6 +107,7 @@ def test_the_check_sees_a_state_that_is_kept(tmp_path: Path) -> None:
         ({"vocabulary": lambda: ["question"]}, "lacks words of tasks"),
         ({"evidence": lambda episode: []}, "one value for each observation"),
         ({"exposes": lambda question, observation: False}, "exposes is true of no observation"),
+        ({"call": lambda episode, call: Observation("1 .", label="2nd try (cached)")}, "part of a metric's name"),
     ],
 )
 def test_the_check_sees_what_is_broken(tmp_path: Path, broken: dict[str, Any], said: str) -> None:
@@ -116,6 +117,14 @@ def test_the_check_sees_what_is_broken(tmp_path: Path, broken: dict[str, Any], s
         setattr(environment, name, value)
     with pytest.raises(ContractError, match=said):
         check(environment, demonstrations)
+
+
+def test_the_check_sees_a_score_that_mlflow_has_no_name_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = WORLDS["calculator"]
+    environment = opened(settings, tmp_path)
+    monkeypatch.setattr(type(settings), "rubric", {"accuracy (ours)": "Accuracy"})
+    with pytest.raises(ContractError, match=r"'accuracy \(ours\)' is part of a metric's name"):
+        check(environment)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,33 @@ def test_a_reply_in_parts_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert found == {"judged": 1.0, "judged_failed": 0.0, "judged_em_agreement": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ([{"type": "output_text", "text": "yes"}], True),
+        ([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "yes"}], True),
+        ("\u25c1think\u25b7no, no\u25c1/think\u25b7yes", True),
+        ("<thinking>yes?</thinking>No.", False),
+        ("[THINK]yes[/THINK]no", False),
+        ("no, though some say yes", False),
+        ("<think>yes, or no", "a thought without its end"),  # cut by the endpoint's limit
+        ("There is no doubt: yes", "both yes and no"),
+        (None, "no choices[0].message.content"),
+        ({"error": {"message": "model overloaded"}}, "no choices[0].message.content, but 'model overloaded'"),
+        ({"choices": []}, "no choices[0].message.content"),
+        ({"choices": [{"message": {"content": None, "refusal": "I cannot"}}]}, "the model refuses: 'I cannot'"),
+    ],
+)
+def test_replies_of_other_endpoints_and_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: Any, verdict: bool | str
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "hush")
+    with judging_server(lambda _: answer) as server:
+        (found,) = Judge(settings(server, attempts=1), tmp_path / "judge.sqlite").verdicts([("Q?", ["a"], "b")])
+    assert found.correct is (verdict if isinstance(verdict, bool) else None)
+    assert isinstance(verdict, bool) or verdict in found.reason
+
+
 def test_agreement_with_exact_match(endpoint: Any, tmp_path: Path) -> None:
     """Six trajectories: judge and EM say 1,1  1,0  0,0  0 (no answer),0, one cannot be judged, 0,1."""
     items = [scored("right", 1.0), scored("right", 0.0), scored("wrong", 0.0), scored(None, 0.0), scored("rambles", 0.0),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -19,6 +20,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -287,6 +289,56 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, chat_config: Ex
     tokenizer.save_pretrained(tmp_path)
     config = settings(chat_config, tmp_path)
     assert "no finite numbers" in said(lambda: load_policy(tmp_path, config))
+
+
+def without(folder: Path, part: str) -> None:
+    kept = {name: value for name, value in load_file(folder / "model.safetensors").items() if part not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "count", "first"),
+    [
+        ("lm_head", {}, 1, "lm_head.weight"),  # the files of a tied model, and a config.json that does not say so
+        ("layers.1.", {}, 9, "model.layers.1.input_layernorm.weight"),  # a shard that was lost; nine tensors a layer
+        ("no such part", {"num_hidden_layers": 3}, 9, "model.layers.2.input_layernorm.weight"),
+    ],
+)
+def test_weights_that_no_file_holds_are_refused(
+    tmp_path: Path,
+    chat_config: ExperimentConfig,
+    tokenizer: Any,
+    part: str,
+    config: dict[str, Any],
+    count: int,
+    first: str,
+) -> None:
+    saved(tmp_path, LlamaConfig(**ids_of(tokenizer), **SHAPE, **POSITIONS), tokenizer)
+    without(tmp_path, part)
+    given = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(given | config))
+    reason = said(lambda: load_policy(tmp_path, settings(chat_config, tmp_path)))
+    assert f"no values for {count} of the model's weights ({first}" in reason
+
+
+def test_a_tied_model_needs_no_output_embedding_of_its_own(
+    tmp_path: Path, chat_config: ExperimentConfig, tokenizer: Any
+) -> None:
+    shape = {**ids_of(tokenizer), **SHAPE, **POSITIONS}
+    saved(tmp_path, LlamaConfig(**shape, tie_word_embeddings=True), tokenizer)
+    without(tmp_path, "lm_head")
+    assert said(lambda: load_policy(tmp_path, settings(chat_config, tmp_path))) == ""
+
+
+def test_a_model_that_is_its_own_decoder_is_refused(
+    tmp_path: Path, chat_config: ExperimentConfig, tokenizer: Any
+) -> None:
+    config = Llama4TextConfig(
+        **ids_of(tokenizer), **SHAPE, **POSITIONS, head_dim=8, num_local_experts=2, intermediate_size_mlp=64
+    )
+    saved(tmp_path, config, tokenizer)
+    for reason in both(settings(chat_config, tmp_path)):
+        assert "has no decoder and output embedding apart from each other" in reason
 
 
 class Cumulative(torch.nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from igpo_core.environments.searching import SEARCH, search_for
 from igpo_core.errors import ConfigError
@@ -240,10 +241,36 @@ REFUSED = {
         "writes the user's question as JSON",
     ),
     "content as a list of parts (LLaVA)": (PLAIN.replace("m.content", "m.content[0].text"), "each with text as its content"),
+    "the last messages alone": (
+        "{%- if messages | length > 30 -%}{%- set messages = messages[:2] + messages[-28:] -%}{%- endif -%}" + CHAT_TEMPLATE,
+        "rewrites earlier turns",
+    ),
+    "no more than fifty messages": (
+        "{%- if messages | length > 50 -%}{{- raise_exception('too many messages') -}}{%- endif -%}" + CHAT_TEMPLATE,
+        "too many messages",
+    ),
+    "another word for no results": (
+        CHAT_TEMPLATE.replace(REPLY, "+ (message.content | replace('No results.', 'none')) + '\n</tool_response>"),
+        "changes the tool's reply",
+    ),
+    "a short reply left out": (
+        CHAT_TEMPLATE.replace(REPLY, "+ (message.content if message.content | length > 3 else '-') + '\n</tool_response>"),
+        "changes the tool's reply",
+    ),
+    "chance": ("{{- range(1000) | random -}}" + CHAT_TEMPLATE, "gives another text each time"),
+    "no prompt for a turn": (CHAT_TEMPLATE.replace("add_generation_prompt", "false"), "writes nothing for add_generation_prompt"),
     "a fault of Jinja": ("{%- for m in messages -%}{{ m.content }}", "Unexpected end of template"),
     "a text and a number added": (PLAIN.replace("m.content", "m.content + 1"), "cannot render .*str"),
     "an argument of another type": (PLAIN.replace("m.content", "m.content.split(1)[0]"), "cannot render"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", ["<think>\n", '{"name":', "</"])
+def test_added_tokens_that_hide_a_turns_marks_are_refused(tokenizer: Any, piece: str) -> None:
+    """A turn of the protocol could not be read back: such a token counts as a control token within it."""
+    tokenizer.add_tokens([AddedToken(piece, special=False, normalized=False)])
+    with pytest.raises(ConfigError, match=r"are not read back: .*control token inside"):
+        ChatProtocol(tokenizer, SEARCH)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -35,6 +35,8 @@ def parsed(chat_policy: Any, body: str) -> Any:
         f"{CALL}\nI will wait.",
         f"{CALL}\n<answer>\nIda\n</answer>",
         CALL.replace("search", "browse"),
+        CALL.replace('{"query": "lake Orla"}', '{"query": "lake Orla", "query": "Brenn"}'),
+        CALL.replace('"name": "search"', '"name": "browse", "name": "search"'),
         f"<tool_call>\n{'[' * 5000}\n</tool_call>",
     ],
 )

@@ -69,6 +69,16 @@ def test_forms_that_people_have_are_one_demonstration(turn: dict[str, Any], answ
     )
 
 
+def test_nan_of_a_table_is_a_missing_field_of_a_message(tmp_path: Path) -> None:
+    """pandas writes NaN where a message lacks a field that another one has."""
+    nan = float("nan")
+    turn = {**call({"query": "Faust", "title": nan}), "reasoning_content": nan}
+    rows = {"id": "a", "messages": [{**USER, "tool_calls": nan}, turn, REPLY, {**ANSWER, "tool_calls": nan}]}
+    frame = load(tmp_path, rows)
+    assert frame[DEFECT].isna().all() and frame["answer"].tolist() == ["Goethe"]
+    assert to_turns(frame["turns"][0])[0].action == search_for("Faust")
+
+
 def test_parquet_with_every_argument_in_every_row(tmp_path: Path) -> None:
     """Arrow has one type for all messages: what a message lacks is null, and so is what only another tool takes."""
     rows = [{"id": "a", "messages": [USER, call({"query": "Faust", "title": None}), REPLY, ANSWER]}]

@@ -4,7 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
+import pickle
 import random
+import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,18 +30,23 @@ def zipped(method: int) -> bytes:
     return target.getvalue()
 
 
-def pyarrow_zstd(content: bytes) -> bytes:
+def by_pyarrow(content: bytes, name: str) -> bytes:
     target = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(target, "zstd") as stream:
+    with pyarrow.CompressedOutputStream(target, name) as stream:
         stream.write(content)
     return bytes(target.getvalue().to_pybytes())
+
+
+def zstd(content: bytes) -> bytes:
+    return by_pyarrow(content, "zstd")
 
 
 PACKED = {
     "gzip": gzip.compress(TEXT, mtime=0),
     "bzip2": bz2.compress(TEXT),
     "xz": lzma.compress(TEXT),
-    "zstd": pyarrow_zstd(TEXT),
+    "zstd": by_pyarrow(TEXT, "zstd"),
+    "lz4": by_pyarrow(TEXT, "lz4"),
     "zip, stored": zipped(zipfile.ZIP_STORED),
     "zip, deflated": zipped(zipfile.ZIP_DEFLATED),
     "zip, bzip2": zipped(zipfile.ZIP_BZIP2),
@@ -114,9 +121,7 @@ def test_more_than_the_limit_is_not_unpacked(packed: tuple[str, bytes], monkeypa
         unpacked(PLACE, content)
 
 
-@pytest.mark.parametrize(
-    "pack", [gzip.compress, bz2.compress, lzma.compress, pyarrow_zstd], ids=lambda pack: pack.__name__
-)
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd], ids=lambda pack: pack.__name__)
 def test_a_small_file_does_not_fill_the_memory(pack: Callable[[bytes], bytes]) -> None:
     """200 MB of zeros in at most 200 kB: beyond 16 MiB a file may unpack to fifty times its size."""
     content = pack(bytes(200_000_000))
@@ -126,3 +131,49 @@ def test_a_small_file_does_not_fill_the_memory(pack: Callable[[bytes], bytes]) -
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(content) < 200_000 and peak < 100_000_000
+
+
+def test_a_frame_to_skip_stands_before_the_first_one() -> None:
+    """pzstd writes the length of each frame into one: magic number, four bytes of length, as many bytes."""
+    assert unpacked(PLACE, b"\x50\x2a\x4d\x18\x04\0\0\0\x1d\0\0\0" + by_pyarrow(TEXT, "zstd")) == (TEXT, "zstd")
+
+
+def tarred(mode: str) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode=mode) as archive:  # type: ignore[call-overload]
+        entry = tarfile.TarInfo("questions.csv")
+        entry.size = len(TEXT)
+        archive.addfile(entry, io.BytesIO(TEXT))
+    return target.getvalue()
+
+
+def zip_of(*names: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in names:
+            archive.writestr(name, TEXT)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (tarred("w"), "a tar archive"),
+        (tarred("w:gz"), "a tar archive"),
+        (zip_of("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook"),
+        (zip_of(), "an empty zip"),
+        (lzma.compress(TEXT, lzma.FORMAT_ALONE), "packed by LZMA alone"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (pickle.dumps({"id": "a"}, 4), "a Python pickle"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_its_name(content: bytes, name: str) -> None:
+    with pytest.raises(DataError, match=f"questions.csv: is {name}"):
+        unpacked(PLACE, content)
+
+
+def test_what_a_mac_puts_into_a_zip_is_no_second_file() -> None:
+    packed = zip_of("d/questions.csv", "__MACOSX/d/._questions.csv", "d/.DS_Store")
+    assert unpacked(PLACE, packed) == (TEXT, "zip")

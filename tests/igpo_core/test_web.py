@@ -101,6 +101,13 @@ FOUND = [("Brenn", "A market town.")]
         ("retriever", {"result": [[{"document": {"id": 7, "title": "Brenn", "text": "A market town."}}]]}, FOUND),
         ("retriever", {"result": [[{"document": {"id": 7, "content": DOCUMENT["contents"]}}]]}, FOUND),
         ("retriever", {"result": [[{"document": None, "score": 0.1}, {"document": DOCUMENT, "score": 0.7}]]}, FOUND),
+        # a title beside contents, with and without it in their first line
+        ("retriever", {"result": [[{"document": {"title": "Brenn", "contents": "A market town."}}]]}, FOUND),
+        ("retriever", {"result": [[{"document": {"title": "Brenn", "contents": DOCUMENT["contents"]}}]]}, FOUND),
+        ("retriever", {"result": [[{"title": "Brenn", "content": "A town.\nSmall."}]]}, [("Brenn", "A town.\nSmall.")]),
+        # no title at all; a title alone
+        ("retriever", {"result": [[{"contents": "A market town."}]]}, [("", "A market town.")]),
+        ("retriever", {"result": [[{"contents": '"Brenn"\n'}]]}, []),
     ],
 )
 def test_answers_in_other_forms_are_read_with_one_call(
@@ -110,6 +117,44 @@ def test_answers_in_other_forms_are_read_with_one_call(
     (found,) = retriever(server, tmp_path, api).search(["x"], 3)
     assert not isinstance(found, SearchFailure) and [(one.title, one.text) for one in found] == passages
     assert server.asked["x"] == 1
+
+
+@pytest.mark.parametrize(
+    ("api", "content", "reason"),
+    [
+        ("serper", {"message": "Not enough credits", "statusCode": 400}, "no organic, but 'Not enough credits'"),
+        ("bing", {"error": {"code": "401", "message": "the key hush is old"}}, "no webPages, but 'the key .. is old'"),
+        ("retriever", {"detail": [{"loc": ["body"], "msg": "no index"}]}, "no result, but 'no index'"),
+        ("retriever", {"result": None, "errors": ["index is loading"]}, "no result, but 'index is loading'"),
+    ],
+)
+def test_an_error_with_status_200_is_no_empty_result(
+    server: Hostile, tmp_path: Path, api: str, content: Any, reason: str
+) -> None:
+    server.told["x"] = content
+    web = retriever(server, tmp_path, api)
+    (found,) = web.search(["x"], 3)
+    assert isinstance(found, SearchFailure) and reason in found.reason and "hush" not in found.reason
+    server.told["x"] = server.answer(api, "x")
+    (found,) = web.search(["x"], 3)  # it was not pinned
+    assert not isinstance(found, SearchFailure) and len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("garbage", "no JSON, it begins with '<html>not json'"),
+        ("redirect", "redirects to 'http://127.0.0.1:1/elsewhere', and no redirect is followed"),
+        ("server error", "status 503: 'oops'"),
+        ("list of faults", "status 422: 'topk is too large'"),
+        ("page of a proxy", "status 404: 'Not here'"),
+        ("no reason", "status 400"),
+    ],
+)
+def test_the_servers_own_reason_is_told(server: Hostile, tmp_path: Path, query: str, reason: str) -> None:
+    (found,) = retriever(server, tmp_path, "retriever").search([query], 3)
+    assert isinstance(found, SearchFailure) and reason in found.reason
+    assert query != "no reason" or found.reason == reason
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "\ud800", "a\nb"])
