@@ -69,13 +69,15 @@ class Find:
 
 @dataclass
 class Counts:
-    """Of one target. finds: of different causes, by kind. refused: by the product's own errors."""
+    """Of one target. finds: of different causes, by kind. refused: by the product's own errors. broken: why the fuzzer itself
+    could not go on with it."""
 
     tried: int = 0
     refused: int = 0
     lines: int = 0
     seconds: float = 0.0
     finds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(get_args(Kind), 0))
+    broken: str = ""
 
     @property
     def found(self) -> int:
@@ -333,7 +335,8 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
                 child.returncode == 1
             ):  # Python's own end: by an error of the fuzzer, for what is tried raises within `attempt`
                 lines = (Path(place) / "said").read_text(errors="replace").splitlines()[-80:]
-                raise RuntimeError("\n".join([f"{name} cannot be fuzzed:", *(line[:300] for line in lines)]))
+                whole.broken = "\n".join([f"{name} cannot be fuzzed:", *(line[:300] for line in lines)])
+                return whole
             if child.returncode not in (0, GROWN):
                 current = Path(place) / "current"
                 why = f"no end within {SILENT:g} s" if hung else f"status {child.returncode}"
@@ -424,11 +427,13 @@ def prove(seconds: float, seed: int, out: Path, only: Sequence[str]) -> int:
                 str(seed),
             ]
             started = time.monotonic()
-            subprocess.run([*command, "--first-find", "--out", str(out / what)], cwd=copy, capture_output=True)
+            done = subprocess.run(
+                [*command, "--first-find", "--out", str(out / what)], cwd=copy, capture_output=True, text=True
+            )
             spent = time.monotonic() - started
         finds = sorted((out / what).glob("*.txt"))
         missed += not finds
-        told = finds[0].read_text().splitlines()[0] if finds else "NOT FOUND"
+        told = finds[0].read_text().splitlines()[0] if finds else f"NOT FOUND {done.stderr[-2000:]}"
         print(f"{target:14} {what:32} {spent:6.1f} s  {told[:120]}", flush=True)
     return 1 if missed else 0
 
@@ -481,7 +486,10 @@ def main(arguments: list[str]) -> int:
     print(table(dict(zip(names, counts, strict=True))))
     finds = sum(one.found for one in counts)
     print(f"{finds} finds{f' in {out}' if finds else ''}, seed {given.seed}")
-    return 1 if finds else 0
+    broken = [one.broken for one in counts if one.broken]
+    for why in broken:
+        print(why, file=sys.stderr)
+    return 1 if finds or broken else 0
 
 
 if __name__ == "__main__":

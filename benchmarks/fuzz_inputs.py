@@ -120,6 +120,13 @@ def edited(tree: Any) -> st.SearchStrategy[Any]:
     return edit()
 
 
+def _as_json(tree: Any) -> Any:
+    """The tree with keys that JSON has: YAML's dates are keys, too."""
+    if isinstance(tree, dict):
+        return {str(key): _as_json(value) for key, value in tree.items()}
+    return [_as_json(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def _edit(draw: st.DrawFn, tree: Any) -> Any:
     deeper = isinstance(tree, dict | list) and tree and draw(st.integers(0, 4)) > 0
     if deeper and isinstance(tree, dict):
@@ -133,7 +140,7 @@ def _edit(draw: st.DrawFn, tree: Any) -> Any:
             place = draw(st.integers(0, len(tree)))
             return tree[:place] + draw(texts) + tree[place:]
         case "text":
-            return json.dumps(tree, ensure_ascii=False, default=str)
+            return json.dumps(_as_json(tree), ensure_ascii=False, default=str)
         case "wrap":
             return draw(
                 st.sampled_from([[tree], {"value": tree}, [tree, None], {"title": [tree], "sentences": [tree]}])

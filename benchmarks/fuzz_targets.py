@@ -237,11 +237,11 @@ def words() -> Iterator[Check]:
         said = [protocol.ids.get(word, int.from_bytes(word.encode()[:2])) for word in re.findall(r"</?\w+>|\S+", text)]
         _parsed(protocol, said)
         if text.split():
-            for action in (Final(text), search_for(text)):
-                turn, body = protocol.turn("done", action)
+            for action_of in (Final, search_for):
+                turn, body = protocol.turn("done", action_of(text))
                 written = protocol.decode(turn[body])
                 if protocol.ids["<unk>"] not in turn:
-                    require(protocol.parse(turn) == type(action)(written), "a turn that was written is read as another")
+                    require(protocol.parse(turn) == action_of(written), "a turn that was written is read as another")
             require(turn[protocol.call_tokens(turn)] == turn[body], "the query's tokens are others")
 
     yield check

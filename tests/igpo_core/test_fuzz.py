@@ -1,5 +1,7 @@
 """The fuzzer: it finds what is put there for it, keeps it as a file, and finds nothing in the seeds."""
 
+import datetime
+import json
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_inputs
 from benchmarks.fuzz_targets import ALL, MIB, Target, require
 from igpo_core.data import reading
 from igpo_core.errors import DataError
@@ -151,3 +153,24 @@ def test_a_run_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     heads, row, last = capsys.readouterr().out.splitlines()
     assert status == 0 and heads.startswith("target") and row.startswith("aliases") and last == "0 finds, seed 0"
     assert int(row.split()[1].replace(",", "")) >= 2 and not list((tmp_path / "finds").iterdir())
+
+
+def test_any_tree_of_yaml_is_written_as_json() -> None:
+    """Keys too: a date is one."""
+    tree = {datetime.date(2024, 7, 26): [{None: b"x"}], 1: 2.0}
+    assert json.loads(json.dumps(fuzz_inputs._as_json(tree), default=str)) == {
+        "2024-07-26": [{"None": "b'x'"}],
+        "1": 2.0,
+    }
+
+
+def test_a_target_that_cannot_be_fuzzed_leaves_the_others_their_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def watched(name: str, *rest: object) -> fuzz.Counts:
+        return fuzz.Counts(tried=7, broken="words cannot be fuzzed: why" if name == "words" else "")
+
+    monkeypatch.setattr(fuzz, "watched", watched)
+    assert fuzz.main(["--only", "words", "chat", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "words cannot be fuzzed: why\n" and "chat" in printed.out and "0 finds" in printed.out
