@@ -1,7 +1,9 @@
 """The two servers as deployments/compose starts them, without containers: its commands in its environment, over SQLite."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,7 +80,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
         wait_until(lambda: answers(name, port), lambda: server.poll() is None)
         yield name, port, tmp_path
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # a container's other processes end with its first one
         server.wait()
 
 
