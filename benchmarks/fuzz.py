@@ -334,10 +334,9 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
             if (
                 child.returncode == 1
             ):  # Python's own end: by an error of the fuzzer, for what is tried raises within `attempt`
-                lines = (Path(place) / "said").read_text(errors="replace").splitlines()[-80:]
+                lines = (Path(place) / "said").read_text(errors="replace").splitlines()[-30:]
                 whole.broken = "\n".join([f"{name} cannot be fuzzed:", *(line[:300] for line in lines)])
-                return whole
-            if child.returncode not in (0, GROWN):
+            elif child.returncode not in (0, GROWN):
                 current = Path(place) / "current"
                 why = f"no end within {SILENT:g} s" if hung else f"status {child.returncode}"
                 told = f"{why}\n{(Path(place) / 'said').read_text(errors='replace')[-4000:]}"
@@ -346,6 +345,8 @@ def watched(name: str, seconds: float, seed: int, out: Path, first_find: bool = 
                 whole.finds["process died"] += 1
             for path in Path(place).glob(f"{name}-*.*"):
                 shutil.move(path, out / path.name)
+        if whole.broken:
+            break
         seed += 1_000_000
     return whole
 

@@ -121,10 +121,16 @@ def edited(tree: Any) -> st.SearchStrategy[Any]:
 
 
 def _as_json(tree: Any) -> Any:
-    """The tree with keys that JSON has: YAML's dates are keys, too."""
-    if isinstance(tree, dict):
-        return {str(key): _as_json(value) for key, value in tree.items()}
-    return [_as_json(value) for value in tree] if isinstance(tree, list) else tree
+    """The tree with keys that JSON has: YAML's dates are keys, too. Without calls of itself: trees are as deep as Python allows."""
+    whole = [tree]
+    places: list[dict[str, Any] | list[Any]] = [whole]
+    while places:
+        place: Any = places.pop()
+        for key, value in list(place.items() if isinstance(place, dict) else enumerate(place)):
+            if isinstance(value, dict | list):
+                place[key] = {str(name): item for name, item in value.items()} if isinstance(value, dict) else [*value]
+                places.append(place[key])
+    return whole[0]
 
 
 def _edit(draw: st.DrawFn, tree: Any) -> Any:

@@ -157,6 +157,10 @@ def test_a_run_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_any_tree_of_yaml_is_written_as_json() -> None:
     """Keys too: a date is one."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert len(fuzz_inputs._as_json([deep])) == 1
     tree = {datetime.date(2024, 7, 26): [{None: b"x"}], 1: 2.0}
     assert json.loads(json.dumps(fuzz_inputs._as_json(tree), default=str)) == {
         "2024-07-26": [{"None": "b'x'"}],
