@@ -179,7 +179,7 @@ def _check_status(response: httpx.Response, settings: HttpSettings, told: str) -
 async def _told(response: httpx.Response, request: Mapping[str, Any]) -> str:
     """Return the service's own reason, as ": .."; empty where it gives none that can be read. Some services repeat the key that
     they were sent: nothing of the request's headers stays in it."""
-    if response.is_redirect:
+    if response.has_redirect_location:
         place = _without_secrets(response.headers["Location"].partition("?")[0], request)
         return f": redirects to {place[:TOLD]!a}, and no redirect is followed: set the url that answers itself"
     try:
