@@ -6,6 +6,7 @@ query that the back end refuses is the policy's fault: a SearchFailure too, but 
 
 import asyncio
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -186,7 +187,8 @@ def _document(entry: Any, name: str) -> Passage:
         named = first.strip('"')
         if title and title != named:
             return Passage(mark, title, whole)
-        return Passage(mark, named, rest) if rest or named != first or title else Passage(mark, "", first)
+        alone = not rest and not title and not re.fullmatch('"[^"]*"', first)
+        return Passage(mark, "", first) if alone else Passage(mark, named, rest)
     if fields.get("text") is None:
         named = ", ".join(ascii(field)[1:-1] for field in fields) or "nothing"
         raise ValueError(f"{name} has neither contents nor text, but {named}"[:200])

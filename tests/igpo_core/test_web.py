@@ -108,6 +108,10 @@ FOUND = [("Brenn", "A market town.")]
         # no title at all; a title alone
         ("retriever", {"result": [[{"contents": "A market town."}]]}, [("", "A market town.")]),
         ("retriever", {"result": [[{"contents": '"Brenn"\n'}]]}, []),
+        # a text of one line that begins, ends, or both, with words of somebody
+        ("retriever", {"result": [[{"contents": '"Brenn" is a town.'}]]}, [("", '"Brenn" is a town.')]),
+        ("retriever", {"result": [[{"contents": 'It is "old"'}]]}, [("", 'It is "old"')]),
+        ("retriever", {"result": [[{"contents": '"Old" and "new"'}]]}, [("", '"Old" and "new"')]),
     ],
 )
 def test_answers_in_other_forms_are_read_with_one_call(
@@ -145,6 +149,7 @@ def test_an_error_with_status_200_is_no_empty_result(
     [
         ("garbage", "no JSON, it begins with '<html>not json'"),
         ("redirect", "redirects to 'http://127.0.0.1:1/elsewhere', and no redirect is followed"),
+        ("redirect to nowhere", "status 300"),
         ("server error", "status 503: 'oops'"),
         ("list of faults", "status 422: 'topk is too large'"),
         ("page of a proxy", "status 404: 'Not here'"),
