@@ -175,7 +175,8 @@ def require_closed(title: str, address: str) -> None:
 
 
 def require_startable(place: Place, server: Server) -> None:
-    """Raise ServiceError when ours runs on another port, or when the port belongs to another program."""
+    """Raise ServiceError when ours runs on another port or as another version of the project started it, or when the port belongs
+    to another program."""
     record = place.state.read().get(server.name)
     if record and not processes.is_alive(record):
         processes.end(record)  # a killed server leaves children that hold its port
@@ -184,6 +185,11 @@ def require_startable(place: Place, server: Server) -> None:
         raise ServiceError(
             f"{server.title} of {place.home} runs on port {record.port}, not on {server.port}: run `make down` first, "
             f"or set {server.variable}={record.port}"
+        )
+    elif record and not processes.runs(record, server.arguments[0]):
+        raise ServiceError(
+            f"{server.title} of {place.home} runs as another version of this project started it, and may be open to other users "
+            "of this machine: run `make down` and start again"
         )
     elif record:
         return

@@ -145,6 +145,21 @@ def test_ours_on_another_port_is_neither_doubled_nor_taken_for_the_one_asked(
     assert place.state.read() == before
 
 
+def test_ours_that_another_version_started_is_not_reused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow of before runs as `mlflow server`, which anybody of the machine can have write files."""
+    assert services.main(["servers"]) == 0
+    before = place.state.read()
+    described = replace(small_server("mlflow", place.mlflow_port), arguments=("another", str(place.mlflow_port)))
+    monkeypatch.setattr(servers, "mlflow_server", lambda _: described)
+    assert services.main(["servers"]) == 1
+    said = capsys.readouterr().err
+    assert "Mlflow" in said and "another version of this project" in said and "`make down`" in said
+    assert place.state.read() == before
+    assert services.main(["down"]) == 0 and services.main(["status"]) == 0
+
+
 def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: Path) -> None:
     """Told another port than the one that ours was started on, it must not touch whoever is there."""
     servers.start_servers(place)
