@@ -128,8 +128,12 @@ def _parse(body: bytes, config: WebSearch) -> list[Passage]:
     entry spoils itself alone. Raises ValueError, with the field, on an answer in another form."""
     content = _object(json.loads(body), "the answer")
     where = {"serper": "organic", "bing": "webPages", "retriever": "result"}[config.api]
-    reason = reason_in(content) if content.get(where) is None else ""
-    if reason:  # gateways answer 200 with an error, which is not "nothing found"
+    reason = ""
+    if content.get(where) is None:  # gateways answer 200 with an error, which is not "nothing found"
+        reason = reason_in(content) or next(
+            (str(content[name]) for name in ("error", "errors") if content.get(name)), ""
+        )
+    if reason:
         raise ValueError(f"no {where}, but {reason[:REASON]!a}")
     read: Callable[[Any, str], Passage]
     if config.api == "retriever":

@@ -129,6 +129,7 @@ def test_answers_in_other_forms_are_read_with_one_call(
         ("serper", {"message": "Not enough credits", "statusCode": 400}, "no organic, but 'Not enough credits'"),
         ("bing", {"error": {"code": "401", "message": "the key hush is old"}}, "no webPages, but 'the key .. is old'"),
         ("retriever", {"detail": [{"loc": ["body"], "msg": "no index"}]}, "no result, but 'no index'"),
+        ("bing", {"error": {"code": 429}}, "no webPages, but \"{'code': 429}\""),
         ("retriever", {"result": None, "errors": ["index is loading"]}, "no result, but 'index is loading'"),
     ],
 )
