@@ -93,8 +93,9 @@ def hostile_server() -> Iterator[Hostile]:
             await asyncio.sleep(state.slow)
         elif query == "a little slow":
             await asyncio.sleep(0.2)
-        elif query == "trickle":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        elif query in ("trickle", "refused, and a trickle"):
+            status = b"200 OK" if query == "trickle" else b"403 Forbidden"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 1000\r\n\r\n")
             while True:
                 writer.write(b" ")
                 await writer.drain()

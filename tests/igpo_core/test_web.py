@@ -233,9 +233,13 @@ def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
     assert server.asked == {"reset once": 2, "throttled once": 2} and web.counts.failed == 0
 
 
-def test_a_refused_key_stops_the_run_without_naming_it(server: Hostile, tmp_path: Path) -> None:
+@pytest.mark.parametrize("query", ["refused", "refused, and a trickle"])
+def test_a_refused_key_stops_the_run_without_naming_it(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr("igpo_core.http.REASON_SECONDS", 0.3)
     with pytest.raises(ServiceError, match="refuses the key in SEARCH_API_KEY") as caught:
-        retriever(server, tmp_path).search(["refused"], 2)
+        retriever(server, tmp_path, timeout=8.0).search([query], 2)
     assert "hush" not in str(caught.value)
 
 
