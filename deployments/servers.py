@@ -138,9 +138,10 @@ def start(place: Place, server: Server) -> None:
 def become(place: Place, server: Server, host: str) -> None:
     """Turn this process into a server: of a container, whose end is the server's. Does not return.
 
-    Raises ServiceError where it would be reached from a network and asks for no account.
+    Raises ServiceError where it would ask for no account, but for an MLflow that no network reaches.
     """
-    if host != LOOPBACK and not (place.account if server.name == "prefect" else server.closed):
+    open_here = host == LOOPBACK and server.name != "prefect"
+    if not open_here and not (place.account if server.name == "prefect" else server.closed):
         wanted = "PREFECT_API_AUTH_STRING=name:password" if server.name == "prefect" else "MLFLOW_AUTH_CONFIG_PATH"
         raise ServiceError(
             f"LISTEN={host}: who reaches {server.title} there could use it without an account: set {wanted}"
