@@ -78,8 +78,14 @@ def mlflow_server(place: Place, host: str = LOOPBACK) -> Server:
 
 
 def mlflow_account(place: Place, folder: Path) -> dict[str, str]:
-    """MLflow's own accounts, in a database of their own, with the account of the Prefect server as the administrator's."""
-    name, _, password = str(place.account).partition(":")
+    """MLflow's own accounts, in a database of their own, with the account of the Prefect server as the administrator's. Raises
+    ServiceError where there is none."""
+    account = place.account
+    if account is None:
+        raise ServiceError(
+            "MLflow shall ask for the account, and there is none: set PREFECT_API_AUTH_STRING=name:password"
+        )
+    name, _, password = account.partition(":")
     settings = folder / "accounts.ini"
     settings.write_text(
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 60\n"

@@ -19,7 +19,7 @@ from deployments import place as places
 from deployments import processes, registration, servers, services, shell
 from deployments.place import Place
 from deployments.processes import Record, StateFile
-from deployments.servers import Server, prefect_server
+from deployments.servers import Server, mlflow_server, prefect_server
 from igpo_core.errors import ServiceError
 from tests.waiting import HANGS, wait_until
 
@@ -181,6 +181,22 @@ def test_nothing_becomes_a_prefect_server_without_an_account(
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "somebody:secret")
     services.serve(place, prefect_server)
     assert became == ["somebody:secret"]
+
+
+def test_nothing_becomes_an_mlflow_of_an_account_that_is_not_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("PREFECT_API_URL", "http://prefect:4200/api"),
+        ("MLFLOW_TRACKING_URI", "http://mlflow:5000"),
+        ("IGPO_MLFLOW_ACCOUNT", "on"),
+    ):
+        monkeypatch.setenv(name, value)
+    for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_AUTH_CONFIG_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServiceError, match="there is none: set PREFECT_API_AUTH_STRING=name:password"):
+        services.serve(replace(place, elsewhere=True), mlflow_server)
+    assert not (place.home / "mlflow" / "accounts.ini").exists()
 
 
 def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: Path) -> None:
