@@ -233,6 +233,12 @@ def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
     assert server.asked == {"reset once": 2, "throttled once": 2} and web.counts.failed == 0
 
 
+def test_a_truth_value_is_no_parameter() -> None:
+    """0 would be sent for no."""
+    with pytest.raises(ValueError, match=r"parameters is .*'autocorrect': False.*, a truth value"):
+        WebSearch.model_validate({"api": "serper", "url": "https://a.example/", "parameters": {"autocorrect": False}})
+
+
 @pytest.mark.parametrize("query", ["refused", "refused, and a trickle"])
 def test_a_refused_key_stops_the_run_without_naming_it(
     server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
