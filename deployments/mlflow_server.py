@@ -76,6 +76,11 @@ def _refusal(what: str) -> Exception:
     return refusal
 
 
+def _refuse_gunicorn(*settings: Any) -> list[str]:
+    """MLflow would start its own application, which nobody has closed."""
+    raise SystemExit("MLFLOW_GUNICORN_OPTS: this server is run by uvicorn alone: unset it, or set MLFLOW_UVICORN_OPTS")
+
+
 def main(arguments: list[str]) -> None:
     """`mlflow server` with the applications of this module."""
     from mlflow import server
@@ -88,6 +93,7 @@ def main(arguments: list[str]) -> None:
         return [*(option for option in options if option != "--factory"), "--factory", APPS[app]]
 
     server._build_uvicorn_command = build
+    server._build_gunicorn_command = _refuse_gunicorn
     cli(["server", *arguments], prog_name="mlflow")
 
 

@@ -97,6 +97,15 @@ def is_alive(record: Record) -> bool:
     return psutil.pid_exists(record.pid) and _mark(psutil.Process(record.pid)) == record.mark
 
 
+def runs(record: Record, module: str) -> bool:
+    """Whether the process that was started runs this module of Python, or is ending."""
+    try:
+        command = psutil.Process(record.pid).cmdline()
+    except psutil.NoSuchProcess:
+        return True
+    return not command or command[1:3] == ["-m", module]
+
+
 def members(record: Record) -> list[psutil.Process]:
     """The process and everything it started that still runs: all that bear its mark, except this very process."""
     return [

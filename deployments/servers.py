@@ -78,8 +78,14 @@ def mlflow_server(place: Place, host: str = LOOPBACK) -> Server:
 
 
 def mlflow_account(place: Place, folder: Path) -> dict[str, str]:
-    """MLflow's own accounts, in a database of their own, with the account of the Prefect server as the administrator's."""
-    name, _, password = str(place.account).partition(":")
+    """MLflow's own accounts, in a database of their own, with the account of the Prefect server as the administrator's. Raises
+    ServiceError where there is none."""
+    account = place.account
+    if account is None:
+        raise ServiceError(
+            "MLflow shall ask for the account, and there is none: set PREFECT_API_AUTH_STRING=name:password"
+        )
+    name, _, password = account.partition(":")
     settings = folder / "accounts.ini"
     settings.write_text(
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 60\n"
@@ -138,9 +144,10 @@ def start(place: Place, server: Server) -> None:
 def become(place: Place, server: Server, host: str) -> None:
     """Turn this process into a server: of a container, whose end is the server's. Does not return.
 
-    Raises ServiceError where it would be reached from a network and asks for no account.
+    Raises ServiceError where it would ask for no account, but for an MLflow that no network reaches.
     """
-    if host != LOOPBACK and not (place.account if server.name == "prefect" else server.closed):
+    open_here = host == LOOPBACK and server.name != "prefect"
+    if not open_here and not (place.account if server.name == "prefect" else server.closed):
         wanted = "PREFECT_API_AUTH_STRING=name:password" if server.name == "prefect" else "MLFLOW_AUTH_CONFIG_PATH"
         raise ServiceError(
             f"LISTEN={host}: who reaches {server.title} there could use it without an account: set {wanted}"
@@ -175,7 +182,8 @@ def require_closed(title: str, address: str) -> None:
 
 
 def require_startable(place: Place, server: Server) -> None:
-    """Raise ServiceError when ours runs on another port, or when the port belongs to another program."""
+    """Raise ServiceError when ours runs on another port or as another version of the project started it, or when the port belongs
+    to another program."""
     record = place.state.read().get(server.name)
     if record and not processes.is_alive(record):
         processes.end(record)  # a killed server leaves children that hold its port
@@ -184,6 +192,11 @@ def require_startable(place: Place, server: Server) -> None:
         raise ServiceError(
             f"{server.title} of {place.home} runs on port {record.port}, not on {server.port}: run `make down` first, "
             f"or set {server.variable}={record.port}"
+        )
+    elif record and not processes.runs(record, server.arguments[0]):
+        raise ServiceError(
+            f"{server.title} of {place.home} runs as another version of this project started it, and may be open to other users "
+            "of this machine: run `make down` and start again"
         )
     elif record:
         return

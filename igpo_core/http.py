@@ -25,6 +25,7 @@ from igpo_core.text import one_form
 LONGEST_WAIT = 60.0  # seconds; of what a server's Retry-After asks for
 REFUSALS = (400, 413, 414, 422)  # of what was asked; another try meets them again
 TOLD, REASON_BYTES = 200, 20_000  # characters of a service's own reason, and the bytes that it is looked for in
+REASON_SECONDS = 5.0  # that it is waited for: what the status says must not be lost with it
 REASONS = ("error", "errors", "message", "detail", "msg", "title")  # where services write it, the likeliest first
 T = TypeVar("T")
 
@@ -179,12 +180,13 @@ def _check_status(response: httpx.Response, settings: HttpSettings, told: str) -
 async def _told(response: httpx.Response, request: Mapping[str, Any]) -> str:
     """Return the service's own reason, as ": .."; empty where it gives none that can be read. Some services repeat the key that
     they were sent: nothing of the request's headers stays in it."""
-    if response.is_redirect:
+    if response.has_redirect_location:
         place = _without_secrets(response.headers["Location"].partition("?")[0], request)
         return f": redirects to {place[:TOLD]!a}, and no redirect is followed: set the url that answers itself"
     try:
-        body = await _body(response, REASON_BYTES)
-    except (CallFailed, httpx.TransportError):  # the status says already what became of the call
+        async with asyncio.timeout(REASON_SECONDS):
+            body = await _body(response, REASON_BYTES)
+    except (CallFailed, httpx.TransportError, TimeoutError):  # the status says already what became of the call
         return ""
     try:
         reason = reason_in(json.loads(body))

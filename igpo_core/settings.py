@@ -1,7 +1,7 @@
 """What every part of an experiment's settings is made of."""
 
 from functools import cache
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,7 +24,12 @@ class Truthless(BaseModel):
             return given
         for name in _numbers_of(cls) & given.keys():
             value = given[name]
-            if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value])):
+            inner = value if isinstance(value, list | tuple) else [value]
+            if (
+                isinstance(value, dict) and get_origin(cls.model_fields[name].annotation) is dict
+            ):  # and no model of its own
+                inner = list(value.values())
+            if any(isinstance(item, bool) for item in inner):
                 raise ValueError(
                     f"{name} is {value!r}, a truth value (YAML's yes, no, on and off too), and takes a number"
                 )

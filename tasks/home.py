@@ -54,7 +54,8 @@ def _bypass_proxies() -> None:
     """Let no client of this process and its children ask a proxy for this machine: they would by themselves, unlike curl."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     names = [name.strip() for name in listed.split(",") if name.strip()]
-    value = ",".join(dict.fromkeys([*names, *THIS_MACHINE]))
+    # "*" means no proxy at all, to urllib and requests where it stands alone
+    value = "*" if "*" in names else ",".join(dict.fromkeys([*names, *THIS_MACHINE]))
     os.environ.update(no_proxy=value, NO_PROXY=value)
 
 

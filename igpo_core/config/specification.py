@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from igpo_core.config.changes import changed, look_up, of_cell, put
 from igpo_core.config.data import DataConfig
@@ -24,7 +24,7 @@ from igpo_core.settings import Truthless
 MOST_CELLS = 1000
 
 
-class Until(BaseModel):
+class Until(Truthless):
     """Seeds are added until every arm's 95% interval is this narrow, or there are so many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -26,6 +26,7 @@ TWO_WIKI_TYPES = {"bridge_comparison", "compositional", "inference"}  # which Ho
 ANSWER_SEPARATOR = "<|answer_split|>"
 ID_ALIASES = "id_aliases.json"  # 2WikiMultihopQA's other names of entities, beside its question files
 MAX_HOPS = 1000
+LIST_AS_TEXT = re.compile(r"""\s*\[\s*["'\]]""")  # and not the film [REC], which an answer may be
 FOREIGN_MARKS = ("<think>", "<answer>")  # of a prompt that says how to think and answer
 
 # What the benchmark's tables carry besides the schema: known, and not needed.
@@ -175,7 +176,7 @@ def _true_answers(row: Row) -> list[str]:
         truth = json.loads(truth)
     if isinstance(truth, dict):
         truth = truth.get("target")
-    if isinstance(truth, str) and not truth.lstrip().startswith("["):
+    if isinstance(truth, str) and not LIST_AS_TEXT.match(truth):
         truth = truth.split(ANSWER_SEPARATOR)
     if isinstance(truth, str | list):
         return row.listed(name, truth)

@@ -6,6 +6,7 @@ query that the back end refuses is the policy's fault: a SearchFailure too, but 
 
 import asyncio
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -127,8 +128,12 @@ def _parse(body: bytes, config: WebSearch) -> list[Passage]:
     entry spoils itself alone. Raises ValueError, with the field, on an answer in another form."""
     content = _object(json.loads(body), "the answer")
     where = {"serper": "organic", "bing": "webPages", "retriever": "result"}[config.api]
-    reason = reason_in(content) if content.get(where) is None else ""
-    if reason:  # gateways answer 200 with an error, which is not "nothing found"
+    reason = ""
+    if content.get(where) is None:  # gateways answer 200 with an error, which is not "nothing found"
+        reason = reason_in(content) or next(
+            (str(content[name]) for name in ("error", "errors") if content.get(name)), ""
+        )
+    if reason:
         raise ValueError(f"no {where}, but {reason[:REASON]!a}")
     read: Callable[[Any, str], Passage]
     if config.api == "retriever":
@@ -186,7 +191,8 @@ def _document(entry: Any, name: str) -> Passage:
         named = first.strip('"')
         if title and title != named:
             return Passage(mark, title, whole)
-        return Passage(mark, named, rest) if rest or named != first or title else Passage(mark, "", first)
+        alone = not rest and not title and not re.fullmatch('"[^"]*"', first)
+        return Passage(mark, "", first) if alone else Passage(mark, named, rest)
     if fields.get("text") is None:
         named = ", ".join(ascii(field)[1:-1] for field in fields) or "nothing"
         raise ValueError(f"{name} has neither contents nor text, but {named}"[:200])

@@ -232,6 +232,8 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     """Tell the processes to end, and kill what has not ended in time, their children too."""
     asked, family = [], []
     for process in processes:
+        if process.returncode is not None:  # waited for: its number may be another program's by now
+            continue
         with contextlib.suppress(psutil.NoSuchProcess):
             own = psutil.Process(process.pid)
             asked.append(own)

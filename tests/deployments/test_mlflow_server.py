@@ -1,6 +1,8 @@
 """Who reaches the embedded MLflow reads and writes no other folder of its user's, and runs nothing. Two servers, a minute."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,17 @@ def run_in(running: Running, experiment: str) -> dict[str, str]:
     made = running.client.post("/api/2.0/mlflow/runs/create", json={"experiment_id": experiment}).raise_for_status()
     info: dict[str, str] = made.json()["run"]["info"]
     return info
+
+
+def test_no_other_program_serves_what_is_not_closed(tmp_path: Path) -> None:
+    """MLflow takes gunicorn where this variable is set, with an application of its own."""
+    command = [sys.executable, "-m", "deployments.mlflow_server", "--port", free_ports()[0], "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--artifacts-destination", str(tmp_path)]
+    environment = {**os.environ, "MLFLOW_GUNICORN_OPTS": "--timeout 60", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    done = subprocess.run(
+        [*command, *stores], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "MLFLOW_GUNICORN_OPTS: this server is run by uvicorn alone" in done.stderr
 
 
 @pytest.mark.parametrize("field", ["artifact_location", "artifactLocation"])

@@ -19,7 +19,7 @@ from deployments import place as places
 from deployments import processes, registration, servers, services, shell
 from deployments.place import Place
 from deployments.processes import Record, StateFile
-from deployments.servers import Server
+from deployments.servers import Server, mlflow_server, prefect_server
 from igpo_core.errors import ServiceError
 from tests.waiting import HANGS, wait_until
 
@@ -143,6 +143,60 @@ def test_ours_on_another_port_is_neither_doubled_nor_taken_for_the_one_asked(
     assert services.main(["servers"]) == 1
     assert f"MLFLOW_PORT={place.mlflow_port}" in capsys.readouterr().err
     assert place.state.read() == before
+
+
+def test_ours_that_another_version_started_is_not_reused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow of before runs as `mlflow server`, which anybody of the machine can have write files."""
+    assert services.main(["servers"]) == 0
+    before = place.state.read()
+    described = replace(small_server("mlflow", place.mlflow_port), arguments=("another", str(place.mlflow_port)))
+    monkeypatch.setattr(servers, "mlflow_server", lambda _: described)
+    assert services.main(["servers"]) == 1
+    said = capsys.readouterr().err
+    assert "Mlflow" in said and "another version of this project" in said and "`make down`" in said
+    assert place.state.read() == before
+    assert services.main(["down"]) == 0 and services.main(["status"]) == 0
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0"])
+def test_nothing_becomes_a_prefect_server_without_an_account(
+    place: Place, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Prefect's own variable for it is not the one that this command reads: the server would ask for none."""
+    for name, value in (
+        ("PREFECT_API_URL", "http://prefect:4200/api"),
+        ("MLFLOW_TRACKING_URI", "http://mlflow:5000"),
+        ("PREFECT_SERVER_API_AUTH_STRING", "somebody:secret"),
+        ("LISTEN", host),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    became: list[str] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.append(given[2]["PREFECT_SERVER_API_AUTH_STRING"]))
+    with pytest.raises(ServiceError, match="set PREFECT_API_AUTH_STRING=name:password"):
+        services.serve(place, prefect_server)
+    assert became == []
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "somebody:secret")
+    services.serve(place, prefect_server)
+    assert became == ["somebody:secret"]
+
+
+def test_nothing_becomes_an_mlflow_of_an_account_that_is_not_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("PREFECT_API_URL", "http://prefect:4200/api"),
+        ("MLFLOW_TRACKING_URI", "http://mlflow:5000"),
+        ("IGPO_MLFLOW_ACCOUNT", "on"),
+    ):
+        monkeypatch.setenv(name, value)
+    for name in ("PREFECT_API_AUTH_STRING", "MLFLOW_AUTH_CONFIG_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServiceError, match="there is none: set PREFECT_API_AUTH_STRING=name:password"):
+        services.serve(replace(place, elsewhere=True), mlflow_server)
+    assert not (place.home / "mlflow" / "accounts.ini").exists()
 
 
 def test_down_settles_the_runs_of_its_own_server_alone(place: Place, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_what_yaml_reads_otherwise_than_it_looks_is_refused_by_its_name(
         (PLAIN.replace("base: {}", "base: {rollout: {group_size: on}}"), "group_size is True, a truth value"),
         (PLAIN.replace("base: {}", "base: {optimizer: {betas: [0.9, no]}}"), "betas is [0.9, False], a truth value"),
         (PLAIN.replace("- 1\n", "- yes\n"), "seeds is [0, True], a truth value"),
+        (PLAIN + "until: {width: yes, seeds: 3}\n", "width is True, a truth value"),
         (PLAIN.replace("gain: prob_diff", "gain: prob_diff\n    gamma: on"), "gamma is True, a truth value"),
         (PLAIN.replace("base: {}", "base: {rollout: {temperature: 1:30}}"), "got '1:30'"),  # 90 to YAML 1.1
         (PLAIN.replace("base: {}", "base: {training: {epochs: 1:30}}"), "got '1:30'"),

@@ -93,8 +93,9 @@ def hostile_server() -> Iterator[Hostile]:
             await asyncio.sleep(state.slow)
         elif query == "a little slow":
             await asyncio.sleep(0.2)
-        elif query == "trickle":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        elif query in ("trickle", "refused, and a trickle"):
+            status = b"200 OK" if query == "trickle" else b"403 Forbidden"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 1000\r\n\r\n")
             while True:
                 writer.write(b" ")
                 await writer.drain()
@@ -111,6 +112,8 @@ def hostile_server() -> Iterator[Hostile]:
             return await reply(writer, b"oops", "503 Unavailable")
         elif query == "redirect":
             return await reply(writer, b"", "302 Found", "Location: http://127.0.0.1:1/elsewhere\r\n")
+        elif query == "redirect to nowhere":
+            return await reply(writer, b"", "300 Multiple Choices")
         elif query == "refused":
             return await reply(writer, b"", "403 Forbidden")
         elif query == "bad request":

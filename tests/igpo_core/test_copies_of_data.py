@@ -258,6 +258,8 @@ def test_a_prompt_of_another_protocol_without_its_question_is_a_defect(tmp_path:
         ("Ida<|answer_split|>I. Holm", ["Ida", "I. Holm"]),
         ("{Ida}", ["{Ida}"]),
         ("['Ida' 'I. Holm']", []),  # numpy's text of an array
+        ("[REC]", ["[REC]"]),  # the name of a film
+        ("[REC]<|answer_split|>REC", ["[REC]", "REC"]),
     ],
 )
 def test_a_true_answer_that_became_text(tmp_path: Path, truth: str, answers: list[str]) -> None:

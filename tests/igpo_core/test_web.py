@@ -108,6 +108,10 @@ FOUND = [("Brenn", "A market town.")]
         # no title at all; a title alone
         ("retriever", {"result": [[{"contents": "A market town."}]]}, [("", "A market town.")]),
         ("retriever", {"result": [[{"contents": '"Brenn"\n'}]]}, []),
+        # a text of one line that begins, ends, or both, with words of somebody
+        ("retriever", {"result": [[{"contents": '"Brenn" is a town.'}]]}, [("", '"Brenn" is a town.')]),
+        ("retriever", {"result": [[{"contents": 'It is "old"'}]]}, [("", 'It is "old"')]),
+        ("retriever", {"result": [[{"contents": '"Old" and "new"'}]]}, [("", '"Old" and "new"')]),
     ],
 )
 def test_answers_in_other_forms_are_read_with_one_call(
@@ -125,6 +129,7 @@ def test_answers_in_other_forms_are_read_with_one_call(
         ("serper", {"message": "Not enough credits", "statusCode": 400}, "no organic, but 'Not enough credits'"),
         ("bing", {"error": {"code": "401", "message": "the key hush is old"}}, "no webPages, but 'the key .. is old'"),
         ("retriever", {"detail": [{"loc": ["body"], "msg": "no index"}]}, "no result, but 'no index'"),
+        ("bing", {"error": {"code": 429}}, "no webPages, but \"{'code': 429}\""),
         ("retriever", {"result": None, "errors": ["index is loading"]}, "no result, but 'index is loading'"),
     ],
 )
@@ -145,6 +150,7 @@ def test_an_error_with_status_200_is_no_empty_result(
     [
         ("garbage", "no JSON, it begins with '<html>not json'"),
         ("redirect", "redirects to 'http://127.0.0.1:1/elsewhere', and no redirect is followed"),
+        ("redirect to nowhere", "status 300"),
         ("server error", "status 503: 'oops'"),
         ("list of faults", "status 422: 'topk is too large'"),
         ("page of a proxy", "status 404: 'Not here'"),
@@ -227,9 +233,19 @@ def test_what_passes_is_tried_again(server: Hostile, tmp_path: Path) -> None:
     assert server.asked == {"reset once": 2, "throttled once": 2} and web.counts.failed == 0
 
 
-def test_a_refused_key_stops_the_run_without_naming_it(server: Hostile, tmp_path: Path) -> None:
+def test_a_truth_value_is_no_parameter() -> None:
+    """0 would be sent for no."""
+    with pytest.raises(ValueError, match=r"parameters is .*'autocorrect': False.*, a truth value"):
+        WebSearch.model_validate({"api": "serper", "url": "https://a.example/", "parameters": {"autocorrect": False}})
+
+
+@pytest.mark.parametrize("query", ["refused", "refused, and a trickle"])
+def test_a_refused_key_stops_the_run_without_naming_it(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr("igpo_core.http.REASON_SECONDS", 0.3)
     with pytest.raises(ServiceError, match="refuses the key in SEARCH_API_KEY") as caught:
-        retriever(server, tmp_path).search(["refused"], 2)
+        retriever(server, tmp_path, timeout=8.0).search([query], 2)
     assert "hush" not in str(caught.value)
 
 

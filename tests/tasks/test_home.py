@@ -107,6 +107,13 @@ def test_another_way_to_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "IGPO_SHARED=yes" in refusal(monkeypatch)
 
 
+def test_who_wants_no_proxy_at_all_gets_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"http_proxy": "http://127.0.0.1:9", "no_proxy": "*", "NO_PROXY": "*"}.items():
+        monkeypatch.setenv(name, value)
+    enter_project()
+    assert requests.utils.get_environ_proxies("http://mlflow.example.net/") == {}
+
+
 @pytest.mark.parametrize("named", ["", "example.org, 10.0.0.1"])
 def test_the_account_goes_to_no_proxy(place: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     """httpx and requests, which the clients of Prefect and MLflow use, ask a proxy of the environment for 127.0.0.1, too."""

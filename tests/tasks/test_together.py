@@ -18,7 +18,7 @@ from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, Run, open_run, write_run
-from tasks.runs.together import MARK, Meeting, join, train_together
+from tasks.runs.together import MARK, Meeting, _end_family, join, train_together
 from tasks.runs.training import Recorder, open_training
 from tasks.tracking.outbox import About, Nowhere, Outbox, read_about
 from tests.sockets import Watch
@@ -172,6 +172,18 @@ for thread in threads:
 for thread in threads:
     thread.join()
 """
+
+
+def test_a_number_that_another_program_got_since_is_left_alone() -> None:
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(sleeping) as ended, subprocess.Popen(sleeping) as other:
+        ended.kill()
+        ended.wait()
+        ended.pid = other.pid
+        _end_family([ended])
+        running = other.poll() is None
+        other.kill()
+    assert running
 
 
 def test_what_several_threads_tell_arrives_in_whole_lines() -> None:
