@@ -121,7 +121,7 @@ def edited(tree: Any) -> st.SearchStrategy[Any]:
 
 
 def _as_json(tree: Any) -> Any:
-    """The tree with keys that JSON has: YAML's dates are keys, too. It does not call itself: trees are as deep as Python allows."""
+    """The tree with keys that JSON has. It does not call itself: trees are as deep as Python allows."""
     whole = [tree]
     places: list[dict[str, Any] | list[Any]] = [whole]
     while places:

@@ -21,8 +21,10 @@ from igpo_core.rewards.scoring import Scored
 CALLS = "IGPO_JUDGE_CALLS"
 TEXT_PARTS = ("text", "output_text")
 # how reasoning models write their thought: Qwen and R1, others, Kimi, Magistral
-THOUGHT_BEGINS = re.compile(r"<think>|<thinking>|<reasoning>|\u25c1think\u25b7|\[think\]")
-THOUGHT_ENDS = re.compile(r"</think>|</thinking>|</reasoning>|\u25c1/think\u25b7|\[/think\]")
+THOUGHT_BEGINS = re.compile(r"<think>|<thinking>|<thought>|<reasoning>|\u25c1think\u25b7|\[think\]")
+THOUGHT_ENDS = re.compile(r"</think>|</thinking>|</thought>|</reasoning>|\u25c1/think\u25b7|\[/think\]")
+ASKED_AGAIN = re.compile(r"\byes or no\b")
+FIRST = re.compile(r"\W*(?:(?:the |my )?(?:final )?(?:answer|verdict|judge?ment)(?: is)?\W+)?(yes|no)\b")
 PROMPT = """Question: {question}
 Accepted answers: {answers}
 Given answer: {answer}
@@ -108,11 +110,11 @@ def judged_metrics(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
 def _parse(body: bytes) -> bool:
     """The yes or no that the reply begins with, else the one that occurs in it. Raises ValueError, with what is wrong, where
     there is none, both, or no reply."""
-    said = _reply(json.loads(body))
+    said = ASKED_AGAIN.sub("", _reply(json.loads(body)))
     found = re.findall(r"\b(?:yes|no)\b", said)
     if not found:
         raise ValueError("neither yes nor no")
-    if len(set(found)) > 1 and not re.match(rf"\W*{found[0]}\b", said):
+    if len(set(found)) > 1 and not FIRST.match(said):
         raise ValueError("both yes and no")
     return bool(found[0] == "yes")
 

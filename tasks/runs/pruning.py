@@ -175,12 +175,18 @@ def _files(folder: Path) -> tuple[float, int]:
 
 
 def read_known() -> Known:
-    """Return what MLflow has. A report is about the runs of its sweep that have one of its arms and seeds."""
+    """Return what MLflow has. A report is about the runs of its sweep that have one of its arms and seeds; one that lost a tag,
+    about all runs of its experiment."""
     mlflow = client()
     trained = _search(kind="train")
+    reports = [*_search(kind="report"), *_search(kind="check")]
+    lost = {
+        report.info.experiment_id for report in reports if not {"sweep", "arms", "seeds"} <= report.data.tags.keys()
+    }
     about = {
         (report.info.experiment_id, report.data.tags["sweep"], arm, seed)
-        for report in [*_search(kind="report"), *_search(kind="check")]
+        for report in reports
+        if report.info.experiment_id not in lost
         for arm in report.data.tags["arms"].split(",")
         for seed in report.data.tags["seeds"].split(",")
     }
@@ -188,7 +194,10 @@ def read_known() -> Known:
     named = {
         run.data.tags["run_key"]
         for run in trained
-        if run.info.run_id in registered or _place(run) is None or _place(run) in about
+        if run.info.run_id in registered
+        or run.info.experiment_id in lost
+        or _place(run) is None
+        or _place(run) in about
     }
     return Known(frozenset(run.data.tags["run_key"] for run in trained), frozenset(named))
 

@@ -100,7 +100,7 @@ class Accelerators:
     def _asked(self) -> Iterator[None]:
         try:
             yield
-        except self._nvml.NVMLError as error:
+        except (self._nvml.NVMLError, RuntimeError, AssertionError) as error:  # the latter are torch's
             raise OSError(f"the driver of the GPUs: {error}") from error
 
 
@@ -133,9 +133,11 @@ class SystemMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None"
     ) -> None:
-        """End the thread."""
+        """End the thread. A fault of ours since the last `taken` is told, for what the curves are of is done."""
         self._ended.set()
         self._thread.join(5)
+        if kind is None and self._fault is not None:
+            self._say(f"warning: the last metrics system/ of this run are missing ({self._fault!r})")
 
     def taken(self) -> dict[str, float]:
         """Return the metrics of what was read since the last call; nothing where that was just now. The first call reads."""

@@ -89,6 +89,10 @@ def test_a_reply_in_parts_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("<thinking>yes?</thinking>No.", False),
         ("[THINK]yes[/THINK]no", False),
         ("no, though some say yes", False),
+        ("Answer: Yes. There is no difference.", True),
+        ("**The final verdict is: No** (not yes)", False),
+        ("Yes or no? No.", False),
+        ("<thought>yes</thought>no", False),
         ("<think>yes, or no", "a thought without its end"),  # cut by the endpoint's limit
         ("There is no doubt: yes", "both yes and no"),
         (None, "no choices[0].message.content"),

@@ -32,7 +32,8 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 patch.setenv(name, place.environment()[name])
             yield place.mlflow_url
         finally:
-            processes.end(place.state.read()[server.name])
+            if record := place.state.read().get(server.name):  # none where it did not start
+                processes.end(record)
 
 
 @pytest.fixture

@@ -119,6 +119,9 @@ def test_what_is_old_goes_from_disk_and_mlflow_and_nothing_else(
     make(tmp_path, "run7", study, "pruned-1", 7, 100)
     (lost,) = client().search_runs([experiment_id(study)], "tags.run_key = 'run7'")
     client().delete_tag(lost.info.run_id, "arm")  # which reports are about it nothing says any more: it stays
+    make(tmp_path, "run8", "of-a-lost-report", "lost-1", 8, 100)
+    make(tmp_path, "run9", "of-a-lost-report", "lost-2", 9, 200)
+    client().create_run(experiment_id("of-a-lost-report"), tags={"kind": "report", "sweep": "lost-1", "seeds": "8"})
     mlflow, place = client(), experiment_id(study)
     for kind, seed in (("report", 0), ("check", 3)):
         tags = {"kind": kind, "sweep": "pruned-1", "arms": "base,igpo", "seeds": f"{seed},77"}
@@ -132,14 +135,14 @@ def test_what_is_old_goes_from_disk_and_mlflow_and_nothing_else(
 
     api.set_tracking_uri(tracking_uri())
     register_model(f"models:/{models[1].model_id}", "kept")
-    assert folders(tmp_path) == ({f"run{seed}" for seed in range(8)}, 8)
+    assert folders(tmp_path) == ({f"run{seed}" for seed in range(10)}, 10)
 
     with locked(tmp_path, "run2", print):
         looked = prune(tmp_path, NOW, 30, delete=False)
         assert {one.key for one in looked.runs} == {"run2", "run4", "run5"} and len(looked.warm_starts) == 3
-        assert folders(tmp_path) == ({f"run{seed}" for seed in range(8)}, 8)
+        assert folders(tmp_path) == ({f"run{seed}" for seed in range(10)}, 10)
         prune(tmp_path, NOW, 30, delete=True)
-    assert folders(tmp_path) == ({"run0", "run1", "run2", "run3", "run6", "run7"}, 5)
+    assert folders(tmp_path) == ({"run0", "run1", "run2", "run3", "run6", "run7", "run8", "run9"}, 7)
     states = {seed: mlflow.get_run(run_id).info.lifecycle_stage for seed, run_id in made.items()}
     assert states == {0: "active", 1: "active", 2: "active", 3: "active", 4: "deleted", 5: "deleted"}
     assert [item.path for item in mlflow.list_artifacts(made[0])] == ["trajectories.jsonl"]

@@ -145,6 +145,20 @@ def test_a_fault_of_our_own_in_the_thread_is_raised_with_the_next_step() -> None
             wait_until(lambda: system.taken() is None)
 
 
+def test_a_fault_after_the_last_step_is_told_and_ends_no_run() -> None:
+    class Broken:
+        reads = 0
+
+        def read(self) -> dict[str, float]:
+            self.reads += 1
+            raise ValueError("a fault of ours")
+
+    source, told = Broken(), list[str]()
+    with SystemMonitor({"memory": lambda: source}, told.append, every=0.01) as system:
+        wait_until(lambda: system._fault is not None)
+    assert told == ["warning: the last metrics system/ of this run are missing (ValueError('a fault of ours'))"]
+
+
 def test_without_a_gpu_there_are_no_curves_of_one_and_nothing_is_imported() -> None:
     code = """
 import sys
