@@ -45,7 +45,7 @@ help:
 	@echo "make wheel     igpo_core alone as a wheel, for a trainer of your own (docs/extend.md)"
 	@echo "make bench [BENCH='gain memory']   figures of docs/performance.md; wants an idle machine and an hour"
 	@echo
-	@echo "Presets, with the time they take on this machine where it is known (make dry-run PRESET=.. tells more):"
+	@echo "Presets, with the time that training takes on this machine where it is known (make dry-run PRESET=.. tells more):"
 	@for file in deployments/presets/*.yaml; do \
 		name=$$(basename $$file .yaml); \
 		took=$$(sed -n "s/^$$name\t//p" "$(IGPO_HOME)/timings/presets.tsv" 2>/dev/null); \

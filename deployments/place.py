@@ -132,11 +132,11 @@ def filter_names(variables: Mapping[str, str], wanted: Callable[[str], bool]) ->
     return {name: value for name, value in variables.items() if wanted(name)}
 
 
-def given(variable: str) -> str:
-    """Raises ServiceError when it is not set."""
+def given(variable: str, what: str = "the address of the server, as this machine reaches it") -> str:
+    """Return a variable of the environment. Raises ServiceError, with what it has to be, when it is not set."""
     value = os.environ.get(variable)
     if not value:
-        raise ServiceError(f"{variable} is not set: name the server that this machine shall work for")
+        raise ServiceError(f"{variable} is not set: set it to {what}")
     return value
 
 

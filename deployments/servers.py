@@ -56,7 +56,7 @@ def mlflow_server(place: Place, host: str = LOOPBACK) -> Server:
     accounts: tuple[str, ...] = ()
     variables: dict[str, str] = {}
     if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
-        given("MLFLOW_FLASK_SERVER_SECRET_KEY")
+        given("MLFLOW_FLASK_SERVER_SECRET_KEY", "a long random text, by which MLflow signs its pages' forms")
         accounts = ("--app-name", "basic-auth")
     elif mlflow_has_account():
         variables = mlflow_account(place, folder)

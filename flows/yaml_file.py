@@ -12,7 +12,7 @@ _NO_VALUE = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, Ov
 
 
 def read_yaml(path: Path) -> Any:
-    """The one document in a file. Raises ConfigError: cannot be read, no YAML in UTF-8, a key twice, nested too deeply."""
+    """The one document in a file. Raises ConfigError: cannot be read, no UTF-8, no YAML, a key twice, nested too deeply."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except OSError as error:
@@ -21,8 +21,10 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(
             f"{path} is nested too deeply for any setting: remove the brackets that are too many"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}") from error
     except _NO_VALUE as error:
-        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {error}") from error
 
 
 class _EachKeyOnce(yaml.SafeLoader):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas
 
@@ -86,3 +87,26 @@ def write_pages(context: Any, data_docs: Path) -> None:
     )
     context.build_data_docs(site_names=[data_docs.name])
     _without_scripts(data_docs)
+    _write_index(data_docs)
+
+
+def _write_index(data_docs: Path) -> None:
+    """Replace the index, whose table a script draws, by links to the same pages."""
+    parts = []
+    for title, place in (("What was checked", "validations"), ("What is expected", "expectations")):
+        pages = sorted(path.relative_to(data_docs) for path in (data_docs / place).rglob("*.html"))
+        links = "".join(
+            f'<li><a href="{html.escape(quote(page.as_posix()))}">{html.escape(_title(page))}</a></li>'
+            for page in pages
+        )
+        parts.append(f"<h2>{title}</h2><ul>{links}</ul>")
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_POLICY}<title>Data Docs</title></head>'
+        f"<body><h1>Data Docs</h1>{''.join(parts)}</body></html>\n"
+    )
+    (data_docs / "index.html").write_text(page, encoding="utf-8")
+
+
+def _title(page: Path) -> str:
+    """validations/<suite>/<run>/<time>/<batch>.html: suite and time; expectations/<suite>.html: the suite."""
+    return f"{page.parts[1]}, {page.parts[-2]}" if len(page.parts) > 2 else page.stem

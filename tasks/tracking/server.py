@@ -142,6 +142,11 @@ def experiment_id(name: str) -> str:
                         raise
                     found = mlflow.get_experiment_by_name(name)  # another process was first
     except MlflowException as error:
+        if "error code 401" in str(error):
+            raise ServiceError(
+                f"MLflow at {tracking_uri()} asks for an account that this process does not have: set IGPO_MLFLOW_ACCOUNT=on "
+                "where the servers were started with it, else MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            ) from error
         raise ServiceError(f"MLflow at {tracking_uri()} does not serve: {brief(error)}") from error
     if found is None or found.lifecycle_stage != "active":
         raise ServiceError(f"MLflow experiment {name!r} was deleted: restore it in MLflow, or use another name")

@@ -148,6 +148,11 @@ def test_mlflow_asks_for_the_account_too_where_it_was_told_to(with_mlflow: tuple
     assert httpx.post(search, json={"max_results": 5}, auth=(name, password), timeout=60).status_code == 200
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert password not in shown
+    wrong = {**environment, "IGPO_MLFLOW_ACCOUNT": "off"}  # another shell, where nobody set it
+    wrong["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{environment['MLFLOW_PORT']}"
+    program = "from tasks.tracking.server import experiment_id; experiment_id('x')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=wrong, capture_output=True, text=True)
+    assert done.returncode == 1 and "set IGPO_MLFLOW_ACCOUNT=on where the servers were" in done.stderr, done.stderr
     program = "from tasks.tracking.server import client; print(len(client().search_experiments()))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and re.fullmatch(r"\d+", done.stdout.splitlines()[-1]), done.stdout + done.stderr

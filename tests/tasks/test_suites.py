@@ -1,8 +1,10 @@
 """Users' own Great Expectations suites: what stops, warns or is shown, what is refused before work, what they leave alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -63,6 +65,12 @@ def test_a_suite_stands_beside_the_data_and_touches_nothing_of_them(tmp_path: Pa
     assert any(name.startswith("bm25/") for name in before)
     assert "questions own" not in "".join(page.read_text() for page in (first.folder / "data_docs").rglob("*.html"))
     assert "questions own" in shown_in(first) and r"^Question \w+\?$" in shown_in(first)
+    for docs in (first.folder / "data_docs", first.checked / SUITE_DOCS if first.checked else Path()):
+        links = re.findall(r'href="([^"]+)"', (docs / "index.html").read_text())
+        assert {unquote(link) for link in links} == {
+            path.relative_to(docs).as_posix() for path in docs.rglob("*.html") if path.name != "index.html"
+        }
+        assert any(link.startswith("validations/questions") for link in links)
     rows = {line["what"]: line["rows"] for line in summary_rows(first)}
     assert (rows["mine.json on questions, entries"], rows["mine.json on questions, not met"]) == (1, 0)
     again = prepare(checked(tmp_path, NAMES, {**FEW, "severity": "info"}), home)
