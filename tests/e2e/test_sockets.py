@@ -17,7 +17,7 @@ from tests.sockets import Listener, Watch
 # what takes connections, by a part of its command: the table of docs/security.md
 PURPOSES = {
     "prefect server start": "the Prefect server: its API asks for the account",
-    "mlflow.server": "MLflow: its own hosts and origins; the account with IGPO_MLFLOW_ACCOUNT=on",
+    "deployments.mlflow_server": "MLflow: its own hosts and origins; the account with IGPO_MLFLOW_ACCOUNT=on",
     "prefect worker start": "the worker tells a flow run that it is cancelled; a random token for each",
     "multiprocessing.forkserver": "a sweep starts its arms; a socket in a folder of the user's own, mode 0700",
     "tasks.runs.together": "the ranks of a run exchange tensors (gloo)",
