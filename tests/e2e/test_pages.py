@@ -77,7 +77,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("The result as a table").wait_for()
     look("4-artifacts")
-    page.get_by_text("Dev F1, turns and dead groups by arm, in MLflow").click()
+    page.get_by_text("Dev scores, turns and dead groups by arm, in MLflow").click()
     curves = page.get_by_role("link", name="Curves by arm in MLflow")
     curves.wait_for()
     look("5-artifact")
