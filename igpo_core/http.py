@@ -121,6 +121,8 @@ class Caller:
                     return await _body(response, settings.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Transient(f"no answer within {settings.timeout:g} s") from error
+        except httpx.InvalidURL as error:  # httpx reads where an answer redirects to, though no redirect is followed
+            raise CallFailed("redirects to what is no address") from error
         except httpx.TransportError as error:
             raise Transient(f"the connection failed ({type(error).__name__})") from error
 

@@ -141,6 +141,8 @@ class Connection:
                     if time.monotonic() > until:
                         raise Transient(f"no whole answer within {self._timeout:g} s")
                 return response.status_code, body.whole()
+        except httpx.InvalidURL as error:  # httpx reads where an answer redirects to, though no redirect is followed
+            raise CallFailed("a redirect to what is no address") from error
         except httpx.TransportError as error:
             raise Transient(type(error).__name__) from error
 

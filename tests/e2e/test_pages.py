@@ -85,7 +85,8 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.goto(curves.get_attribute("href"))
     page.get_by_text("By arm: mean and range").wait_for()
     page.get_by_text("Group: igpo").first.wait_for()
-    assert page.get_by_text("eval/all/f1").first.is_visible() and page.get_by_text("2 matching runs").is_visible()
+    page.get_by_text("eval/all/f1").first.wait_for()  # charts come one by one
+    page.get_by_text("2 matching runs").wait_for()
     look("6-curves")
     tracking = servers.environment["MLFLOW_TRACKING_URI"]
     experiments = httpx.post(f"{tracking}/api/2.0/mlflow/experiments/search", json={"max_results": 100}).json()[

@@ -134,6 +134,12 @@ def test_an_answer_that_trickles_is_given_up(server: Answers, tmp_path: Path) ->
     assert kind is ServiceError and "does not answer" in said and time.monotonic() - started < 4
 
 
+def test_a_redirect_to_no_address_is_refused(server: Answers, tmp_path: Path) -> None:
+    server.models, server.headers = (302, b""), {"Location": 'there: "http://127.0.0.1:1/'}
+    kind, said = raised(lambda: Connection(settings(server, tmp_path)).served_model(server.url))
+    assert kind is ServiceError and "a redirect to what is no address: it must be a vLLM" in said
+
+
 def test_a_refusal_does_not_reach_the_terminal_raw(server: Answers, tmp_path: Path) -> None:
     server.completions = (400, b"\x1b]0;owned\x07 no such model")
     connection = Connection(settings(server, tmp_path))

@@ -151,6 +151,7 @@ def test_an_error_with_status_200_is_no_empty_result(
         ("garbage", "no JSON, it begins with '<html>not json'"),
         ("redirect", "redirects to 'http://127.0.0.1:1/elsewhere', and no redirect is followed"),
         ("redirect to nowhere", "status 300"),
+        ("redirect to no address", "redirects to what is no address"),
         ("server error", "status 503: 'oops'"),
         ("list of faults", "status 422: 'topk is too large'"),
         ("page of a proxy", "status 404: 'Not here'"),
