@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
 
 import httpx
@@ -107,6 +108,7 @@ class Caller:
                 limits=limits,
                 follow_redirects=False,
                 headers={"Accept-Encoding": "identity"},
+                cookies=no_cookies(),
                 # a proxy of the environment would get what is meant for this machine, the key in clear with it
                 trust_env=not settings.within_machine,
             )
@@ -153,6 +155,11 @@ def clean_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
     return one_form(value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8"))
+
+
+def no_cookies() -> CookieJar:
+    """Return a jar that takes no cookie: a call does not depend on what an earlier answer set, which may be no header at all."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def growing_wait(state: RetryCallState) -> float:

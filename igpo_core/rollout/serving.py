@@ -14,7 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_
 
 from igpo_core.config import VllmEngine
 from igpo_core.errors import ConfigError, ServiceError
-from igpo_core.http import Body, CallFailed, Transient, growing_wait, raise_if_passing
+from igpo_core.http import Body, CallFailed, Transient, growing_wait, no_cookies, raise_if_passing
 
 COLD, HOT = 0.1, 2.0  # temperatures as far apart as vLLM takes them
 ROUNDING = 0.1  # more than a server's batches move a log-probability, less than from COLD to HOT
@@ -32,6 +32,7 @@ class Connection:
             timeout=settings.timeout,
             limits=httpx.Limits(max_connections=settings.concurrency),
             headers={"Accept-Encoding": "identity"},
+            cookies=no_cookies(),
             trust_env=False,
         )
         self._timeout = settings.timeout

@@ -112,6 +112,8 @@ def hostile_server() -> Iterator[Hostile]:
             return await reply(writer, b"oops", "503 Unavailable")
         elif query == "redirect":
             return await reply(writer, b"", "302 Found", "Location: http://127.0.0.1:1/elsewhere\r\n")
+        elif query == "cookie":
+            return await reply(writer, good, extra="Set-Cookie: a=\xff\r\n")
         elif query == "redirect to no address":
             return await reply(writer, b"", "302 Found", 'Location: there: "http://127.0.0.1:1/\r\n')
         elif query == "redirect to nowhere":

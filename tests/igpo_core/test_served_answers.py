@@ -134,6 +134,13 @@ def test_an_answer_that_trickles_is_given_up(server: Answers, tmp_path: Path) ->
     assert kind is ServiceError and "does not answer" in said and time.monotonic() - started < 4
 
 
+def test_a_servers_cookie_is_not_kept(server: Answers, tmp_path: Path) -> None:
+    """Sent back it is no header: httpx would raise UnicodeEncodeError at the second call."""
+    server.headers = {"Set-Cookie": "a=\xff"}
+    connection = Connection(settings(server, tmp_path))
+    assert [connection.served_model(server.url) for _ in range(2)] == ["served", "served"]
+
+
 def test_a_redirect_to_no_address_is_refused(server: Answers, tmp_path: Path) -> None:
     server.models, server.headers = (302, b""), {"Location": 'there: "http://127.0.0.1:1/'}
     kind, said = raised(lambda: Connection(settings(server, tmp_path)).served_model(server.url))

@@ -43,6 +43,14 @@ def retriever(server: Hostile, folder: Path, api: str = "serper", **changes: Any
     return WebRetriever(settings(server, api, **changes), folder / "search.sqlite")
 
 
+def test_a_servers_cookie_is_not_kept(server: Hostile, tmp_path: Path) -> None:
+    """Sent back it is no header: httpx would raise UnicodeEncodeError at the next call."""
+    web = retriever(server, tmp_path)
+    assert [
+        len(found) for query in ("cookie", "cats") if not isinstance(found := web.search([query], 2)[0], SearchFailure)
+    ] == [2, 2]
+
+
 @pytest.mark.parametrize("api", ["serper", "bing", "retriever"])
 def test_each_api_gives_its_passages_in_order(server: Hostile, tmp_path: Path, api: str) -> None:
     found = retriever(server, tmp_path, api).search(["cats", "nothing", "cats"], 2)
