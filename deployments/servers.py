@@ -25,7 +25,8 @@ class Server:
     """What tells one server from the other.
 
     preparation: a command that runs to its end before a new start. variables: of its environment, besides the common ones.
-    closed: an address that is refused without the account; empty where the server asks for none.
+    closed: an address that is refused without the account; empty where the server asks for none. lacks: what would give it an
+    account, where it has none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Server:
     preparation: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     closed: str = ""
+    lacks: str = ""
 
 
 LOOPBACK = "127.0.0.1"
@@ -74,6 +76,7 @@ def mlflow_server(place: Place, host: str = LOOPBACK) -> Server:
         preparation=("mlflow", "db", "upgrade", database),
         variables=variables,
         closed=f"{place.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1" if accounts else "",
+        lacks="" if accounts else "MLFLOW_AUTH_CONFIG_PATH, or IGPO_MLFLOW_ACCOUNT=on",
     )
 
 
@@ -109,6 +112,7 @@ def prefect_server(place: Place, host: str = LOOPBACK) -> Server:
         variable="PREFECT_PORT",
         health=f"{place.prefect_url}/api/health",
         closed=f"{place.prefect_url}/api/admin/version",
+        lacks="" if place.account else "PREFECT_API_AUTH_STRING=name:password",
     )
 
 
@@ -146,11 +150,9 @@ def become(place: Place, server: Server, host: str) -> None:
 
     Raises ServiceError where it would ask for no account, but for an MLflow that no network reaches.
     """
-    open_here = host == LOOPBACK and server.name != "prefect"
-    if not open_here and not (place.account if server.name == "prefect" else server.closed):
-        wanted = "PREFECT_API_AUTH_STRING=name:password" if server.name == "prefect" else "MLFLOW_AUTH_CONFIG_PATH"
+    if server.lacks and (host != LOOPBACK or server.name == "prefect"):
         raise ServiceError(
-            f"LISTEN={host}: who reaches {server.title} there could use it without an account: set {wanted}"
+            f"LISTEN={host}: who reaches {server.title} there could use it without an account: set {server.lacks}"
         )
     os.execve(sys.executable, [sys.executable, "-m", *server.arguments], _prepare(place, server))
 

@@ -150,7 +150,8 @@ PACKINGS = (
         "zip",
         b"PK\x03\x04",
         _open_zip,
-        # ValueError and OverflowError: places beyond the file, names that are no text
+        # zipfile raises NotImplementedError for a compression that it does not know; ValueError and OverflowError for places
+        # beyond the file and names that are no text
         (
             zipfile.BadZipFile,
             NotImplementedError,

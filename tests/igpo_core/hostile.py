@@ -6,7 +6,7 @@ import json
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,40 @@ ODD_ENTRY = (
     b' "webPages": {"value": [{"url": 3, "snippet": "y"}, {"url": "l", "name": "T", "snippet": "x"}]},'
     b' "result": [[{"document": null}, {"document": {"id": "l", "title": "T", "text": "x"}}]]}'
 )
+
+
+GZIP = "Content-Encoding: gzip\r\n"
+# query -> body, and where they are other ones, status and a header more
+FIXED: dict[str, tuple[bytes] | tuple[bytes, str] | tuple[bytes, str, str]] = {
+    "server error": (b"oops", "503 Unavailable"),
+    "redirect": (b"", "302 Found", "Location: http://127.0.0.1:1/elsewhere\r\n"),
+    "redirect to no address": (b"", "302 Found", 'Location: there: "http://127.0.0.1:1/\r\n'),
+    "redirect to nowhere": (b"", "300 Multiple Choices"),
+    "refused": (b"", "403 Forbidden"),
+    "bad request": (b"", "400 Bad"),
+    "list of faults": (b'{"detail": [{"loc": ["topk"], "msg": "topk is too large"}]}', "422 Refused"),
+    "page of a proxy": (b"<html><head><title>Not here</title></head></html>", "404 Not Found"),
+    "no reason": (b"<html></html>", "400 Bad"),
+    "garbage": (b"<html>not json",),
+    "deep": (b"[" * 50_000,),
+    "wrong types": (b'{"organic": "x", "webPages": [], "result": {"0": 1}}',),
+    "nulls": (b'{"organic": null, "webPages": null, "result": [[]]}',),
+    "one odd entry": (ODD_ENTRY,),
+    "no text": (b'{"result": [[{"document": {"id": "1", "body": "b"}}]]}',),
+    "huge": (b"[" + b"1," * 2_000_000 + b"1]",),
+    "bomb": (BOMB, "200 OK", GZIP),
+    "bomb in a bomb": (TWICE, "200 OK", "Content-Encoding: gzip, gzip\r\n"),
+    "bomb of two headers": (TWICE, "200 OK", GZIP + GZIP),
+    "nothing": (b'{"organic": [], "webPages": {"value": []}, "result": [[]]}',),
+}
+# query -> what becomes of the body of a good answer, and a header more
+CHANGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cookie": (bytes, "Set-Cookie: a=\xff\r\n"),
+    "another packing": (zlib.compress, "Content-Encoding: deflate\r\n"),
+    "packed": (gzip.compress, "Content-Encoding: GZIP\r\n"),
+    "half a packing": (lambda good: gzip.compress(good)[:-9], GZIP),
+    "no packing": (bytes, GZIP),
+}
 
 
 @dataclass
@@ -108,57 +142,11 @@ def hostile_server() -> Iterator[Hostile]:
             return
         elif query == "throttled once" and times == 1:
             return await reply(writer, b"", "429 Too Many", "Retry-After: 1\r\n")
-        elif query == "server error":
-            return await reply(writer, b"oops", "503 Unavailable")
-        elif query == "redirect":
-            return await reply(writer, b"", "302 Found", "Location: http://127.0.0.1:1/elsewhere\r\n")
-        elif query == "cookie":
-            return await reply(writer, good, extra="Set-Cookie: a=\xff\r\n")
-        elif query == "redirect to no address":
-            return await reply(writer, b"", "302 Found", 'Location: there: "http://127.0.0.1:1/\r\n')
-        elif query == "redirect to nowhere":
-            return await reply(writer, b"", "300 Multiple Choices")
-        elif query == "refused":
-            return await reply(writer, b"", "403 Forbidden")
-        elif query == "bad request":
-            return await reply(writer, b"", "400 Bad")
-        elif query == "list of faults":
-            return await reply(writer, b'{"detail": [{"loc": ["topk"], "msg": "topk is too large"}]}', "422 Refused")
-        elif query == "page of a proxy":
-            return await reply(writer, b"<html><head><title>Not here</title></head></html>", "404 Not Found")
-        elif query == "no reason":
-            return await reply(writer, b"<html></html>", "400 Bad")
-        elif query == "garbage":
-            return await reply(writer, b"<html>not json")
-        elif query == "deep":
-            return await reply(writer, b"[" * 50_000)
-        elif query == "wrong types":
-            return await reply(writer, b'{"organic": "x", "webPages": [], "result": {"0": 1}}')
-        elif query == "nulls":
-            return await reply(writer, b'{"organic": null, "webPages": null, "result": [[]]}')
-        elif query == "one odd entry":
-            return await reply(writer, ODD_ENTRY)
-        elif query == "no text":
-            return await reply(writer, b'{"result": [[{"document": {"id": "1", "body": "b"}}]]}')
-        elif query == "huge":
-            return await reply(writer, b"[" + b"1," * 2_000_000 + b"1]")
-        elif query == "bomb":
-            return await reply(writer, BOMB, extra="Content-Encoding: gzip\r\n")
-        elif query == "bomb in a bomb":
-            return await reply(writer, TWICE, extra="Content-Encoding: gzip, gzip\r\n")
-        elif query == "bomb of two headers":
-            return await reply(writer, TWICE, extra="Content-Encoding: gzip\r\nContent-Encoding: gzip\r\n")
-        elif query == "another packing":
-            return await reply(writer, zlib.compress(good), extra="Content-Encoding: deflate\r\n")
-        elif query == "packed":
-            return await reply(writer, gzip.compress(good), extra="Content-Encoding: GZIP\r\n")
-        elif query == "half a packing":
-            return await reply(writer, gzip.compress(good)[:-9], extra="Content-Encoding: gzip\r\n")
-        elif query == "no packing":
-            return await reply(writer, good, extra="Content-Encoding: gzip\r\n")
-        elif query == "nothing":
-            empty = {"organic": [], "webPages": {"value": []}, "result": [[]]}
-            return await reply(writer, json.dumps(empty).encode())
+        elif query in FIXED:
+            return await reply(writer, *FIXED[query])
+        elif query in CHANGED:
+            body, extra = CHANGED[query]
+            return await reply(writer, body(good), extra=extra)
         await reply(writer, good)
 
     async def serve() -> None:

@@ -2,10 +2,8 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
-import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -17,21 +15,14 @@ import pytest
 from igpo_core.data import load_corpus, load_questions, reading
 from igpo_core.errors import DataError
 from igpo_core.rewards.outcome import f1_score
+from tests.igpo_core.zips import zip_of
 
 TEXT = b'{"passage_id": "a", "title": "Orla", "text": "a lake"}\n'
 
 
-def zipped(*names: str) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name in names:
-            archive.writestr(name, TEXT)
-    return target.getvalue()
-
-
 @pytest.mark.parametrize(
     "content",
-    [gzip.compress(TEXT), bz2.compress(TEXT), lzma.compress(TEXT), zipped("c.jsonl")],
+    [gzip.compress(TEXT), bz2.compress(TEXT), lzma.compress(TEXT), zip_of({"c.jsonl": TEXT})],
     ids=["gzip", "bzip2", "xz", "zip"],
 )
 def test_a_compressed_file_is_read(tmp_path: Path, content: bytes) -> None:
@@ -41,7 +32,7 @@ def test_a_compressed_file_is_read(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [zipped("a", "b"), gzip.compress(TEXT)[:-9], gzip.compress(gzip.compress(TEXT))],
+    [zip_of({"a": TEXT, "b": TEXT}), gzip.compress(TEXT)[:-9], gzip.compress(gzip.compress(TEXT))],
     ids=["two files", "cut", "twice"],
 )
 def test_what_cannot_be_unpacked_is_refused_by_that_reason(tmp_path: Path, content: bytes) -> None:

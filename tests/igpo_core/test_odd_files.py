@@ -4,7 +4,6 @@ import datetime
 import io
 import json
 import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from igpo_core.data import load_questions
 from igpo_core.errors import DataError
+from tests.igpo_core.zips import zip_of
 
 ROW = {"id": "a", "question": "Who?", "answers": ["Ida"]}
 
@@ -30,10 +30,7 @@ def raised(load: Callable[[], object]) -> tuple[type[BaseException] | None, str]
 
 def a_zip(offset: int) -> bytes:
     """One entry, which its directory says to stand at `offset` (a zip64 field)."""
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("q", json.dumps(ROW))
-    made = bytearray(target.getvalue())
+    made = bytearray(zip_of({"q": json.dumps(ROW)}))
     entry, end = made.index(b"PK\1\2"), made.index(b"PK\5\6")
     extra = struct.pack("<HHQ", 1, 8, offset)
     made[end + 12 : end + 16] = struct.pack("<I", struct.unpack("<I", made[end + 12 : end + 16])[0] + len(extra))

@@ -18,16 +18,10 @@ import pytest
 from igpo_core.data import unpacking
 from igpo_core.data.unpacking import unpacked
 from igpo_core.errors import DataError
+from tests.igpo_core.zips import zip_of
 
 TEXT = "".join(f"{number},who is F{number * 7919 % 1000}?,F{number}\n" for number in range(60)).encode()
 PLACE = Path("questions.csv")
-
-
-def zipped(method: int) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", method) as archive:
-        archive.writestr("questions.csv", TEXT)
-    return target.getvalue()
 
 
 def by_pyarrow(content: bytes, name: str) -> bytes:
@@ -47,10 +41,10 @@ PACKED = {
     "xz": lzma.compress(TEXT),
     "zstd": by_pyarrow(TEXT, "zstd"),
     "lz4": by_pyarrow(TEXT, "lz4"),
-    "zip, stored": zipped(zipfile.ZIP_STORED),
-    "zip, deflated": zipped(zipfile.ZIP_DEFLATED),
-    "zip, bzip2": zipped(zipfile.ZIP_BZIP2),
-    "zip, lzma": zipped(zipfile.ZIP_LZMA),
+    "zip, stored": zip_of({PLACE.name: TEXT}, zipfile.ZIP_STORED),
+    "zip, deflated": zip_of({PLACE.name: TEXT}, zipfile.ZIP_DEFLATED),
+    "zip, bzip2": zip_of({PLACE.name: TEXT}, zipfile.ZIP_BZIP2),
+    "zip, lzma": zip_of({PLACE.name: TEXT}, zipfile.ZIP_LZMA),
 }
 NUMBERS = 400  # damaged copies of each
 
@@ -90,10 +84,7 @@ def test_damage_is_no_exception_of_a_library(packed: tuple[str, bytes]) -> None:
 
 def test_a_zip_whose_entry_lost_its_name() -> None:
     """Found by benchmarks/fuzz.py: the directory says that the name has no characters, where the entry itself has one."""
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("q", b"content")
-    made = bytearray(target.getvalue())
+    made = bytearray(zip_of({"q": b"content"}))
     entry = made.index(b"PK\x01\x02")
     made[entry + 28] = 0  # bytes of its name
     end = made.index(b"PK\x05\x06")
@@ -147,21 +138,13 @@ def tarred(mode: str) -> bytes:
     return target.getvalue()
 
 
-def zip_of(*names: str) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name in names:
-            archive.writestr(name, TEXT)
-    return target.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "name"),
     [
         (tarred("w"), "a tar archive"),
         (tarred("w:gz"), "a tar archive"),
-        (zip_of("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook"),
-        (zip_of(), "an empty zip"),
+        (zip_of({"[Content_Types].xml": TEXT, "xl/workbook.xml": TEXT}), "an Excel workbook"),
+        (zip_of({}), "an empty zip"),
         (lzma.compress(TEXT, lzma.FORMAT_ALONE), "packed by LZMA alone"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
         (b"SQLite format 3\0", "an SQLite database"),
@@ -175,5 +158,5 @@ def test_a_file_of_another_kind_is_refused_by_its_name(content: bytes, name: str
 
 
 def test_what_a_mac_puts_into_a_zip_is_no_second_file() -> None:
-    packed = zip_of("d/questions.csv", "__MACOSX/d/._questions.csv", "d/.DS_Store")
+    packed = zip_of(dict.fromkeys(["d/questions.csv", "__MACOSX/d/._questions.csv", "d/.DS_Store"], TEXT))
     assert unpacked(PLACE, packed) == (TEXT, "zip")
