@@ -22,6 +22,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT := true
 export TQDM_DISABLE := 1
 export GX_ANALYTICS_ENABLED := false
+# set in many containers; each process would compile 5,000 modules of packages anew, 12 s of a processor
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV  := .venv
 BIN   := $(VENV)/bin

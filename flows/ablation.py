@@ -23,7 +23,7 @@ from flows.presets import resolve, study_name
 from flows.report import register_winners, show_links, show_report, tell_what_moved, write_report
 from flows.sweep import require_progress, require_same_code, run_all
 from flows.terminal import hush_tasks
-from flows.work import announce, simultaneous
+from flows.work import announce, next_commands, simultaneous
 from igpo_core.config import AblationSpecification, Plan, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
@@ -99,6 +99,7 @@ def ablation(
         links |= tell(plan, report, say)
         if evaluate:
             compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
+        say(f"\nNEXT\n{next_commands(specification.name, igpo_home)}")
     return {
         "sweep": plan.sweep,
         "answer": report.answer,

@@ -11,7 +11,6 @@ from flows.children import Where
 from flows.parameters import Ending
 from flows.presets import resolve, setting
 from flows.terminal import show_progress
-from flows.work import next_commands, write_minutes
 from igpo_core.errors import IgpoError
 from tasks.account import drop_what_servers_need
 from tasks.home import home, open_home
@@ -88,6 +87,4 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    write_minutes(home())
-    print(f"\nNEXT\n{next_commands(specification.name, home())}")
     return 1 if outcome["failed"] else 0

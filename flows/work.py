@@ -29,6 +29,7 @@ WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is no
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
 DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
+DATA_SECONDS = 90.0  # of its training on two cores of an AMD EPYC, 2026-11-28: whoever asks has never timed it
 
 
 def announce(specification: AblationSpecification, workers: int) -> str:
@@ -129,22 +130,26 @@ def write_minutes(home: Path) -> None:
 
 
 def next_commands(study: str, home: Path) -> str:
-    """What to run after a sweep, with its time on this machine where it is known."""
+    """What to run after a sweep, with its time on this machine where it is known. Writes what `make` shows beside presets."""
+    write_minutes(home)
     world = next(name for name in WORLDS if name != study)
     rows = [
         ("another world", f"make ablation PRESET={world}", _time(world, home)),
         ("arms should end level", f"make ablation PRESET={CONTROL}", _time(CONTROL, home)),
-        ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home)),
-        ("your model", f"make dry-run PRESET={MODEL}", "counts memory and time, trains nothing; asks the hub"),
+        ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home, DATA_SECONDS)),
+        ("your model", f"make dry-run PRESET={MODEL}", "seconds: counts memory and time, asks the hub"),
     ]
     shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
     widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
     return "\n".join(f"  {what.ljust(widths[0])}  {command.ljust(widths[1])}  {time}" for what, command, time in shown)
 
 
-def _time(preset: str, home: Path) -> str:
+def _time(preset: str, home: Path, elsewhere: float | None = None) -> str:
+    """Return it in words. elsewhere: seconds that it took on another machine."""
     seconds = _seconds(preset, home)
-    return "not timed here" if seconds is None else f"about {spell(seconds)}"
+    if seconds is not None:
+        return f"about {spell(seconds)}"
+    return "not timed here" if elsewhere is None else f"not timed here; about {spell(elsewhere)} on two cores"
 
 
 def _seconds(preset: str, home: Path) -> float | None:

@@ -233,6 +233,7 @@ class Learner:
             clip_high=settings.clip_high,
             kl_coefficient=settings.kl_coefficient,
             entropy_coefficient=settings.entropy_coefficient,
+            dual_clip=settings.dual_clip,
         )
         return terms, logprobs.detach()
 

@@ -40,19 +40,28 @@ class LossTerms:
     total: torch.Tensor
     surrogate: torch.Tensor
     kl: torch.Tensor
-    clipped: torch.Tensor  # share of tokens whose clip is active
+    clipped: torch.Tensor  # share of tokens whose clip, of either kind, is active
     ratio_error: torch.Tensor  # max |ratio to old_logprobs - 1|
 
 
 def policy_loss(
-    batch: TokenBatch, *, clip_low: float, clip_high: float, kl_coefficient: float, entropy_coefficient: float
+    batch: TokenBatch,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_coefficient: float,
+    entropy_coefficient: float,
+    dual_clip: float | None = None,
 ) -> LossTerms:
     """-sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl * k3 - entropy_coefficient * H.
+
+    With dual_clip, what is summed is at least dual_clip * A where A is negative (Ye et al. 2020, Eq. 5): a token that became
+    much more likely under a bad advantage loses its gradient. verl and the paper's code have 3.
 
     r = exp(log pi - log pi_old) of the token (on_policy: pi_old = pi, without its gradient), or of its segment: exp of the mean
     over the segment, with the gradient of each token's own log-probability (GSPO-token, Zheng et al. 2025, Eq. 13-14).
     k3 = exp(d) - d - 1 with d = log pi_ref - log pi (Schulman's low-variance estimator). log r and d are cut at 20 and -20,
-    beyond which they have no gradient. There is no dual clip.
+    beyond which they have no gradient.
     """
     ratio = _log_ratio(batch).clamp(-MOST, MOST).exp()
     ratio_error = (ratio.detach() - 1).abs().max()
@@ -60,7 +69,13 @@ def policy_loss(
         ratio = (batch.logprobs - batch.logprobs.detach()).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     unclipped, clipped = ratio * batch.advantages, clipped_ratio * batch.advantages
-    surrogate = -(batch.weights * torch.minimum(unclipped, clipped)).sum()
+    pushed = torch.minimum(unclipped, clipped)
+    active = clipped < unclipped
+    if dual_clip is not None:
+        bound = dual_clip * batch.advantages
+        bounded = (batch.advantages < 0) & (pushed < bound)
+        pushed, active = torch.where(bounded, bound, pushed), active | bounded
+    surrogate = -(batch.weights * pushed).sum()
     if kl_coefficient and batch.reference_logprobs is None:
         raise ValueError("kl_coefficient > 0 needs reference_logprobs")
     if entropy_coefficient and batch.entropies is None:
@@ -75,7 +90,7 @@ def policy_loss(
         total=surrogate + kl_coefficient * kl - entropy_coefficient * entropy,
         surrogate=surrogate.detach(),
         kl=kl.detach(),
-        clipped=(batch.weights * (clipped < unclipped)).sum().detach(),
+        clipped=(batch.weights * active).sum().detach(),
         ratio_error=ratio_error,
     )
 

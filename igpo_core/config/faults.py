@@ -13,7 +13,7 @@ from igpo_core.config.reward import ARM_FIELDS, KINDS, OF_ALL_ARMS, RENAMED, kin
 ARM = r"\w[\w.-]{0,63}"
 ARM_RULE = "name an arm with at most 64 letters, digits and . - _ alone, a letter, digit or _ first: MLflow refuses other names"
 # of an arm, besides what is in `reward`: what makes the base optimiser another one at the same cost
-OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high")
+OF_OPTIMIZER = ("denominator", "dead_groups", "ratio", "clip_low", "clip_high", "dual_clip")
 
 
 def cut(name: str) -> str:

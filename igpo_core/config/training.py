@@ -81,6 +81,11 @@ class OptimizerConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(
+        None,
+        gt=1,
+        description="Bound of the ratio where the advantage is negative; the paper's code has 3. None: no bound.",
+    )
     kl_coefficient: float = Field(0.0, ge=0, description="k3 estimate to the start of the run; 0: no reference pass.")
     entropy_coefficient: float = Field(0.0, ge=0)
     denominator: Literal["sequence", "token", "constant"] = Field(
@@ -105,7 +110,7 @@ class OptimizerConfig(Settings):
 
     @model_validator(mode="after")
     def _on_policy_ratio_is_one(self) -> "OptimizerConfig":
-        inert = [name for name in ("ratio", "clip_low", "clip_high") if name in self.model_fields_set]
+        inert = [name for name in ("ratio", "clip_low", "clip_high", "dual_clip") if name in self.model_fields_set]
         inert = [name for name in inert if getattr(self, name) != type(self).model_fields[name].default]
         if self.updates_per_step == 1 and inert:
             raise ValueError(

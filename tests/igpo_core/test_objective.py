@@ -29,6 +29,19 @@ def test_clipping_in_all_four_corners_by_hand() -> None:
     assert logprobs.grad.tolist() == pytest.approx([0.0, 0.375, -0.125, 0.0])
 
 
+def test_a_dual_clip_bounds_negative_advantages_alone_by_hand() -> None:
+    # ratios 5, 5, 2 with advantages -1, +1, -1; clips 0.8 and 1.3, bound 3: max(-5, -3) = -3; min(5, 1.3) = 1.3; -2 stays
+    logprobs = tensor(math.log(5), math.log(5), math.log(2)).requires_grad_()
+    batch = TokenBatch(logprobs, tensor(0, 0, 0), tensor(-1, 1, -1), tensor(0.25, 0.25, 0.5))
+    terms = policy_loss(batch, **SETTINGS, dual_clip=3.0)
+    assert terms.total.item() == pytest.approx(0.25 * 3 - 0.25 * 1.3 + 0.5 * 2)
+    assert terms.clipped.item() == pytest.approx(0.5)  # the first two
+    terms.total.backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx([0.0, 0.0, 1.0])  # -w r A, or 0
+    without = policy_loss(batch, **SETTINGS)
+    assert without.total.item() == pytest.approx(0.25 * 5 - 0.25 * 1.3 + 0.5 * 2)
+
+
 def test_on_policy_the_ratio_is_one_whatever_sampling_rounded() -> None:
     # as far off as bfloat16 rounds: taken as ratios, 1.5 and 0.5 would be clipped and lose their gradient
     logprobs = tensor(math.log(1.5), math.log(0.5)).requires_grad_()
