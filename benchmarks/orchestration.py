@@ -40,11 +40,11 @@ def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
 def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
     from tasks.runs.training import Recorder, open_training
-    from tasks.tracking.outbox import Nowhere
+    from tasks.tracking.outbox import NoOutbox
 
     run = planned(preset, seed, home, "alone")
     run.folder.mkdir(parents=True)
-    Recorder(run, open_training(run, lambda line: None), Nowhere(), lambda line: None).to_end()
+    Recorder(run, open_training(run, lambda line: None), NoOutbox(), lambda line: None).to_end()
 
 
 def measure(preset: str, home: Path, repeats: int) -> None:

@@ -129,13 +129,13 @@ def write_checkpoint(
         except RuntimeError as error:  # torch reports a full disk as RuntimeError
             raise OSError(f"state.pt: {error}") from error
         if weights is not None:
-            write_shards(ranks.agreed(path) / SHARDS, state.tensors)
+            write_shards(ranks.broadcast(path) / SHARDS, state.tensors)
 
-    if ranks.first:
+    if ranks.is_main:
         write_folder(folder, fill)
     elif weights is not None:
-        write_shards(ranks.agreed(folder) / SHARDS, state.tensors)
-    ranks.agreed(None)
+        write_shards(ranks.broadcast(folder) / SHARDS, state.tensors)
+    ranks.broadcast(None)
 
 
 def read_checkpoint(folder: Path, policy: Policy, tensors: dict[str, Any]) -> CheckpointState:

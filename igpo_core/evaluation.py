@@ -86,7 +86,7 @@ def evaluate_questions(
             times=times,
             places=[place for place, _ in asked],
         )
-    trajectories = ranks.gathered([(place, item) for (place, _), item in zip(asked, own, strict=True)])
+    trajectories = ranks.all_gather([(place, item) for (place, _), item in zip(asked, own, strict=True)])
     scored = score_outcomes(environment, trajectories, config.reward)
     metrics = {
         f"{name}/{key}": value

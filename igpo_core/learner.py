@@ -120,7 +120,7 @@ class Learner:
                 )
             self.whole = False
             self.optimizer.step()
-        metrics |= Drift.metrics([one for several in self.ranks.each(drift) for one in several])
+        metrics |= Drift.metrics([one for several in self.ranks.all_values(drift) for one in several])
         metrics["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         return metrics
@@ -194,7 +194,7 @@ class Learner:
 
     def _measure(self, work: "_Work", passed: "_Passed", norm: Any) -> dict[str, float]:
         """Return train/ metrics of an update, over all processes. norm: of the gradient, before it is clipped."""
-        every = self.ranks.each(([numbers(terms) for terms in passed.terms], passed.tokens, passed.padded))
+        every = self.ranks.all_values(([numbers(terms) for terms in passed.terms], passed.tokens, passed.padded))
         share = math.fsum(w * item.sampled_tokens for w, item in zip(work.weights, work.trajectories, strict=True))
         metrics = update_metrics([part for several, _, _ in every for part in several], float(norm), share)
         if self.reference is None:
@@ -208,7 +208,7 @@ class Learner:
         if self.reference is None:
             return None
         pad, temperature = self.policy.protocol.pad_id, self.config.rollout.temperature
-        with torch.no_grad(), self.reference.instead(), self.policy.precision():
+        with torch.no_grad(), self.reference.swapped_in(), self.policy.precision():
             logprobs: torch.Tensor = self.model(trajectories, pad, temperature, False)[0]
         return logprobs
 

@@ -52,24 +52,24 @@ class Ranks:
     count: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes what is written once."""
+    def is_main(self) -> bool:
+        """Return whether this is the main process, which writes what is written once."""
         return self.number == 0
 
     def share(self, items: Sequence[T]) -> list[tuple[int, T]]:
-        """Every count-th item with its place, from this process's number on: none is lost when counts are uneven."""
+        """Return every count-th item with its place, from this process's number on: none is lost when counts are uneven."""
         return list(enumerate(items))[self.number :: self.count]
 
-    def gathered(self, own: Sequence[tuple[int, T]]) -> list[T]:
-        """The items of all processes in the order of their places, the same list everywhere."""
+    def all_gather(self, own: Sequence[tuple[int, T]]) -> list[T]:
+        """Return the items of all processes in the order of their places, the same list in each."""
         if self.count == 1:
             return [item for _, item in own]
         from accelerate.utils import gather_object
 
         return [item for _, item in sorted(gather_object(list(own)), key=lambda pair: pair[0])]
 
-    def agreed(self, value: T) -> T:
-        """What the first process has, everywhere."""
+    def broadcast(self, value: T) -> T:
+        """Return what the first process has, in every process."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -78,8 +78,8 @@ class Ranks:
         broadcast_object_list(told)
         return told[0]
 
-    def each(self, value: T) -> list[T]:
-        """What every process has of a value, in the order of their numbers."""
+    def all_values(self, value: T) -> list[T]:
+        """Return what every process has of a value, in the order of their numbers."""
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object

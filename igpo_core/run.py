@@ -182,7 +182,7 @@ class TrainingRun:
         yield from self._said
         self._refuse_stopped()
         trainer, training = self.trainer, self.trainer.config.training
-        if self._due() and not trainer.ranks.agreed(evaluated(trainer.step)):
+        if self._due() and not trainer.ranks.broadcast(evaluated(trainer.step)):
             yield self._evaluate()
         while not trainer.done:
             until = (trainer.step // training.steps_per_epoch + 1) * training.steps_per_epoch
@@ -206,7 +206,7 @@ class TrainingRun:
     def _step(self) -> StepDone:
         result = self.trainer.run_step()
         # with the step's own line: whoever goes on from this step has its weights but not its rollouts
-        found, sample, advantages = self._look_into(result) if self._due() else ({}, (), ())
+        found, sample, advantages = self._diagnose(result) if self._due() else ({}, (), ())
         metrics = {**result.metrics, **found}
         return StepDone(result.step, metrics, sample, advantages, self._unexpected(result.step, metrics))
 
@@ -216,8 +216,8 @@ class TrainingRun:
         ranks, expected = self.trainer.ranks, self.trainer.config.expect
         if not expected:
             return ()
-        found = ranks.agreed(tuple(_unmet(expected, step, metrics)))  # of what the first process logs
-        if ranks.first:
+        found = ranks.broadcast(tuple(_unmet(expected, step, metrics)))  # of what the first process logs
+        if ranks.is_main:
             known = read_stopped(self.folder)
             seen = {one.expected.metric: one.value for one in _stopping(found)}
             if seen != known.pop(str(step), {}):
@@ -229,14 +229,12 @@ class TrainingRun:
         trainer = self.trainer
         if not trainer.config.expect:
             return
-        known = trainer.ranks.agreed(read_stopped(self.folder)).get(str(trainer.step), {})
+        known = trainer.ranks.broadcast(read_stopped(self.folder)).get(str(trainer.step), {})
         stops = _stopping(tuple(_unmet(trainer.config.expect, trainer.step, known)))
         if stops:
             raise _stopped(stops)
 
-    def _look_into(
-        self, result: StepResult
-    ) -> tuple[dict[str, float], tuple[Scored, ...], tuple[Sequence[float], ...]]:
+    def _diagnose(self, result: StepResult) -> tuple[dict[str, float], tuple[Scored, ...], tuple[Sequence[float], ...]]:
         """Return diagnostics/ metrics of the step's first config.evaluation.diagnostics trajectories, the same ones in every arm,
         and these trajectories with the beliefs and gains that the step trained on, where the arm has any; nothing in other
         processes than the first."""
@@ -244,7 +242,7 @@ class TrainingRun:
         config, policy, environment = trainer.config, trainer.policy, trainer.environment
         started = time.perf_counter()
         with within_memory("beliefs", config), trainer.whole_weights():
-            if not trainer.ranks.first:
+            if not trainer.ranks.is_main:
                 return {}, (), ()
             contrast = trainer.contrast(trainer.step)
             fitting = (
@@ -296,13 +294,13 @@ class TrainingRun:
         A run that is killed and goes on from an earlier step meets the same values again and ends with the same best.
         """
         trainer = self.trainer
-        known = trainer.ranks.agreed(read_best(self.folder))
+        known = trainer.ranks.broadcast(read_best(self.folder))
         if known is not None and score <= known["score"]:
             return
         folder = self.folder / "best" / f"step-{trainer.step:06d}"
-        if not trainer.ranks.agreed(folder.exists()):
+        if not trainer.ranks.broadcast(folder.exists()):
             trainer.save_policy(folder)
-        if not trainer.ranks.first:
+        if not trainer.ranks.is_main:
             return
         write_json(self.folder / BEST, {"step": trainer.step, "score": score})
         for other in folder.parent.glob("step-*"):
@@ -314,7 +312,7 @@ class TrainingRun:
         started, trainer = time.perf_counter(), self.trainer
         folder = checkpoint_folder(self.folder, trainer.step)
         trainer.save(folder, alone=alone)
-        if trainer.ranks.first:
+        if trainer.ranks.is_main:
             for old in sorted(folder.parent.glob("step-*"))[:-2]:
                 shutil.rmtree(old)
         return Checkpointed(trainer.step, folder, time.perf_counter() - started)
@@ -337,7 +335,7 @@ class TrainingRun:
     def _judge(self, result: EvaluationResult) -> dict[str, float]:
         """test/all/judged and its agreement with EM, where a judge is asked for; the first process asks it."""
         settings = self.trainer.config.evaluation.judge
-        if settings is None or not self.trainer.ranks.first:
+        if settings is None or not self.trainer.ranks.is_main:
             return {}
         found = judged_metrics(Judge(settings, self._judgements), result.scored)
         return {f"test/all/{name}": value for name, value in found.items()}
@@ -346,7 +344,7 @@ class TrainingRun:
         """test_best/ metrics, of the first decoding. last: the test of the last weights, which serve where they are the best.
         The trainer has the best weights afterwards."""
         trainer = self.trainer
-        best = trainer.ranks.agreed(read_best(self.folder))
+        best = trainer.ranks.broadcast(read_best(self.folder))
         assert best is not None  # dev is evaluated before the first step
         found = {name: last[f"test/all/{name}"] for name in trainer.config.data.rubric}
         if best["step"] != trainer.step:

@@ -62,10 +62,10 @@ class Sampler:
             return self._own_engine
         if self._served_step != step:
             weights = full_state(self.policy.model)
-            if self._ranks.first:
+            if self._ranks.is_main:
                 write = partial(save_policy, self.policy, weights=weights)
                 self.served.load(partial(export_policy, self.policy) if has_adapter(self.policy.model) else write, step)
-            self._ranks.agreed(None)
+            self._ranks.broadcast(None)
             self._served_step = step
         return self.served
 

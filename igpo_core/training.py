@@ -118,12 +118,12 @@ class Trainer:
             own = self.roll_out(asked, times)
         rolled = now(device)
         if self.scorer is not None and self._lag and step % self._lag == 0:
-            self.scorer.take()
-        scorer = self.scorer.instead() if self.scorer else nullcontext()
+            self.scorer.refresh()
+        scorer = self.scorer.swapped_in() if self.scorer else nullcontext()
         with within_memory("beliefs", config, step), scorer, self.whole_weights():
             scored = self._reward(own, [place for place, _ in asked])
         trajectories = [item.trajectory for item in scored]
-        if config.reward.needs_beliefs and not self._rides:  # passes of their own
+        if config.reward.needs_beliefs and not self._probes_ride:  # passes of their own
             scored_in = now(device) - rolled
             times.scoring += scored_in
             times.total += scored_in
@@ -139,7 +139,7 @@ class Trainer:
         ended = now(device)
         self.step += 1
         # a budget of seconds ends the run by the first one's clock: all take as many steps
-        self._count(trajectories, self.ranks.agreed(ended - started))
+        self._count(trajectories, self.ranks.broadcast(ended - started))
         self.learner.whole = True
         metrics = {
             **seen,
@@ -163,7 +163,7 @@ class Trainer:
         )
 
     @property
-    def _rides(self) -> bool:
+    def _probes_ride(self) -> bool:
         """Whether beliefs are read in the forward passes of the rollout."""
         return self.config.reward.beliefs_while_rolling_out and self.sampler.served is None
 
@@ -174,7 +174,7 @@ class Trainer:
     def roll_out(self, asked: Sequence[tuple[int, Question]], times: RolloutTimes) -> list[Trajectory]:
         """Return the trajectories of questions of this step, with the beliefs that ride in them. asked: (place, question)."""
         probes = None
-        if self._rides:
+        if self._probes_ride:
             probes = answer_probes(self.policy, self.environment, self.config.reward, self.contrast(self.step))
         return self.sampler.roll_out(asked, self.step, times, probes)
 
@@ -192,13 +192,13 @@ class Trainer:
         def reward(trajectories: list[Trajectory]) -> list[Scored]:
             return reward_trajectories(
                 self.policy, self.environment, trajectories, config.reward,
-                key=(config.seed, self.step), served=not self._rides, contrast=contrast,
+                key=(config.seed, self.step), served=not self._probes_ride, contrast=contrast,
             )  # fmt: skip
 
         if isinstance(config.reward, TurnGains) and config.reward.credit == "query":
-            return reward(self.ranks.gathered(placed))
+            return reward(self.ranks.all_gather(placed))
         scored = reward(own) if own else []
-        return self.ranks.gathered([(place, item) for (place, _), item in zip(placed, scored, strict=True)])
+        return self.ranks.all_gather([(place, item) for (place, _), item in zip(placed, scored, strict=True)])
 
     def _count(self, trajectories: Sequence[Trajectory], seconds: float) -> None:
         self.counters["rollouts"] += len(trajectories)
@@ -222,9 +222,9 @@ class Trainer:
     def save_policy(self, folder: Path) -> None:
         """Write the policy alone. All processes call it."""
         weights = full_state(self.policy.model)
-        if self.ranks.first:
+        if self.ranks.is_main:
             write_folder(folder, lambda path: save_policy(self.policy, path, weights))
-        self.ranks.agreed(None)
+        self.ranks.broadcast(None)
 
     def _tensors(self) -> dict[str, Any]:
         """The optimizer's moments by names of parameters, and a lagged scorer's weights: as this process holds them."""

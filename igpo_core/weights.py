@@ -131,7 +131,7 @@ class Snapshot:
         self.kept = [parameter.detach().clone() for parameter in self._own]
 
     @contextmanager
-    def instead(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Within the block the model has the kept weights; afterwards its own ones again."""
         self._exchange()
         try:
@@ -139,8 +139,8 @@ class Snapshot:
         finally:
             self._exchange()
 
-    def take(self) -> None:
-        """Keep the weights of now."""
+    def refresh(self) -> None:
+        """Keep the current weights in place of those kept before."""
         for parameter, kept in zip(self._own, self.kept, strict=True):
             kept.copy_(parameter.detach())
 

@@ -36,7 +36,7 @@ from tasks.runs.devices import device
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import OnStep, Run, Say, open_run
 from tasks.secrets import provide
-from tasks.tracking.outbox import Nowhere, Outbox, read_about
+from tasks.tracking.outbox import NoOutbox, Outbox, read_about
 from tasks.tracking.system import monitor
 
 END_SECONDS = 18.0  # of the 30 s that most senders of SIGTERM grant; MLflow gets 10 of them
@@ -259,7 +259,7 @@ def main(home: Path, run_key: str) -> None:
         run = with_its_model(open_run(home, run_key), say)
         about = read_about(run.folder)
         assert about is not None
-        outbox = Outbox(run.folder, about) if first else Nowhere()
+        outbox = Outbox(run.folder, about) if first else NoOutbox()
         training = open_training(run, say)
         with contextlib.ExitStack() as stack:
             system: Callable[[], dict[str, float]] = dict

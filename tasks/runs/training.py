@@ -151,7 +151,7 @@ class Recorder:
 
     def _traces(self, event: Decoded) -> None:
         trainer = self._trainer
-        if not trainer.ranks.first:
+        if not trainer.ranks.is_main:
             return
         traced = traced_records(
             trainer.policy,
@@ -170,7 +170,7 @@ class Recorder:
         scores = [f"test/all/{name}" for name in self._trainer.config.data.rubric]
         self._outbox.set_model(event.checkpoint, event.step, scores)
         self.result = result_of(self._run, event)
-        if self._trainer.ranks.first:
+        if self._trainer.ranks.is_main:
             write_result(self._run, self.result)
 
 

@@ -124,7 +124,7 @@ class Outbox:
         write_json(self.folder / "traces.json", [asdict(record) for record in records])
 
 
-class Nowhere:
+class NoOutbox:
     """In place of an outbox, of those of several processes that write nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -154,7 +154,7 @@ class Nowhere:
         """Keep nothing."""
 
 
-Writing = Outbox | Nowhere
+Writing = Outbox | NoOutbox
 
 
 def sync(path: Path) -> None:

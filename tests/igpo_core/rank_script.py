@@ -64,7 +64,7 @@ def main(folder: Path, again: bool) -> None:
             trainer = Trainer(config, environment, copy.deepcopy(start))
             trainer.restore(other)
             third = trainer.run_step()
-            if trainer.ranks.first:
+            if trainer.ranks.is_main:
                 place = folder / f"{name}-third{'-again' if again else ''}.json"
                 place.write_text(json.dumps(metrics(third)))
             if again:
@@ -80,7 +80,7 @@ def main(folder: Path, again: bool) -> None:
             )
         trainer.save(own)
         steps.append(trainer.run_step())
-        if trainer.ranks.first:
+        if trainer.ranks.is_main:
             save_file(gradients, own.with_suffix(".safetensors"))
             found = {
                 "tokens": [[item.trajectory.token_ids for item in step.scored] for step in steps],

@@ -156,11 +156,11 @@ def test_kept_weights_stand_in_and_go_again(taught: Any, base: Path, lora: Any) 
         for parameter in own:
             parameter += 0.1
     moved, places = logits(policy), [parameter.data_ptr() for parameter in own]
-    with snapshot.instead():
+    with snapshot.swapped_in():
         assert torch.equal(logits(policy), start)
     assert torch.equal(logits(policy), moved) and [parameter.data_ptr() for parameter in own] == places
-    snapshot.take()
-    with snapshot.instead():
+    snapshot.refresh()
+    with snapshot.swapped_in():
         assert torch.equal(logits(policy), moved)
 
 

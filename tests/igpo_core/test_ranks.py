@@ -162,5 +162,7 @@ def test_shares_lose_nothing_and_keep_the_order() -> None:
     shares = [Ranks(number, 3).share(items) for number in range(3)]
     assert [[item for _, item in share] for share in shares] == [list("adg"), list("be"), list("cf")]
     assert sorted(pair for share in shares for pair in share) == list(enumerate(items))
-    assert Ranks().gathered(Ranks().share(items)) == items and Ranks().each(3) == [3] and Ranks().agreed(3) == 3
+    assert (
+        Ranks().all_gather(Ranks().share(items)) == items and Ranks().all_values(3) == [3] and Ranks().broadcast(3) == 3
+    )
     assert Ranks(4, 5).share(items[:2]) == []

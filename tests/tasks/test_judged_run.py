@@ -11,7 +11,7 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
 from tasks.runs.training import Recorder, open_training
-from tasks.tracking.outbox import Nowhere
+from tasks.tracking.outbox import NoOutbox
 from tests.igpo_core.judging import judging_server
 from tests.tasks.planned import planned
 
@@ -35,7 +35,7 @@ def test_a_run_is_judged(taught: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         save_policy(policy, run.start)
         run.folder.mkdir(parents=True)
         training = open_training(run, print)
-        metrics = Recorder(run, training, Nowhere(), print).to_end()["metrics"]
+        metrics = Recorder(run, training, NoOutbox(), print).to_end()["metrics"]
     count = min(16, len(training.trainer.environment.tasks("test")))
     assert server.keys == {"Bearer hush"} and 1 < len(server.asked) == len(set(server.asked)) <= count
     right = sum(verdict(prompt) == "Yes" for prompt in server.asked)  # no answer is a wrong one

@@ -20,7 +20,7 @@ from tasks.runs.locks import locked, locked_if_free
 from tasks.runs.planned import PLAN, Run, open_run, write_run
 from tasks.runs.together import MARK, Meeting, _end_family, join, train_together
 from tasks.runs.training import Recorder, open_training
-from tasks.tracking.outbox import About, Nowhere, Outbox, read_about
+from tasks.tracking.outbox import About, NoOutbox, Outbox, read_about
 from tests.sockets import Watch
 from tests.tasks.planned import planned
 from tests.waiting import HANGS
@@ -142,7 +142,7 @@ def test_two_machines_end_with_the_result_of_one(taught: Any, tmp_path: Path, mo
         result = train_together(run, lock, print, lambda step: None, call_others)
     assert joined[0].wait(HANGS) == 0
     alone = make_run(taught, tmp_path, "alone", 1)
-    expected = Recorder(alone, open_training(alone, print), Nowhere(), print).to_end()
+    expected = Recorder(alone, open_training(alone, print), NoOutbox(), print).to_end()
     same = {k: v for k, v in expected["metrics"].items() if "seconds" not in k}
     assert {k: result["metrics"][k] for k in same} == pytest.approx(same, abs=1e-4)
 
