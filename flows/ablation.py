@@ -48,21 +48,19 @@ def run_name() -> str:
 @flow(name="ablation", flow_run_name=run_name, validate_parameters=True)
 def ablation(
     preset: Preset = "outcome-vs-igpo",
-    arms: Arms | None = None,
+    arms: Arms = None,
     seeds: Seeds | None = None,
     processes: Annotated[int | None, Field(ge=1, le=64)] = None,
     where: Where = "processes",
-    set: Changes | None = None,
+    set: Changes = None,
     evaluate: Annotated[list[Ending] | None, Field(min_length=1)] = None,
 ) -> dict[str, Any]:
     """Data, warm starts, runs, statistics, report. Finished parts are found again and reused.
 
     Args:
-        arms: Only these arms, the baseline and the primary arm. Empty: all of the preset.
         seeds: These run seeds, which must differ; any others than the preset's are exploratory. Empty: the preset's.
         processes: Runs at the same time on this machine, 1 to 64. Empty: the preset's number, else what the machine has.
         where: Where the arms run: in processes of this machine, or on work pool igpo-arms, which `make worker` serves.
-        set: Other settings in the preset's base, for all arms alike.
         evaluate: What of the sweep is compared at its end on the test questions, the first with the others: base (the policy
             before any training), start (warm starts), last and best (checkpoints of every arm). Not with factors. Empty:
             the report alone.

@@ -40,7 +40,7 @@ def evaluate(
     data: Annotated[list[Preset] | None, Field(min_length=1)] = None,
     sources: Names | None = None,
     seeds: Seeds | None = None,
-    set: Changes | None = None,
+    set: Changes = None,
 ) -> dict[str, float]:
     """Compare models on the same questions. What is measured is kept, and a second start goes on. Returns the metrics, means over
     seeds, with the model's name before them where there are several.
@@ -55,7 +55,6 @@ def evaluate(
         data: Presets or specifications whose questions are asked. Empty: the preset's own.
         sources: These sources of the questions alone. Empty: all.
         seeds: Sampling seeds. Empty: the first three of the preset's seeds.
-        set: Other settings in the preset's base.
     """
     open_home()
     say = run_log()

@@ -46,19 +46,27 @@ Preset = Annotated[
     ),
 ]
 Arm = Annotated[str, WithJsonSchema({"type": "string", "description": f"An arm of the preset. {_listed()}."})]
+
+
+def _or_none(schema: dict[str, Any], description: str) -> WithJsonSchema:
+    """Return the schema of a parameter that may be left out. The description stands beside both, where the form looks for it."""
+    return WithJsonSchema({"anyOf": [schema, {"type": "null"}], "description": description})
+
+
 Arms = Annotated[
-    list[str],
-    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}),
+    list[str] | None,
+    _or_none(
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+        f"Only these arms, the baseline and the primary arm. Empty: all of the preset. {_listed()}.",
+    ),
 ]
 Changes = Annotated[
-    dict[str, Any],
-    WithJsonSchema(
-        {
-            "type": "object",
-            "description": "Other settings in the preset's base, by path, for all arms alike: "
-            '{"optimizer.learning_rate": 1e-5, "data.top_k": 5}. They make another sweep of the same study. docs/experiments.md '
-            "lists the settings.",
-        }
+    dict[str, Any] | None,
+    _or_none(
+        {"type": "object"},
+        "Other settings in the preset's base, by path, for all arms alike: "
+        '{"optimizer.learning_rate": 1e-5, "data.top_k": 5}. They make another sweep of the same study. docs/experiments.md '
+        "lists the settings.",
     ),
 ]
 Ending = Literal["base", "start", "last", "best"]

@@ -26,13 +26,10 @@ def run_name() -> str:
 
 
 @flow(name="prepare-data", flow_run_name=run_name, validate_parameters=True)
-def prepare_data(preset: Preset, set: Changes | None = None) -> dict[str, Any]:
+def prepare_data(preset: Preset, set: Changes = None) -> dict[str, Any]:
     """Publish the data of a preset under its content version, or find it published: of each cell where factors change it.
 
     Returns version, folder, counts and link of the last one, and the versions by cell.
-
-    Args:
-        set: Other settings in the preset's base.
     """
     open_home()
     specification = load_specification(preset, set)

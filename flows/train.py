@@ -56,14 +56,13 @@ def train(
     arm: Arm,
     seed: Seed = 0,
     cell: str = "",
-    set: Changes | None = None,
+    set: Changes = None,
 ) -> dict[str, Any]:
     """Plan one arm with one seed, and train it, or find it finished. Returns its result.
 
     Args:
         seed: Run seed: weights, warm start, question order, sampling.
         cell: A combination of the preset's factors, as "group=8,gamma=0.9". Empty where it has none.
-        set: Other settings in the preset's base.
     """
     igpo_home = open_home()
     specification = load_specification(preset, set)

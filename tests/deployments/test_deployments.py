@@ -107,9 +107,14 @@ def test_the_server_refuses_before_a_run_exists(flow: Any, given: dict[str, Any]
 
 
 def test_the_form_lists_the_arms_of_each_preset() -> None:
-    told = train.parameters.properties["arm"]["description"]
-    for path in (ROOT / "deployments" / "presets").glob("*.yaml"):
-        assert path.stem in told and set(load_specification(path.stem).arms) <= set(re.findall(r"[^\s,.:]+", told))
+    for told in (
+        train.parameters.properties["arm"]["description"],
+        ablation.parameters.properties["arms"]["description"],
+    ):
+        for path in (ROOT / "deployments" / "presets").glob("*.yaml"):
+            assert path.stem in told and set(load_specification(path.stem).arms) <= set(re.findall(r"[^\s,.:]+", told))
+    for flow in (train, ablation):
+        assert '{"optimizer.learning_rate": 1e-5' in flow.parameters.properties["set"]["description"]
 
 
 def test_an_error_of_ours_is_logged_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
