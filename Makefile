@@ -76,12 +76,12 @@ $(STAMP): pyproject.toml requirements.lock
 	@echo "Environment: ready"
 
 ablation: environment
-	@$(BIN)/python -m flows.presets $(PRESET)
+	@$(BIN)/python -m tasks.specification.presets $(PRESET)
 	@$(BIN)/python -m deployments.services servers
 	@PREFECT_API_AUTH_STRING="$$(cat "$$IGPO_HOME/account")" $(BIN)/python -m flows.ablation $(PRESET) $(ARGS)
 
 dry-run: environment
-	@$(BIN)/python -m flows.dry_run $(PRESET) $(ARGS)
+	@$(BIN)/python -m tasks.runs.dry_run $(PRESET) $(ARGS)
 
 model: environment
 	@$(BIN)/python -m tasks.runs.models $(ARGS)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.common import machine
-from flows.presets import load_specification
 from igpo_core.config import ExperimentConfig
 from igpo_core.config.reward import OutcomeAndGain
 from igpo_core.data import to_questions
@@ -25,6 +24,7 @@ from igpo_core.rewards.gains import LogProbDiff
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.warmstart import run_warm_start
+from tasks.specification.presets import load_specification
 
 QUESTIONS, MEMBERS = 64, 8
 

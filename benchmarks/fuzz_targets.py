@@ -158,7 +158,7 @@ def words_of(content: bytes) -> str:
 @contextlib.contextmanager
 def specification() -> Iterator[Check]:
     """One that is taken must be whole: every arm of every cell can be made, and nothing in it is no number."""
-    from flows.presets import load_specification
+    from tasks.specification.presets import load_specification
 
     with _own_folder() as place:
         (place / "accelerate.yaml").write_bytes(inputs.as_yaml(inputs.ACCELERATE))
@@ -173,7 +173,7 @@ def specification() -> Iterator[Check]:
 @contextlib.contextmanager
 def accelerate() -> Iterator[Check]:
     """The file of accelerate's that training.accelerate_config names."""
-    from flows.presets import load_specification
+    from tasks.specification.presets import load_specification
 
     with _own_folder() as place:
         base = {"training": {"accelerate_config": str(place / "input.yaml")}}

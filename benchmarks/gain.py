@@ -117,12 +117,12 @@ def step_of_a_chat_model(shape: dict[str, Any], name: str, group: int, repeats: 
 
 def step_of_the_laptop(repeats: int) -> None:
     """Preset lookup after its first warm-start stage, which searches in every way."""
-    from flows.presets import load_specification
     from igpo_core.data import to_questions
     from igpo_core.environments import lookup
     from igpo_core.environments.lookup import LookupEnvironment
     from igpo_core.policies import build_policy
     from igpo_core.warmstart import run_warm_start
+    from tasks.specification.presets import load_specification
 
     specification = load_specification("lookup")
     base = specification.experiment("igpo", 0)

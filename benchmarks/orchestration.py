@@ -24,11 +24,11 @@ ARM = "igpo"
 
 def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
     """A run of the preset, with its data and its warm start on disk."""
-    from flows.presets import load_specification
     from igpo_core.config import plan_run
     from tasks.data.publishing import prepare
     from tasks.runs.planned import Run
     from tasks.runs.warm_starts import ensure_warm_start
+    from tasks.specification.presets import load_specification
 
     specification = load_specification(preset)
     data = prepare(specification.base.data, home)

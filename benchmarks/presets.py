@@ -5,8 +5,8 @@ python -m benchmarks.presets
 
 from transformers import Qwen2Config
 
-from flows.presets import load_specification
 from igpo_core.estimates import GIB, Shape, memory, work
+from tasks.specification.presets import load_specification
 
 SEVEN = Qwen2Config(
     hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,

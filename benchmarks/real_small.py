@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas
 
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 
 PLACE = PROJECT / "data" / "real-small"
 # repository -> commit and licence: those of which rows are taken

@@ -10,8 +10,8 @@ from pathlib import Path
 from deployments import processes
 from deployments.processes import Record, StateFile
 from igpo_core.errors import ServiceError
-from tasks.account import for_runs, for_servers, mlflow_has_account, read_account
-from tasks.home import PROJECT, home
+from tasks.lab.account import for_runs, for_servers, mlflow_has_account, read_account
+from tasks.lab.home import PROJECT, home
 
 DEFAULT_PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200}
 # a server is up in 8 s on two idle cores, in a minute on busy ones; one that dies is seen at once

@@ -22,7 +22,7 @@ import psutil
 from igpo_core.errors import ServiceError
 from igpo_core.folders import write_json
 from igpo_core.locks import held
-from tasks import ending
+from tasks.lab import ending
 
 MARK = "IGPO_SERVICE_MARK"
 

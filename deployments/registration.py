@@ -7,7 +7,7 @@ import httpx
 import yaml
 
 from deployments.place import Place, run_once, say
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 
 POOL = "igpo"
 SWEEPS_QUEUE = "sweeps"  # one sweep after another, whoever started them

@@ -16,8 +16,8 @@ from deployments.place import Place, given, own, run_once, say, wait_until_ready
 from deployments.processes import Record
 from deployments.shell import tell_prefect
 from igpo_core.errors import ServiceError
-from tasks.account import make_account, mlflow_has_account
-from tasks.home import PROJECT
+from tasks.lab.account import make_account, mlflow_has_account
+from tasks.lab.home import PROJECT
 
 
 @dataclass(frozen=True)

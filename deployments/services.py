@@ -34,10 +34,10 @@ from deployments.registration import ARMS_POOL, NODES_POOL, POOL, client, create
 from deployments.servers import LOOPBACK, Server, become, mlflow_server, prefect_server, start_servers
 from deployments.shell import exports, forget
 from igpo_core.errors import IgpoError, ServiceError
-from tasks.account import account_file, drop_what_servers_need
-from tasks.home import PROJECT, open_home
+from tasks.lab.account import account_file, drop_what_servers_need
+from tasks.lab.home import PROJECT, open_home
+from tasks.lab.servers import require_servers
 from tasks.runs.locks import SWEEP, free_keys
-from tasks.servers import require_servers
 
 WORKER = f"igpo-{socket.gethostname()}"  # runs carry it: no worker of another machine has the same
 

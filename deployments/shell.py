@@ -8,8 +8,8 @@ from deployments import processes
 from deployments.place import Place, say
 from deployments.processes import StateFile
 from igpo_core.folders import write_text
-from tasks.account import account_file, mlflow_has_account
-from tasks.home import PROJECT
+from tasks.lab.account import account_file, mlflow_has_account
+from tasks.lab.home import PROJECT
 
 ENV = PROJECT / ".env"
 BEGIN = "# igpo-lab: lines of `make up`, for "

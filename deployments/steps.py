@@ -2,13 +2,13 @@
 
 import os
 
-from tasks.home import PROJECT, open_home
+from tasks.lab.home import PROJECT, open_home
 
 
 def enter_project() -> dict[str, str]:
     """Go to the project folder of the machine that runs the flow.
 
-    What the flow writes is the user's alone (tasks.home).
+    What the flow writes is the user's alone (tasks.lab.home).
     Without a pull step Prefect stores the folder of the machine that deployed, which other workers need not have.
     """
     os.chdir(PROJECT)

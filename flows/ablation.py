@@ -14,29 +14,30 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.asked import plan_sweep_evaluation, require_one_cell
 from flows.children import Where, children_of
 from flows.evaluate import compare_models
-from flows.parameters import Arms, Changes, Ending, Preset, Seeds
+from flows.parameters import Arms, Changes, Preset, Seeds
 from flows.prepare_data import versions_of
-from flows.presets import resolve, study_name
-from flows.report import register_winners, show_links, show_report, tell_what_moved, write_report
+from flows.report import show_links, show_report, tell_what_moved
 from flows.sweep import require_progress, require_same_code, run_all
-from flows.terminal import hush_tasks
-from flows.work import announce, next_commands, simultaneous
 from igpo_core.config import AblationSpecification, Plan, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import IgpoError
+from tasks.conclude import register_winners, write_report
 from tasks.data.published import mark_whole
-from tasks.home import data_folder, open_home
-from tasks.prefect_runs import Say, run_log
+from tasks.lab.home import data_folder, open_home
+from tasks.lab.prefect_runs import Say, run_log
+from tasks.lab.secrets import require_judge
+from tasks.lab.terminal import hush_tasks
 from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
+from tasks.runs.asked import Ending, plan_sweep_evaluation, require_one_cell
 from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.planning import about_warm_start
-from tasks.secrets import require_judge
+from tasks.runs.work import announce, next_commands, simultaneous
+from tasks.specification.presets import resolve, study_name
 
 
 def run_name() -> str:

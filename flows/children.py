@@ -9,21 +9,19 @@ import itertools
 import multiprocessing
 import time
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from uuid import UUID
 
 import psutil
 
-from flows.terminal import follow_parent
 from flows.train import FLOWS
 from igpo_core.errors import ConfigError
-from tasks.ending import end, end_when
-from tasks.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
-from tasks.runs.planned import Run
+from tasks.lab.ending import end, end_when
+from tasks.lab.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
+from tasks.lab.terminal import follow_parent
+from tasks.runs.children import Children, Name
 
-Name = Literal["warm_start", "train"]
 Where = Literal["processes", "pool"]
-RESTARTS = 3
 END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
 POLL_SECONDS = 3.0
 ARMS_POOL = "igpo-arms"  # not the sweeps' pool: a sweep that waits for arms must not hold a slot that they need
@@ -46,28 +44,6 @@ PRELOADED = [
 
 NOT_STARTED = Ended("not started: the sweep was told to end")
 TOLD_TO_END = Ended("the sweep was told to end; it goes on from its checkpoint when that is started again")
-
-
-class Children(Protocol):
-    """Where children run."""
-
-    def run(self, name: Name, run_key: str) -> Ended:
-        """Start one and wait for its end. Called from threads."""
-        ...
-
-    def end(self) -> None:
-        """Tell all that run to end; they leave a checkpoint."""
-        ...
-
-
-def run_to_end(children: Children, name: Name, run: Run, say: Any) -> str:
-    """Return why the child did not complete, "" when it did. One whose process died is started again, RESTARTS times at most."""
-    for attempt in range(1 + RESTARTS):
-        outcome = children.run(name, run.spec.run_key)
-        if not outcome.crashed or attempt == RESTARTS:
-            return outcome.reason
-        say(f"warning: {name} {run.spec.name}: {outcome.reason}. Started again, it goes on from its last checkpoint")
-    raise AssertionError("unreachable")
 
 
 class Processes:

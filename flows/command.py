@@ -6,15 +6,14 @@ from datetime import datetime
 from typing import get_args
 
 from flows.ablation import ablation
-from flows.asked import require_one_cell
 from flows.children import Where
-from flows.parameters import Ending
-from flows.presets import resolve, setting
-from flows.terminal import show_progress
 from igpo_core.errors import IgpoError
-from tasks.account import drop_what_servers_need
-from tasks.home import home, open_home
-from tasks.servers import require_servers
+from tasks.lab.account import drop_what_servers_need
+from tasks.lab.home import home, open_home
+from tasks.lab.servers import require_servers
+from tasks.lab.terminal import show_progress
+from tasks.runs.asked import Ending, require_one_cell
+from tasks.specification.presets import resolve, setting
 
 
 def _names(text: str) -> list[str]:

@@ -1,21 +1,20 @@
 """Flow `evaluate`: any models on any data sets, compared question by question and seed by seed."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.asked import Asked, plan_evaluation
 from flows.parameters import Changes, Preset, Seeds
-from flows.report import OUTLASTS_MLFLOW
-from flows.terminal import hush_tasks
-from tasks.home import home, open_home
-from tasks.prefect_runs import RunPage, Say, run_log
+from tasks.lab.home import home, open_home
+from tasks.lab.prefect_runs import RunPage, Say, run_log
+from tasks.lab.terminal import hush_tasks
+from tasks.measure import log_to_mlflow, measure_model
+from tasks.runs.asked import Asked, plan_evaluation
 
 if TYPE_CHECKING:
     from tasks.report.evaluated import Compared, Results
@@ -92,26 +91,6 @@ def measure_all(asked: Asked, say: Say) -> "Results":
         page.report(total - left)
     page.close()
     return results_of(asked.units, home())
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def measure_model(title: str, told: Any) -> None:
-    """Measure one set of weights on every data set with every seed, as far as that is not there."""
-    from tasks.runs.evaluations import measure
-
-    units, environments, say = told
-    measure(units, environments, home(), say)
-
-
-@task(**OUTLASTS_MLFLOW, task_run_name="log to MLflow")
-def log_to_mlflow(study: str, compared: "Compared", results: Any) -> str:
-    """Log a run for each set of weights, and one that compares them. Returns its link."""
-    from tasks.report.evaluated import by_weights
-    from tasks.tracking.evaluations import log_comparison, log_model
-    from tasks.tracking.server import answering
-
-    with answering():
-        return log_comparison(study, compared, results, [log_model(study, own, home()) for own in by_weights(results)])
 
 
 def show(compared: "Compared", url: str, say: Say) -> None:

@@ -5,8 +5,8 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from tasks.home import open_home
-from tasks.prefect_runs import run_log
+from tasks.lab.home import open_home
+from tasks.lab.prefect_runs import run_log
 from tasks.runs import together
 from tasks.runs.planned import open_run
 

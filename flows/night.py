@@ -19,18 +19,17 @@ from pydantic import Field
 
 from flows.ablation import run_name
 from flows.children import children_of
-from flows.dry_run import needed_disk
 from flows.parameters import Preset
 from flows.prepare_data import versions_of
-from flows.presets import Request, resolve, study_name
-from flows.report import register_winners, show_report, tell_what_moved, write_report
+from flows.report import show_report, tell_what_moved
 from flows.sweep import require_progress, require_same_code, run_all
-from flows.work import simultaneous
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.identity import COMPUTING
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import home, open_home
-from tasks.prefect_runs import Say, flow_run_url, run_log
+from tasks.conclude import register_winners, write_report
+from tasks.lab.home import home, open_home
+from tasks.lab.prefect_runs import Say, flow_run_url, run_log
+from tasks.lab.secrets import require_judge
 from tasks.report import morning
 from tasks.report.messages import Channel, Message, NotSent, open_channel
 from tasks.report.nights import (
@@ -49,10 +48,12 @@ from tasks.report.nights import (
 from tasks.report.reporting import versions as versions_now
 from tasks.report.standing import Change, State, Study, changes, standing_study, tonight, what_changed
 from tasks.report.watch import EVENT, comparison_of
+from tasks.runs.dry_run import needed_disk
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.pruning import prune, require_room
-from tasks.secrets import require_judge
+from tasks.runs.work import simultaneous
+from tasks.specification.presets import Request, resolve, study_name
 from tasks.tracking.owed import send_runs
 from tasks.tracking.server import answering, experiment_id
 

@@ -1,15 +1,13 @@
 """The types of the flows' parameters: what Prefect's forms say of them, and what its server refuses before a run exists."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from flows.yaml_file import read_yaml
 from igpo_core.errors import ConfigError
-from tasks.home import PROJECT
-
-PRESETS = PROJECT / "deployments" / "presets"
+from tasks.specification.presets import PRESETS
+from tasks.specification.yaml_file import read_yaml
 
 
 def _arms(path: Path) -> list[str]:
@@ -69,7 +67,6 @@ Changes = Annotated[
         "lists the settings.",
     ),
 ]
-Ending = Literal["base", "start", "last", "best"]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     list[int],

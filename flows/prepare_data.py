@@ -2,19 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.parameters import Changes, Preset
-from flows.presets import load_specification, study_name
-from igpo_core.config import AblationSpecification, DataConfig
-from tasks.home import home, open_home
-from tasks.prefect_runs import run_log
+from igpo_core.config import AblationSpecification
+from tasks.lab.home import home, open_home
+from tasks.lab.prefect_runs import run_log
+from tasks.publish import log_to_mlflow, validate_and_publish
 from tasks.report.wording import literal_rows
-from tasks.tracking.mlflow_runs import log_data
-from tasks.tracking.server import MlflowAway, answering
+from tasks.specification.presets import load_specification, study_name
 
 if TYPE_CHECKING:
     from tasks.data.publishing import PublishedData
@@ -81,23 +79,3 @@ def show(study: str, published: "PublishedData") -> str | None:
     else:
         create_link_artifact(link=url, link_text=text, description=text)
     return url
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="validate and publish")
-def validate_and_publish(data: DataConfig) -> "PublishedData":
-    """Read, check and publish the data, or find them published."""
-    from tasks.data.publishing import prepare
-
-    return prepare(data, home())
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="log to MLflow")
-def log_to_mlflow(study: str, published: Any) -> str | None:
-    """One run tagged kind=data for each version and suites, with Data Docs, quarantine and summary. None: MLflow is away, which
-    is said; a sweep's report or the next call makes it."""
-    try:
-        with answering():
-            return log_data(study, published.version, published.folder, published.checked)
-    except MlflowAway as error:
-        run_log()(f"warning: {error}. The data are published")
-        return None

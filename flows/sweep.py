@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.children import Children, Name, run_to_end
-from flows.work import missing_starts, outlook
 from igpo_core.config import code_on_disk, code_version
 from igpo_core.errors import ConfigError, IgpoError
-from tasks.home import home
-from tasks.prefect_runs import Say
+from tasks.child import isolated
+from tasks.lab.home import home
+from tasks.lab.prefect_runs import Say
+from tasks.runs.children import Children, Name
 from tasks.runs.planned import Run
 from tasks.runs.planning import known_timing, read_timing, run_seconds, warm_start_seconds
 from tasks.runs.progress import Progress
+from tasks.runs.work import missing_starts, outlook
 
 STARTS = 10
 
@@ -74,28 +73,6 @@ def title_of(name: Name, run: Run) -> str:
     if name == "train":
         return f"train {spec.name}"
     return " ".join(filter(None, ["warm start", f"seed {spec.seed}", spec.cell]))
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def isolated(title: str, name: Name, failed_before: str, told: Any) -> str:
-    """A child flow run in a process of its own: own torch threads and random state, and a crash takes nothing along.
-
-    "" when it completed, else the reason. failed_before: why the warm start that it needs failed; then it is not started.
-    """
-    run, children, progress, say, scores = told
-    begun = progress.begin(name)
-    not_started = f"not started, its warm start failed: {failed_before}" if failed_before else ""
-    reason = not_started or run_to_end(children, name, run, say)
-    far = progress.done(name, begun, failed=bool(reason))
-    if reason:
-        say(f"warning: {title} FAILED: {reason} · {far}")
-    elif name == "train" and scores:
-        data = run.spec.experiment.data
-        score = run.result()["metrics"][f"test/all/{data.headline}"]
-        say(f"{run.spec.name}: test {data.headline_title} {score:.2f} · {far}")
-    else:
-        say(f"{title} · {far}")
-    return reason
 
 
 def require_progress(starts: int) -> None:

@@ -1,23 +1,20 @@
 """Flow `train`: one arm, one seed. Warm start, epochs of steps, a checkpoint and an evaluation each epoch, the test."""
 
 import time
-from functools import partial
 from typing import IO, Any
 
-from prefect import Flow, flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.deployments import run_deployment
+from prefect import Flow, flow
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from flows.parameters import Arm, Changes, Preset, Seed
 from flows.prepare_data import versions_of
-from flows.presets import load_specification
 from igpo_core.config import plan_run
 from tasks.data.published import mark_whole, provide_data
-from tasks.home import home, open_home
-from tasks.prefect_runs import RunPage, flow_run_url, run_log
+from tasks.lab.home import home, open_home
+from tasks.lab.prefect_runs import RunPage, flow_run_url, run_log
+from tasks.lab.secrets import require_judge
 from tasks.runs import planning
 from tasks.runs.devices import device
 from tasks.runs.expectations import tell_expectations
@@ -25,13 +22,13 @@ from tasks.runs.locks import locked
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
 from tasks.runs.processors import processor, unsuited
-from tasks.runs.together import Meeting, train_together
-from tasks.secrets import require_judge
+from tasks.specification.presets import load_specification
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.outbox import Status
 from tasks.tracking.owed import bring_up_to_date
 from tasks.tracking.sending import Tracker
 from tasks.tracking.system import monitor
+from tasks.train import train_in_processes, train_part
 
 
 def run_name() -> str:
@@ -140,7 +137,7 @@ def _train(run: Run, lock: IO[str], say: Say) -> dict[str, Any]:
     tracker = Tracker(run.folder, about, say, page.link)
     several = run.spec.experiment.training.world > 1
     try:
-        result = _together(run, lock, say, page) if several else _alone(run, tracker, say, page)
+        result = train_in_processes(run, lock, say, page) if several else _alone(run, tracker, say, page)
     except (TerminationSignal, KeyboardInterrupt):
         tracker.finish("KILLED", patience=10)
         raise
@@ -175,21 +172,3 @@ def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any
             leave_checkpoint(training, tracker, say)
             raise
         return recorder.result
-
-
-@task(cache_policy=NO_CACHE, persist_result=False)
-def train_part(recorder: Any) -> None:
-    """Go on to the run's next checkpoint, or to its result."""
-    recorder.part()
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train together")
-def _together(run: Run, lock: IO[str], say: Say, page: RunPage) -> dict[str, Any]:
-    return train_together(run, lock, say, page.report, partial(_call_others, run))
-
-
-def _call_others(run: Run, meeting: Meeting) -> None:
-    """The other machines' workers take these runs; they fail with this one, whose processes they wait for."""
-    for node in range(1, run.spec.experiment.training.nodes):
-        told = {"run_key": run.spec.run_key, "node": node, "address": meeting.address, "port": meeting.port}
-        run_deployment("join/nodes", parameters=told, timeout=0)

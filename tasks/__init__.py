@@ -1,1 +1,1 @@
-"""What the flows are made of, in rooms: data, runs, tracking (MLflow) and report; besides, where things lie and who has a key."""
+"""Prefect's tasks, thin. What they stand on is in rooms: specification, data, runs, tracking (MLflow), report and lab."""

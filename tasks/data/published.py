@@ -7,7 +7,7 @@ from pathlib import Path
 from igpo_core.config import DataConfig, fingerprint
 from igpo_core.errors import DataError
 from igpo_core.folders import checksums
-from tasks.secrets import provide
+from tasks.lab.secrets import provide
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"

@@ -34,7 +34,7 @@ from tasks.data.checked import SUITE_DOCS, checked_folder, keep_checked, read_ch
 from tasks.data.indexing import build_index, index_settings, measure_search
 from tasks.data.published import FORMAT, MANIFEST, SUMMARY, is_whole
 from tasks.data.reading import Tables, on_this_machine, read
-from tasks.secrets import provide
+from tasks.lab.secrets import provide
 
 if TYPE_CHECKING:
     from tasks.data.validation import Validation

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tasks.colours import COLOURS
+from tasks.report.colours import COLOURS
 from tasks.report.compared import MEAN, Score
 from tasks.report.figures import canvas, plain
 from tasks.report.statistics import Interval

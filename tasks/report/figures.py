@@ -7,7 +7,7 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.trajectory import TURNS_TOLD
-from tasks.colours import COLOURS
+from tasks.report.colours import COLOURS
 from tasks.report.metrics import GAIN, Metric, pattern, shown
 from tasks.report.statistics import Interval, Paired, curve_band
 from tasks.report.wording import counted

@@ -16,7 +16,8 @@ from igpo_core.config import DataConfig, code_version, fingerprint
 from igpo_core.config.specification import spell_changes
 from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
-from tasks.home import home
+from tasks.lab.home import home
+from tasks.lab.source import commit
 from tasks.report import wording
 from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
@@ -25,7 +26,6 @@ from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
-from tasks.source import commit
 from tasks.tracking.mlflow_runs import LONGEST_NAME
 from tasks.tracking.outbox import TRAJECTORIES, read_lines
 from tasks.tracking.server import (

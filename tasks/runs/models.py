@@ -19,7 +19,7 @@ from igpo_core.config import ExperimentConfig, PretrainedPolicy
 from igpo_core.config.policy import PolicyConfig, is_gguf
 from igpo_core.errors import CheckpointError, ConfigError, IgpoError
 from igpo_core.folders import file_hash, fill_folder
-from tasks.home import home, open_home
+from tasks.lab.home import home, open_home
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, Say
 

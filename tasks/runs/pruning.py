@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpo_core.errors import IgpoError, ServiceError
-from tasks.home import open_home
+from tasks.lab.home import open_home
 from tasks.report.wording import counted
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import planned_start

@@ -30,12 +30,12 @@ import psutil
 
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.ranks import MEETING_FILE
-from tasks.ending import end, end_when
-from tasks.home import PROJECT
+from tasks.lab.ending import end, end_when
+from tasks.lab.home import PROJECT
+from tasks.lab.secrets import provide
 from tasks.runs.devices import device
 from tasks.runs.models import with_its_model
 from tasks.runs.planned import OnStep, Run, Say, open_run
-from tasks.secrets import provide
 from tasks.tracking.outbox import NoOutbox, Outbox, read_about
 from tasks.tracking.system import monitor
 

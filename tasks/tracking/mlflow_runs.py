@@ -6,11 +6,11 @@ from pathlib import Path
 from igpo_core.config import DataConfig, QuestionFiles, RunSpec
 from igpo_core.config.specification import spell_changes
 from igpo_core.folders import file_hash
-from tasks.colours import COLOURS
 from tasks.data.checked import SUITE_DOCS, SUITES
+from tasks.lab.source import source_tags
+from tasks.report.colours import COLOURS
 from tasks.runs.planned import Run
 from tasks.runs.processors import joined
-from tasks.source import source_tags
 from tasks.tracking.outbox import UNEXPECTED, About, read_about
 from tasks.tracking.server import artifact_url, client, experiment_id, flatten, tag_filter
 

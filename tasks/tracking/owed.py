@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from igpo_core.errors import IgpoError, ServiceError
-from tasks.home import open_home
+from tasks.lab.home import open_home
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import drop_moments
 from tasks.tracking.outbox import artifacts_hash, read_model, read_status, read_traces, write_status

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from igpo_core.errors import ConfigError, ServiceError
-from tasks.account import mlflow_has_account, read_account
-from tasks.home import home
+from tasks.lab.account import mlflow_has_account, read_account
+from tasks.lab.home import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -19,7 +19,7 @@ from deployments import processes, servers, shell
 from deployments.place import Place
 from deployments.registration import client, close_template
 from igpo_core.errors import ServiceError
-from tasks.account import make_account, mlflow_has_account, read_account
+from tasks.lab.account import make_account, mlflow_has_account, read_account
 from tests.waiting import HANGS
 
 SECRETS = (

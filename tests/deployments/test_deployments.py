@@ -19,9 +19,9 @@ from flows.evaluate import evaluate
 from flows.join import join
 from flows.night import load_study, night
 from flows.prepare_data import prepare_data
-from flows.presets import load_specification
 from flows.train import train, train_planned, warm_start
 from igpo_core.errors import ConfigError
+from tasks.specification.presets import load_specification
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWS = {

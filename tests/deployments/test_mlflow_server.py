@@ -13,8 +13,8 @@ import pytest
 
 from deployments import processes, servers
 from deployments.place import Place
-from tasks.account import make_account
-from tasks.home import PROJECT
+from tasks.lab.account import make_account
+from tasks.lab.home import PROJECT
 from tests.e2e.conftest import free_ports
 from tests.waiting import wait_until
 

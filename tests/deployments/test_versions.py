@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 
 BOUNDED = ("torch", "transformers", "huggingface-hub")
 # what a training run goes through, from templates to checkpoints, within minutes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 
 # tests that need more of the checkout than the library
 OF_THE_CHECKOUT = (

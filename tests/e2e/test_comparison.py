@@ -93,7 +93,8 @@ def test_a_list_of_models_through_a_deployment(servers: Servers, sweep: str, pre
     client = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])
     key = next(run.data.tags["run_key"] for run in runs(servers, "train") if run.data.tags["arm"] == "igpo")
     code = (
-        "from tasks.home import home; from flows.presets import load_specification; from tasks.report.winner import Winner; "
+        "from tasks.lab.home import home; from tasks.specification.presets import load_specification; "
+        "from tasks.report.winner import Winner; "
         "from tasks.runs.planned import open_run; from tasks.tracking.registry import register_winner; "
         f"run = open_run(home(), {key!r}); won = Winner('', 'igpo', 'outcome_only', .1, .05, .2, .03, 6, .03); "
         f"register_winner(won, [run], load_specification({preset!r}).model_dump(mode='json'), 'none', [])"

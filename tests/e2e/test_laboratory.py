@@ -299,7 +299,7 @@ import json
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Running
-from tasks.prefect_runs import settle_child
+from tasks.lab.prefect_runs import settle_child
 
 @flow(name="settled parent")
 def parent(): ...
@@ -339,7 +339,8 @@ def test_a_key_comes_from_a_secret_block(servers: Servers) -> None:
     settings = {"questions": [{"path": "q"}], "search": {"kind": "web", "api": "serper", "url": "http://127.0.0.1:1"}}
     code = (
         "import json, os; from igpo_core.config import QuestionFiles; from prefect.blocks.system import Secret; "
-        "from tasks.secrets import provide; Secret(value='hush').save('search-api-key'); os.environ.pop('SEARCH_API_KEY', 0); "
+        "from tasks.lab.secrets import provide; Secret(value='hush').save('search-api-key'); "
+        "os.environ.pop('SEARCH_API_KEY', 0); "
         f"provide(QuestionFiles.model_validate({settings!r})); print(json.dumps(os.environ['SEARCH_API_KEY']))"
     )
     assert query(servers, code) == "hush"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from tasks.prefect_runs import first_visit
+from tasks.lab.prefect_runs import first_visit
 from tests.e2e.conftest import Servers
 
 pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]

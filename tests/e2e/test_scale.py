@@ -51,11 +51,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def taught(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model after a warm start: it searches, answers and fails, so that turns differ in what they earn."""
-    from flows.presets import load_specification
     from igpo_core.config import plan_run
     from tasks.data.publishing import prepare
     from tasks.runs.planned import Run
     from tasks.runs.warm_starts import ensure_warm_start
+    from tasks.specification.presets import load_specification
 
     home = tmp_path_factory.mktemp("taught")
     found = load_specification(str(specification(model, home, "taught", {})))

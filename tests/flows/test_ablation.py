@@ -9,8 +9,8 @@ import yaml
 
 from flows.ablation import ablation
 from flows.command import main
-from flows.parameters import PRESETS
 from igpo_core.errors import ConfigError
+from tasks.specification.presets import PRESETS
 
 
 @pytest.mark.parametrize(

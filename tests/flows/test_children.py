@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from flows import children
-from flows.children import RESTARTS, run_to_end
 from flows.sweep import require_progress
 from igpo_core.errors import IgpoError
-from tasks.prefect_runs import Ended
+from tasks.lab.prefect_runs import Ended
+from tasks.runs.children import RESTARTS, run_to_end
 from tests.tasks.planned import planned
 from tests.waiting import wait_until
 

@@ -9,22 +9,22 @@ import torch
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.dry_run import needed_disk
 from flows.night import Known, NoChannel, computed_with, find_channel, finished_seeds, load_study, state_of, why_anew
-from flows.parameters import PRESETS
-from flows.sweep import isolated
 from igpo_core.config import make_plan, plan_run
 from igpo_core.environments import open_environment
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 from igpo_core.policies import build_policy
+from tasks.child import isolated
 from tasks.data.publishing import prepare
-from tasks.prefect_runs import Ended
+from tasks.lab.prefect_runs import Ended
 from tasks.report.nights import Check, Progress, Verdict
 from tasks.report.standing import State
+from tasks.runs.dry_run import needed_disk
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.planning import Timing, keep_timing
 from tasks.runs.progress import Progress as Progressing
+from tasks.specification.presets import PRESETS
 
 
 def test_the_study_has_the_numbers_after_the_presets_seeds() -> None:

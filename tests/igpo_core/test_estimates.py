@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks.presets import MODELS
-from flows.presets import load_specification
 from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing, work
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.slots import SlotModel
 from igpo_core.weights import add_lora, trained
+from tasks.specification.presets import load_specification
 
 HALF, SEVEN = MODELS["qwen-0-5b"][0], MODELS["qwen-7b"][0]  # 0.49 and 7.62 billion parameters by their model cards
 TINY = Qwen2Config(

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.presets import load_specification
 from igpo_core.config import reward_of
 from igpo_core.config.plan import plan_run
 from igpo_core.errors import ConfigError, IgpoError
@@ -16,6 +15,7 @@ from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Episode, Question
 from tasks.runs.planned import Run, write_run
+from tasks.specification.presets import load_specification
 
 TEXT = """
 import math

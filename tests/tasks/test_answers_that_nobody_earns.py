@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.dry_run import dry_run
 from igpo_core.config import QuestionFiles
 from igpo_core.data import load_questions
 from igpo_core.environments.qa import CUT, CorpusEnvironment
@@ -14,6 +13,7 @@ from igpo_core.retrieval import Passage
 from tasks.data.publishing import prepare
 from tasks.data.reading import read
 from tasks.data.validation import Validation, validate
+from tasks.runs.dry_run import dry_run
 from tests.tasks.tables import PASSAGES, files, lines, row
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.ending import end
+from tasks.lab.ending import end
 from tests.waiting import wait_until
 
 WILLING = "import time; print('ready', flush=True); time.sleep(600)"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from tasks.account import make_account
-from tasks.prefect_runs import first_visit, flow_run_url
+from tasks.lab.account import make_account
+from tasks.lab.prefect_runs import first_visit, flow_run_url
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
 from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone, read_best
-from tasks import prefect_runs
-from tasks.prefect_runs import RunPage, away, patiently
+from tasks.lab import prefect_runs
+from tasks.lab.prefect_runs import RunPage, away, patiently
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.training import Recorder, open_training
 from tasks.tracking.outbox import About, Outbox, write_status

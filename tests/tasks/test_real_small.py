@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.real_small import ORIGINS, PLACE, make, repositories
-from flows.presets import load_specification
 from igpo_core.data import identity_key, load_corpus, load_questions
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 from tasks.runs.planning import learnt_by_heart
+from tasks.specification.presets import load_specification
 
 SHARED = PROJECT.parent / "shared" / "data"
 

@@ -184,9 +184,9 @@ def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Preset tiny with six seeds, of which MLflow has the runs: igpo is .2 above on every seed, and best on dev with seed 4."""
-    from flows.presets import load_specification
-    from flows.report import register_winners, write_report
     from igpo_core.config import make_plan
+    from tasks.conclude import register_winners, write_report
+    from tasks.specification.presets import load_specification
 
     monkeypatch.setenv("IGPO_HOME", str(tmp_path))
     folder = tmp_path / "data" / "v1"

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from flows.presets import PRESETS, load_specification
 from igpo_core.config import LookupWorld, NewPolicy, reward_of
 from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.environments.searching import SEARCH
@@ -15,6 +14,7 @@ from igpo_core.rewards import scoring
 from igpo_core.rewards.scoring import longest_history, require_room
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question
+from tasks.specification.presets import PRESETS, load_specification
 
 
 def test_a_probe_that_does_not_fit_the_window_is_named(taught: Any) -> None:

@@ -263,7 +263,7 @@ def test_another_machine_gets_the_search_key_before_its_processes_start(
     run = planned(tmp_path, chat_config.model_copy(update={"data": data, "warm_start": None}))
     write_run(run)
     monkeypatch.setenv("SEARCH_API_KEY", "")
-    monkeypatch.setattr("tasks.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
+    monkeypatch.setattr("tasks.lab.secrets.from_block", lambda needed: monkeypatch.setenv(needed.key_variable, "hush"))
     keys: list[str] = []
     monkeypatch.setattr("tasks.runs.together._launch", lambda *_: keys.append(os.environ["SEARCH_API_KEY"]) or "")
     join(run, 1, Meeting("127.0.0.1", 1), print)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.asked import Asked, plan_evaluation
 from igpo_core.errors import ConfigError
+from tasks.runs.asked import Asked, plan_evaluation
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +61,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 def test_a_sweep_ends_with_the_settings_and_data_that_its_runs_had(tmp_path: Path) -> None:
     """Meanwhile its file is another one, and asks other questions."""
-    from flows import asked as flows_asked
-    from flows.presets import resolve
     from igpo_core.config import make_plan
     from tasks.data.publishing import prepare
-    from tasks.home import home
+    from tasks.lab.home import home
+    from tasks.runs import asked as asked_of
+    from tasks.specification.presets import resolve
 
     path = other(tmp_path, "mine", kind="lookup", train=8, dev=4, test=4)
     request = resolve(path, {"rollout.max_turns": 3}, None, [5, 6])
     version = prepare(request.specification.base.data, home()).version
     plan = make_plan(request.specification, {"": version})
     other(tmp_path, "mine", kind="lookup", train=8, dev=4, test=6)
-    found = flows_asked.plan_sweep_evaluation(["base"], plan, print)
+    found = asked_of.plan_sweep_evaluation(["base"], plan, print)
     assert {unit.data.version for unit in found.units} == {version}
     assert {unit.data.experiment.rollout.max_turns for unit in found.units} == {3}
     assert {unit.draw for unit in found.units} == {5, 6} and {unit.data.split for unit in found.units} == {"test"}

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from tasks.prefect_runs import TOLD
+from tasks.lab.prefect_runs import TOLD
 
 LOG = "IGPO_SWEEP_LOG"  # environment variable: the file, for the processes of the runs
 
 
 class Told(logging.StreamHandler[TextIO]):
-    """Writes what run_log of tasks.prefect_runs was given, as it is."""
+    """Writes what run_log of tasks.lab.prefect_runs was given, as it is."""
 
     def __init__(self, level: int) -> None:
         super().__init__(sys.stdout)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import presets
-from flows.work import next_commands, write_minutes
 from tasks.runs.planning import Timing, keep_timing
+from tasks.runs.work import next_commands, write_minutes
+from tasks.specification import presets
 
 
 def test_a_broken_preset_has_no_time_and_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from igpo_core.errors import ConfigError
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 SHARED = "IGPO_SHARED"  # variable; "group": the users of the folder's group share it
 

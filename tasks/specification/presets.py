@@ -12,8 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.accelerate_file import take_over
-from flows.yaml_file import read_yaml
 from igpo_core.config import AblationSpecification, DataConfig, QuestionFiles
 from igpo_core.config.changes import put
 from igpo_core.config.reasons import nearest
@@ -21,8 +19,10 @@ from igpo_core.config.specification import validated
 from igpo_core.errors import ConfigError
 from igpo_core.hub import is_hub_name, require_pinned
 from igpo_core.rewards.functions import FunctionGain, with_source
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 from tasks.runs.processors import decided
+from tasks.specification.accelerate_file import take_over
+from tasks.specification.yaml_file import read_yaml
 
 PRESETS = PROJECT / "deployments" / "presets"
 
@@ -256,7 +256,7 @@ def from_project(data: DataConfig) -> DataConfig:
 
 
 def main(arguments: list[str]) -> int:
-    """python -m flows.presets PRESET: says what is wrong with a preset, before any server is started for it."""
+    """python -m tasks.specification.presets PRESET: says what is wrong with a preset, before any server is started for it."""
     try:
         load_specification(arguments[0])
     except ConfigError as error:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.presets import load_specification, presets
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, code_version, warm_start_key
 from igpo_core.errors import ConfigError
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.devices import accelerators, at_a_time
 from tasks.runs.planned import Run
@@ -22,6 +21,7 @@ from tasks.runs.planning import (
     warm_start_seconds,
 )
 from tasks.runs.processors import computed_in
+from tasks.specification.presets import load_specification, presets
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"

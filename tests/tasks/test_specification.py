@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from flows.ablation import more_seeds
-from flows.presets import PRESETS, load_specification, resolve, setting
-from flows.work import CONTROL, DATA, MODEL, WORLDS, announce
 from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
+from tasks.runs.work import CONTROL, DATA, MODEL, WORLDS, announce
+from tasks.specification.presets import PRESETS, load_specification, resolve, setting
 
 SHIPPED = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 GOOD: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.presets import load_specification
 from igpo_core.errors import ConfigError
+from tasks.specification.presets import load_specification
 
 GOOD = {
     "name": "y",

@@ -1,4 +1,4 @@
-"""What a preset would do, in seconds and without an accelerator: python -m flows.dry_run PRESET.
+"""What a preset would do, in seconds and without an accelerator: python -m tasks.runs.dry_run PRESET.
 
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
 the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from flows.presets import load_specification, setting
-from flows.work import announce, missing_starts, simultaneous, sweep_seconds, whole, write_minutes
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError, NoNetwork
 from igpo_core.protocol import ChatProtocol
 from igpo_core.rollout.serving import Connection
-from tasks.home import home, open_home
+from tasks.lab.home import home, open_home
+from tasks.lab.secrets import require_judge
 from tasks.runs.models import with_model
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
@@ -40,7 +39,8 @@ from tasks.runs.planning import (
     warm_start_seconds,
 )
 from tasks.runs.together import meeting_address
-from tasks.secrets import require_judge
+from tasks.runs.work import announce, missing_starts, simultaneous, sweep_seconds, whole, write_minutes
+from tasks.specification.presets import load_specification, setting
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
@@ -267,7 +267,7 @@ def _amount(count: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print what a preset would do. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m flows.dry_run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tasks.runs.dry_run", description=__doc__)
     parser.add_argument("preset")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="PATH=VALUE")
     chosen = parser.parse_args(arguments)

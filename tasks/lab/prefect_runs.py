@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from tasks.account import account_file, read_account
-from tasks.home import home
+from tasks.lab.account import account_file, read_account
+from tasks.lab.home import home
 from tasks.tracking.background import Background
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.presets import PRESETS, load_specification
 from igpo_core.config.specification import validated
 from igpo_core.errors import ConfigError
+from tasks.specification.presets import PRESETS, load_specification
 
 
 @pytest.mark.parametrize("name", ["prob+kl", "prob (ours)", "gamma=0.9", "prob's", "a,b", "$x$", "..", "p" * 260])

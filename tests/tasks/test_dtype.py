@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.presets import load_specification, resolve
-from flows.work import announce
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, RunSpec, code_version, make_plan
 from igpo_core.errors import ConfigError
 from igpo_core.estimates import Shape, memory
 from tasks.runs import processors
 from tasks.runs.planned import write_plan
 from tasks.runs.processors import best_dtype, unsuited
+from tasks.runs.work import announce
+from tasks.specification.presets import load_specification, resolve
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.server import flatten
 

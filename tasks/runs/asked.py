@@ -2,24 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from flows.parameters import Ending
-from flows.presets import load_specification
 from igpo_core.config import AblationSpecification, ExperimentConfig, Plan
 from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
-from tasks.home import data_folder, home
-from tasks.prefect_runs import Say
+from tasks.lab.home import data_folder, home
+from tasks.lab.prefect_runs import Say
+from tasks.lab.secrets import provide
 from tasks.runs.models import with_model
 from tasks.runs.planned import Run
-from tasks.secrets import provide
+from tasks.specification.presets import load_specification
 
 if TYPE_CHECKING:
     from tasks.runs.evaluations import DataSet, Environments, Unit
 
+Ending = Literal["base", "start", "last", "best"]  # a model of a sweep: before any training, warm start, checkpoints
 SAMPLING_SEEDS = 3
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.dry_run import dry_run, main
-from flows.presets import PRESETS
 from igpo_core.errors import ConfigError, ServiceError
-from tasks.home import home
+from tasks.lab.home import home
+from tasks.runs.dry_run import dry_run, main
 from tasks.runs.planning import Timing, keep_timing
 from tasks.runs.processors import best_dtype
+from tasks.specification.presets import PRESETS
 from tests.igpo_core.hostile import hostile_server
 from tests.tasks.tables import GOOD, files, lines, trajectory
 
@@ -106,7 +106,7 @@ def test_web_search_is_asked_once_and_needs_its_key(tmp_path: Path, monkeypatch:
         lines = list(dry_run(preset))
         assert lines[-1].startswith("nothing of what was checked") and sum(server.asked.values()) == 1
         monkeypatch.setenv("SEARCH_API_KEY", "")
-        monkeypatch.setattr("tasks.secrets.from_block", lambda needed: None)  # no Prefect server has it either
+        monkeypatch.setattr("tasks.lab.secrets.from_block", lambda needed: None)  # no Prefect server has it either
         with pytest.raises(ConfigError, match=r"search.api=serper needs a key.*SEARCH_API_KEY"):
             list(dry_run(preset))
 
@@ -157,7 +157,7 @@ def test_several_machines_need_an_address(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_fits_nowhere_is_said_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.dry_run.ACCELERATORS", {"tiny": (0.0, 1e12, 1e12, 1e12)})
+    monkeypatch.setattr("tasks.runs.dry_run.ACCELERATORS", {"tiny": (0.0, 1e12, 1e12, 1e12)})
     assert main([changed(tmp_path, training={"device": "cuda"})]) == 0
     assert capsys.readouterr().out.endswith("stands in the way of this run, but memory does\n")
 

@@ -7,9 +7,9 @@ anyway, and is refused with the remedy otherwise, unknown keys too: nothing in t
 from pathlib import Path
 from typing import Any
 
-from flows.yaml_file import read_yaml
 from igpo_core.errors import ConfigError
-from tasks.home import PROJECT
+from tasks.lab.home import PROJECT
+from tasks.specification.yaml_file import read_yaml
 
 TAKEN = {
     "distributed_type",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.accelerate_file import take_over
 from igpo_core.errors import ConfigError
+from tasks.specification.accelerate_file import take_over
 
 WRITTEN = {  # as `accelerate config` writes it for two machines with eight GPUs each, without the address
     "compute_environment": "LOCAL_MACHINE",
