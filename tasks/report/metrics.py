@@ -19,8 +19,9 @@ class Metric:
     """How a metric is shown.
 
     key: MLflow's name of it; {score} stands for the key of a score, {decoding} for one that is not the headline's, {part} for "",
-    _solved or _unsolved, {turn} for a number, {label} for what an environment says of a tool call. unit: empty for shares of one
-    and plain numbers. reducer: what becomes of a run's steps; then come means over seeds.
+    _solved or _unsolved, {slice} for "all", a source, or a source and a number of hops, {turn} for a number, {label} for what an
+    environment says of a tool call. unit: empty for shares of one and plain numbers. reducer: what becomes of a run's steps; then
+    come means over seeds.
     """
 
     key: str
@@ -44,6 +45,7 @@ def pattern(key: str, scores: Iterable[str]) -> re.Pattern[str]:
         "score": "|".join(map(re.escape, scores)),
         "decoding": "|".join(get_args(Decoding)),
         "part": "|_solved|_unsolved",
+        "slice": ".+",
         "turn": r"\d+",
         "label": ".+",
     }
@@ -98,7 +100,7 @@ METRICS: tuple[Metric, ...] = (
 
 # what tables, warnings and the figure of beliefs read under words of their own
 ALSO_READ: tuple[str, ...] = (
-    "test/all/{score}",
+    "test/{slice}/{score}",
     "test_{decoding}/all/{score}",
     "test_best/all/{score}",
     "test/all/questions",

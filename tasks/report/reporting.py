@@ -7,6 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -114,7 +115,7 @@ def write_report(
     found = _find_report(experiment, sweep, specification)
     if found is not None and found.data.tags.get(MADE_OF) == made_of:
         return read_report(found.info.run_id)
-    found_runs = collect(study, sweep, places, rubric=rubric_of(specification))
+    found_runs = collect(study, sweep, places, rubric=rubric_of(specification), runs=home() / "runs")
     reports = cell_reports(specification, found_runs, cells)  # raises where no run is finished
     run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
@@ -279,29 +280,38 @@ def _code() -> dict[str, str]:
 
 
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
-    """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
+    """Return the trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
     every run where there are too many."""
-    runs = [(report.cell, run) for report in reports for run in report.data.finished()]
+    runs = [(report, run) for report in reports for run in report.data.finished()]
+    with ThreadPoolExecutor(4) as pool:
+        once = {run.run_id: (run, report.data.experiment) for report, run in runs}  # cells may share a run
+        kept = dict(zip(once, pool.map(_trajectories, *zip(*once.values(), strict=True)), strict=True))
     found: list[dict[str, Any]] = []
-    for cell, run in runs:
-        if TRAJECTORIES not in {item.path for item in client().list_artifacts(run.run_id)}:
-            continue
-        with tempfile.TemporaryDirectory() as place:
-            lines, _ = read_lines(Path(client().download_artifacts(run.run_id, TRAJECTORIES, place)), 0)
+    for report, run in runs:
+        lines, addresses = kept[run.run_id]
         step = max(1, -(-len(lines) * len(runs) // most))
-        addresses = _traces(run)
         for line in lines[::step]:
             trace = addresses.get(tag_of(line["question_id"])) if line["split"] == "test" else None
-            found.append({"cell": cell, **line, "trace": trace})
+            found.append({"cell": report.cell, **line, "trace": trace})
     return found
 
 
-def _traces(run: RunData) -> dict[str, str]:
-    """Question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
-    place = client().get_run(run.run_id).info.experiment_id
-    return {
-        trace.info.tags["question_id"]: trace_url(place, trace.info.trace_id)
-        for trace in find_traces(place, run.run_id, spans=False)
+def _trajectories(run: RunData, experiment: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the lines that a run keeps, and question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
+    with tempfile.TemporaryDirectory() as place:
+        if run.folder:
+            path = run.folder / TRAJECTORIES
+        elif TRAJECTORIES in {item.path for item in client().list_artifacts(run.run_id)}:
+            path = Path(client().download_artifacts(run.run_id, TRAJECTORIES, place))
+        else:
+            return [], {}
+        lines, _ = read_lines(path, 0)
+    if not any(line["split"] == "test" for line in lines):  # nothing else is traced
+        return lines, {}
+    traces = find_traces(experiment, run.run_id, spans=False)
+    return lines, {
+        trace.info.tags["question_id"]: trace_url(experiment, trace.info.trace_id)
+        for trace in traces
         if "question_id" in trace.info.tags
     }
 

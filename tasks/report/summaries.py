@@ -1,4 +1,4 @@
-"""What a sweep's cell shows, as tables and words, computed from the metrics of MLflow's runs alone."""
+"""What a sweep's cell shows, as tables and words, computed from the runs' metrics alone."""
 
 import statistics as plain
 from collections.abc import Callable, Mapping, Sequence
@@ -169,7 +169,9 @@ def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Pai
     """Paired differences in the headline on test for each source, where there are several, and for each hop count of a source
     that has several."""
     end = f"/{data.headline}"
-    every = {name for run in data.finished() for name in run.latest if name.startswith("test/") and name.endswith(end)}
+    every = {
+        name for run in data.finished() for name in run.histories if name.startswith("test/") and name.endswith(end)
+    }
     names = sorted(name.removeprefix("test/").removesuffix(end) for name in every - {f"test/all{end}"})
     sources = [name for name in names if "/" not in name]
     kept = []

@@ -14,6 +14,7 @@ import yaml
 
 from igpo_core.errors import DataError
 from tasks.report.answer import outcome
+from tasks.report.frame import frame_of, placed
 from tasks.report.recompute import recompute
 from tasks.report.reporting import write_report
 from tasks.report.statistics import Reached, paired
@@ -87,8 +88,13 @@ def run(arm: str, seed: int, f1: float, dev: tuple[float, float, float], steps: 
 
 
 def with_curves(run_id: str, arm: str, seed: int, histories: dict[str, dict[float, float]]) -> RunData:
-    latest = {name: history[max(history)] for name, history in histories.items()}
-    return RunData(run_id, arm, seed, "FINISHED", histories, latest)
+    points = ((name, int(step), 0, value) for name, curve in histories.items() for step, value in curve.items())
+    return RunData(run_id, arm, seed, "FINISHED", placed(frame_of(points), "", arm, seed))
+
+
+def changed(item: RunData, histories: dict[str, dict[float, float]]) -> RunData:
+    """The run with other curves beside its own, or in their place."""
+    return with_curves(item.run_id, item.arm, item.seed, {**item.histories, **histories})  # type: ignore[dict-item]
 
 
 PLACES = {f"{arm}-{seed}": [("", arm, seed)] for arm in ("outcome_only", "igpo") for seed in range(5)}
@@ -118,7 +124,7 @@ def test_questions_that_were_not_asked_are_loud() -> None:
     asked = {"test/all/left_out": {4.0: 3.0}, "test/all/questions": {4.0: 61.0}}
     data = five()
     assert left_out(data) == []
-    runs = tuple(replace(item, histories={**item.histories, **asked}) for item in data.runs)
+    runs = tuple(changed(item, asked) for item in data.runs)
     assert left_out(replace(data, runs=runs)) == [
         "NOT TESTED: 3 questions do not fit rollout.max_tokens; the scores are over the other 61."
     ]
@@ -160,7 +166,7 @@ def test_a_threshold_met_before_training_costs_nothing() -> None:
 
 def test_a_run_without_its_counters_is_named() -> None:
     whole = run("igpo", 3, 0.9, (0.0, 0.6, 0.9))
-    bare = replace(whole, histories={n: h for n, h in whole.histories.items() if n != "progress/sampled_tokens"})
+    bare = replace(whole, frame=whole.frame[whole.frame["key"] != "progress/sampled_tokens"])
     with pytest.raises(DataError, match=r"igpo seed 3.*progress/sampled_tokens at step 2"):
         summed(replace(five(), runs=(bare,)))
 
@@ -205,7 +211,9 @@ def test_the_terminal_table_fits() -> None:
 def more(data: SweepData, seeds: int) -> SweepData:
     """The same with further seeds that fare as the first five do, a little apart."""
     extra = [
-        replace(item, seed=item.seed + 5, run_id=f"{item.run_id}-again") for item in data.runs if item.seed < seeds - 5
+        replace(item, seed=item.seed + 5, run_id=f"{item.run_id}-again", frame=item.frame.assign(seed=item.seed + 5))
+        for item in data.runs
+        if item.seed < seeds - 5
     ]
     return replace(data, runs=(*data.runs, *extra))
 
@@ -418,12 +426,12 @@ def test_the_report_of_an_untrained_policy_says_so_first() -> None:
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
     data = more(five(), 10)
     level = replace(data, runs=tuple(
-        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
+        changed(item, {"test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
     assert "no difference was shown" in words(level) and "better" not in words(level)
     close = replace(data, runs=tuple(
-        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
+        changed(item, {"test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
     # ten seeds: a collapse in one run of ten is missed with a chance of .9^10 = 35%
