@@ -18,12 +18,12 @@ from igpo_core.config.specification import spell_changes
 from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
 from tasks.home import home
-from tasks.report import wording
 from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
 from tasks.report.page import Made, write_page
-from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
+from tasks.report.summaries import ArmSummary, CellReport, cell_reports
 from tasks.report.sweeps import Place, RunData, collect
+from tasks.report.texts import markdown, terminal
 from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
 from tasks.source import commit
@@ -130,8 +130,8 @@ def write_report(
         url=artifact_url(experiment, run_id, PAGE),
         compare=compare,
         answer=answer,
-        markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
-        terminal=_terminal(reports, answer),
+        markdown=markdown(sweep, answer, reports, compare),
+        terminal=terminal(reports, answer),
         warnings=[f"{r.cell}: {line}" if r.cell else line for r in reports for line in r.words.warnings],
         rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
         widest=_widest(reports),
@@ -251,19 +251,6 @@ def _answer(
     ]
     decodings = [f"{r.cell + ': ' if r.cell else ''}{text}" for r in reports for text in r.by_decoding]
     return answer_of(specification, told, exploratory, besides, added, decodings)
-
-
-def _terminal(reports: Sequence[CellReport], answer: str) -> str:
-    """What is told at the end of a sweep: the table and the score of each seed, warnings, then the answer."""
-    parts = []
-    for report in reports:
-        parts += [f"== {report.cell}"] if report.cell else []
-        parts += [
-            wording.short_table(report.rows),
-            f"{by_seed(report.data.title)}\n{wording.aligned(seed_rows(report.data))}",
-        ]
-        parts += [report.words.loud()] if report.words.warnings else []
-    return "\n\n".join([*parts, "ANSWER", wording.wrapped(answer)])
 
 
 def _runs(experiment: str, sweep: str) -> list[list[Any]]:

@@ -35,6 +35,7 @@ from tasks.report.wording import (
     Words,
     _certainty,
     _compared,
+    columns_of,
     penalty,
     sentences,
     short_table,
@@ -174,7 +175,7 @@ def test_a_run_without_its_counters_is_named() -> None:
 def test_metrics_that_are_missing_show_as_missing() -> None:
     bare = with_curves("igpo-0", "igpo", 0, {"test/all/f1": {4.0: 0.9}})
     rows = summed(replace(five(), arms=("igpo",), runs=(bare,)))
-    cells = table_rows(rows, 0.5, RUBRIC)[0]
+    cells = table_rows(rows, columns_of(rows, 0.5, RUBRIC))[0]
     assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
 
 
@@ -202,8 +203,10 @@ def test_the_terminal_table_fits() -> None:
     long = replace(data, arms=("outcome_only", "i" * 60), runs=tuple(
         replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
     ))  # fmt: skip
-    text = terminal_table(table_rows(summed(long), 0.5, RUBRIC))
-    assert max(map(len, short_table(table_rows(summed(long), 0.5, RUBRIC)).splitlines())) <= 120
+    columns = columns_of(summed(long), 0.5, RUBRIC)
+    rows = table_rows(summed(long), columns)
+    text = terminal_table(rows, columns)
+    assert max(map(len, short_table(rows, columns).splitlines())) <= 120
     assert max(map(len, text.splitlines())) <= 120
     assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
 
@@ -234,7 +237,7 @@ def every(words: Words) -> str:
 def test_the_seeds_for_the_margin_are_told_where_they_mean_something() -> None:
     """Not of the spread of five differences, and not where nobody would run so many."""
     rows = [summed(five(), 0.03)[1], *(replace(seven(), needed=needed) for needed in (12, 100, 101, 2006, None))]
-    told = [row["seeds for margin"] for row in table_rows(rows, 0.5, RUBRIC)]
+    told = [row["seeds for margin"] for row in table_rows(rows, columns_of(rows, 0.5, RUBRIC))]
     assert told == ["-", "12", "100", "more than 100", "more than 100", "more than 100"] and rows[0].needed
 
 
@@ -355,7 +358,7 @@ def test_a_row_that_begins_after_the_first_update_says_so() -> None:
 
 
 def test_the_comparison_stands_right_after_the_score() -> None:
-    names = list(table_rows(summed(five()), 0.5, RUBRIC)[0])
+    names = [column.title for column in columns_of(summed(five()), 0.5, RUBRIC)]
     assert names[:6] == ["arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p"]
     assert names.index("EM") > names.index("seeds for margin")
 
