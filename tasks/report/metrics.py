@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from igpo_core.config import Decoding
 
 Reducer = Literal["curve", "first to last", "over training", "at the end"]
-Place = Literal["overview", "explained", "turn by turn"]
+Place = Literal["overview", "explained", "turn by turn", "read"]
 
 GAIN = "the arm's"  # unit of gains: it differs between arms
 
@@ -19,8 +19,9 @@ class Metric:
     """How a metric is shown.
 
     key: MLflow's name of it; {score} stands for the key of a score, {decoding} for one that is not the headline's, {part} for "",
-    _solved or _unsolved, {turn} for a number, {label} for what an environment says of a tool call. unit: empty for shares of one
-    and plain numbers. reducer: what becomes of a run's steps; then come means over seeds.
+    _solved or _unsolved, {slice} for "all", a source, or a source and a number of hops, {turn} for a number, {label} for what an
+    environment says of a tool call. unit: empty for shares of one and plain numbers. reducer: what becomes of a run's steps; then
+    come means over seeds. place: where it is shown; of "read" tables, warnings and the figure of beliefs have their own words.
     """
 
     key: str
@@ -44,6 +45,7 @@ def pattern(key: str, scores: Iterable[str]) -> re.Pattern[str]:
         "score": "|".join(map(re.escape, scores)),
         "decoding": "|".join(get_args(Decoding)),
         "part": "|_solved|_unsolved",
+        "slice": ".+",
         "turn": r"\d+",
         "label": ".+",
     }
@@ -52,6 +54,10 @@ def pattern(key: str, scores: Iterable[str]) -> re.Pattern[str]:
 
 def _explained(key: str, title: str, unit: str = "", reducer: Reducer = "first to last") -> Metric:
     return Metric(key, title, unit, reducer, "explained")
+
+
+def _read(key: str, title: str, unit: str, reducer: Reducer = "at the end") -> Metric:
+    return Metric(key, title, unit, reducer, "read")
 
 
 METRICS: tuple[Metric, ...] = (
@@ -94,23 +100,19 @@ METRICS: tuple[Metric, ...] = (
         "at the end",
         "turn by turn",
     ),
-)
-
-# what tables, warnings and the figure of beliefs read under words of their own
-ALSO_READ: tuple[str, ...] = (
-    "test/all/{score}",
-    "test_{decoding}/all/{score}",
-    "test_best/all/{score}",
-    "test/all/questions",
-    "test/all/left_out",
-    "train/status_turn_limit",
-    "train/status_window_full",
-    "progress/rollouts",
-    "progress/questions",
-    "progress/sampled_tokens",
-    "progress/seconds",
-    "diagnostics/belief{part}_turn_{turn}",
-    "diagnostics/belief_std{part}_turn_{turn}",
+    _read("test/{slice}/{score}", "{title} on test", "share"),
+    _read("test_{decoding}/all/{score}", "{title} on test under another decoding", "share"),
+    _read("test_best/all/{score}", "{title} on test of the checkpoint that was best on dev", "share"),
+    _read("test/all/questions", "test questions asked", "questions"),
+    _read("test/all/left_out", "test questions that do not fit", "questions"),
+    _read("train/status_turn_limit", "ended on a tool call with the last turn", "share", "curve"),
+    _read("train/status_window_full", "ended without room for what a tool call returned", "share", "curve"),
+    _read("progress/rollouts", "rollouts so far", "rollouts", "curve"),
+    _read("progress/questions", "questions so far", "questions", "curve"),
+    _read("progress/sampled_tokens", "tokens sampled so far", "tokens", "curve"),
+    _read("progress/seconds", "seconds of training so far", "s", "curve"),
+    _read("diagnostics/belief{part}_turn_{turn}", "belief in the gold answer after a turn", "probability"),
+    _read("diagnostics/belief_std{part}_turn_{turn}", "its standard deviation over trajectories", "probability"),
 )
 
 
@@ -135,5 +137,5 @@ def explaining(rubric: Mapping[str, str]) -> list[tuple[str, str, Reducer]]:
 
 def wanted(names: Iterable[str], rubric: Mapping[str, str]) -> list[str]:
     """Return those of MLflow's names that a report reads."""
-    patterns = [pattern(key, rubric) for key in (*(metric.key for metric in METRICS), *ALSO_READ)]
+    patterns = [pattern(key, rubric) for key in dict.fromkeys(metric.key for metric in METRICS)]
     return [name for name in names if any(one.fullmatch(name) for one in patterns)]

@@ -17,7 +17,7 @@ from igpo_core.config.reward import OF_ALL_ARMS, Reward, TurnGains, reward_of, s
 from igpo_core.config.specification import spell_changes
 from tasks.report.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
 from tasks.report.terms import TERMS
-from tasks.report.wording import BEHAVIOUR, budget, penalty
+from tasks.report.wording import budget, part_of, penalty
 from tasks.tracking.server import flatten
 
 if TYPE_CHECKING:
@@ -212,12 +212,11 @@ def _first_sentence(thing: object) -> str:
 
 def _cell(report: "CellReport", units: Mapping[str, str]) -> dict[str, Any]:
     data, baseline = report.data, report.baseline
-    cut = list(report.rows[0]).index(BEHAVIOUR)
     return {
         "name": report.cell,
         "warnings": report.words.warnings,
-        "scores": [dict(list(row.items())[:cut]) for row in report.rows],
-        "behaviour": [{"arm": row["arm"], **dict(list(row.items())[cut:])} for row in report.rows],
+        "scores": part_of(report.rows, report.columns, "verdict", "test"),
+        "behaviour": part_of(report.rows, report.columns, "behaviour"),
         "shown": report.words.shown,
         "limits": report.words.limits,
         "tables": list(report.tables.items()),

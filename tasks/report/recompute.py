@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     for report in reports:
         if report.cell:
             print(f"\n{report.cell}")
-        print(terminal_table(report.rows))
+        print(terminal_table(report.rows, report.columns))
         for title, rows in report.tables.items():
             print(f"\n{title}\n{aligned(rows)}")
     return 0

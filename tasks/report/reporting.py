@@ -7,6 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +19,12 @@ from igpo_core.environments.base import WorldSettings
 from igpo_core.folders import file_hash
 from tasks.lab.home import home
 from tasks.lab.source import commit
-from tasks.report import wording
 from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
 from tasks.report.page import Made, write_page
-from tasks.report.summaries import ArmSummary, CellReport, by_seed, cell_reports, seed_rows
+from tasks.report.summaries import ArmSummary, CellReport, cell_reports
 from tasks.report.sweeps import Place, RunData, collect
+from tasks.report.texts import markdown, terminal
 from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
 from tasks.tracking.mlflow_runs import LONGEST_NAME
@@ -114,7 +115,7 @@ def write_report(
     found = _find_report(experiment, sweep, specification)
     if found is not None and found.data.tags.get(MADE_OF) == made_of:
         return read_report(found.info.run_id)
-    found_runs = collect(study, sweep, places, rubric=rubric_of(specification))
+    found_runs = collect(study, sweep, places, rubric=rubric_of(specification), runs=home() / "runs")
     reports = cell_reports(specification, found_runs, cells)  # raises where no run is finished
     run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
@@ -129,8 +130,8 @@ def write_report(
         url=artifact_url(experiment, run_id, PAGE),
         compare=compare,
         answer=answer,
-        markdown=wording.markdown(sweep, answer, [(r.cell, r.rows, r.words, r.tables) for r in reports], compare),
-        terminal=_terminal(reports, answer),
+        markdown=markdown(sweep, answer, reports, compare),
+        terminal=terminal(reports, answer),
         warnings=[f"{r.cell}: {line}" if r.cell else line for r in reports for line in r.words.warnings],
         rows=[{"cell": report.cell, **row} if report.cell else row for report in reports for row in report.rows],
         widest=_widest(reports),
@@ -252,19 +253,6 @@ def _answer(
     return answer_of(specification, told, exploratory, besides, added, decodings)
 
 
-def _terminal(reports: Sequence[CellReport], answer: str) -> str:
-    """What is told at the end of a sweep: the table and the score of each seed, warnings, then the answer."""
-    parts = []
-    for report in reports:
-        parts += [f"== {report.cell}"] if report.cell else []
-        parts += [
-            wording.short_table(report.rows),
-            f"{by_seed(report.data.title)}\n{wording.aligned(seed_rows(report.data))}",
-        ]
-        parts += [report.words.loud()] if report.words.warnings else []
-    return "\n\n".join([*parts, "ANSWER", wording.wrapped(answer)])
-
-
 def _runs(experiment: str, sweep: str) -> list[list[Any]]:
     """The runs that MLflow has of the sweep, and when each ended."""
     found = find_runs([experiment], sweep=sweep, kind="train")
@@ -279,29 +267,38 @@ def _code() -> dict[str, str]:
 
 
 def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
-    """The trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
+    """Return the trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
     every run where there are too many."""
-    runs = [(report.cell, run) for report in reports for run in report.data.finished()]
+    runs = [(report, run) for report in reports for run in report.data.finished()]
+    with ThreadPoolExecutor(4) as pool:
+        once = {run.run_id: (run, report.data.experiment) for report, run in runs}  # cells may share a run
+        kept = dict(zip(once, pool.map(_trajectories, *zip(*once.values(), strict=True)), strict=True))
     found: list[dict[str, Any]] = []
-    for cell, run in runs:
-        if TRAJECTORIES not in {item.path for item in client().list_artifacts(run.run_id)}:
-            continue
-        with tempfile.TemporaryDirectory() as place:
-            lines, _ = read_lines(Path(client().download_artifacts(run.run_id, TRAJECTORIES, place)), 0)
+    for report, run in runs:
+        lines, addresses = kept[run.run_id]
         step = max(1, -(-len(lines) * len(runs) // most))
-        addresses = _traces(run)
         for line in lines[::step]:
             trace = addresses.get(tag_of(line["question_id"])) if line["split"] == "test" else None
-            found.append({"cell": cell, **line, "trace": trace})
+            found.append({"cell": report.cell, **line, "trace": trace})
     return found
 
 
-def _traces(run: RunData) -> dict[str, str]:
-    """Question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
-    place = client().get_run(run.run_id).info.experiment_id
-    return {
-        trace.info.tags["question_id"]: trace_url(place, trace.info.trace_id)
-        for trace in find_traces(place, run.run_id, spans=False)
+def _trajectories(run: RunData, experiment: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the lines that a run keeps, and question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
+    with tempfile.TemporaryDirectory() as place:
+        if run.folder:
+            path = run.folder / TRAJECTORIES
+        elif TRAJECTORIES in {item.path for item in client().list_artifacts(run.run_id)}:
+            path = Path(client().download_artifacts(run.run_id, TRAJECTORIES, place))
+        else:
+            return [], {}
+        lines, _ = read_lines(path, 0)
+    if not any(line["split"] == "test" for line in lines):  # nothing else is traced
+        return lines, {}
+    traces = find_traces(experiment, run.run_id, spans=False)
+    return lines, {
+        trace.info.tags["question_id"]: trace_url(experiment, trace.info.trace_id)
+        for trace in traces
         if "question_id" in trace.info.tags
     }
 

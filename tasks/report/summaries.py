@@ -1,4 +1,4 @@
-"""What a sweep's cell shows, as tables and words, computed from the metrics of MLflow's runs alone."""
+"""What a sweep's cell shows, as tables and words, computed from the runs' metrics alone."""
 
 import statistics as plain
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from tasks.report.statistics import (
     time_to_threshold,
 )
 from tasks.report.sweeps import RunData, SweepData
-from tasks.report.wording import Words, sentences, table_rows
+from tasks.report.wording import Column, Words, columns_of, sentences, table_rows
 from tasks.runs.planning import untrained
 from tasks.runs.processors import mixed
 
@@ -68,14 +68,16 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class CellReport:
-    """One cell's tables and words. pairs: arm -> its difference to the baseline; slices: metric -> arm -> the same in it;
-    explained: a row a diagnostic, a column an arm; by_decoding: a sentence for each decoding under which verdicts differ."""
+    """One cell's tables and words. pairs: arm -> its difference to the baseline; columns: of `rows`, which are text;
+    slices: metric -> arm -> the same in it; explained: a row a diagnostic, a column an arm; by_decoding: a sentence for each
+    decoding under which verdicts differ."""
 
     cell: str
     baseline: str
     data: SweepData
     pairs: dict[str, Paired]
     summaries: list[ArmSummary]
+    columns: list[Column]
     rows: list[dict[str, str]]
     words: Words
     slices: dict[str, dict[str, Paired]]
@@ -87,21 +89,26 @@ class CellReport:
         return comparison(self.data.scores(), arm, self.baseline, self.pairs, self.data.title)
 
     @property
+    def by_seed(self) -> str:
+        """Return the title of the table of seeds."""
+        return f"Test {self.data.title} of each seed"
+
+    @property
+    def seeds(self) -> list[dict[str, str]]:
+        """Return the table of seeds."""
+        return seed_rows(self.data)
+
+    @property
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """Every table but the first, by title; without those that are empty."""
         title = self.data.title
         sliced = f"Difference in test {title} by source and hops, 95% intervals, not corrected for their number"
         found = {
-            by_seed(title): seed_rows(self.data),
+            self.by_seed: self.seeds,
             sliced: slice_rows(self.slices, self.baseline),
             EXPLAINED: self.explained,
         }
         return {title: rows for title, rows in found.items() if rows}
-
-
-def by_seed(title: str) -> str:
-    """Return the title of the table of seeds."""
-    return f"Test {title} of each seed"
 
 
 def summarise(
@@ -169,7 +176,9 @@ def slice_differences(data: SweepData, baseline: str) -> dict[str, dict[str, Pai
     """Paired differences in the headline on test for each source, where there are several, and for each hop count of a source
     that has several."""
     end = f"/{data.headline}"
-    every = {name for run in data.finished() for name in run.latest if name.startswith("test/") and name.endswith(end)}
+    every = {
+        name for run in data.finished() for name in run.histories if name.startswith("test/") and name.endswith(end)
+    }
     names = sorted(name.removeprefix("test/").removesuffix(end) for name in every - {f"test/all{end}"})
     sources = [name for name in names if "/" not in name]
     kept = []
@@ -296,10 +305,11 @@ def cell_reports(
         headline = base["evaluation"]["decoding"][0]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)
         words = replace(words, limits=(*told(headline, pairs, others, baseline, data.title), *words.limits))
-        rows, slices = table_rows(summaries, threshold, data.rubric), slice_differences(data, baseline)
+        columns, slices = columns_of(summaries, threshold, data.rubric), slice_differences(data, baseline)
+        rows = table_rows(summaries, columns)
         by_decoding = differing(headline, pairs, others, baseline)
         reports.append(
-            CellReport(cell, baseline, data, pairs, summaries, rows, words, slices, explain(data), by_decoding)
+            CellReport(cell, baseline, data, pairs, summaries, columns, rows, words, slices, explain(data), by_decoding)
         )
     if not reports:
         raise DataError(f"no run to report on is finished. {' '.join(empty_cells)}")

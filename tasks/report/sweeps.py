@@ -1,33 +1,53 @@
-"""A sweep as MLflow has it: one set of curves and last values for each arm and seed of each cell."""
+"""A sweep's runs as views of one long frame (tasks/report/frame.py), an arm and seed of a cell each."""
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tasks.report.metrics import wanted
+from tasks.report.frame import empty, folder_of, frame_of, placed, points_of_folder, points_of_mlflow
 from tasks.tracking.outbox import UNEXPECTED
-from tasks.tracking.server import client, experiment_id, find_runs
+from tasks.tracking.server import experiment_id, find_runs
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from pandas import DataFrame
 
 Curve = Mapping[float, float]
 Place = tuple[str, str, int]  # cell, arm, seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunData:
-    """One training run as MLflow has it. status: MLflow's; histories: metric -> step -> value, of what a report looks at;
-    latest: the last value of every metric; processor: what it was computed on, unexpected: what was not as `expect` has it; both
-    empty where no tag says."""
+    """One training run: a view of its rows of the long frame, and what MLflow says of the run."""
 
     run_id: str
+    """MLflow's."""
     arm: str
     seed: int
     status: str
-    histories: Mapping[str, Curve]
-    latest: Mapping[str, float]
+    """MLflow's."""
+    frame: "DataFrame"
+    """Its rows of the long frame, sorted by key and step."""
     processor: str = ""
+    """What it was computed on; empty where no tag says."""
     unexpected: str = ""
+    """What was not as `expect` has it; empty where no tag says."""
+    folder: Path | None = None
+    """On this machine; None where MLflow was read."""
+
+    @cached_property
+    def histories(self) -> Mapping[str, Curve]:
+        """Return key -> step -> value, in the order of keys and steps."""
+        found: dict[str, dict[float, float]] = {}
+        columns = (self.frame[name].tolist() for name in ("key", "step", "value"))
+        for key, step, value in zip(*columns, strict=True):
+            found.setdefault(key, {})[step] = value
+        return found
 
     @property
     def finished(self) -> bool:
@@ -35,27 +55,26 @@ class RunData:
         return self.status == "FINISHED" and any(name.startswith("test/all/") for name in self.histories)
 
     def last(self, metric: str) -> float | None:
-        """The value at the run's last step; None where it has none there. Of what is not in `histories`, the last one known."""
-        history = self.histories.get(metric)
-        return self.latest.get(metric) if history is None else history.get(self.steps)
+        """Return the value at the run's last step; None where it has none there."""
+        return self.histories.get(metric, {}).get(self.steps)
 
     def first(self, metric: str) -> float | None:
-        """The value at the first step that has one."""
+        """Return the value at the first step that has one."""
         history = self.histories.get(metric)
         return history[min(history)] if history else None
 
     def over_training(self, metric: str) -> float | None:
-        """The mean over the steps that have one."""
+        """Return the mean over the steps that have one."""
         history = self.histories.get(metric)
         return sum(history.values()) / len(history) if history else None
 
-    @property
+    @cached_property
     def steps(self) -> float:
         """Return the run's last step."""
         return max((step for history in self.histories.values() for step in history), default=0.0)
 
     def at(self, metric: str, step: float) -> float | None:
-        """A counter's value once `step` steps were done: 0 before the first."""
+        """Return a counter's value once `step` steps were done: 0 before the first."""
         return 0.0 if step == 0 else self.histories.get(metric, {}).get(step)
 
 
@@ -73,6 +92,14 @@ class SweepData:
     """Arm, seed, and MLflow's status or another reason of each run that was asked for and has no score."""
     rubric: Mapping[str, str] = field(kw_only=True)
     """Key of each score -> its title. Arms are compared on the first."""
+
+    @property
+    def frame(self) -> "DataFrame":
+        """Return the long frame of its runs."""
+        from pandas import concat
+
+        frames = [run.frame for run in self.runs if len(run.frame)]
+        return concat(frames, ignore_index=True) if frames else empty()
 
     @property
     def headline(self) -> str:
@@ -135,35 +162,40 @@ def _finite(value: float) -> bool:
 
 
 def collect(
-    experiment: str, sweep: str, places: Mapping[str, Sequence[Place]] | None = None, *, rubric: Mapping[str, str]
+    experiment: str,
+    sweep: str,
+    places: Mapping[str, Sequence[Place]] | None = None,
+    *,
+    rubric: Mapping[str, str],
+    runs: Path | None = None,
 ) -> dict[str, SweepData]:
-    """Every training run of the sweep by cell ("" where there are no factors).
+    """Return every training run of the sweep by cell ("" where there are no factors).
 
     places: run key -> where that run counts (one run serves all cells that its arm does not tell apart); only these runs
     are taken, so that no run of an arm edited since is taken for it. None: every run, where its tags say. Where an arm and
     seed has several runs, the newest finished one counts.
+
+    Which runs there are, and how each ended, MLflow says. runs: the folder of all runs on this machine, from which values are
+    read (tasks/report/frame.py:folder_of); None: all are read from MLflow.
     """
-    mlflow, place = client(), experiment_id(experiment)
+    place = experiment_id(experiment)
     every = find_runs([place], "attributes.start_time ASC", sweep=sweep, kind="train")
     found = [run for run in every if places is None or run.data.tags["run_key"] in places]
 
-    def curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
-        return {
-            name: {float(point.step): point.value for point in mlflow.get_metric_history(run_id, name)}
-            for name in names
-        }
+    def read(run: "Run") -> "tuple[Path | None, DataFrame]":
+        folder = folder_of(run, runs) if runs else None
+        return folder, frame_of(points_of_folder(folder, rubric) if folder else points_of_mlflow(run, rubric))
 
-    with ThreadPoolExecutor(4) as pool:
-        histories = pool.map(lambda run: curves(run.info.run_id, wanted(run.data.metrics, rubric)), found)
-        read = list(zip(found, histories, strict=True))
     cells: dict[str, dict[tuple[str, int], RunData]] = {}
     doubled: dict[str, list[str]] = {}
-    for run, history in read:
+    with ThreadPoolExecutor(4) as pool:
+        values = [*pool.map(read, found)]
+    for run, (folder, frame) in zip(found, values, strict=True):
         tags = run.data.tags
         own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
         for cell, arm, seed in own if places is None else places[tags["run_key"]]:
-            latest, where, odd = dict(run.data.metrics), tags.get("processor", ""), tags.get(UNEXPECTED, "")
-            data = RunData(run.info.run_id, arm, seed, run.info.status, history, latest, where, odd)
+            where, odd, rows = tags.get("processor", ""), tags.get(UNEXPECTED, ""), placed(frame, cell, arm, seed)
+            data = RunData(run.info.run_id, arm, seed, run.info.status, rows, where, odd, folder)
             chosen = cells.setdefault(cell, {})
             if (arm, seed) in chosen:
                 doubled.setdefault(cell, []).append(f"{arm} seed {seed}")

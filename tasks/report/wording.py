@@ -1,9 +1,9 @@
 """The report in words and tables: what was shown, and what was not."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tasks.report.statistics import ALPHA, MIN_SEEDS, coverage, seeds_for_verdict
 
@@ -38,35 +38,74 @@ def wrapped(text: str, width: int = 118) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
-def table_rows(summaries: Sequence["ArmSummary"], threshold: float, rubric: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the table as text cells: one source for terminal, markdown, CSV and Prefect. rubric: title of each score, the
-    headline first."""
+Part = Literal["verdict", "test", "behaviour"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of arms."""
+
+    title: str
+    part: Part
+    """Where it belongs: up to the verdict, other numbers of the test, behaviour and speed."""
+    text: "Callable[[ArmSummary], str]"
+    """Its cell in an arm's row."""
+    short: bool = False
+    """Whether a first look wants it."""
+
+
+def columns_of(summaries: Sequence["ArmSummary"], threshold: float, rubric: Mapping[str, str]) -> list[Column]:
+    """Return the table's columns. rubric: title of each score, the headline first."""
     title = next(iter(rubric.values()))
+    decodings = list(summaries[0].decoded) if summaries else []
     return [
-        {
-            "arm": row.arm,
-            "seeds": str(row.seeds),
-            title: _number(row.score),
-            f"difference in {title} [95%]": difference(row),
-            "verdict": row.verdict,
-            "p": _number(row.p),
-            "P(better)": _number(row.improvement, 2),
-            "seeds for margin": _needed(row),
-            **{rubric[name]: _number(value) for name, value in row.others.items()},
-            **{f"{name} {title}": _number(value) for name, value in row.decoded.items()},
-            f"best-by-dev {title}": _number(row.best),
-            "IQM": _number(row.iqm),
-            "dead groups": _number(row.dead_groups, 2),
-            "turns": _number(row.turns, 1),
-            f"reached {title} {threshold:g}": f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}",
-            "steps": str(row.steps_to_threshold),
-            "rollouts": str(row.rollouts_to_threshold),
-            "tokens": str(row.tokens_to_threshold),
-            "seconds": str(row.seconds_to_threshold),
-            "s/run": _number(row.seconds, 0),
-        }
-        for row in summaries
+        Column("arm", "verdict", lambda row: row.arm, short=True),
+        Column("seeds", "verdict", lambda row: str(row.seeds), short=True),
+        Column(title, "verdict", lambda row: _number(row.score), short=True),
+        Column(f"difference in {title} [95%]", "verdict", difference, short=True),
+        Column("verdict", "verdict", lambda row: row.verdict, short=True),
+        Column("p", "verdict", lambda row: _number(row.p), short=True),
+        Column("P(better)", "test", lambda row: _number(row.improvement, 2)),
+        Column("seeds for margin", "test", _needed),
+        *(Column(told, "test", _score(name)) for name, told in list(rubric.items())[1:]),
+        *(Column(f"{name} {title}", "test", _decoded(name)) for name in decodings),
+        Column(f"best-by-dev {title}", "test", lambda row: _number(row.best)),
+        Column("IQM", "test", lambda row: _number(row.iqm)),
+        Column("dead groups", "behaviour", lambda row: _number(row.dead_groups, 2), short=True),
+        Column("turns", "behaviour", lambda row: _number(row.turns, 1), short=True),
+        Column(f"reached {title} {threshold:g}", "behaviour", _reached),
+        Column("steps", "behaviour", lambda row: str(row.steps_to_threshold)),
+        Column("rollouts", "behaviour", lambda row: str(row.rollouts_to_threshold)),
+        Column("tokens", "behaviour", lambda row: str(row.tokens_to_threshold)),
+        Column("seconds", "behaviour", lambda row: str(row.seconds_to_threshold)),
+        Column("s/run", "behaviour", lambda row: _number(row.seconds, 0), short=True),
     ]
+
+
+def table_rows(summaries: Sequence["ArmSummary"], columns: Sequence[Column]) -> list[dict[str, str]]:
+    """Return the table as text cells: one source for page, terminal, markdown, CSV and Prefect."""
+    return [{column.title: column.text(row) for column in columns} for row in summaries]
+
+
+def part_of(rows: "Table", columns: Sequence[Column], *parts: Part) -> list[dict[str, str]]:
+    """Return the arm and the columns of these parts."""
+    return _picked(rows, [column for column in columns if column.part in parts or column is columns[0]])
+
+
+def _picked(rows: "Table", columns: Sequence[Column]) -> list[dict[str, str]]:
+    return [{column.title: row[column.title] for column in columns} for row in rows]
+
+
+def _score(name: str) -> "Callable[[ArmSummary], str]":
+    return lambda row: _number(row.others[name])
+
+
+def _decoded(name: str) -> "Callable[[ArmSummary], str]":
+    return lambda row: _number(row.decoded[name])
+
+
+def _reached(row: "ArmSummary") -> str:
+    return f"{row.steps_to_threshold.reached} of {row.steps_to_threshold.of}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -98,24 +137,18 @@ def difference(row: "ArmSummary") -> str:
     return f"{row.difference:+.3f}{bounds}"
 
 
-BEHAVIOUR = "dead groups"  # the column with which the part on behaviour and speed begins
+def short_table(rows: "Table", columns: Sequence[Column]) -> str:
+    """Return the columns that a first look wants, at most 120 wide."""
+    return _narrow(_picked(rows, [column for column in columns if column.short]))
 
 
-def short_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The columns that a first look wants, at most 120 wide."""
-    names = list(rows[0])
-    wanted = (*names[: names.index("p") + 1], BEHAVIOUR, "turns", "s/run")
-    return aligned([{name: _shorten(row[name]) for name in wanted} for row in rows])
+def terminal_table(rows: "Table", columns: Sequence[Column]) -> str:
+    """Return a block of aligned columns for each part of the table, at most 120 wide."""
+    return "\n\n".join(_narrow(part_of(rows, columns, part)) for part in get_args(Part))
 
 
-def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
-    """Three blocks of aligned columns, at most 120 wide: up to the verdict, other numbers of the test, behaviour and speed."""
-    names = list(cells[0])
-    verdict, behaviour = names.index("p") + 1, names.index(BEHAVIOUR)
-    blocks = []
-    for columns in (names[:verdict], [names[0], *names[verdict:behaviour]], [names[0], *names[behaviour:]]):
-        blocks.append(aligned([{name: _shorten(row[name]) for name in columns} for row in cells]))
-    return "\n\n".join(blocks)
+def _narrow(rows: "Table") -> str:
+    return aligned([{name: _shorten(text) for name, text in row.items()} for row in rows])
 
 
 def aligned(rows: Sequence[Mapping[str, str]]) -> str:
@@ -132,22 +165,6 @@ def _shorten(text: str, width: int = 36) -> str:
 
 
 Table = Sequence[Mapping[str, str]]
-
-
-def markdown(
-    sweep: str, answer: str, cells: Sequence[tuple[str, Table, Words, Mapping[str, Table]]], compare: str
-) -> str:
-    """The whole report: the answer, then for each cell its table, words, and further tables by title."""
-    parts = [f"# {sweep}", *answer.splitlines()]
-    for cell, rows, words, further in cells:
-        parts += [f"# {cell}"] if cell else []
-        parts += [f"> **{text}**" for text in words.warnings]
-        parts.append(markdown_table(rows))
-        parts += ["## What was shown", "\n".join(f"- {text}" for text in words.shown)]
-        parts += ["## What was not shown", "\n".join(f"- {text}" for text in words.limits)]
-        for title, table in further.items():
-            parts += [f"## {title}", markdown_table(table)]
-    return "\n\n".join([*parts, f"[Curves by arm in MLflow]({compare})"]) + "\n"
 
 
 MARKUP = (

@@ -10,7 +10,7 @@ from typing import Any
 from igpo_core.config import Expectation
 from igpo_core.folders import fill_folder
 from tasks.runs.planned import Run, Say
-from tasks.tracking.outbox import DATA_DOCS, read_lines
+from tasks.tracking.outbox import DATA_DOCS, METRICS_FILE, read_lines
 
 NAME = "run"  # of suite and table
 Metrics = Mapping[int, Mapping[str, float]]  # of a run, by step
@@ -54,7 +54,7 @@ def write_data_docs(run: Run, say: Say) -> None:
 def metrics_of(folder: Path) -> Metrics:
     """Return the metrics of a run's folder by step."""
     steps: dict[int, dict[str, float]] = {}
-    for line in read_lines(folder / "metrics.jsonl", 0)[0]:
+    for line in read_lines(folder / METRICS_FILE, 0)[0]:
         steps.setdefault(line["step"], {}).update(line["metrics"])
     return dict(sorted(steps.items()))
 

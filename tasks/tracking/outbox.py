@@ -26,6 +26,7 @@ from igpo_core.errors import DataError
 from igpo_core.folders import checksums, file_hash, write_json
 from tasks.tracking.traces import TraceRecord
 
+METRICS_FILE = "metrics.jsonl"
 TRAJECTORIES = "trajectories.jsonl"
 DATA_DOCS = "data_docs"
 UNEXPECTED = "unexpected"  # a run's tag: what was not as `expect` has it, and where first
@@ -60,10 +61,10 @@ class Outbox:
         write_status(folder, "RUNNING")
         self._about = replace(about, started_ms=known.started_ms) if known else about
         write_json(folder / "tracking.json", asdict(self._about))
-        cut_torn_line(folder / "metrics.jsonl")
+        cut_torn_line(folder / METRICS_FILE)
         self._stamps = {
             (name, line["step"]): line["timestamp_ms"]
-            for line in read_lines(folder / "metrics.jsonl", 0)[0]
+            for line in read_lines(folder / METRICS_FILE, 0)[0]
             for name in line["metrics"]
         }
         cut_torn_line(folder / TRAJECTORIES)
@@ -81,7 +82,7 @@ class Outbox:
         if not fresh:
             return
         now = int(time.time() * 1000)
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, "timestamp_ms": now, "metrics": fresh}) + "\n")
         self._stamps |= {(name, step): now for name in fresh}
 
@@ -100,12 +101,12 @@ class Outbox:
 
     def sync(self) -> None:
         """Wait until every metric is on disk: a checkpoint must not outlive the lines of its steps in a power cut."""
-        sync(self.folder / "metrics.jsonl")
+        sync(self.folder / METRICS_FILE)
 
     def set_model(self, checkpoint: Path, step: int, metrics: Sequence[str]) -> None:
         """The checkpoint to show, with these metrics, which were logged at this step."""
         values = {name: {"timestamp_ms": self._stamps[name, step]} for name in metrics}
-        for line in read_lines(self.folder / "metrics.jsonl", 0)[0]:
+        for line in read_lines(self.folder / METRICS_FILE, 0)[0]:
             if line["step"] == step:
                 for name in line["metrics"].keys() & values.keys():
                     values[name]["value"] = line["metrics"][name]

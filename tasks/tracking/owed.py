@@ -9,7 +9,7 @@ from igpo_core.errors import IgpoError, ServiceError
 from tasks.lab.home import open_home
 from tasks.runs.locks import locked_if_free
 from tasks.runs.planned import drop_moments
-from tasks.tracking.outbox import artifacts_hash, read_model, read_status, read_traces, write_status
+from tasks.tracking.outbox import METRICS_FILE, artifacts_hash, read_model, read_status, read_traces, write_status
 from tasks.tracking.sending import Sender, read_sent
 from tasks.tracking.server import Collided, MlflowAway, answering, client, tracking_uri
 
@@ -92,7 +92,7 @@ def is_lost(folder: Path) -> bool:
 def owes(folder: Path) -> bool:
     """Whether the MLflow server of now may lack a part of this run, as far as the folder knows."""
     sent = read_sent(folder)
-    lines = folder / "metrics.jsonl"
+    lines = folder / METRICS_FILE
     return sent is None or (sent.server, sent.metrics, sent.model, sent.traces, sent.trajectories, sent.status) != (
         tracking_uri(),
         lines.stat().st_size if lines.is_file() else 0,

@@ -16,6 +16,7 @@ from igpo_core.errors import ServiceError
 from igpo_core.folders import write_json
 from tasks.tracking.outbox import (
     DATA_DOCS,
+    METRICS_FILE,
     TRAJECTORIES,
     About,
     Outbox,
@@ -175,7 +176,7 @@ class Sender:
         from mlflow.entities import Metric
 
         assert self._sent is not None
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS_FILE
         # MLflow must not have a line that a power cut takes from the file: computed again, it would be another
         sync(path)
         size = path.stat().st_size if path.is_file() else 0

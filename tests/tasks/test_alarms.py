@@ -3,13 +3,14 @@
 import pytest
 
 from tasks.report.alarms import alarms
-from tasks.report.sweeps import RunData, SweepData
+from tasks.report.sweeps import SweepData
+from tests.tasks.test_reporting import with_curves
 
 Histories = dict[str, dict[float, float]]
 
 
 def told(histories: Histories) -> list[str]:
-    run = RunData("r", "igpo", 3, "FINISHED", {"test/all/f1": {4.0: 0.1}, **histories}, {})
+    run = with_curves("r", "igpo", 3, {"test/all/f1": {4.0: 0.1}, **histories})
     return alarms(SweepData("1", "s", ("igpo",), (run,), rubric={"f1": "F1"}))
 
 

@@ -21,7 +21,7 @@ from igpo_core.errors import ExpectationError
 from igpo_core.policies import save_policy
 from igpo_core.training import StepResult
 from tasks.report.alarms import unexpected
-from tasks.report.sweeps import RunData, SweepData
+from tasks.report.sweeps import SweepData
 from tasks.runs.expectations import tell_expectations, write_data_docs
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.planned import Run
@@ -31,6 +31,7 @@ from tasks.tracking.outbox import Outbox, read_about
 from tasks.tracking.sending import Sender, Tracker, read_sent
 from tasks.tracking.server import client
 from tests.tasks.planned import planned
+from tests.tasks.test_reporting import with_curves
 
 Make = Callable[..., Run]
 
@@ -348,9 +349,9 @@ def test_a_report_names_each_run_of_which_something_was_not_as_expected() -> Non
     told = "train/turns at most 0.5: 2 at step 3"
     curves = {"test/all/f1": {4.0: 0.5}}
     runs = (
-        RunData("a", "igpo", 0, "FINISHED", curves, {}, unexpected=told),
-        RunData("b", "igpo", 1, "FAILED", {}, {}, unexpected=told),
-        RunData("c", "plain", 0, "FINISHED", curves, {}),
+        replace(with_curves("a", "igpo", 0, curves), unexpected=told),
+        replace(with_curves("b", "igpo", 1, {}), status="FAILED", unexpected=told),
+        with_curves("c", "plain", 0, curves),
     )
     assert unexpected(SweepData("1", "s", ("igpo", "plain"), runs, rubric={"f1": "F1"})) == [
         f"NOT AS EXPECTED in igpo seed 0: {told}.",

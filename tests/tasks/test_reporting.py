@@ -14,6 +14,7 @@ import yaml
 
 from igpo_core.errors import DataError
 from tasks.report.answer import outcome
+from tasks.report.frame import frame_of, placed
 from tasks.report.recompute import recompute
 from tasks.report.reporting import write_report
 from tasks.report.statistics import Reached, paired
@@ -34,6 +35,7 @@ from tasks.report.wording import (
     Words,
     _certainty,
     _compared,
+    columns_of,
     penalty,
     sentences,
     short_table,
@@ -87,8 +89,13 @@ def run(arm: str, seed: int, f1: float, dev: tuple[float, float, float], steps: 
 
 
 def with_curves(run_id: str, arm: str, seed: int, histories: dict[str, dict[float, float]]) -> RunData:
-    latest = {name: history[max(history)] for name, history in histories.items()}
-    return RunData(run_id, arm, seed, "FINISHED", histories, latest)
+    points = ((name, int(step), 0, value) for name, curve in histories.items() for step, value in curve.items())
+    return RunData(run_id, arm, seed, "FINISHED", placed(frame_of(points), "", arm, seed))
+
+
+def changed(item: RunData, histories: dict[str, dict[float, float]]) -> RunData:
+    """The run with other curves beside its own, or in their place."""
+    return with_curves(item.run_id, item.arm, item.seed, {**item.histories, **histories})  # type: ignore[dict-item]
 
 
 PLACES = {f"{arm}-{seed}": [("", arm, seed)] for arm in ("outcome_only", "igpo") for seed in range(5)}
@@ -118,7 +125,7 @@ def test_questions_that_were_not_asked_are_loud() -> None:
     asked = {"test/all/left_out": {4.0: 3.0}, "test/all/questions": {4.0: 61.0}}
     data = five()
     assert left_out(data) == []
-    runs = tuple(replace(item, histories={**item.histories, **asked}) for item in data.runs)
+    runs = tuple(changed(item, asked) for item in data.runs)
     assert left_out(replace(data, runs=runs)) == [
         "NOT TESTED: 3 questions do not fit rollout.max_tokens; the scores are over the other 61."
     ]
@@ -160,7 +167,7 @@ def test_a_threshold_met_before_training_costs_nothing() -> None:
 
 def test_a_run_without_its_counters_is_named() -> None:
     whole = run("igpo", 3, 0.9, (0.0, 0.6, 0.9))
-    bare = replace(whole, histories={n: h for n, h in whole.histories.items() if n != "progress/sampled_tokens"})
+    bare = replace(whole, frame=whole.frame[whole.frame["key"] != "progress/sampled_tokens"])
     with pytest.raises(DataError, match=r"igpo seed 3.*progress/sampled_tokens at step 2"):
         summed(replace(five(), runs=(bare,)))
 
@@ -168,7 +175,7 @@ def test_a_run_without_its_counters_is_named() -> None:
 def test_metrics_that_are_missing_show_as_missing() -> None:
     bare = with_curves("igpo-0", "igpo", 0, {"test/all/f1": {4.0: 0.9}})
     rows = summed(replace(five(), arms=("igpo",), runs=(bare,)))
-    cells = table_rows(rows, 0.5, RUBRIC)[0]
+    cells = table_rows(rows, columns_of(rows, 0.5, RUBRIC))[0]
     assert cells["F1"] == "0.900" and cells["EM"] == cells["dead groups"] == cells["turns"] == cells["s/run"] == "-"
 
 
@@ -196,8 +203,10 @@ def test_the_terminal_table_fits() -> None:
     long = replace(data, arms=("outcome_only", "i" * 60), runs=tuple(
         replace(item, arm="i" * 60) if item.arm == "igpo" else item for item in data.runs
     ))  # fmt: skip
-    text = terminal_table(table_rows(summed(long), 0.5, RUBRIC))
-    assert max(map(len, short_table(table_rows(summed(long), 0.5, RUBRIC)).splitlines())) <= 120
+    columns = columns_of(summed(long), 0.5, RUBRIC)
+    rows = table_rows(summed(long), columns)
+    text = terminal_table(rows, columns)
+    assert max(map(len, short_table(rows, columns).splitlines())) <= 120
     assert max(map(len, text.splitlines())) <= 120
     assert "+0.700 [" in text and ">4" in text and "5 of 5" in text and "0 of 5" in text
 
@@ -205,7 +214,9 @@ def test_the_terminal_table_fits() -> None:
 def more(data: SweepData, seeds: int) -> SweepData:
     """The same with further seeds that fare as the first five do, a little apart."""
     extra = [
-        replace(item, seed=item.seed + 5, run_id=f"{item.run_id}-again") for item in data.runs if item.seed < seeds - 5
+        replace(item, seed=item.seed + 5, run_id=f"{item.run_id}-again", frame=item.frame.assign(seed=item.seed + 5))
+        for item in data.runs
+        if item.seed < seeds - 5
     ]
     return replace(data, runs=(*data.runs, *extra))
 
@@ -226,7 +237,7 @@ def every(words: Words) -> str:
 def test_the_seeds_for_the_margin_are_told_where_they_mean_something() -> None:
     """Not of the spread of five differences, and not where nobody would run so many."""
     rows = [summed(five(), 0.03)[1], *(replace(seven(), needed=needed) for needed in (12, 100, 101, 2006, None))]
-    told = [row["seeds for margin"] for row in table_rows(rows, 0.5, RUBRIC)]
+    told = [row["seeds for margin"] for row in table_rows(rows, columns_of(rows, 0.5, RUBRIC))]
     assert told == ["-", "12", "100", "more than 100", "more than 100", "more than 100"] and rows[0].needed
 
 
@@ -347,7 +358,7 @@ def test_a_row_that_begins_after_the_first_update_says_so() -> None:
 
 
 def test_the_comparison_stands_right_after_the_score() -> None:
-    names = list(table_rows(summed(five()), 0.5, RUBRIC)[0])
+    names = [column.title for column in columns_of(summed(five()), 0.5, RUBRIC)]
     assert names[:6] == ["arm", "seeds", "F1", "difference in F1 [95%]", "verdict", "p"]
     assert names.index("EM") > names.index("seeds for margin")
 
@@ -418,12 +429,12 @@ def test_the_report_of_an_untrained_policy_says_so_first() -> None:
 def test_words_claim_nothing_where_nothing_was_shown() -> None:
     data = more(five(), 10)
     level = replace(data, runs=tuple(
-        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
+        changed(item, {"test/all/f1": {4.0: 0.5 + 0.1 * (-1) ** item.seed * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
     assert "no difference was shown" in words(level) and "better" not in words(level)
     close = replace(data, runs=tuple(
-        replace(item, histories={**item.histories, "test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
+        changed(item, {"test/all/f1": {4.0: 0.9 + 0.001 * (5 + item.seed) * (item.arm == "igpo")}})
         for item in data.runs
     ))  # fmt: skip
     # ten seeds: a collapse in one run of ten is missed with a chance of .9^10 = 35%
