@@ -51,8 +51,7 @@ class Reward(Settings):
 
     outcome: str | None = Field(
         None,
-        description="Which score of the environment's rubric is the reward; empty: the first one. Of search questions: f1 "
-        "(SQuAD's), em, paper_f1 (the authors', token sets).",
+        description="Which score of the environment's rubric is the reward; empty: the first one. docs/arms.md lists them.",
     )
     format_penalty: float = Field(-1.0, le=0, description="For a trajectory without a well-formed answer.")
     penalty_on: Literal["turn", "apart", "trajectory"] = Field(
