@@ -61,7 +61,7 @@ class ExperimentConfig(Settings):
                 "rollout.engine.kind=continuous reads all weights in every process, which training.sharding=fsdp spreads over "
                 "them: set training.sharding=none, or rollout.engine.kind=transformers"
             )
-        if isinstance(self.reward, TurnGains) and self.reward.credit == "query" and self.rollout.questions < 2:
+        if isinstance(self.reward, TurnGains) and self.reward.credit.kind == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' calls returned: set rollout.questions to 2 or more"
             )

@@ -18,7 +18,7 @@ EXCEPTIONS = {
     "config/__init__.py": r"\b(BM25|Dense|Web)Search\b|\bSearchConfig\b",  # the door to the settings of every world
     "training.py": r"time/search",  # a metric's name that stays: sweeps of older commits have it
     "rewards/gains.py": r"\bIG-Search\b",  # a paper
-    "rewards/counterfactual.py": r"\bIG-Search\b",
+    "config/variants.py": r"\bIG-Search\b",
     "data/questions.py": r"\bSearch-R1\b|\bOF_SEARCH_R1\b|\bsearchR1_",  # a data set, whose tables are read
 }
 
