@@ -20,11 +20,10 @@ from igpo_core.advantages import (
     standardiser,
 )
 from igpo_core.config.reward import GainOnly, Gigpo, OutcomeAndGain, OutcomeOnly, Reward, TurnGains
-from igpo_core.config.variants import LinearWeight, OutcomeSpreadGate, SignGate, TurnGroup, Window
+from igpo_core.config.variants import LinearWeight, MatchOutcome, OutcomeSpreadGate, SignGate, TurnGroup, Window
 from igpo_core.seeds import python_rng
 
 Rows = list[list[float]]
-LEAST_OUTCOME, MOST_SCALE = 0.3, 10.0  # DR-Venus (arXiv 2604.19859), IG-Scale
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def assign_credit(
     if config.shuffle != "none":
         within = groups if config.shuffle == "group" else range(len(gains))
         gains = shuffled(gains, within, seed=seed, step=step)
-    if config.credit == "trajectory":
+    if config.credit.kind == "trajectory":
         gains = [[math.fsum(row)] for row in gains]
     fallback, floor = 0.0, config.floor
     if config.normalization.kind == "joint":
@@ -106,8 +105,8 @@ def assign_credit(
         raw = [_outcome_value(item, config) for item in rewards]
         gates = outcome_gates(raw, groups, config.gate.temperature)
         factors = [weight * gate for gate in gates]
-    if isinstance(config, OutcomeAndGain) and config.gain_scale == "match_outcome":
-        match = matched_scale(normalised, outcomes)
+    if isinstance(config, OutcomeAndGain) and isinstance(config.gain_scale, MatchOutcome):
+        match = matched_scale(normalised, outcomes, config.gain_scale)
         factors = [factor * match for factor in factors]
     weighted = [[factor * z for z in row] for factor, row in zip(factors, normalised, strict=True)]
     credit = _accumulated(rewards, weighted, outcomes, charges, config, fallback, math.fsum(factors) / len(factors))
@@ -126,11 +125,11 @@ def _accumulated(
     fallback: float,
     factor: float,
 ) -> Credit:
-    if config.credit == "trajectory":
+    if config.credit.kind == "trajectory":
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
         total = [row * item.turns for row, item in zip(gains, rewards, strict=True)]
         return _finish(spread, total, charges, None, fallback, factor)
-    if config.credit == "query":
+    if config.credit.kind == "query":
         spread = [[z] * item.turns for z, item in zip(outcomes, rewards, strict=True)]
         return _finish(spread, [[*row, 0.0] for row in gains], charges, gains, fallback, factor)
     if isinstance(config, OutcomeAndGain) and config.outcome_credit == "broadcast":
@@ -202,13 +201,14 @@ def outcome_gates(outcomes: Sequence[float], groups: Sequence[Hashable], tempera
     return [gates[group] for group in groups]
 
 
-def matched_scale(gains: Sequence[Sequence[float]], outcomes: Sequence[float]) -> float:
-    """min(max(mean |z^O|, 0.3) / (mean |z^IG| + 1e-8), 10) over the batch (DR-Venus, IG-Scale)."""
+def matched_scale(gains: Sequence[Sequence[float]], outcomes: Sequence[float], scale: MatchOutcome) -> float:
+    """Return min(max(mean |z^O|, least_outcome) / (mean |z^IG| + 1e-8), most) over the batch (DR-Venus's IG-Scale, arXiv
+    2604.19859, with 0.3 and 10)."""
     flat = [abs(value) for row in gains for value in row]
     if not flat:
         return 1.0
     outcome = math.fsum(map(abs, outcomes)) / len(outcomes)
-    return min(max(outcome, LEAST_OUTCOME) / (math.fsum(flat) / len(flat) + 1e-8), MOST_SCALE)
+    return min(max(outcome, scale.least_outcome) / (math.fsum(flat) / len(flat) + 1e-8), scale.most)
 
 
 def same_state(

@@ -8,7 +8,7 @@ from igpo_core.environments.base import Environment
 from igpo_core.metrics import SOLVED, mean, std
 from igpo_core.policies import Policy
 from igpo_core.rewards.contrast import Contrast
-from igpo_core.rewards.counterfactual import instead_of_observations
+from igpo_core.rewards.counterfactual import without_observations
 from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
 from igpo_core.trajectory import TURNS_TOLD
 
@@ -48,8 +48,7 @@ def belief_metrics(
     trajectories = [item.trajectory for item in explained]
     thought, observation = [], []
     if "beliefs" in environment.settings.offers:
-        empty = instead_of_observations(policy.protocol, trajectories, "observation", (0, 0))
-        histories = [[ids for (ids,) in row] for row in empty]
+        histories = without_observations(policy.protocol, trajectories)
         called = score_histories(policy, environment, trajectories, histories, config)
         for item, row in zip(explained, called, strict=True):
             assert item.beliefs is not None

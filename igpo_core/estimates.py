@@ -12,7 +12,6 @@ from igpo_core.config import (
     ExperimentConfig,
     Lora,
     PretrainedPolicy,
-    QuestionFiles,
     TransformersEngine,
     VllmEngine,
 )
@@ -234,8 +233,7 @@ def _graph(shape: Shape, config: ExperimentConfig) -> int:
 
 def _widest(config: ExperimentConfig) -> int:
     """Tokens of a prompt, or of an observation at two tokens a word with its probes."""
-    data = config.data
-    return max(512, 128 + 2 * data.top_k * data.max_passage_words if isinstance(data, QuestionFiles) else 0)
+    return max(512, 128 + 2 * config.data.observation_words)
 
 
 def _activations(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora | None) -> int:

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from igpo_core.config import HttpSettings
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.http_settings import HttpSettings
 from igpo_core.pinned import Pinned
 from igpo_core.text import one_form
 

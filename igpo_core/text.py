@@ -1,6 +1,6 @@
 """One Unicode form of text, and what a word is in scripts with spaces between words and without.
 
-The one form has composed letters and no characters that nobody sees. Everything that is compared, indexed or sent to a search is
+The one form has composed letters and no characters that nobody sees. Everything that is compared, indexed or sent to a service is
 brought into it where it enters. Sampled tokens are never rewritten: what is read from them is.
 """
 

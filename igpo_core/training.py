@@ -195,7 +195,7 @@ class Trainer:
                 key=(config.seed, self.step), served=not self._probes_ride, contrast=contrast,
             )  # fmt: skip
 
-        if isinstance(config.reward, TurnGains) and config.reward.credit == "query":
+        if isinstance(config.reward, TurnGains) and config.reward.credit.kind == "query":
             return reward(self.ranks.all_gather(placed))
         scored = reward(own) if own else []
         return self.ranks.all_gather([(place, item) for (place, _), item in zip(placed, scored, strict=True)])

@@ -4,22 +4,12 @@ Class defaults are the vetted laptop settings; presets in deployments/presets ch
 Limits stand in Field() so that Prefect's form refuses a bad value before a run exists.
 """
 
-from igpo_core.config.data import (
-    BM25Search,
-    DataConfig,
-    DenseSearch,
-    HttpSettings,
-    QuestionFile,
-    QuestionFiles,
-    SearchConfig,
-    WebSearch,
-)
+from igpo_core.config.data import DataConfig
 from igpo_core.config.expect import Expectation
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.identity import code_on_disk, code_version, fingerprint
 from igpo_core.config.plan import Plan, RunSpec, make_plan, plan_run, warm_start_key
 from igpo_core.config.policy import (
-    FileDemonstrations,
     Lora,
     NewPolicy,
     PolicyConfig,
@@ -43,6 +33,17 @@ from igpo_core.config.training import (
 from igpo_core.environments.atlas import AtlasDemonstrations, AtlasWorld
 from igpo_core.environments.calculator import CalculatorDemonstrations, CalculatorWorld
 from igpo_core.environments.lookup import LookupDemonstrations, LookupWorld
+from igpo_core.environments.question_files import (
+    BM25Search,
+    DenseSearch,
+    FileDemonstrations,
+    QuestionFile,
+    QuestionFiles,
+    SearchConfig,
+    Suites,
+    WebSearch,
+)
+from igpo_core.http_settings import HttpSettings
 from igpo_core.settings import Decoding, Settings, Share, Source
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Settings",
     "Share",
     "Source",
+    "Suites",
     "TrainingConfig",
     "TransformersEngine",
     "Until",

@@ -2,9 +2,9 @@
 
 from pydantic import Field, model_validator
 
-from igpo_core.config.data import DataConfig, QuestionFiles
+from igpo_core.config.data import DataConfig
 from igpo_core.config.expect import Expectation
-from igpo_core.config.policy import FileDemonstrations, NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
+from igpo_core.config.policy import NewPolicy, PolicyConfig, PretrainedPolicy, WarmStart
 from igpo_core.config.reward import OutcomeAndGain, RewardConfig, TurnGains
 from igpo_core.config.training import EvaluationConfig, OptimizerConfig, RolloutConfig, TrainingConfig
 from igpo_core.environments.base import NEEDS
@@ -61,7 +61,7 @@ class ExperimentConfig(Settings):
                 "rollout.engine.kind=continuous reads all weights in every process, which training.sharding=fsdp spreads over "
                 "them: set training.sharding=none, or rollout.engine.kind=transformers"
             )
-        if isinstance(self.reward, TurnGains) and self.reward.credit == "query" and self.rollout.questions < 2:
+        if isinstance(self.reward, TurnGains) and self.reward.credit.kind == "query" and self.rollout.questions < 2:
             raise ValueError(
                 "reward.credit=query compares with what other questions' calls returned: set rollout.questions to 2 or more"
             )
@@ -108,16 +108,9 @@ class ExperimentConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _trajectories_are_given(self) -> "ExperimentConfig":
-        asked = [
-            number
-            for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1)
-            if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == "trajectories"
-        ]
-        given = isinstance(self.data, QuestionFiles) and bool(self.data.trajectories)
-        if asked and not given:
-            raise ValueError(
-                f"warm_start stage {asked[0]} has use: trajectories, and data.trajectories names no file: name one, or use: "
-                "searches"
-            )
+    def _demonstrations_can_be_made(self) -> "ExperimentConfig":
+        for number, stage in enumerate(self.warm_start.stages if self.warm_start else (), start=1):
+            lacking = self.data.lacking(stage.demonstrations)
+            if lacking is not None:
+                raise ValueError(f"warm_start stage {number} {lacking}")
         return self

@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from igpo_core.environments.atlas import AtlasDemonstrations
-from igpo_core.environments.calculator import CalculatorDemonstrations
-from igpo_core.environments.lookup import LookupDemonstrations
+from igpo_core.config.data import DemonstrationsConfig
 from igpo_core.errors import ConfigError
 from igpo_core.settings import WHERE, Settings, Share
 
@@ -131,16 +129,6 @@ class PretrainedPolicy(Settings):
 PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind")]
 
 
-class FileDemonstrations(Settings):
-    """Demonstrations of questions from files. They teach the format, and what experts do where there are trajectories of theirs.
-
-    searches: train questions, searched for their supporting titles, then answered. trajectories: those of data.trajectories."""
-
-    kind: Literal["files"] = "files"
-    use: Literal["searches", "trajectories"] = "searches"
-    max_searches: int = Field(2, ge=1, description="Of a demonstration that is made here (use: searches).")
-
-
 class WarmStartStage(Settings):
     """A run of supervised steps: AdamW, linear warm-up, cosine from learning_rate to final_share of it."""
 
@@ -149,9 +137,7 @@ class WarmStartStage(Settings):
     final_share: Share = Field(0.1, description="Share of the learning rate at the stage's end.")
     batch_size: int = Field(64, ge=1)
     warmup_steps: int = Field(50, ge=0)
-    demonstrations: LookupDemonstrations | AtlasDemonstrations | CalculatorDemonstrations | FileDemonstrations = Field(
-        discriminator="kind"
-    )
+    demonstrations: DemonstrationsConfig
 
 
 class WarmStart(Settings):

@@ -7,18 +7,22 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, mo
 
 from igpo_core.config.variants import (
     AnyAccumulation,
+    AnyCredit,
     AnyGain,
     AnyGate,
     AnyNormalization,
+    AnyScale,
     AnyScorer,
     CurrentScorer,
     Divided,
     LinearWeight,
     NoGate,
+    NoScale,
     OutcomeSpreadGate,
     Separate,
     SignGate,
     Sum,
+    TurnCredit,
     TurnGroup,
     Window,
 )
@@ -51,8 +55,7 @@ class Reward(Settings):
 
     outcome: str | None = Field(
         None,
-        description="Which score of the environment's rubric is the reward; empty: the first one. Of search questions: f1 "
-        "(SQuAD's), em, paper_f1 (the authors', token sets).",
+        description="Which score of the environment's rubric is the reward; empty: the first one. docs/arms.md lists them.",
     )
     format_penalty: float = Field(-1.0, le=0, description="For a trajectory without a well-formed answer.")
     penalty_on: Literal["turn", "apart", "trajectory"] = Field(
@@ -157,8 +160,8 @@ class TurnGains(Reward):
     """Each turn earns a gain. The class of arms with and without the outcome."""
 
     gain: AnyGain = Field(default_factory=LogProbDiff, description="What a turn earns (igpo_core/rewards/gains.py).")
-    credit: Literal["turn", "observation", "query", "trajectory"] = Field(
-        "turn",
+    credit: AnyCredit = Field(
+        default_factory=TurnCredit,
         description="What is credited: the whole turn; its observation against an empty one; the call's tokens, against other "
         "tasks' observations; or all gains at once at the end (belief return).",
     )
@@ -201,7 +204,7 @@ class TurnGains(Reward):
     @property
     def beliefs_while_rolling_out(self) -> bool:
         """Whether the beliefs at turn boundaries are the policy's own, so that they ride in its rollout."""
-        of_boundaries = not isinstance(self.gain, LeaveOneTurnOut) and self.credit in ("turn", "trajectory")
+        of_boundaries = not isinstance(self.gain, LeaveOneTurnOut) and self.credit.kind in ("turn", "trajectory")
         return self.needs_beliefs and not self.older_scorer and of_boundaries
 
     @property
@@ -222,15 +225,15 @@ class TurnGains(Reward):
     @model_validator(mode="after")
     def _impossible(self) -> "TurnGains":
         kind = self.normalization.kind
-        if self.credit in ("observation", "query") and (not isinstance(self.gain, DifferenceGain) or self.others):
+        if self.credit.kind in ("observation", "query") and (not isinstance(self.gain, DifferenceGain) or self.others):
             raise ValueError(
-                f"credit={self.credit} compares two beliefs of one turn: use gain=log_prob_diff or prob_diff without a contrast, "
-                f"not {self.gain.kind}"
+                f"credit={self.credit.kind} compares two beliefs of one turn: use gain=log_prob_diff or prob_diff without a "
+                f"contrast, not {self.gain.kind}"
             )
-        if self.credit in ("query", "trajectory") and kind in ("joint", "turn_group"):
+        if self.credit.kind in ("query", "trajectory") and kind in ("joint", "turn_group"):
             raise ValueError(
-                f"credit={self.credit} adds gains beside the outcome: normalization={kind} has no such pool; use separate, raw, "
-                "root_mean_square or none"
+                f"credit={self.credit.kind} adds gains beside the outcome: normalization={kind} has no such pool; use separate, "
+                "raw, root_mean_square or none"
             )
         return self
 
@@ -239,9 +242,9 @@ class TurnGains(Reward):
         found, kind = super().ignored(), self.normalization.kind
         if not self.needs_beliefs:
             found |= dict.fromkeys(("aliases", "scorer"), f"gain={self.gain.kind}")
-        if self.credit in ("query", "trajectory"):
-            found |= dict.fromkeys(("gamma", "accumulation"), f"credit={self.credit}")
-        if self.credit == "trajectory":
+        if self.credit.kind in ("query", "trajectory"):
+            found |= dict.fromkeys(("gamma", "accumulation"), f"credit={self.credit.kind}")
+        if self.credit.kind == "trajectory":
             found["shuffle"] = "credit=trajectory"
         if kind in ("raw", "root_mean_square", "none") and isinstance(self.gate, SignGate):
             found["gate"] = f"normalization={kind}, which changes no sign,"
@@ -262,8 +265,9 @@ class OutcomeAndGain(TurnGains):
     outcome_credit: Literal["return", "broadcast"] = Field(
         "return", description="The outcome at the end of the discounted sum, or the same for every turn beside it."
     )
-    gain_scale: Literal["none", "match_outcome"] = Field(
-        "none", description="match_outcome: the batch's mean |gain| is brought to that of its outcomes (DR-Venus)."
+    gain_scale: AnyScale = Field(
+        default_factory=NoScale,
+        description="match_outcome: the batch's mean |gain| is brought to that of its outcomes (DR-Venus).",
     )
 
     @model_validator(mode="after")
@@ -276,7 +280,7 @@ class OutcomeAndGain(TurnGains):
         if (
             not isinstance(self.accumulation, Sum)
             and self.outcome_credit == "return"
-            and self.credit in ("turn", "observation")
+            and self.credit.kind in ("turn", "observation")
         ):
             raise ValueError(f"accumulation={self.accumulation.kind} is of gains alone: set outcome_credit=broadcast")
         return self
@@ -284,8 +288,8 @@ class OutcomeAndGain(TurnGains):
     def ignored(self) -> dict[str, str]:
         """Choices that the other ones leave without effect, and by which of them."""
         found = super().ignored()
-        if self.credit in ("query", "trajectory"):
-            found["outcome_credit"] = f"credit={self.credit}"
+        if self.credit.kind in ("query", "trajectory"):
+            found["outcome_credit"] = f"credit={self.credit.kind}"
         return found
 
 
@@ -377,6 +381,8 @@ _NESTED: Mapping[str, TypeAdapter[Any]] = {
     "gate": TypeAdapter(AnyGate),
     "scorer": TypeAdapter(AnyScorer),
     "accumulation": TypeAdapter(AnyAccumulation),
+    "credit": TypeAdapter(AnyCredit),
+    "gain_scale": TypeAdapter(AnyScale),
 }
 
 

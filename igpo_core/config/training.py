@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from igpo_core.config.data import KEY_VARIABLE, HttpSettings
+from igpo_core.http_settings import KEY_VARIABLE, HttpSettings
 from igpo_core.settings import WHERE, Decoding, Settings, Share
 
 

@@ -124,6 +124,47 @@ class Window(Settings):
     gains: int = Field(3, ge=1, description="How many it looks ahead.")
 
 
+class TurnCredit(Settings):
+    """A gain is the whole turn's."""
+
+    kind: Literal["turn"] = "turn"
+
+
+class ObservationCredit(Settings):
+    """A turn gains what its observation does against an empty one."""
+
+    kind: Literal["observation"] = "observation"
+
+
+class QueryCredit(Settings):
+    """A call's tokens gain what its observation does against the mean over other questions' observations (IG-Search)."""
+
+    kind: Literal["query"] = "query"
+    observations: int = Field(
+        3, ge=1, le=64, description="Observations of other questions that stand in for one (IG-Search's N)."
+    )
+
+
+class TrajectoryCredit(Settings):
+    """All gains at once at the end, to every turn (belief return)."""
+
+    kind: Literal["trajectory"] = "trajectory"
+
+
+class NoScale(Settings):
+    """Normalised gains keep their size."""
+
+    kind: Literal["none"] = "none"
+
+
+class MatchOutcome(Settings):
+    """Gains are multiplied by min(max(mean |z^O|, least_outcome) / mean |z^IG|, most) over the batch (DR-Venus, IG-Scale)."""
+
+    kind: Literal["match_outcome"] = "match_outcome"
+    least_outcome: float = Field(0.3, ge=0, description="What the outcomes' mean size counts as at least.")
+    most: float = Field(10.0, gt=0, description="What gains are multiplied by at most.")
+
+
 class LinearWeight(Settings):
     """A weight that moves linearly from `start` to `end` within so many steps."""
 
@@ -149,3 +190,7 @@ AnyNormalization = Annotated[
 AnyGate = Annotated[NoGate | SignGate | OutcomeSpreadGate, Field(discriminator="kind"), _Short]
 AnyScorer = Annotated[CurrentScorer | LaggedScorer | FrozenScorer, Field(discriminator="kind"), _Short]
 AnyAccumulation = Annotated[Sum | Root | Window, Field(discriminator="kind"), _Short]
+AnyCredit = Annotated[
+    TurnCredit | ObservationCredit | QueryCredit | TrajectoryCredit, Field(discriminator="kind"), _Short
+]
+AnyScale = Annotated[NoScale | MatchOutcome, Field(discriminator="kind"), _Short]

@@ -200,7 +200,7 @@ def _id_aliases(raw: RawTable) -> dict[str, list[str]]:
     """Return the accepted names of each Wikidata id, from the file that the official evaluation v1.1 reads: a line
     {Q_id, aliases, demonyms} for each id. {} where the questions name no ids, or where the file is not there.
 
-    Raises DataError for a line that is no such object: a name that is left out would lower every F1 unseen.
+    Raises DataError for a line that is no such object: a name that is left out would lower every score unseen.
     """
     path = raw.path.parent / ID_ALIASES
     if "answer_id" not in raw.columns or not path.is_file():

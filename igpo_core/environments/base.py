@@ -1,7 +1,7 @@
 """The contract of an environment: tasks, tools, a rubric, and what some arms need besides.
 
 A new environment is one file: its settings (a subclass of WorldSettings), and its behaviour (a subclass of Environment). It is
-named in igpo_core/config/data.py, where a specification's `data` section is read. `check` of
+named in igpo_core/config/data.py, which unites the worlds that a specification can name. `check` of
 igpo_core/environments/contract.py tries everything that stands here on it.
 
 An environment keeps no state of an episode. It is given the calls that were answered so far, and what it returns is a function of
@@ -108,6 +108,16 @@ class WorldSettings(Settings):
     @abstractmethod
     def interface(self) -> Interface:
         """Return what a policy is told and may call."""
+
+    @property
+    def observation_words(self) -> int:
+        """Return the most words of an observation, for the estimate of memory; 0 where they are few."""
+        return 0
+
+    def lacking(self, demonstrations: Any) -> str | None:
+        """Return what demonstrations of this kind of data ask for and these settings do not give, with the remedy, as a sentence
+        that begins with them: "has .."; None where nothing is lacking."""
+        return None
 
     @abstractmethod
     def open(self, folder: Path, max_turns: int) -> "Environment":

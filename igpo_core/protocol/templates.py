@@ -46,7 +46,7 @@ TRIED = (
     "He said \"yes\" & 'no': <b>{x}</b> {{ y }} {% z %} C:\\new\\1 &amp; #1 *c*",
     "1. Title\n\n  two  spaces \n\tand a tab\r\nlast line.",
     "Łódź, 東京, e\u0301, \u00a0\u200b\u2028, مرحبا, 😀",
-    '{"name": "search", "arguments": {"query": "x"}}',
+    '{"name": "look", "arguments": {"place": "x"}}',
     '["a", 1]',
     "1984",
     "true",
@@ -55,7 +55,7 @@ TRIED = (
     "{}",
     "x",
     "No results.",
-    "The search failed. Try again or search for something else.",
+    "The call failed. Try again or ask for something else.",
     "Error: not found",
     "word " * 20_000 + "end",
 )

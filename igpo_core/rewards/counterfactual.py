@@ -6,8 +6,6 @@ from igpo_core.protocol import TurnProtocol
 from igpo_core.seeds import python_rng
 from igpo_core.trajectory import Trajectory
 
-OTHERS = 3  # observations of other questions that stand in for one (IG-Search: N = 3)
-
 
 def without_each_turn(item: Trajectory) -> list[list[int]]:
     """For each turn t < T: the history h_{T-1} without turn t and its observation."""
@@ -15,18 +13,21 @@ def without_each_turn(item: Trajectory) -> list[list[int]]:
     return [[*item.token_ids[: turn.start], *item.token_ids[turn.observation_end : end]] for turn in item.turns[:-1]]
 
 
-def instead_of_observations(
-    protocol: TurnProtocol, trajectories: Sequence[Trajectory], credit: str, key: tuple[int, int]
-) -> list[list[list[list[int]]]]:
-    """histories[i][t]: h_t with something else in the place of turn t's observation, for each turn t < T.
+def without_observations(protocol: TurnProtocol, trajectories: Sequence[Trajectory]) -> list[list[list[int]]]:
+    """Return histories[i][t]: h_t with nothing, framed as the template frames it, for turn t's observation, for each t < T."""
+    empty = protocol.observation("")
+    return [[[*item.token_ids[: turn.end], *empty] for turn in item.turns[:-1]] for item in trajectories]
 
-    credit=observation: nothing, framed as the template frames it. credit=query: OTHERS observations that calls of other
-    questions of the batch returned, those nearest in length, ties drawn with key = (seed, step); none that makes a history
-    longer than the batch's longest trajectory, which is known to fit. Fewer, or none, where fewer were returned.
+
+def with_others_observations(
+    trajectories: Sequence[Trajectory], count: int, key: tuple[int, int]
+) -> list[list[list[list[int]]]]:
+    """Return histories[i][t]: h_t with each of `count` other observations in the place of turn t's, for each turn t < T.
+
+    They are those that calls of other questions of the batch returned, the nearest in length, ties drawn with key = (seed,
+    step); none that makes a history longer than the batch's longest trajectory, which is known to fit. Fewer, or none, where
+    fewer were returned.
     """
-    if credit == "observation":
-        empty = protocol.observation("")
-        return [[[[*item.token_ids[: turn.end], *empty]] for turn in item.turns[:-1]] for item in trajectories]
     limit = max(len(item.token_ids) for item in trajectories)
     by_question: dict[str, set[tuple[int, ...]]] = {}
     for item in trajectories:
@@ -42,7 +43,7 @@ def instead_of_observations(
         for turn in item.turns[:-1]:
             length = turn.observation_end - turn.end
             fitting = [ids for ids in others if turn.end + len(ids) <= limit]
-            chosen = sorted(fitting, key=lambda ids: abs(len(ids) - length))[:OTHERS]
+            chosen = sorted(fitting, key=lambda ids: abs(len(ids) - length))[:count]
             row.append([[*item.token_ids[: turn.end], *ids] for ids in chosen])
         histories.append(row)
     return histories

@@ -11,13 +11,14 @@ from typing import Any
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.config.reward import Gigpo, Reward, TurnGains
+from igpo_core.config.variants import ObservationCredit, QueryCredit
 from igpo_core.credit import TurnRewards
 from igpo_core.environments.base import Environment, score_zero
 from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe, behind_prefix, with_shared_prefix
 from igpo_core.rewards.contrast import Contrast, contrast_gains
-from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
+from igpo_core.rewards.counterfactual import with_others_observations, without_each_turn, without_observations
 from igpo_core.rewards.functions import FunctionGain, Played
 from igpo_core.rewards.gains import (
     BoundaryGain,
@@ -247,9 +248,17 @@ def _gains(
         shorter = [without_each_turn(item) for item in trajectories]
         without = score_histories(policy, environment, trajectories, shorter, config)
         return [gain.gains(seen[-1], row) for seen, row in zip(beliefs, without, strict=True)]
-    if config.credit in ("observation", "query"):
+    if isinstance(config.credit, ObservationCredit):
         assert isinstance(gain, DifferenceGain)
-        histories = instead_of_observations(policy.protocol, trajectories, config.credit, key)
+        empty = without_observations(policy.protocol, trajectories)
+        called = score_histories(policy, environment, trajectories, empty, config)
+        return [
+            gain.against(seen[1:], [[after_call] for after_call in row])
+            for seen, row in zip(beliefs, called, strict=True)
+        ]
+    if isinstance(config.credit, QueryCredit):
+        assert isinstance(gain, DifferenceGain)
+        histories = with_others_observations(trajectories, config.credit.observations, key)
         flat = [[ids for several in row for ids in several] for row in histories]
         scores = [iter(row) for row in score_histories(policy, environment, trajectories, flat, config)]
         # where no other task called a tool there is nothing to compare with: the turn gains nothing against itself
@@ -285,7 +294,7 @@ def longest_history(policy: Policy, config: ExperimentConfig) -> int:
     behind a turn that ended before that; credit=query other questions' ones, up to the batch's longest trajectory.
     """
     rollout, reward = config.rollout, config.reward
-    credit = reward.credit if isinstance(reward, TurnGains) else "turn"
+    credit = reward.credit.kind if isinstance(reward, TurnGains) else "turn"
     if credit == "query":
         return rollout.max_tokens
     boundary = rollout.max_tokens - rollout.max_new_tokens

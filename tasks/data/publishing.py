@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from igpo_core.config import DataConfig, QuestionFiles, code_version, fingerprint
-from igpo_core.config.data import Suites
+from igpo_core.config import DataConfig, QuestionFiles, Suites, code_version, fingerprint
 from igpo_core.data import SPLITS
 from igpo_core.data.questions import ID_ALIASES
 from igpo_core.data.schema import content_hash

@@ -1,9 +1,12 @@
-"""igpo_core as a wheel of its own: whole, importable without the laboratory, and passing its tests."""
+"""igpo_core as a wheel of its own: whole, installed without the laboratory, and passing its tests there."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -11,17 +14,23 @@ import pytest
 
 from tasks.lab.home import PROJECT
 
-# tests that need more of the checkout than the library
-OF_THE_CHECKOUT = (
-    "bits",
-    "estimates",
-    "function_gain",
-    "fuzz",
-    "gpu_benchmark",
-    "minimal_example",
-    "models",
-    "copies_of_data",
-)
+TESTS = PROJECT / "tests"
+LABORATORY = ("benchmarks", "deployments", "flows", "tasks")
+# test modules of the library that need the checkout, and why
+OF_THE_CHECKOUT = {
+    "bits": "tests benchmarks/findings.py",
+    "estimates": "estimates presets, which flows reads",
+    "function_gain": "a function beside a specification is read by flows and written down by tasks",
+    "fuzz": "tests benchmarks/fuzz.py",
+    "gpu_benchmark": "tests benchmarks/gpu.py",
+    "models": "compares with what tasks/runs/described.py says of a model",
+}
+# tests in other modules that do
+ALONE_OF_THE_CHECKOUT = {
+    "test_hub.py::test_data_are_prepared_from_a_file_of_the_hub": "publishes data with tasks",
+    "test_memory.py::test_a_run_that_ran_out_goes_on_from_its_checkpoint": "writes a run down with tasks",
+    "test_template_families.py::test_the_table_in_the_docs_has_these_rows": "compares with docs/scale.md",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +46,40 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
-    target = wheel.parent / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    return target
+    """The Python of a virtual environment with the wheel. Its dependencies are those of the Python that runs this test, whose own
+    .pth files, of an editable install for one, count for nothing there."""
+    place = wheel.parent / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = place / "bin" / "python"
+    (packages,) = place.glob("lib/python*/site-packages")
+    paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "-q"]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    return python
 
 
-def run(folder: Path, installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{installed}:{folder}"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """With nothing of the checkout on the path."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return subprocess.run([str(python), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def require_installed(python: Path, folder: Path) -> dict[str, str]:
+    """Return what the environment imports as igpo_core, once it is the wheel's, and no laboratory can be imported."""
+    code = (
+        "import json, importlib.metadata as m, importlib.util as u, igpo_core, igpo_core.config as c\n"
+        f"there = [name for name in {LABORATORY} if u.find_spec(name)]\n"
+        "origin = json.loads(m.distribution('igpo-core').read_text('direct_url.json'))['url']\n"
+        "print(json.dumps({'file': igpo_core.__file__, 'code': c.code_version(), 'there': there, 'origin': origin}))"
+    )
+    done = run(python, folder, "-c", code)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    (package,) = python.parents[1].glob("lib/python*/site-packages/igpo_core")
+    assert found["file"] == str(package / "__init__.py") and found["origin"].endswith(".whl")
+    assert found["there"] == []
+    return found
 
 
 def test_every_module_is_in_it(wheel: Path) -> None:
@@ -61,35 +95,52 @@ def test_every_module_is_in_it(wheel: Path) -> None:
 
 
 def test_it_is_the_same_code_as_the_checkout_and_needs_no_laboratory(installed: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, igpo_core, igpo_core.run, igpo_core.config as c\n"
-        "from igpo_core.advantages import turn_advantages\n"
-        "print(igpo_core.__file__, c.code_version(), turn_advantages([[0.2, 1.0], [0.0, 0.0]], ['q', 'q'])[0])\n"
-        "print(sorted({'prefect', 'mlflow', 'great_expectations', 'tasks', 'flows'} & {n.split('.')[0] for n in sys.modules}))"
-    )
-    found = run(tmp_path, installed, "-c", code)
-    place, rest = found.stdout.splitlines()[0].split(" ", 1), found.stdout.splitlines()[1]
     from igpo_core.config import code_version
 
-    assert place[0] == str(installed / "igpo_core" / "__init__.py") and rest == "[]", found.stderr
+    assert require_installed(installed, tmp_path)["code"] == code_version()
+    code = (
+        "import sys, igpo_core.run\n"
+        "from igpo_core.advantages import turn_advantages\n"
+        "print(turn_advantages([[0.2, 1.0], [0.0, 0.0]], ['q', 'q'])[0])\n"
+        "print(sorted({'prefect', 'mlflow', 'great_expectations'} & {n.split('.')[0] for n in sys.modules}))"
+    )
+    found = run(installed, tmp_path, "-c", code)
     # gains .2 and 0, outcomes 1 and 0: z is 1 less rounding by eps 1e-6 in .1 and .5, then summed
-    assert place[1].startswith(f"{code_version()} [1.9999")
+    advantages, heavy = found.stdout.splitlines()
+    assert advantages.startswith("[1.9999") and heavy == "[]", found.stderr
+
+
+def test_the_modules_that_need_the_checkout_are_those_that_are_named() -> None:
+    """Whoever imports the laboratory at the top; what a single test does is found by the night test."""
+    uses = re.compile(rf"^ *(from|import) ({'|'.join(LABORATORY)})\b", re.MULTILINE)
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (TESTS / "igpo_core").glob("*.py")}
+    found = {name.removeprefix("test_") for name, source in sources.items() if uses.search(without_texts(source))}
+    assert found == OF_THE_CHECKOUT.keys()
+    for node in ALONE_OF_THE_CHECKOUT:
+        module, _, test = node.partition("::")
+        assert f"def {test}(" in sources[module.removesuffix(".py")]
+
+
+def without_texts(source: str) -> str:
+    """A source without what stands between triple quotes: programs that a test hands to another process."""
+    return re.sub(r'"""[\s\S]*?"""', "", source)
 
 
 @pytest.mark.night
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_librarys_tests_pass_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """In a folder that holds the tests alone."""
+    """In a folder outside the checkout that holds the tests alone, and the example that they test."""
     kept = shutil.ignore_patterns("__pycache__", *(f"test_{name}.py" for name in OF_THE_CHECKOUT))
-    shutil.copytree(PROJECT / "tests" / "igpo_core", tmp_path / "tests" / "igpo_core", ignore=kept)
-    for name in ("conftest.py", "worlds.py", "sockets.py", "tiny_gguf.py", "data"):
-        source = PROJECT / "tests" / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / "tests" / name)
+    for name in ("igpo_core", "data"):
+        shutil.copytree(TESTS / name, tmp_path / "tests" / name, ignore=kept)
+    for path in TESTS.glob("*.py"):
+        shutil.copy(path, tmp_path / "tests" / path.name)
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    night\n    e2e\n")
-    where = "import igpo_core; print(igpo_core.__file__)"
-    assert run(tmp_path, installed, "-c", where).stdout.startswith(str(installed))
-    asked = ["-m", "pytest", "-q", "-m", "not night and not e2e", "-p", "no:cacheprovider", "tests/igpo_core"]
-    found = run(tmp_path, installed, *asked)
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    assert "passed" in found.stdout.splitlines()[-1]
+    options = "--import-mode=importlib --strict-markers -n 2 --dist loadfile -p no:cacheprovider"
+    settings = ["[pytest]", f"addopts = {options}", "pythonpath = .", "timeout = 900", "markers =", "  night", "  e2e"]
+    (tmp_path / "pytest.ini").write_text("\n".join(settings))
+    require_installed(installed, tmp_path)
+    left_out = [f"--deselect=tests/igpo_core/{node}" for node in ALONE_OF_THE_CHECKOUT]
+    found = run(installed, tmp_path, "-m", "pytest", "-q", "-m", "not night and not e2e", *left_out, "tests/igpo_core")
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-1000:]
+    assert " passed" in found.stdout.splitlines()[-1]

@@ -34,6 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "observation": {"credit": "observation"},
     "query": {"credit": "query", "gain_weight": 0.3},
+    "query_of_one": {"credit": {"kind": "query", "observations": 1}, "gain_weight": 0.3},
     "belief_return": {"credit": "trajectory", "gain": "prob_diff"},
     "shuffled": {"shuffle": "group", "gain": "prob_diff"},
     "lagged": {"scorer": {"kind": "lagged", "steps": 2}},

@@ -19,6 +19,7 @@ from igpo_core.advantages import (
     turn_advantages,
 )
 from igpo_core.config import ExperimentConfig, reward_of
+from igpo_core.config.variants import MatchOutcome
 from igpo_core.credit import Credit, TurnRewards, assign_credit, matched_scale, outcome_gates, shuffled
 
 EXACT = 1e-12
@@ -187,10 +188,35 @@ def test_the_weight_comes_after_normalising_and_moves_linearly() -> None:
 
 def test_match_outcome_by_hand() -> None:
     # mean |z^O| 1, mean |z^IG| (1 + 3) / 2 = 2 -> 0.5; nothing solved: 0.3 / 2; tiny gains: 10 at most
-    assert matched_scale([[1.0], [-3.0]], [1.0, -1.0]) == pytest.approx(0.5)
-    assert matched_scale([[1.0], [-3.0]], [0.0, 0.0]) == pytest.approx(0.15)
-    assert matched_scale([[1e-6], [1e-6]], [1.0, -1.0]) == 10.0
-    assert matched_scale([[], []], [1.0, -1.0]) == 1.0
+    scale = MatchOutcome()
+    assert matched_scale([[1.0], [-3.0]], [1.0, -1.0], scale) == pytest.approx(0.5)
+    assert matched_scale([[1.0], [-3.0]], [0.0, 0.0], scale) == pytest.approx(0.15)
+    assert matched_scale([[1e-6], [1e-6]], [1.0, -1.0], scale) == 10.0
+    assert matched_scale([[], []], [1.0, -1.0], scale) == 1.0
+    # nothing solved: 0.8 / 2; tiny gains: 4 at most
+    other = MatchOutcome(least_outcome=0.8, most=4.0)
+    assert matched_scale([[1.0], [-3.0]], [0.0, 0.0], other) == pytest.approx(0.4)
+    assert matched_scale([[1e-6], [1e-6]], [1.0, -1.0], other) == 4.0
+
+
+def test_parameters_of_a_method_are_its_variants() -> None:
+    """Left out they are the paper's, and the name alone is enough."""
+    for short, long in (
+        ({"credit": "query"}, {"credit": {"kind": "query", "observations": 3}}),
+        ({"gain_scale": "match_outcome"}, {"gain_scale": {"kind": "match_outcome", "least_outcome": 0.3, "most": 10}}),
+    ):
+        assert reward_of(short) == reward_of(long) != reward_of({})
+    with pytest.raises(ValueError, match="observations"):
+        reward_of({"credit": {"kind": "turn", "observations": 3}})
+    with pytest.raises(ValueError, match="most"):
+        reward_of({"gain_scale": {"kind": "none", "most": 3}})
+
+
+def test_a_scale_of_the_arms_own_reaches_the_gains() -> None:
+    # outcomes 1, -1: mean |z^O| 1. Gains 0.2, 0.0 | 0.4: z 0, -Z | Z, mean 2 Z / 3
+    factor = credit(PAIR, gain_scale="match_outcome").gain_factor
+    assert factor == pytest.approx(3 / (2 * Z))
+    assert credit(PAIR, gain_scale={"kind": "match_outcome", "most": 0.5}).gain_factor == 0.5
 
 
 def test_gates_by_hand() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from igpo_core.config import reward_of
-from igpo_core.rewards.counterfactual import instead_of_observations, without_each_turn
+from igpo_core.rewards.counterfactual import with_others_observations, without_each_turn, without_observations
 from igpo_core.rewards.gains import (
     BoundaryGain,
     FirstExposure,
@@ -72,11 +72,12 @@ def test_histories_without_a_turn(drawn: tuple[Any, Any, list[Any]]) -> None:
             assert len(ids) == item.cuts[-1] - gone and ids[: turn.start] == list(item.token_ids[: turn.start])
 
 
-def test_other_questions_observations(drawn: tuple[Any, Any, list[Any]]) -> None:
-    _, policy, found = drawn
-    rows = instead_of_observations(policy.protocol, found, "query", (0, 0))
-    assert rows == instead_of_observations(policy.protocol, found, "query", (0, 0))
-    compared = 0
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_other_questions_observations(drawn: tuple[Any, Any, list[Any]], count: int) -> None:
+    _, _, found = drawn
+    rows = with_others_observations(found, count, (0, 0))
+    assert rows == with_others_observations(found, count, (0, 0))
+    compared, most = 0, 0
     for item, row in zip(found, rows, strict=True):
         own = {
             other.token_ids[turn.end : turn.observation_end]
@@ -85,17 +86,24 @@ def test_other_questions_observations(drawn: tuple[Any, Any, list[Any]]) -> None
             for turn in other.turns[:-1]
         }
         for turn, several in zip(item.turns, row, strict=False):
-            assert len(several) <= 3
+            assert len(several) <= count
+            most = max(most, len(several))
             for ids in several:
                 assert ids[: turn.end] == list(item.token_ids[: turn.end]) and tuple(ids[turn.end :]) not in own
                 compared += 1
-    assert compared > 5
+    assert compared > 5 and most == count
+
+
+def test_fewer_other_observations_are_the_nearest_of_more(drawn: tuple[Any, Any, list[Any]]) -> None:
+    more, fewer = (with_others_observations(drawn[2], count, (0, 0)) for count in (5, 2))
+    assert fewer == [[several[:2] for several in row] for row in more]
 
 
 CHOICES = [
     {"gain": "leave_one_turn_out"},
     {"credit": "observation"},
     {"credit": "query", "gain": "prob_diff"},
+    {"credit": {"kind": "query", "observations": 5}},
 ]
 
 
@@ -111,7 +119,11 @@ def test_counterfactual_gains_equal_plain_forwards(drawn: tuple[Any, Any, list[A
         probe = policy.protocol.probe(item.question.answers[0])
         return answer_log_likelihoods(policy.model, [list(ids)], [[len(ids)]], [probe])[0][0]
 
-    histories = instead_of_observations(policy.protocol, found, config.credit, (0, 0)) if "credit" in choices else None
+    histories = None
+    if config.credit.kind == "observation":
+        histories = [[[ids] for ids in row] for row in without_observations(policy.protocol, found)]
+    elif config.credit.kind == "query":
+        histories = with_others_observations(found, config.credit.observations, (0, 0))
     for i, (item, scored) in enumerate(zip(found, result, strict=True)):
         assert len(item.question.answers) == 1 and scored.gains is not None
         for t, gain in enumerate(scored.gains):

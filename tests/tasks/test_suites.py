@@ -8,8 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from igpo_core.config import QuestionFiles
-from igpo_core.config.data import Suites
+from igpo_core.config import QuestionFiles, Suites
 from igpo_core.data import QUESTION_SCHEMA
 from igpo_core.errors import DataError
 from tasks.data.checked import SUITE_DOCS, read_checked
