@@ -36,7 +36,7 @@ from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.planning import about_warm_start
-from tasks.runs.work import announce, next_commands, simultaneous
+from tasks.runs.work import announce, simultaneous, tell_next
 from tasks.specification.presets import resolve, study_name
 
 
@@ -98,7 +98,7 @@ def ablation(
         links |= tell(plan, report, say)
         if evaluate:
             compare_models(plan_sweep_evaluation(evaluate, plan, say), say)
-        say(f"\nNEXT\n{next_commands(specification.name, igpo_home)}")
+        tell_next(specification.name, igpo_home, say)
     return {
         "sweep": plan.sweep,
         "answer": report.answer,

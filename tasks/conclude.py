@@ -1,4 +1,4 @@
-"""Prefect tasks at the end of a sweep: the report of what MLflow has, and the winner in its registry."""
+"""Prefect tasks at the end of a sweep: its report, and the winner in its registry."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from tasks.tracking.server import answering
 
 @task(**OUTLASTS_MLFLOW, task_run_name="report")
 def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, added: Sequence[int] = ()) -> Report:
-    """Statistics and figures from MLflow's runs, into the sweep's report run, once they have all that they owe to MLflow.
+    """Write statistics and figures of the runs into the sweep's report run, once they have all that they owe to MLflow.
     again: the command that makes the comparison once more. added: seeds that `until` added.
 
     While MLflow is away this is tried for ten minutes. Then the sweep fails; started again, only the report is made.

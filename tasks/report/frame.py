@@ -1,14 +1,16 @@
 """What a report looks at as one long frame: a row a value, of the metrics in tasks/report/metrics.py.
 
 A run's values are in its folder, and MLflow has a copy. A sweep's report reads the folder of each run that is on this
-machine, and MLflow for each of the others; `recompute` reads MLflow alone. Both give the same frame.
+machine and has all that MLflow was sent, and MLflow for each of the others; `recompute` reads MLflow alone. Both give the same
+frame.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpo_core.errors import DataError
 from tasks.report.metrics import wanted
 from tasks.tracking.outbox import METRICS_FILE, read_about, read_lines
 from tasks.tracking.server import client
@@ -31,6 +33,41 @@ def folder_of(run: "Run", runs: Path) -> Path | None:
     about = read_about(folder)
     whole = about is not None and about.started_ms == run.info.start_time and (folder / METRICS_FILE).is_file()
     return folder if whole else None
+
+
+def read_run(
+    run: "Run", runs: Path | None, rubric: Mapping[str, str], warn: Callable[[str], None]
+) -> "tuple[Path | None, DataFrame]":
+    """Return the values of one of MLflow's runs, and the folder that they were read from; None and MLflow's copy where there is
+    no such folder, and with a warning where it is damaged or lacks the last value of a metric that MLflow has."""
+    folder = folder_of(run, runs) if runs else None
+    if folder is not None:
+        try:
+            frame = frame_of(points_of_folder(folder, rubric))
+        except DataError as error:
+            warn(f"DAMAGED FOLDER: {error}. What MLflow has of the run is read instead.")
+        else:
+            short = lacking(frame, run, rubric)
+            if not short:
+                return folder, frame
+            warn(f"SHORT FOLDER: {folder} lacks the end of {short}, which MLflow has; MLflow's copy is read instead.")
+    return None, frame_of(points_of_mlflow(run, rubric))
+
+
+def lacking(frame: "DataFrame", run: "Run", rubric: Mapping[str, str]) -> str:
+    """Return the first metric of which the frame has no value, or another last one than MLflow; empty: it has them all. A run
+    that goes on may have more than MLflow has."""
+    last = frame.drop_duplicates("key", keep="last").set_index("key")["value"]
+    ended = run.info.status == "FINISHED"
+    for name in sorted(wanted(run.data.metrics, rubric)):
+        if name not in last or (ended and not equal(last[name], run.data.metrics[name])):
+            return name
+    return ""
+
+
+def equal(one: float, other: float) -> bool:
+    """Return whether two values are the same; NaN is NaN."""
+    return one == other or (one != one and other != other)
 
 
 def points_of_folder(folder: Path, rubric: Mapping[str, str]) -> Iterator[Point]:

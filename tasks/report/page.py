@@ -15,6 +15,7 @@ from markupsafe import Markup
 from igpo_core.config.changes import of_cell
 from igpo_core.config.reward import OF_ALL_ARMS, Reward, TurnGains, reward_of, settled
 from igpo_core.config.specification import spell_changes
+from igpo_core.settings import Settings
 from tasks.report.figures import belief_by_turn, effect_by_cell, efficiency, overview, svg, turn_by_turn
 from tasks.report.terms import TERMS
 from tasks.report.wording import budget, part_of, penalty
@@ -202,7 +203,13 @@ def in_words(reward: Reward) -> str:
 
 
 def _plain(value: Any) -> str:
-    return str(getattr(value, "kind", value))
+    """Return a choice by its name, with those of its parameters that are not the default ones."""
+    if not isinstance(value, Settings):
+        return str(value)
+    fields = type(value).model_fields
+    own = {name: getattr(value, name) for name in fields if name != "kind"}
+    changed = [f"{name}={found}" for name, found in own.items() if found != fields[name].get_default()]
+    return " ".join([str(getattr(value, "kind", "")), *([f"({', '.join(changed)})"] if changed else [])]).strip()
 
 
 def _first_sentence(thing: object) -> str:

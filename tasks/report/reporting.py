@@ -21,14 +21,16 @@ from tasks.lab.home import home
 from tasks.lab.source import commit
 from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
+from tasks.report.frame import folder_of
 from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, cell_reports
 from tasks.report.sweeps import Place, RunData, collect
 from tasks.report.texts import markdown, terminal
 from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
+from tasks.tracking import outbox
 from tasks.tracking.mlflow_runs import LONGEST_NAME
-from tasks.tracking.outbox import TRAJECTORIES, read_lines
+from tasks.tracking.outbox import METRICS_FILE, TRAJECTORIES, read_lines
 from tasks.tracking.server import (
     artifact_url,
     client,
@@ -110,7 +112,7 @@ def write_report(
     before = report_before(experiment, comparison, sweep)
     made_of = fingerprint(
         dict(specification), dict(versions_by_cell), dict(places), again, exploratory, [*added], tracking_uri(), _code(),
-        before and before.info.run_id, _runs(experiment, sweep),
+        before and before.info.run_id, _runs(experiment, sweep, home() / "runs"),
     )  # fmt: skip
     found = _find_report(experiment, sweep, specification)
     if found is not None and found.data.tags.get(MADE_OF) == made_of:
@@ -253,16 +255,27 @@ def _answer(
     return answer_of(specification, told, exploratory, besides, added, decodings)
 
 
-def _runs(experiment: str, sweep: str) -> list[list[Any]]:
-    """The runs that MLflow has of the sweep, and when each ended."""
+def _runs(experiment: str, sweep: str, folders: Path) -> list[list[Any]]:
+    """Return the runs that MLflow has of the sweep, when each ended, and of the file that its values are read from the size and
+    when it was written last."""
     found = find_runs([experiment], sweep=sweep, kind="train")
-    return sorted([run.info.run_id, run.info.status, run.info.end_time] for run in found)
+    return sorted(
+        [run.info.run_id, run.info.status, run.info.end_time, _file(folder_of(run, folders))] for run in found
+    )
+
+
+def _file(folder: Path | None) -> list[int]:
+    """Return size and time of a run's metrics file; [] where MLflow is read."""
+    if folder is None:
+        return []
+    found = (folder / METRICS_FILE).stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _code() -> dict[str, str]:
     """What turns runs into a report: a change of it makes the report anew."""
     folder = Path(__file__).parent
-    files = [*folder.glob("*.py"), *folder.glob("templates/*")]
+    files = [*folder.glob("*.py"), *folder.glob("templates/*"), Path(outbox.__file__)]
     return {path.name: file_hash(path) for path in sorted(files)}
 
 
@@ -286,7 +299,7 @@ def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[d
 def _trajectories(run: RunData, experiment: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the lines that a run keeps, and question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
     with tempfile.TemporaryDirectory() as place:
-        if run.folder:
+        if run.folder and (run.folder / TRAJECTORIES).is_file():
             path = run.folder / TRAJECTORIES
         elif TRAJECTORIES in {item.path for item in client().list_artifacts(run.run_id)}:
             path = Path(client().download_artifacts(run.run_id, TRAJECTORIES, place))

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.report.frame import empty, folder_of, frame_of, placed, points_of_folder, points_of_mlflow
+from tasks.report.frame import empty, placed, read_run
 from tasks.tracking.outbox import UNEXPECTED
 from tasks.tracking.server import experiment_id, find_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from pandas import DataFrame
 
 Curve = Mapping[float, float]
@@ -176,20 +175,17 @@ def collect(
     seed has several runs, the newest finished one counts.
 
     Which runs there are, and how each ended, MLflow says. runs: the folder of all runs on this machine, from which values are
-    read (tasks/report/frame.py:folder_of); None: all are read from MLflow.
+    read (tasks/report/frame.py:read_run); None: all are read from MLflow.
     """
     place = experiment_id(experiment)
     every = find_runs([place], "attributes.start_time ASC", sweep=sweep, kind="train")
     found = [run for run in every if places is None or run.data.tags["run_key"] in places]
 
-    def read(run: "Run") -> "tuple[Path | None, DataFrame]":
-        folder = folder_of(run, runs) if runs else None
-        return folder, frame_of(points_of_folder(folder, rubric) if folder else points_of_mlflow(run, rubric))
-
+    odd_folders: list[str] = []
     cells: dict[str, dict[tuple[str, int], RunData]] = {}
     doubled: dict[str, list[str]] = {}
     with ThreadPoolExecutor(4) as pool:
-        values = [*pool.map(read, found)]
+        values = [*pool.map(lambda run: read_run(run, runs, rubric, odd_folders.append), found)]
     for run, (folder, frame) in zip(found, values, strict=True):
         tags = run.data.tags
         own = [(tags.get("cell", ""), tags["arm"], int(tags["seed"]))]
@@ -205,7 +201,7 @@ def collect(
     for cell, chosen in cells.items():
         told = (
             (f"SEVERAL RUNS of {', '.join(doubled[cell])}: the newest finished one counts.",) if cell in doubled else ()
-        )
+        ) + tuple(sorted(odd_folders))
         arms = tuple(dict.fromkeys(arm for arm, _ in chosen))
         result[cell] = SweepData(place, sweep, arms, tuple(chosen[key] for key in sorted(chosen)), told, rubric=rubric)
     return result

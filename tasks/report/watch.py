@@ -44,7 +44,16 @@ def comparison_of(specification: Mapping[str, Any]) -> str:
     is computed, what is expected of it) make no other comparison."""
     kept = ("name", "arms", "baseline", "primary", "margin", "factors", "seeds")
     base = ExperimentConfig.model_validate(specification["base"]).identity()
-    return fingerprint({name: specification[name] for name in kept}, base)
+    return fingerprint(_shortest({name: specification[name] for name in kept}), _shortest(base))
+
+
+def _shortest(value: Any) -> Any:
+    """Return settings without those that are None, and choices without parameters by their names alone: a new setting that is
+    None unless it is set, or a parameter that a choice gets, makes no other comparison of an older one."""
+    if isinstance(value, Mapping):
+        left = {name: _shortest(item) for name, item in value.items() if item is not None}
+        return left["kind"] if left.keys() == {"kind"} else left
+    return [_shortest(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def prefix(cell: str) -> str:

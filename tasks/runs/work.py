@@ -1,6 +1,6 @@
 """What a sweep consists of, what of it is there already, and how long the rest takes on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,17 @@ def write_minutes(home: Path) -> None:
     path.write_text("".join(lines))
 
 
+def tell_next(study: str, home: Path, say: Callable[[str], None]) -> None:
+    """Say what to run after a sweep, and write the minutes that `make` shows beside presets."""
+    try:
+        write_minutes(home)
+    except OSError as error:  # a full disk: the sweep itself is done
+        say(f"warning: the minutes that `make` shows are not brought up to date: {error}")
+    say(f"\nNEXT\n{next_commands(study, home)}")
+
+
 def next_commands(study: str, home: Path) -> str:
-    """What to run after a sweep, with its time on this machine where it is known. Writes what `make` shows beside presets."""
-    write_minutes(home)
+    """Return what to run after a sweep, with its time on this machine where it is known."""
     world = next(name for name in WORLDS if name != study)
     rows = [
         ("another world", f"make ablation PRESET={world}", _time(world, home)),

@@ -19,8 +19,8 @@ LABORATORY = ("benchmarks", "deployments", "flows", "tasks")
 # test modules of the library that need the checkout, and why
 OF_THE_CHECKOUT = {
     "bits": "tests benchmarks/findings.py",
-    "estimates": "estimates presets, which flows reads",
-    "function_gain": "a function beside a specification is read by flows and written down by tasks",
+    "estimates": "estimates presets, which tasks reads",
+    "function_gain": "a function beside a specification is read and written down by tasks",
     "fuzz": "tests benchmarks/fuzz.py",
     "gpu_benchmark": "tests benchmarks/gpu.py",
     "models": "compares with what tasks/runs/described.py says of a model",

@@ -251,7 +251,7 @@ def test_a_budget_of_seconds_goes_by_the_first_processs_clock(taught: Any, monke
     content["training"] |= {"budget": "seconds", "amount": 1e6}
     trainer = Trainer(ExperimentConfig.model_validate(content), taught[1], fresh_copy(taught))
     firsts = {float: 2e6}
-    monkeypatch.setattr(Ranks, "agreed", lambda self, value: firsts.get(type(value), value))
+    monkeypatch.setattr(Ranks, "broadcast", lambda self, value: firsts.get(type(value), value))
     trainer.run_step()
     assert trainer.counters["seconds"] == 2e6 and trainer.done
 

@@ -38,8 +38,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def signals() -> Any:
-    """Puts back what a test, or what it calls, does with the signals to end."""
+    """Puts back what a test, or what it calls, does with the signals to end. SIGINT raises: a suite in the background of a shell
+    is started with it ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

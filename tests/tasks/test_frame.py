@@ -9,7 +9,6 @@ import pytest
 from mlflow import MlflowClient
 from pandas.testing import assert_frame_equal
 
-from igpo_core.errors import DataError
 from tasks.report.frame import COLUMNS, frame_of
 from tasks.report.reporting import read_trajectories
 from tasks.report.summaries import cell_reports
@@ -75,12 +74,21 @@ def test_mlflow_is_read_for_each_run_without_a_folder_of_its_own(mlflow_server: 
     assert asked.absent == (("igpo", 3, "no run"),)  # neither a folder nor MLflow has it
 
 
-def test_a_damaged_file_is_told_though_mlflow_has_its_values(mlflow_server: str, tmp_path: Path) -> None:
-    send("damaged", run("igpo", 0, 0.5, (0, 0, 0)), tmp_path)
-    path = tmp_path / "igpo-0" / METRICS_FILE
-    path.write_text(path.read_text().replace("{", "?", 1))
-    with pytest.raises(DataError, match="line 1 after byte 0 is damaged"):
-        only("damaged", tmp_path)
+def test_a_damaged_or_short_file_is_told_and_mlflow_is_read(mlflow_server: str, tmp_path: Path) -> None:
+    """Of seed 0 the first line is damaged, of seed 1 the last one is lost, and of seed 2 a value was changed."""
+    for seed in range(3):
+        send("damaged", run("igpo", seed, 0.5, (0, 0, 0.25)), tmp_path)
+    whole = only("damaged", None)
+    files = [tmp_path / f"igpo-{seed}" / METRICS_FILE for seed in range(3)]
+    files[0].write_text(files[0].read_text().replace("{", "?", 1))
+    files[1].write_text("".join(files[1].read_text().splitlines(keepends=True)[:-1]))
+    files[2].write_text(files[2].read_text().replace('"eval/all/f1": 0.25', '"eval/all/f1": 0.75'))
+    data = only("damaged", tmp_path)
+    assert_frame_equal(data.frame, whole.frame)
+    assert [item.folder for item in data.runs] == [None] * 3
+    damaged, *short = data.warnings
+    assert damaged.startswith("DAMAGED FOLDER: ") and "igpo-0" in damaged and "line 1 after byte 0" in damaged
+    assert [line.split()[0] for line in short] == ["SHORT"] * 2 and "eval/all/f1" in short[1]
 
 
 def test_trajectories_are_read_from_the_folder_that_has_them(mlflow_server: str, tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ def test_trajectories_are_read_from_the_folder_that_has_them(mlflow_server: str,
     here, elsewhere = lines(tmp_path), lines(None)
     assert here == elsewhere and here[0]["question_id"] == "q1" and "/traces?" in str(here[0]["trace"])
     (outbox.folder / TRAJECTORIES).unlink()
-    assert lines(tmp_path) == []  # the folder is what counts
+    assert lines(tmp_path) == here  # MLflow still has them
 
 
 def test_a_frame_of_nothing_has_its_columns() -> None:

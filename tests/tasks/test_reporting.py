@@ -42,6 +42,7 @@ from tasks.report.wording import (
     table_rows,
     terminal_table,
 )
+from tasks.specification.presets import load_specification
 from tasks.tracking.outbox import About, Outbox, write_status
 from tasks.tracking.sending import Sender, read_sent
 from tasks.tracking.server import client, experiment_id
@@ -576,6 +577,16 @@ def test_an_effect_that_left_its_earlier_interval_is_told(mlflow_server: str, tm
     assert "EFFECT MOVED: igpo" in third.terminal.replace("\n", " ") and "EFFECT MOVED" in third.markdown
     assert report("w-3").moved == [moved]  # told again, against the same sweep
     assert report("w-3", seeds=[0, 1, 2, 3]).moved == []  # another specification: nothing to compare with
+
+
+def test_a_setting_that_is_new_and_not_set_makes_no_other_comparison() -> None:
+    """An older report's fingerprint has to be found. This one changes with the preset, or where every report starts anew."""
+    content = load_specification("outcome-vs-igpo").model_dump(mode="json")
+    assert comparison_of(content) == "f31ab19f81e9"
+    older = {**content, "base": {**content["base"], "optimizer": {**content["base"]["optimizer"]}}}
+    del older["base"]["optimizer"]["dual_clip"]
+    older["base"]["reward"] = {**older["base"]["reward"], "credit": "turn"}
+    assert comparison_of(older) == comparison_of(content)
 
 
 @pytest.mark.parametrize(
