@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.children import Where, children_of
+from flows.children import Where, begin_imports, children_of
 from flows.evaluate import compare_models
 from flows.parameters import Arms, Changes, Preset, Seeds
 from flows.prepare_data import versions_of
@@ -76,6 +76,7 @@ def ablation(
     workers = len(specification.runs()) if where == "pool" else simultaneous(specification, processes)
     say(announce(specification, workers))
     require_judge(specification.base)
+    begin_imports(where)
 
     # taken for dead, though its machine was only cut off, this sweep may have been started a second time; whoever starts the
     # servers takes one that holds no lock for dead

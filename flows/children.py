@@ -2,13 +2,15 @@
 
 Either way a child is a flow run of its own with the sweep as parent. Its one parameter is the key of a planned run: run.json in
 that run's folder says all else. What it computes does not depend on where it runs (tests/e2e compares them to the bit). A child
-whose process dies is started again and goes on from its checkpoint; one that fails with an error would fail again, and is not.
+whose process dies is started again and goes on from multiprocessing import forkserver
+from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
 import itertools
 import multiprocessing
 import time
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any, Literal
 from uuid import UUID
 
@@ -46,6 +48,14 @@ NOT_STARTED = Ended("not started: the sweep was told to end")
 TOLD_TO_END = Ended("the sweep was told to end; it goes on from its checkpoint when that is started again")
 
 
+def begin_imports(where: Where) -> None:
+    """Start the fork server that children come from, or leave it as it runs. Its imports take ten seconds, in which a sweep has
+    other work."""
+    if where == "processes":
+        FORKED.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
 class Processes:
     """Forked from a server that has imported the heavy modules once.
 
@@ -65,7 +75,7 @@ class Processes:
 
         if self._ending:
             return NOT_STARTED
-        FORKED.set_forkserver_preload(PRELOADED)
+        begin_imports("processes")
         # without this task's context: the child would log under this task instead of under its own run
         context = {**serialize_context(), "task_run_context": {}}
         parameters = {"run_key": run_key}
