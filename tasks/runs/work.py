@@ -147,7 +147,7 @@ def next_commands(study: str, home: Path) -> str:
         ("your data, in a copy of", f"make ablation PRESET={DATA}", _time(str(PROJECT / DATA), home, DATA_SECONDS)),
         ("your model", f"make dry-run PRESET={MODEL}", "seconds: counts memory and time, asks the hub"),
     ]
-    shown = [row for row in rows if not row[1].endswith(f"PRESET={study}")]
+    shown = [row for row in rows if Path(row[1].partition("PRESET=")[2]).stem != study]
     widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
     return "\n".join(f"  {what.ljust(widths[0])}  {command.ljust(widths[1])}  {time}" for what, command, time in shown)
 

@@ -20,4 +20,5 @@ def test_a_broken_preset_has_no_time_and_ends_no_sweep(tmp_path: Path, monkeypat
     assert (tmp_path / "timings" / "presets.tsv").read_text() == "tiny\tabout 29 s\n"
     lines = next_commands("tiny", tmp_path).splitlines()
     assert lines[0].endswith("not timed here") and "PRESET=lookup" in lines[0]
+    assert "own-data" in lines[2] and "own-data" not in next_commands("own-data", tmp_path)
     assert ["easy" in line for line in next_commands("easy", tmp_path).splitlines()] == [False] * 3
