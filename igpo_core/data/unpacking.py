@@ -18,6 +18,7 @@ from igpo_core.errors import DataError
 # packed to a fifth or a twentieth).
 MAX_BYTES = 2**31
 MAX_RATIO, FREE_BYTES = 50, 2**24
+PIECE = 2**16  # bytes that are read at a time
 ENCRYPTED = 0x1  # bit of a zip entry's flags
 Stream = IO[bytes] | io.BufferedIOBase
 
@@ -47,7 +48,7 @@ def unpacked(path: Path, content: bytes) -> tuple[bytes, str]:
     most = min(MAX_BYTES, max(FREE_BYTES, MAX_RATIO * len(content)))
     try:
         with packing.open(path, content) as stream:
-            found = stream.read(most + 1)
+            found = _read(stream, most + 1)
     except packing.damaged as error:
         raise DataError(
             f"{path}: cannot be unpacked as {packing.name} ({error}): fetch it again or unpack it yourself"
@@ -60,6 +61,14 @@ def unpacked(path: Path, content: bytes) -> tuple[bytes, str]:
         raise DataError(f"{path}: is compressed twice: unpack it once")
     _require_known(path, found)
     return found, packing.name
+
+
+def _read(stream: Stream, most: int) -> bytes:
+    """Return at most so many bytes. By the piece: pyarrow keeps for ever what it had set aside for a read that fails."""
+    found = io.BytesIO()
+    while piece := stream.read(min(PIECE, most - found.tell())):
+        found.write(piece)
+    return found.getvalue()
 
 
 def _require_known(path: Path, content: bytes) -> None:
