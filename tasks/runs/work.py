@@ -29,7 +29,8 @@ WORLDS = ("lookup", DEFAULT)  # a sweep suggests the first of them that it is no
 CONTROL = "easy"
 MODEL = "qwen-0-5b"
 DATA = "examples/own-data.yaml"  # tables that are shipped, to be copied
-DATA_SECONDS = 240.0  # counted from its first steps on two cores of an AMD EPYC, 2026-11-28: whoever asks never timed it
+# counted from its first steps on two cores of an AMD EPYC, 2026-11-28: whoever asks has never timed it
+DATA_SECONDS = 240.0
 
 
 def announce(specification: AblationSpecification, workers: int) -> str:
