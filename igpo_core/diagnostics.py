@@ -9,7 +9,8 @@ from igpo_core.metrics import SOLVED, mean, std
 from igpo_core.policies import Policy
 from igpo_core.rewards.contrast import Contrast
 from igpo_core.rewards.counterfactual import without_observations
-from igpo_core.rewards.scoring import Scored, longest_probe, score_histories
+from igpo_core.rewards.room import longest_probe
+from igpo_core.rewards.scoring import Scored, score_histories
 from igpo_core.trajectory import TURNS_TOLD
 
 

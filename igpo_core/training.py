@@ -29,7 +29,8 @@ from igpo_core.metrics import rollout_metrics
 from igpo_core.policies import Policy, save_policy
 from igpo_core.ranks import ALONE, Ranks, join_group
 from igpo_core.rewards.contrast import Contrast, contrast_pool
-from igpo_core.rewards.scoring import Scored, answer_probes, require_room, reward_trajectories
+from igpo_core.rewards.room import require_room
+from igpo_core.rewards.scoring import Scored, answer_probes, reward_trajectories
 from igpo_core.rollout.mismatch import mismatch_metrics
 from igpo_core.rollout.rows import Engine, RolloutTimes, prompt_fits
 from igpo_core.sampler import Sampler

@@ -158,6 +158,17 @@ class QuestionFiles(WorldSettings):
             )
         return self
 
+    def placed(self, where: Callable[[Path], Path]) -> "QuestionFiles":
+        """Return the same with each path where `where` has it."""
+        found = {
+            "questions": tuple(file.model_copy(update={"path": where(file.path)}) for file in self.questions),
+            "corpus": tuple(where(path) for path in self.corpus),
+            "evaluation": where(self.evaluation) if self.evaluation else None,
+            "trajectories": tuple(where(path) for path in self.trajectories),
+            "expectations": self.expectations and self.expectations.placed(where),
+        }
+        return self.model_copy(update=found)
+
     @property
     def interface(self) -> Interface:
         """Return the search tool, and with open_words the tool that opens a passage."""

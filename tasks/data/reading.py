@@ -36,17 +36,8 @@ class Tables:
 
 
 def on_this_machine(config: DataConfig) -> DataConfig:
-    """The same with files of the hub fetched."""
-    if not isinstance(config, QuestionFiles):
-        return config
-    found = {
-        "questions": tuple(file.model_copy(update={"path": fetched(file.path)}) for file in config.questions),
-        "corpus": tuple(fetched(path) for path in config.corpus),
-        "evaluation": fetched(config.evaluation) if config.evaluation else None,
-        "trajectories": tuple(fetched(path) for path in config.trajectories),
-        "expectations": config.expectations and config.expectations.placed(fetched),
-    }
-    return config.model_copy(update=found)
+    """Return the same with files of the hub fetched."""
+    return config.placed(fetched) if isinstance(config, QuestionFiles) else config
 
 
 def read(config: DataConfig) -> Tables:

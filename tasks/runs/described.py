@@ -15,7 +15,8 @@ from igpo_core.hub import require_model
 from igpo_core.models import UNLOADABLE, require_embeddings, require_plain_head, text_config, window, without_sdpa
 from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
 from igpo_core.rewards.contrast import Contrast, contrast_pool
-from igpo_core.rewards.scoring import answer_probes, require_room
+from igpo_core.rewards.room import require_room
+from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout.rows import prompt_fits
 from igpo_core.trajectory import Episode
 from igpo_core.weights import add_lora, require_no_dropout

@@ -245,14 +245,7 @@ def from_project(data: DataConfig) -> DataConfig:
             raise ConfigError(f"{str(path)!a} is no path of a file: it holds a NUL character")
         return (PROJECT / path).resolve()
 
-    found = {
-        "questions": tuple(file.model_copy(update={"path": placed(file.path)}) for file in data.questions),
-        "corpus": tuple(placed(path) for path in data.corpus),
-        "evaluation": placed(data.evaluation) if data.evaluation else None,
-        "trajectories": tuple(placed(path) for path in data.trajectories),
-        "expectations": data.expectations and data.expectations.placed(placed),
-    }
-    return data.model_copy(update=found)
+    return data.placed(placed)
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from igpo_core.errors import ConfigError
 from igpo_core.policies import Policy, chat_tokenizer
 from igpo_core.protocol import ChatProtocol
 from igpo_core.rewards import scoring
-from igpo_core.rewards.scoring import longest_history, require_room
+from igpo_core.rewards.room import longest_history, require_room
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Question
 from tasks.specification.presets import PRESETS, load_specification
