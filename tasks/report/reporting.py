@@ -7,7 +7,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,26 +21,24 @@ from tasks.lab.source import commit
 from tasks.report.answer import answer as answer_of
 from tasks.report.figures import write_figures
 from tasks.report.frame import folder_of
+from tasks.report.kept import read_trajectories
 from tasks.report.page import Made, write_page
 from tasks.report.summaries import ArmSummary, CellReport, cell_reports
-from tasks.report.sweeps import Place, RunData, collect
+from tasks.report.sweeps import Place, collect
 from tasks.report.texts import markdown, terminal
 from tasks.report.watch import Moved, comparison_of, moved, prefix, report_before
 from tasks.report.winner import Winner, winners
 from tasks.tracking import outbox
 from tasks.tracking.mlflow_runs import LONGEST_NAME
-from tasks.tracking.outbox import METRICS_FILE, TRAJECTORIES, read_lines
+from tasks.tracking.outbox import METRICS_FILE
 from tasks.tracking.server import (
     artifact_url,
     client,
     experiment_id,
     find_runs,
-    find_traces,
     tag_filter,
-    trace_url,
     tracking_uri,
 )
-from tasks.tracking.traces import tag_of
 from tasks.tracking.views import show_view
 
 if TYPE_CHECKING:
@@ -277,43 +274,6 @@ def _code() -> dict[str, str]:
     folder = Path(__file__).parent
     files = [*folder.glob("*.py"), *folder.glob("templates/*"), Path(outbox.__file__)]
     return {path.name: file_hash(path) for path in sorted(files)}
-
-
-def read_trajectories(reports: Sequence[CellReport], most: int = 2000) -> list[dict[str, Any]]:
-    """Return the trajectories that runs keep, with their cell, and the address of those that are MLflow traces: the same share of
-    every run where there are too many."""
-    runs = [(report, run) for report in reports for run in report.data.finished()]
-    with ThreadPoolExecutor(4) as pool:
-        once = {run.run_id: (run, report.data.experiment) for report, run in runs}  # cells may share a run
-        kept = dict(zip(once, pool.map(_trajectories, *zip(*once.values(), strict=True)), strict=True))
-    found: list[dict[str, Any]] = []
-    for report, run in runs:
-        lines, addresses = kept[run.run_id]
-        step = max(1, -(-len(lines) * len(runs) // most))
-        for line in lines[::step]:
-            trace = addresses.get(tag_of(line["question_id"])) if line["split"] == "test" else None
-            found.append({"cell": report.cell, **line, "trace": trace})
-    return found
-
-
-def _trajectories(run: RunData, experiment: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the lines that a run keeps, and question's tag (tasks.tracking.traces.tag_of) -> the address of its trace."""
-    with tempfile.TemporaryDirectory() as place:
-        if run.folder and (run.folder / TRAJECTORIES).is_file():
-            path = run.folder / TRAJECTORIES
-        elif TRAJECTORIES in {item.path for item in client().list_artifacts(run.run_id)}:
-            path = Path(client().download_artifacts(run.run_id, TRAJECTORIES, place))
-        else:
-            return [], {}
-        lines, _ = read_lines(path, 0)
-    if not any(line["split"] == "test" for line in lines):  # nothing else is traced
-        return lines, {}
-    traces = find_traces(experiment, run.run_id, spans=False)
-    return lines, {
-        trace.info.tags["question_id"]: trace_url(experiment, trace.info.trace_id)
-        for trace in traces
-        if "question_id" in trace.info.tags
-    }
 
 
 def _tags(sweep: str, specification: Mapping[str, Any]) -> dict[str, str]:

@@ -10,13 +10,13 @@ from mlflow import MlflowClient
 from pandas.testing import assert_frame_equal
 
 from tasks.report.frame import COLUMNS, frame_of
-from tasks.report.reporting import read_trajectories
+from tasks.report.kept import read_trajectories
 from tasks.report.summaries import cell_reports
 from tasks.report.sweeps import SweepData, collect
-from tasks.tracking.outbox import METRICS_FILE, TRAJECTORIES, About, Outbox, write_status
+from tasks.tracking.outbox import METRICS_FILE, TRAJECTORIES, About, Outbox
 from tasks.tracking.sending import Sender
 from tasks.tracking.traces import TraceRecord, TurnRecord
-from tests.tasks.test_reporting import RUBRIC, SPECIFICATION, run, send
+from tests.tasks.test_reporting import RUBRIC, SPECIFICATION, run, send, send_kept
 
 
 def only(study: str, runs: Path | None, places: dict[str, list[tuple[str, str, int]]] | None = None) -> SweepData:
@@ -95,20 +95,14 @@ def test_trajectories_are_read_from_the_folder_that_has_them(mlflow_server: str,
     turn = TurnRecord("<answer> x </answer>", "answer", "x", None, -1.0, None, None)
     kept = TraceRecord("q1", "who ?", ("x",), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "igpo", 0, "test", 4)
     item = run("outcome_only", 0, 0.5, (0, 0, 0))
-    identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
-    outbox = Outbox(tmp_path / item.run_id, About("kept", item.run_id, item.run_id, identity, {}))
-    outbox.log(4, {name: history[4.0] for name, history in item.histories.items()})
-    outbox.keep([kept])
-    outbox.set_traces([kept])
-    write_status(outbox.folder, "FINISHED")
-    Sender(outbox.folder).send()
+    folder = send_kept("kept", item, kept, tmp_path)
 
     def lines(runs: Path | None) -> list[dict[str, object]]:
         return read_trajectories(cell_reports(SPECIFICATION, {"": only("kept", runs)}, [""]))
 
     here, elsewhere = lines(tmp_path), lines(None)
     assert here == elsewhere and here[0]["question_id"] == "q1" and "/traces?" in str(here[0]["trace"])
-    (outbox.folder / TRAJECTORIES).unlink()
+    (folder / TRAJECTORIES).unlink()
     assert lines(tmp_path) == here  # MLflow still has them
 
 

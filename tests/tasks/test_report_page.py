@@ -11,11 +11,9 @@ from typing import Any
 from tasks.report.page import Made, _facts, in_words, rewards_of
 from tasks.report.reporting import write_report
 from tasks.report.summaries import cell_reports
-from tasks.tracking.outbox import About, Outbox, write_status
-from tasks.tracking.sending import Sender
 from tasks.tracking.server import client
 from tasks.tracking.traces import TraceRecord, TurnRecord
-from tests.tasks.test_reporting import PLACES, SPECIFICATION, five
+from tests.tasks.test_reporting import PLACES, SPECIFICATION, five, send_kept
 
 
 class Tags(HTMLParser):
@@ -46,13 +44,7 @@ def test_the_reports_policy_lets_the_viewers_script_run_alone(mlflow_server: str
         hostile, hostile, (hostile,), (turn,), "answered", {"f1": 1.0, "em": 1.0}, "outcome_only", 0, "test", 4
     )
     item = five().runs[0]
-    identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
-    outbox = Outbox(tmp_path / item.run_id, About("guarded", item.run_id, item.run_id, identity, {}))
-    outbox.log(4, {name: history[4.0] for name, history in item.histories.items()})
-    outbox.keep([told])
-    outbox.set_traces([told])
-    write_status(outbox.folder, "FINISHED")
-    Sender(outbox.folder).send()
+    send_kept("guarded", item, told, tmp_path)
     specification = {**SPECIFICATION, "name": "guarded", "description": hostile}
     report = write_report(specification, "study-1", {"": "v1"}, PLACES, [""], "make ablation")
     page = Tags((Path(client().download_artifacts(report.run_id, "report.html", str(tmp_path)))).read_text())

@@ -103,6 +103,18 @@ PLACES = {f"{arm}-{seed}": [("", arm, seed)] for arm in ("outcome_only", "igpo")
 LOW, HIGH = [0.10, 0.12, 0.08, 0.10, 0.10], [0.80, 0.90, 0.70, 0.80, 0.80]
 
 
+def send_kept(study: str, item: RunData, record: TraceRecord, place: Path) -> Path:
+    """Send a finished run that keeps one trajectory; return its folder."""
+    identity = {"kind": "train", "sweep": "study-1", "arm": item.arm, "seed": "0"}
+    outbox = Outbox(place / item.run_id, About(study, item.run_id, item.run_id, identity, {}))
+    outbox.log(4, {name: history[4.0] for name, history in item.histories.items()})
+    outbox.keep([record])
+    outbox.set_traces([record])
+    write_status(outbox.folder, "FINISHED")
+    Sender(outbox.folder).send()
+    return outbox.folder
+
+
 def five() -> SweepData:
     low = [run("outcome_only", seed, f1, (0.0, 0.1, 0.2)) for seed, f1 in enumerate(LOW)]
     high = [run("igpo", seed, f1, (0.0, 0.6 if seed else 0.1, 0.9)) for seed, f1 in enumerate(HIGH)]
