@@ -2,8 +2,7 @@
 
 Either way a child is a flow run of its own with the sweep as parent. Its one parameter is the key of a planned run: run.json in
 that run's folder says all else. What it computes does not depend on where it runs (tests/e2e compares them to the bit). A child
-whose process dies is started again and goes on from multiprocessing import forkserver
-from its checkpoint; one that fails with an error would fail again, and is not.
+whose process dies is started again and goes on from its checkpoint; one that fails with an error would fail again, and is not.
 """
 
 import itertools
