@@ -92,6 +92,14 @@ def test_the_sweep_ends_with_a_table_and_links(sweep: str) -> None:
     assert sweep.count("\nmaking the report\n") == 1  # a minute, which nothing was said of
 
 
+def test_terminal_and_flow_run_log_end_with_answer_and_next_commands(servers: Servers, sweep: str) -> None:
+    (link,) = re.findall(r"^Prefect  (\S+)$", sweep, re.M)
+    asked = {"logs": {"flow_run_id": {"any_": [link[-36:]]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+    logged = "\n".join(line["message"] for line in prefect(servers, "/logs/filter", asked))
+    for told in (sweep, logged):
+        assert told.index("\nANSWER\n") < told.index("\nReport   http") < told.index("\nNEXT\n  another world")
+
+
 def test_the_page_of_a_sweep_can_be_opened_in_a_fresh_browser(servers: Servers, sweep: str) -> None:
     ui = servers.environment["PREFECT_API_URL"].removesuffix("/api")
     (link,) = re.findall(r"^Prefect  (\S+)$", sweep, re.M)
