@@ -88,14 +88,20 @@ def test_an_index_is_asked_for_torch_alone_and_after_all_others() -> None:
     torch = re.search(r"^TORCH\s*:= (torch==\S+)$", makefile, re.MULTILINE)
     assert "--extra-index-url" not in makefile + dockerfile
     assert torch and torch[1] in dockerfile
+    asks = re.compile(r"\$\(PIP\)|\$\(UV\)|pip install")
     for text in (makefile, dockerfile):
-        installs = [
-            line for line in text.splitlines() if re.search(r"\$\(PIP\)|pip install", line) and ":=" not in line
-        ]
-        first, second, *rest = installs
-        assert "--no-deps --require-hashes -r requirements.lock" in first
-        assert ("--index-url" in second) and ("torch==" in second or "$(TORCH)" in second)
-        assert all("--no-deps --no-build-isolation -e ." in line for line in rest) and len(rest) == 1
+        *locked, with_index, own = [line for line in text.splitlines() if asks.search(line) and ":=" not in line]
+        assert "-r requirements.lock" in locked[-1]
+        assert all("--no-deps --require-hashes -r " in line for line in locked)
+        assert ("--index-url" in with_index) and ("torch==" in with_index or "$(TORCH)" in with_index)
+        assert "--no-deps --no-build-isolation -e ." in own
+
+
+def test_what_installs_the_lock_is_taken_from_the_lock_with_its_hashes() -> None:
+    (line,) = re.findall(r"^\t@(sed .*) > \$\(VENV\)/uv.lock$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    taken = subprocess.run(line.replace("$$", "$"), shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    (whole,) = [block for block in re.split(r"\n(?=\S)", LOCK.read_text()) if block.startswith("uv==")]
+    assert taken.stdout.strip() == whole.strip()
 
 
 @pytest.mark.night
