@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.report.wording import aligned, markdown_table, short_table, wrapped
+from tasks.report.wording import aligned, literal, markdown_table, short_table, wrapped
 
 if TYPE_CHECKING:
     from tasks.report.summaries import CellReport
@@ -27,11 +27,11 @@ def terminal(reports: "Sequence[CellReport]", answer: str) -> str:
 def _rendered(name: str, **values: object) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=False,  # no HTML: markdown_table takes the markup out of tables
+        autoescape=False,  # no HTML: `literal` and `table` take markdown's own markup out
         undefined=StrictUndefined,
         trim_blocks=True,
     )
     environment.filters |= {
-        "table": markdown_table, "short": short_table, "aligned": aligned, "wrapped": wrapped,
+        "literal": literal, "table": markdown_table, "short": short_table, "aligned": aligned, "wrapped": wrapped,
     }  # fmt: skip
     return environment.get_template(name).render(**values)
