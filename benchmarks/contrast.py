@@ -1,21 +1,27 @@
 """What a gain in log-probability pays for: the gold answer's own rise, or what every absent name gains alike.
 
 python -m benchmarks.contrast [PRESET] [--seeds 0,1] [--names 8]
+python -m benchmarks.contrast --run <run_key> [--questions 64] [--members 8]
 
-Makes the warm start of each seed, samples 64 questions x 8 rollouts from it, and reads the belief in the gold answer and
-in other answers that stand nowhere in the history. One line for each fact that a turn's search found. Minutes a seed.
+Makes the warm start of each seed, or takes that of a run in IGPO_HOME, samples 64 questions x 8 rollouts from it, and reads the
+belief in the gold answer and in other answers that stand nowhere in the history. One line for each fact that a turn's search
+found; of questions that are not synthetic one for each turn. Minutes a seed.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from benchmarks.common import machine
+from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig
 from igpo_core.config.reward import OutcomeAndGain
 from igpo_core.data import to_questions
-from igpo_core.environments import atlas, lookup
+from igpo_core.environments import atlas, lookup, open_environment
 from igpo_core.environments.base import Environment
 from igpo_core.metrics import mean
 from igpo_core.policies import build_policy
@@ -24,6 +30,9 @@ from igpo_core.rewards.gains import LogProbDiff
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.warmstart import run_warm_start
+from tasks.lab.home import home
+from tasks.runs.models import with_its_model
+from tasks.runs.planned import Run, open_run
 from tasks.specification.presets import load_specification
 
 QUESTIONS, MEMBERS = 64, 8
@@ -33,8 +42,8 @@ QUESTIONS, MEMBERS = 64, 8
 class Found:
     """One searching turn."""
 
-    label: str | None
-    """Which fact of the chain its search found, "hop_1" and so on; "miss": none."""
+    kind: str
+    """Which fact of the chain its search found, "fact 1" and so on, or "nothing"; "turn 1" and so on where no facts are known."""
     plain: float
     """s_t - s_{t-1} of the gold answer, nats."""
     contrasted: float
@@ -52,45 +61,86 @@ def world(config: ExperimentConfig) -> Environment:
     raise SystemExit(f"this benchmark knows the worlds lookup and atlas, not data of kind {config.data.kind}")
 
 
-def turns_of(config: ExperimentConfig, names: int) -> Iterator[Found]:
-    """Yield every searching turn of the rollouts that a warm start makes."""
+def warm(config: ExperimentConfig) -> tuple[Environment, Any]:
+    """Return a synthetic environment and the policy of its warm start, made now."""
     environment = world(config)
     policy = build_policy(config, environment)
     run_warm_start(config, environment, policy, progress=lambda *_: None)
+    return environment, policy
+
+
+def started(run: Run) -> tuple[Environment, Any]:
+    """Return the environment of a planned run and the policy that it starts from."""
+    config = run.spec.experiment
+    torch.set_num_threads(config.training.threads)
+    environment = open_environment(config, run.data)
+    policy = build_policy(config, environment)
+    load_weights(run.start, policy.model)
+    return environment, policy
+
+
+def turns_of(
+    config: ExperimentConfig, environment: Environment, policy: Any, names: int, questions: int, members: int
+) -> Iterator[Found]:
+    """Yield every searching turn of the rollouts that a policy makes."""
     reward = OutcomeAndGain(gain=LogProbDiff(contrast=names))
     contrast = Contrast(environment, contrast_pool(environment), names, config.seed, 0)
     trajectories = rollout(
-        policy, environment, environment.tasks("train")[:QUESTIONS], config.rollout,
-        members=MEMBERS, key=(config.seed, "benchmark", 0), probes=answer_probes(policy, environment, reward, contrast),
+        policy, environment, environment.tasks("train")[:questions], config.rollout,
+        members=members, key=(config.seed, "benchmark", 0), probes=answer_probes(policy, environment, reward, contrast),
     )  # fmt: skip
     for item in reward_trajectories(policy, environment, trajectories, reward, contrast=contrast):
         assert item.beliefs is not None and item.gains is not None
         plain = LogProbDiff().gains(item.beliefs)
-        for turn, own, contrasted in zip(item.trajectory.turns, plain, item.gains, strict=False):
-            yield Found(turn.label, own, contrasted)
+        for number, (turn, own, contrasted) in enumerate(
+            zip(item.trajectory.turns, plain, item.gains, strict=False), 1
+        ):
+            yield Found(_kind(turn.label, number), own, contrasted)
 
 
-def main() -> None:
+def _kind(label: str | None, turn: int) -> str:
+    if label is None:
+        return f"turn {turn}"
+    return "nothing" if label == "miss" else label.replace("hop_", "fact ")
+
+
+def show(seed: int, turns: Iterator[Found]) -> None:
+    """Print a line for each kind of turn."""
+    rows: dict[str, list[Found]] = defaultdict(list)
+    for found in turns:
+        rows[found.kind].append(found)
+    for name, of_kind in sorted(rows.items()):
+        plain, contrasted = mean([turn.plain for turn in of_kind]), mean([turn.contrasted for turn in of_kind])
+        print(
+            f"{seed:4d}  {name:19s}  {len(of_kind):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}",
+            flush=True,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="lookup")
+    parser.add_argument("--run", help="key of a planned run, whose data and start are taken")
     parser.add_argument("--seeds", default="200,201")
     parser.add_argument("--names", type=int, default=8)
-    given = parser.parse_args()
-    specification = load_specification(given.preset)
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--members", type=int, default=MEMBERS)
+    given = parser.parse_args(arguments)
+    sizes = (given.names, given.questions, given.members)
     print(
-        f"{given.preset}, {QUESTIONS} x {MEMBERS} rollouts from each warm start, {given.names} other answers; {machine()}"
+        f"{given.run or given.preset}, {given.questions} x {given.members} rollouts from each warm start, {given.names} other "
+        f"answers; {machine()}"
     )
     print("seed  a search that finds  turns  gain of the gold  of absent names  contrast  [nats]")
+    if given.run:
+        run = with_its_model(open_run(home(), given.run), print)
+        config = run.spec.experiment
+        show(config.seed, turns_of(config, *started(run), *sizes))
+        return
+    specification = load_specification(given.preset)
     for seed in map(int, given.seeds.split(",")):
-        rows: dict[str, list[Found]] = defaultdict(list)
-        for found in turns_of(specification.experiment(specification.baseline, seed), given.names):
-            rows["nothing" if found.label == "miss" else str(found.label).replace("hop_", "fact ")].append(found)
-        for name, turns in sorted(rows.items()):
-            plain, contrasted = mean([turn.plain for turn in turns]), mean([turn.contrasted for turn in turns])
-            print(
-                f"{seed:4d}  {name:19s}  {len(turns):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}",
-                flush=True,
-            )
+        config = specification.experiment(specification.baseline, seed)
+        show(seed, turns_of(config, *warm(config), *sizes))
 
 
 if __name__ == "__main__":
