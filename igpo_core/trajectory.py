@@ -19,14 +19,22 @@ class Question:
     """
 
     id: str
+    """Unique in its table."""
     source: str
+    """Name of the data set it comes from."""
     split: str
+    """train, dev or test."""
     text: str
+    """What the policy is asked."""
     answers: tuple[str, ...]
+    """Accepted ones; the first is the answer's own name, the others its aliases."""
     hops: int | None = None
+    """Facts that must be found one after another; None: unknown."""
     supporting_titles: tuple[str, ...] = ()
+    """Passages that have the evidence."""
     facts: Mapping[str, str] | None = None
     distractors: tuple[str, ...] = ()
+    """Synthetic worlds: facts off the chain, which a search may show besides."""
 
 
 class RolloutStatus(StrEnum):
@@ -44,6 +52,7 @@ class ToolCall:
     """A well-formed turn that calls a tool of the environment."""
 
     name: str
+    """Of the tool."""
     arguments: Mapping[str, Any]
     """Value by parameter. Text is in one form (igpo_core.text.one_form)."""
 
@@ -59,13 +68,15 @@ class Final:
     """A well-formed turn that ends the trajectory with an answer."""
 
     text: str
+    """The answer."""
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """A turn that is neither: why, in words."""
+    """A turn that is neither."""
 
     reason: str
+    """Why, in words."""
 
 
 Action = ToolCall | Final | Malformed

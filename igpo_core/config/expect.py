@@ -37,9 +37,9 @@ Watched = Literal[
 class Expectation(Settings):
     """Bounds of a metric. A value that is no finite number keeps none; without bounds that alone is looked at."""
 
-    metric: Watched
-    least: float | None = None
-    most: float | None = None
+    metric: Watched = Field(description="In its own unit (docs/method.md).")
+    least: float | None = Field(None, description="In the metric's unit.")
+    most: float | None = Field(None, description="In the metric's unit.")
     first_step: int = Field(1, ge=1, description="Steps before it are not looked at.")
     otherwise: Literal["warn", "stop"] = Field(
         "warn", description="stop: the run writes a checkpoint of the step, and fails."

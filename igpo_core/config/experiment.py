@@ -15,18 +15,20 @@ from igpo_core.settings import WHERE, Settings
 class ExperimentConfig(Settings):
     """One training run, whole: with a seed and a data version it determines every number."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Weights, warm start, order of questions, sampling.")
     replicate: int = Field(
         0, ge=0, description="Another draw of the training rollouts from the same start: for A/A comparisons."
     )
-    data: DataConfig = Field(default_factory=LookupWorld)
-    policy: PolicyConfig = Field(default_factory=NewPolicy)
-    warm_start: WarmStart | None = None
-    reward: RewardConfig = Field(default_factory=OutcomeAndGain)
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    data: DataConfig = Field(default_factory=LookupWorld, description="The environment and its questions.")
+    policy: PolicyConfig = Field(default_factory=NewPolicy, description="What is trained.")
+    warm_start: WarmStart | None = Field(None, description="Empty: the policy as it is.")
+    reward: RewardConfig = Field(default_factory=OutcomeAndGain, description="The only thing that arms differ in.")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How trajectories are sampled.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The update.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="The budget, and where it is computed."
+    )
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="On dev and on test.")
     expect: tuple[Expectation, ...] = Field(
         (),
         description="What warns of a run or stops it as it trains. Other ones make no other run: no number depends on them.",

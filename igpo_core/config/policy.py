@@ -21,7 +21,7 @@ def is_gguf(name: str) -> bool:
 class Lora(Settings):
     """A low-rank adapter is trained, in float32, in place of the model's weights (extra [lora])."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, description="Of each adapted layer's update.")
     alpha: int = Field(32, ge=1, description="The adapter's output is scaled by alpha / rank.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="Names of the layers that get an adapter; all-linear: all but the output head."
@@ -33,14 +33,14 @@ class NewPolicy(Settings):
     `chat`: a byte-level BPE trained on the corpus, with Qwen2.5's control tokens and a ChatML template."""
 
     kind: Literal["new"] = "new"
-    architecture: Literal["llama", "qwen2"] = "llama"
-    tokenizer: Literal["words", "chat"] = "words"
+    architecture: Literal["llama", "qwen2"] = Field("llama", description="Of transformers.")
+    tokenizer: Literal["words", "chat"] = Field("words", description="See above.")
     vocabulary: int = Field(4096, ge=300, description="Size of the BPE vocabulary (tokenizer `chat` only).")
-    width: int = Field(96, ge=8)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    key_value_heads: int = Field(4, ge=1)
-    feed_forward: int = Field(192, ge=8)
+    width: int = Field(96, ge=8, description="Size of a hidden state.")
+    layers: int = Field(3, ge=1, description="Decoder layers.")
+    heads: int = Field(4, ge=1, description="Attention heads a layer.")
+    key_value_heads: int = Field(4, ge=1, description="Heads of keys and values, each shared by as many queries.")
+    feed_forward: int = Field(192, ge=8, description="Inner size of the feed-forward part.")
     window: int = Field(1024, ge=32, description="Longest sequence in tokens, an answer probe included.")
 
     @model_validator(mode="after")
@@ -74,7 +74,7 @@ class PretrainedPolicy(Settings):
         "are used; weights that LoRA leaves alone are kept in it. auto: bfloat16 where the machine that plans the sweep has "
         "instructions for it, else float32; a planned run has the one or the other.",
     )
-    lora: Lora | None = None
+    lora: Lora | None = Field(None, description="What is trained in place of all weights; empty: all of them.")
     trust_remote_code: bool = Field(
         False,
         description="Run the code that comes with the model, at the commit of revision. Know whose it is. No other model's code "
@@ -132,12 +132,12 @@ PolicyConfig = Annotated[NewPolicy | PretrainedPolicy, Field(discriminator="kind
 class WarmStartStage(Settings):
     """A run of supervised steps: AdamW, linear warm-up, cosine from learning_rate to final_share of it."""
 
-    steps: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    steps: int = Field(ge=1, description="Updates.")
+    learning_rate: float = Field(gt=0, description="After the warm-up.")
     final_share: Share = Field(0.1, description="Share of the learning rate at the stage's end.")
-    batch_size: int = Field(64, ge=1)
-    warmup_steps: int = Field(50, ge=0)
-    demonstrations: DemonstrationsConfig
+    batch_size: int = Field(64, ge=1, description="Demonstrations an update.")
+    warmup_steps: int = Field(50, ge=0, description="Updates until the learning rate is reached.")
+    demonstrations: DemonstrationsConfig = Field(description="Where they come from.")
 
 
 class WarmStart(Settings):

@@ -66,7 +66,7 @@ class Reward(Settings):
     baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = Field(
         "group_mean", description="What is subtracted: GRPO's, RLOO's (with scale none), REINFORCE++'s."
     )
-    scale: Literal["std", "none"] = "std"
+    scale: Literal["std", "none"] = Field("std", description="What outcomes less the baseline are divided by.")
     eps: float = Field(1e-6, gt=0, description="Added to the std that outcomes are divided by.")
     belief_tokens: int = Field(2048, ge=1, description="Most tokens in one scoring pass; small suits a CPU's cache.")
 

@@ -33,12 +33,12 @@ class VllmEngine(Settings):
     timeout: float = Field(
         600.0, gt=0, description="Seconds for one turn, or for loading weights.", json_schema_extra=WHERE
     )
-    attempts: int = Field(4, ge=1, le=20, json_schema_extra=WHERE)
+    attempts: int = Field(4, ge=1, le=20, description="Of one request before the run fails.", json_schema_extra=WHERE)
     correction: Literal["none", "truncated"] = Field(
         "truncated",
         description="truncated: a token weighs its probability by the trainer over that by the server, at most `cap`.",
     )
-    cap: float = Field(2.0, ge=1)
+    cap: float = Field(2.0, ge=1, description="Most that a token weighs.")
 
 
 class ContinuousEngine(Settings):
@@ -61,7 +61,7 @@ class RolloutConfig(Settings):
     max_tokens: int = Field(512, ge=16, description="Tokens of a whole trajectory.")
     temperature: float = Field(1.0, gt=0, description="Of training rollouts and of `sampled` evaluation.")
     batch_size: int = Field(256, ge=1, description="Trajectories that share one KV cache.")
-    engine: EngineConfig = Field(default_factory=TransformersEngine)
+    engine: EngineConfig = Field(default_factory=TransformersEngine, description="What samples.")
 
     @field_validator("group_size")
     @classmethod
@@ -74,20 +74,20 @@ class RolloutConfig(Settings):
 class OptimizerConfig(Settings):
     """AdamW and the clipped surrogate."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, description="After the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up; constant afterwards.")
-    betas: tuple[Share, Share] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
+    betas: tuple[Share, Share] = Field((0.9, 0.99), description="Decay of both moments.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as AdamW has it.")
+    max_grad_norm: float = Field(1.0, gt=0, description="A gradient of a larger norm is scaled down to it.")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="The ratio is clipped below 1 - clip_low.")
+    clip_high: float = Field(0.2, gt=0, description="The ratio is clipped above 1 + clip_high.")
     dual_clip: float | None = Field(
         None,
         gt=1,
         description="Bound of the ratio where the advantage is negative; the paper's code has 3. None: no bound.",
     )
     kl_coefficient: float = Field(0.0, ge=0, description="k3 estimate to the start of the run; 0: no reference pass.")
-    entropy_coefficient: float = Field(0.0, ge=0)
+    entropy_coefficient: float = Field(0.0, ge=0, description="Of the bonus for the entropy of sampled tokens.")
     denominator: Literal["sequence", "token", "constant"] = Field(
         "sequence",
         description="sequence: mean over trajectories of the mean over their tokens; token: over all tokens; constant: "
@@ -123,8 +123,8 @@ class OptimizerConfig(Settings):
 class TrainingConfig(Settings):
     """How long, and how often it is saved. Every arm of a comparison has the same budget."""
 
-    epochs: int = Field(4, ge=1)
-    steps_per_epoch: int = Field(10, ge=1)
+    epochs: int = Field(4, ge=1, description="Each ends with a checkpoint.")
+    steps_per_epoch: int = Field(10, ge=1, description="Steps from one checkpoint to the next.")
     budget: Literal["steps", "sampled_tokens", "seconds"] = Field(
         "steps",
         description="What is equal for all arms. steps: and with them rollouts. sampled_tokens, seconds (of steps, which no "
@@ -132,7 +132,9 @@ class TrainingConfig(Settings):
     )
     amount: float | None = Field(None, gt=0, description="Of sampled tokens or seconds.")
     threads: int = Field(1, ge=1, description="Torch threads of a training process.")
-    device: Literal["cpu", "cuda"] = Field("cpu", json_schema_extra=WHERE)
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="What it is computed on; cuda: an accelerator for each process.", json_schema_extra=WHERE
+    )
     memory_share: float = Field(
         1.0,
         gt=0,
@@ -182,7 +184,7 @@ class JudgeSettings(HttpSettings):
     """A language model that judges the test's answers (igpo_core/judge.py), at an endpoint like OpenAI's."""
 
     model: str = Field(min_length=1)
-    key_variable: str = Field("JUDGE_API_KEY", pattern=KEY_VARIABLE)
+    key_variable: str = Field("JUDGE_API_KEY", pattern=KEY_VARIABLE, description="Environment variable of its key.")
     timeout: float = Field(60.0, gt=0, description="Seconds for one call.")
     temperature: float | None = Field(
         0.0, ge=0, description="Asked for. null asks for none: some models take no other than their own."
@@ -193,8 +195,8 @@ class EvaluationConfig(Settings):
     """What is evaluated. Dev during training; test once, at the end."""
 
     every: int = Field(5, ge=1, description="Steps between evaluations on dev.")
-    dev_questions: int = Field(128, ge=1)
-    test_questions: int = Field(512, ge=1)
+    dev_questions: int = Field(128, ge=1, description="The first so many of split dev.")
+    test_questions: int = Field(512, ge=1, description="The first so many of split test.")
     decoding: tuple[Decoding, ...] = Field(
         ("sampled", "greedy"),
         min_length=1,
