@@ -184,7 +184,7 @@ class Meant:
     study: str
     """Pattern (fnmatch) of the study's name."""
     name: str
-    """Pattern of what differs, as it is printed."""
+    """Pattern of what differs: of its name, or of the line that is printed."""
     reason: str
 
 
@@ -230,11 +230,13 @@ def compare(old: Findings, new: Findings, study: str, meant: Sequence[Meant]) ->
     for name in [*before, *(name for name in after if name not in before)]:
         words = difference(before.get(name), after.get(name))
         if words:
-            reasons = [one.reason for one in meant if _matches(study, one.study) and _matches(name, one.name)]
+            printed = f"{name}: {words}"
+            of_study = [one for one in meant if _matches(study, one.study)]
+            reasons = [one.reason for one in of_study if _matches(name, one.name) or _matches(printed, one.name)]
             if reasons:
-                expected.append((f"{name}: {words}", reasons[0]))
+                expected.append((printed, reasons[0]))
             else:
-                different.append(f"{name}: {words}")
+                different.append(printed)
     return Comparison(
         values=len(old.values.keys() | new.values.keys()),
         tensors=len(old.tensors.keys() | new.tensors.keys()),

@@ -177,6 +177,17 @@ def test_a_weight_s_difference_is_its_largest() -> None:
     assert compare(old, new, "s", ()).different == ("w: 2 of 2 elements, off by 0.5 at most",)
 
 
+def test_what_may_lack_may_not_differ() -> None:
+    old, new = Findings({}, {"w": torch.tensor([1.0]), "x": torch.tensor([1.0])}, {}), Findings({}, {}, {})
+    lacks = Meant("s", "w: only in the old one", "it is not kept")
+    found = compare(old, new, "s", (lacks,))
+    assert found.meant == (("w: only in the old one", "it is not kept"),) and found.different == (
+        "x: only in the old one",
+    )
+    differs = Findings({}, {"w": torch.tensor([2.0]), "x": torch.tensor([1.0])}, {})
+    assert compare(old, differs, "s", (lacks,)).different == ("w: 1 of 1 elements, off by 1 at most",)
+
+
 def test_what_is_meant_is_told_with_its_reason_and_hides_nothing_else(make: Callable[[str], Laboratory]) -> None:
     old, new = make("old"), make("new")
     for what in ("last bit of a metric", "gain of a turn"):
