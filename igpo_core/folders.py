@@ -49,6 +49,11 @@ def own_folder() -> Path:
     return folder
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name, without what is being written beside it at this moment (`write_text`)."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

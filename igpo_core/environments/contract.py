@@ -37,6 +37,11 @@ def check(environment: Environment, demonstrations: Any = None) -> None:
         tasks = environment.tasks(split)
         _require(len({task.id for task in tasks}) == len(tasks), f"{split}: two tasks have one id")
         for task in tasks:
+            generated = not hasattr(settings, "generate") or task.source == settings.kind
+            _require(
+                generated,
+                f"task {task.id}: its source is {task.source!r}: of a generated table it is {settings.kind!r}",
+            )
             _require(texts.setdefault(task.text, split) == split, f"a task's text is in two splits: {task.text!r}")
         for task in islice(tasks, TRIED):
             _check_task(environment, task)

@@ -168,10 +168,6 @@ def _question_rules(config: DataConfig) -> list[Rule]:
             "a search would give the answer away: take it out of the distractors",
         ),
         Rule(
-            "answer not named in question", "question", "answer_named", (None, 0),
-            "comparison questions do; of others it would be a leak", "warning",
-        ),
-        Rule(
             "answer has a word", "answers", "bare_answers", (None, 0),
             "SQuAD's normalisation leaves nothing of an answer: it is compared as it stands, and paper_f1 can never be "
             "earned with one that has no letter or digit", "warning",
@@ -188,6 +184,10 @@ def _question_rules(config: DataConfig) -> list[Rule]:
     ]  # fmt: skip
     if isinstance(config, QuestionFiles):
         rules += [
+            Rule(
+                "answer not named in question", "question", "answer_named", (None, 0),
+                "comparison questions do; of others it would be a leak", "warning",
+            ),
             Rule(
                 "question length", "question", "question_words", (None, config.max_question_words),
                 "shorten it or raise data.max_question_words",

@@ -261,6 +261,7 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
     import mlflow
 
     from igpo_core.checkpoints import SHARDS, STATE, policy_digest
+    from igpo_core.folders import whole_files
 
     mlflow.set_tracking_uri(tracking_uri())
     api = client()
@@ -270,7 +271,7 @@ def log_model_checkpoint(run_id: str, folder: Path, step: int) -> str:
     for model in api.search_logged_models([experiment], tag_filter(policy_sha256=digest)):
         if model.source_run_id == run_id:
             return str(model.model_id)
-    policy = [path for path in sorted(folder.iterdir()) if path.name not in (STATE, SHARDS)]
+    policy = [path for path in whole_files(folder) if path.name not in (STATE, SHARDS)]
     if sum(path.stat().st_size for path in policy) < UPLOADED_BYTES:
         for path in policy:
             api.log_artifact(run_id, str(path), f"checkpoints/{folder.name}")

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,6 +118,15 @@ def test_the_check_sees_what_is_broken(tmp_path: Path, broken: dict[str, Any], s
         setattr(environment, name, value)
     with pytest.raises(ContractError, match=said):
         check(environment, demonstrations)
+
+
+def test_the_check_sees_a_source_that_the_data_check_would_quarantine(tmp_path: Path) -> None:
+    settings, _ = WORLDS["calculator"]
+    environment: Any = opened(settings, tmp_path)
+    foreign = replace(environment.tasks("train")[0], source="sums")
+    environment.tasks = lambda split: [foreign] if split == "train" else []
+    with pytest.raises(ContractError, match="its source is 'sums': of a generated table it is 'calculator'"):
+        check(environment)
 
 
 def test_the_check_sees_a_score_that_mlflow_has_no_name_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

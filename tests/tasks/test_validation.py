@@ -153,6 +153,14 @@ def test_a_distractor_that_names_the_answer_is_refused(tmp_path: Path) -> None:
     assert found.questions["id"].tolist() == frame["id"].drop(index=1).tolist()
 
 
+def test_a_generated_task_may_name_its_answer(tmp_path: Path) -> None:
+    """7 is a part of "3 + 4 of 7", and no leak."""
+    frame = read(LookupWorld(hops=2, train=3, dev=1, test=1)).questions
+    frame.at[1, "question"] += f" and {frame['answers'][1][0]} ?"
+    found = validate(frame, None, LookupWorld(hops=2), tmp_path / "docs")
+    assert found.counts == {} and not [line for line in found.warnings if "named" in line]
+
+
 def test_fifty_thousand_rows_take_seconds(tmp_path: Path) -> None:
     import time
 
