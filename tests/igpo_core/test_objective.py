@@ -42,6 +42,16 @@ def test_a_dual_clip_bounds_negative_advantages_alone_by_hand() -> None:
     assert without.total.item() == pytest.approx(0.25 * 5 - 0.25 * 1.3 + 0.5 * 2)
 
 
+def test_a_ratio_at_the_dual_clip_itself_is_not_clipped_by_hand() -> None:
+    # ratio 5, advantage -1, bound 5: -5 is not below -5, so that d(-w r A)/d log pi = -1 * 5 * -1 is kept
+    logprobs = tensor(math.log(5)).requires_grad_()
+    batch = TokenBatch(logprobs, tensor(0), tensor(-1), tensor(1))
+    terms = policy_loss(batch, **SETTINGS, dual_clip=logprobs.exp().item())  # 5 as exp rounds it
+    assert terms.total.item() == pytest.approx(5) and terms.clipped.item() == 0
+    terms.total.backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx([5.0])
+
+
 def test_on_policy_the_ratio_is_one_whatever_sampling_rounded() -> None:
     # as far off as bfloat16 rounds: taken as ratios, 1.5 and 0.5 would be clipped and lose their gradient
     logprobs = tensor(math.log(1.5), math.log(0.5)).requires_grad_()
