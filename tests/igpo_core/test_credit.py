@@ -350,10 +350,19 @@ def test_a_gate_of_any_temperature_is_finite() -> None:
     assert outcome_gates([0.0, 1.0], "aa", 0.5) == pytest.approx([1 / (1 + math.e)] * 2)
 
 
-def test_clipping_with_one_update_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"updates_per_step=1 ignores clip_high: the ratio is 1"):
-        ExperimentConfig.model_validate({"optimizer": {"clip_high": 0.28}})
-    ExperimentConfig.model_validate({"optimizer": {"clip_high": 0.28, "updates_per_step": 2}})
+@pytest.mark.parametrize("name, value", [("ratio", "turn"), ("clip_low", 0.1), ("clip_high", 0.28), ("dual_clip", 3.0)])
+def test_clipping_with_one_update_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"updates_per_step=1 ignores {name}: the ratio is 1"):
+        ExperimentConfig.model_validate({"optimizer": {name: value}})
+    ExperimentConfig.model_validate({"optimizer": {name: value, "updates_per_step": 2}})
+
+
+@pytest.mark.parametrize("bound", [-3.0, 0.0, 1.0])
+def test_a_dual_clip_is_more_than_one(bound: float) -> None:
+    """A smaller one would take the gradient from tokens whose ratio is 1."""
+    with pytest.raises(ValidationError, match=r"optimizer\.dual_clip\s.*greater than 1"):
+        ExperimentConfig.model_validate({"optimizer": {"dual_clip": bound, "updates_per_step": 2}})
+    ExperimentConfig.model_validate({"optimizer": {"dual_clip": 1.001, "updates_per_step": 2}})
 
 
 def test_gains_that_do_not_fit_the_turns_raise() -> None:
