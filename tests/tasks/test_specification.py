@@ -514,6 +514,14 @@ def test_an_inert_floor_leaves_its_normalisation(tmp_path: Path) -> None:
         load_specification(write(tmp_path, {**GOOD, "arms": own, "base": {}}))
 
 
+def test_an_arm_may_set_the_dual_clip_alone(tmp_path: Path) -> None:
+    """docs/arms.md lists it among what an arm sets; the other arms have none."""
+    arms = {**GOOD["arms"], "bounded": {"gain": "prob_diff", "optimizer": {"dual_clip": 3.0}}}
+    base = {**GOOD["base"], "optimizer": {"updates_per_step": 2}}
+    specification = load_specification(write(tmp_path, {**GOOD, "arms": arms, "base": base}))
+    assert [specification.experiment(arm, 0).optimizer.dual_clip for arm in arms] == [None, None, 3.0]
+
+
 def test_one_experiment_has_one_spelling(tmp_path: Path) -> None:
     arms = {"a": {}, "b": {"outcome": "f1"}}
     with pytest.raises(ConfigError, match=r"arm 'b': .*reward\.outcome=f1 is what .* has anyway: leave it out"):
