@@ -23,7 +23,8 @@ def test_the_dual_clip_reaches_the_loss(lookup_setup: tuple[ExperimentConfig, An
         _, now = learner._loss(made, advantages, [1 / count] * 2, None, None)
         # the policy of the step's first update gave each token a fifth of what it has now: every ratio is 5
         terms, _ = learner._loss(made, advantages, [1 / count] * 2, now - now.new_tensor(5.0).log(), None)
-        return float(terms.total)
+        found: float = terms.total.item()
+        return found
 
     assert total() == pytest.approx(5, rel=1e-4)
     assert total(dual_clip=3.0) == pytest.approx(3, rel=1e-4)
