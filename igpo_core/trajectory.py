@@ -34,7 +34,7 @@ class Question:
     """Passages that have the evidence."""
     facts: Mapping[str, str] | None = None
     distractors: tuple[str, ...] = ()
-    """Synthetic worlds: facts off the chain, which a search may show besides."""
+    """Synthetic worlds: facts off the chain, which a reply may show besides."""
 
 
 class RolloutStatus(StrEnum):
