@@ -97,6 +97,7 @@ def answers(name: str, port: str) -> bool:
         return False
 
 
+@pytest.mark.night
 def test_a_server_of_compose_answers_its_account_alone(served: tuple[str, str, Path]) -> None:
     name, port, home = served
     path, account = PATHS[name]

@@ -149,6 +149,7 @@ def test_faults_that_are_put_back_are_of_several_targets_and_still_fit() -> None
         assert fits.returncode == 0, fits.stderr
 
 
+@pytest.mark.night  # 20 s of fuzzing
 def test_a_run_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = fuzz.main(["--only", "aliases", "--seconds", "20", "--out", str(tmp_path / "finds")])
     heads, row, last = capsys.readouterr().out.splitlines()

@@ -146,12 +146,13 @@ print(json.dumps({"said": said, "checkpoint": folder.name, "damage": damage, "re
 """
 
 
+@pytest.mark.night  # three processes that import all, 25 s on two free cores
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
 @pytest.mark.parametrize(
     ("phase", "rows", "room", "setting"),
     [
         ("update", 8, 100, "lower optimizer.tokens_per_batch=100000, or set optimizer.gradient_checkpointing=true"),
-        pytest.param("rollout", 64, 1, "lower rollout.batch_size=64", marks=pytest.mark.night),
+        ("rollout", 64, 1, "lower rollout.batch_size=64"),
     ],
 )
 def test_a_run_that_ran_out_goes_on_from_its_checkpoint(

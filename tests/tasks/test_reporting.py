@@ -456,6 +456,7 @@ def test_words_claim_nothing_where_nothing_was_shown() -> None:
     assert "too few seeds for a verdict" in words(few) and "better" not in words(few)
 
 
+@pytest.mark.night  # 23 s: three reports of many runs
 def test_an_until_that_came_after_a_look_is_exploratory(mlflow_server: str, tmp_path: Path) -> None:
     """One study has `until` from its first report on; the other is looked at, gets it, and goes on from seed 3 to 4."""
     late, until = "an `until` that an earlier report of this sweep did not have", {"width": 0.2, "seeds": 9}
