@@ -33,15 +33,13 @@ def check(environment: Environment, demonstrations: Any = None) -> None:
     _require(settings.offers <= {*get_args(Need)}, f"settings.offers has other names than {', '.join(NEEDS)}")
     _check_interface(interface)
     texts: dict[str, str] = {}
+    kind = settings.model_dump().get("kind")
     for split in SPLITS:
         tasks = environment.tasks(split)
         _require(len({task.id for task in tasks}) == len(tasks), f"{split}: two tasks have one id")
         for task in tasks:
-            generated = not hasattr(settings, "generate") or task.source == settings.kind
-            _require(
-                generated,
-                f"task {task.id}: its source is {task.source!r}: of a generated table it is {settings.kind!r}",
-            )
+            sound = task.source == kind or not hasattr(settings, "generate")
+            _require(sound, f"task {task.id}: its source is {task.source!r}: of a generated table it is {kind!r}")
             _require(texts.setdefault(task.text, split) == split, f"a task's text is in two splits: {task.text!r}")
         for task in islice(tasks, TRIED):
             _check_task(environment, task)
