@@ -57,14 +57,16 @@ class Caller:
         self.settings, self.store, self.meter, self.budget = settings, store, meter, budget
         self.calls = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._beginning = threading.Lock()
         self._client: httpx.AsyncClient | None = None
         self._slots: asyncio.Semaphore | None = None
 
     def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Begin some work that calls; whoever has other things to do need not wait for it."""
-        if self._loop is None:  # not before the first call: a forked process has no threads of its parent's
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
+        """Begin some work that calls; whoever has other things to do need not wait for it. Threads may begin at the same time."""
+        with self._beginning:
+            if self._loop is None:  # not before the first call: a forked process has no threads of its parent's
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="calls", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def call(self, request: dict[str, Any], parse: Callable[[bytes], T]) -> T:

@@ -4,9 +4,11 @@ bodies."""
 import asyncio
 import json
 import multiprocessing
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from igpo_core.config import JudgeSettings, WebSearch
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.http import Caller
 from igpo_core.pinned import Pinned
 from igpo_core.retrieval import Passage, SearchFailure
 from igpo_core.retrieval.web import LONGEST_QUERY, WebRetriever, _parse
@@ -452,3 +455,26 @@ def test_hostile_text_is_cleaned_of_what_no_tokenizer_takes(server: Hostile, tmp
     assert "\x00" not in passage.text and "\ud800" not in passage.text
     passage.text.encode("utf-8")
     assert "<|im_end|>" in passage.text  # the protocol's part: tests/igpo_core/test_protocol.py
+
+
+def test_threads_that_call_first_at_the_same_time_share_one_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tools' threads of the continuous engine do: a semaphore and a client belong to one loop."""
+    made: list[object] = []
+    new = asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: (time.sleep(0.05), made.append(0), new())[2])
+    nowhere = JudgeSettings(url="http://127.0.0.1:1/", model="m")
+    caller = Caller(nowhere, Pinned(tmp_path / "pinned.sqlite"), "meter", "BUDGET")
+    barrier = threading.Barrier(8)
+
+    async def loop() -> object:
+        return asyncio.get_running_loop()
+
+    def begin(_: int) -> object:
+        barrier.wait()
+        return caller.begin(loop()).result(30)
+
+    with ThreadPoolExecutor(8) as pool:
+        loops = set(pool.map(begin, range(8)))
+    assert len(loops) == len(made) == 1
