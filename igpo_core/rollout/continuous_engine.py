@@ -207,7 +207,8 @@ class _Run:
         episodes = len(self.waiting)
         while self.waiting or self.blocks or self.sampling_in or self.calling:
             self._admit()
-            if self.blocks and (not self.sampling_in or len(self.blocks) * ROWS_TOGETHER >= self.slots):
+            at_work = self.slots - len(self.free)  # the last episodes do not wait for as many as fill all slots
+            if self.blocks and (not self.sampling_in or len(self.blocks) * ROWS_TOGETHER >= at_work):
                 self._pass()
             if self.sampling_in:
                 self.model.decode(self.slots, STEPS_BETWEEN_LOOKS, self.sampling)

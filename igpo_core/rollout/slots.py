@@ -58,7 +58,7 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> 
     before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
     inside = mass.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1) + before
     place, _ = _place(inside, target)
-    token = (block * BLOCK + place)[:, 0]
+    token = (block * BLOCK + place)[:, 0].clamp(max=logits.shape[1] - 1)
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
@@ -66,7 +66,8 @@ def _place(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torc
     """The first place of each row whose sum exceeds the target, and the target, kept below the row's last sum: what is found
     has a mass of its own."""
     target = torch.minimum(target, torch.nextafter(sums[:, -1:], torch.zeros_like(target)))
-    return torch.searchsorted(sums, target, right=True), target
+    # of sums that are no numbers nothing exceeds the target: the last place, and the update says that they are not finite
+    return torch.searchsorted(sums, target, right=True).clamp(max=sums.shape[-1] - 1), target
 
 
 class SlotModel:
@@ -151,7 +152,7 @@ class SlotModel:
         rows = torch.tensor(slots, device=self.device)
         self.lengths[rows] = torch.tensor(lengths, device=self.device)
         self.token[rows] = torch.tensor(tokens, device=self.device)
-        self.uniforms[rows] = uniforms.to(self.device)
+        self.uniforms[rows, : uniforms.shape[1]] = uniforms.to(self.device)
         self.places[rows] = 0
         self.active[rows] = True
 

@@ -126,7 +126,11 @@ def _require(devices: Sequence[str], needed: int, training: TrainingConfig) -> N
 def _limited(place: int, training: TrainingConfig) -> str:
     import torch
 
-    torch.cuda.set_per_process_memory_fraction(training.memory_share, place)
+    from igpo_core.estimates import CONTEXT
+
+    # torch limits what it allocates; CUDA's context lies beside it and is of the share, too
+    beside = CONTEXT / torch.cuda.get_device_properties(place).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(training.memory_share - beside, 0.0), place)
     return f"cuda:{place}"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, Qwen2Config
 
-from igpo_core.attention import Packing, packing_layers
+from igpo_core.attention import PACKED_TYPES, Packing, packing_layers, unpackable
 from igpo_core.batching import packed_batches
 from igpo_core.config import ExperimentConfig, reward_of
 from igpo_core.environments.base import Observation
@@ -553,3 +553,60 @@ def test_a_policy_with_chat_and_grouped_heads(chat_policy: Any, taught: Any) -> 
     for one, other in zip(exact, ours, strict=True):
         assert one.answer_scores is not None and other.answer_scores is not None
         assert one.answer_scores[0] == pytest.approx(other.answer_scores[0], abs=1e-5)
+
+
+# of models that other settings than tiny's are needed for: heads of a size of their own, no window
+OF_TYPES: dict[str, dict[str, Any]] = {
+    "glm4": {"head_dim": 8}, "glm4_moe": {"head_dim": 8}, "mistral": {"sliding_window": None}, "gemma": {"head_dim": 8},
+    "mixtral": {"sliding_window": None}, "phi3": {"sliding_window": None}, "qwen3": {"head_dim": 8}, "qwen3_moe": {"head_dim": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_a_packed_pass_of_each_type_is_the_plain_one(kind: str) -> None:
+    """Two sequences one behind the other, and in slots, against each alone."""
+    config = type(AutoConfig.for_model(kind))
+    model = tiny(config, pad_token_id=0, max_position_embeddings=64, **OF_TYPES.get(kind, {})).eval()
+    assert not unpackable(model)
+    first, second = [3, 4, 5, 6, 7], [9, 8, 10]
+    positions = torch.tensor([[*range(5), *range(3)]])
+    with torch.no_grad():
+        plain = [
+            model.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+            for ids in (first, second)
+        ]
+        with packing_layers(model):
+            packing = Packing.of([5, 3], "cpu")
+            packed = model.get_decoder()(
+                input_ids=torch.tensor([first + second]), position_ids=positions, use_cache=False, packing=packing
+            ).last_hidden_state[0]
+        policy: Any = SimpleNamespace(model=model, half=False, end_ids=(1,), precision=nullcontext)
+        in_slots = SlotModel(policy, slots=2, capacity=32, budget=4).feed([Block(1, 0, first), Block(0, 0, second)])
+    torch.testing.assert_close(packed, torch.cat(plain), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_slots, torch.cat(plain), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "stablelm"])
+def test_a_model_of_a_type_that_was_not_compared_is_padded_and_refused_by_name(taught: Any, kind: str) -> None:
+    model = SimpleNamespace(config=type(AutoConfig.for_model(kind))(), device=torch.device("cuda"))
+    policy: Any = replace(taught[2], model=model, half=True)
+    assert not packs(policy, "none")
+    with pytest.raises(ConfigError, match=rf"this model has type {kind}, of which no packed pass"):
+        ContinuousRollout(policy)
+
+
+def test_a_token_is_chosen_where_the_model_gives_no_numbers() -> None:
+    """The update says that they are not finite; an index beyond the vocabulary would end the process before."""
+    nothing = torch.full((2, 700), float("nan"))
+    token, logprob = choose(nothing, torch.tensor([0.3, 0.9], dtype=torch.float64), Sampling(1.0, False, 1))
+    assert token.max() < 700 and logprob.isnan().all()
+
+
+def test_shorter_turns_after_longer_ones_have_the_exact_engines_tokens(taught: Any) -> None:
+    config, environment, policy = taught
+    engine, questions, key = ContinuousRollout(policy), environment.tasks("train")[:2], (5, "rollout", 2)
+    engine(policy, environment, questions, config.rollout, members=2, key=key)
+    short = config.rollout.model_copy(update={"max_new_tokens": config.rollout.max_new_tokens - 4})
+    ours = engine(policy, environment, questions, short, members=2, key=key)
+    exact = rollout(policy, environment, questions, short, members=2, key=key)
+    assert [item.token_ids for item in ours] == [item.token_ids for item in exact]

@@ -1,6 +1,7 @@
 """Where a warm start is made, and what is left of it there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,8 @@ def test_a_process_keeps_to_its_share_of_an_accelerator(monkeypatch: pytest.Monk
     told: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, place: told.append((share, place)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=80 * 2**30))
     monkeypatch.setenv("LOCAL_RANK", "1")
     asked = ExperimentConfig.model_validate({"training": {"device": "cuda", "memory_share": 0.25}})
     assert device(asked) == "cuda:1"
-    assert told == [(0.25, 1)]
+    assert told == [(19 / 80, 1)]  # 20 GiB, of which CUDA's context takes one that torch does not count
