@@ -7,6 +7,7 @@ run here, on the same card. Without a GPU it runs a tiny shape, which shows noth
 """
 
 import argparse
+import copy
 import gc
 import json
 import statistics
@@ -271,10 +272,12 @@ def peer(work: Work, of: Policy, row: Row) -> Row:
     prompts = [torch.randint(1, 400, (past,)).tolist() for _ in range(work.questions)]
     asked = [list(prompts[i // work.members]) for i in range(int(row["rows"]))]
     batching = ContinuousBatchingConfig(return_logprobs=True)
+    # in the precision of the other rows: its own thread would know of no autocast
+    model = copy.deepcopy(of.model).to(torch.bfloat16) if of.half else of.model
     seconds = []
     for _ in range(2):
         started = now(DEVICE)
-        answers = of.model.generate_batch(
+        answers = model.generate_batch(
             asked, generation_config=settings, continuous_batching_config=batching, progress_bar=False
         )
         seconds.append(now(DEVICE) - started)

@@ -7,6 +7,7 @@ query that the back end refuses is the policy's fault: a SearchFailure too, but 
 import asyncio
 import json
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -50,6 +51,8 @@ class WebRetriever:
         self.counts = SearchCounts()
         self._answered = False
         self._recent: deque[bool] = deque(maxlen=RECENT)
+        self._pending: dict[tuple[str, int], Future[Found]] = {}
+        self._submitting = threading.Lock()
 
     def search(self, queries: Sequence[str], k: int) -> list[Found]:
         """All queries at once. Raises ServiceError when the run cannot go on."""
@@ -59,8 +62,13 @@ class WebRetriever:
         return [found[query] for query in queries]
 
     def submit(self, query: str, k: int) -> "Future[Found]":
-        """One search, begun at once."""
-        return self.caller.begin(self._find(query, k))
+        """One search, begun at once. What another thread waits for is not asked a second time."""
+        with self._submitting:
+            pending = self._pending.get((query, k))
+            if pending is None or pending.done():  # done: the file has it, or it failed and may be asked again
+                pending = self._pending[query, k] = self.caller.begin(self._find(query, k))
+                self._pending = {key: kept for key, kept in self._pending.items() if not kept.done() or kept is pending}
+            return pending
 
     async def _find(self, query: str, k: int) -> Found:
         self.counts.asked += 1

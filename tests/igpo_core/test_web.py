@@ -478,3 +478,13 @@ def test_threads_that_call_first_at_the_same_time_share_one_loop(
     with ThreadPoolExecutor(8) as pool:
         loops = set(pool.map(begin, range(8)))
     assert len(loops) == len(made) == 1
+
+
+def test_what_another_thread_waits_for_is_asked_once(server: Hostile, tmp_path: Path) -> None:
+    """The continuous engine's episodes each search in a thread: a paid call for each would be spent on one query."""
+    server.slow = 1.0
+    retriever = WebRetriever(settings(server), tmp_path / "pinned.sqlite")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: retriever.search(["slow"], 3)[0], range(8)))
+    assert server.asked["slow"] == 1 and isinstance(found[0], list) and found == [found[0]] * 8
+    assert retriever.search(["slow"], 3) == [found[0]] and server.asked["slow"] == 1  # from the file
