@@ -109,6 +109,15 @@ def test_a_zip_whose_entry_lost_its_name() -> None:
         unpacked(Path("q.zip"), bytes(made))
 
 
+def test_a_zip_of_a_compression_that_is_not_known() -> None:
+    """The method's number stands ten bytes into the central directory's entry, and eight into the file's own header."""
+    made = bytearray(zip_of({"q": b"content"}))
+    for place in (8, made.index(b"PK\x01\x02") + 10):
+        made[place : place + 2] = (97).to_bytes(2, "little")  # WavPack
+    with pytest.raises(DataError, match="q.zip: cannot be unpacked as zip .*compression method is not supported"):
+        unpacked(Path("q.zip"), bytes(made))
+
+
 def test_an_encrypted_zip_asks_for_its_password() -> None:
     """The flag stands at byte 6 of the entry and at byte 8 of its line in the directory."""
     content = bytearray(PACKED["zip, deflated"])
