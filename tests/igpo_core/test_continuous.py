@@ -23,6 +23,7 @@ from igpo_core.environments.base import Observation
 from igpo_core.errors import ConfigError
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import answer_probes
+from igpo_core.rollout import continuous_engine
 from igpo_core.rollout.continuous_engine import ContinuousRollout, _Run
 from igpo_core.rollout.mismatch import Drift
 from igpo_core.rollout.rows import RolloutTimes
@@ -30,7 +31,7 @@ from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose, join_pro
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
 from igpo_core.training import Trainer
-from igpo_core.trajectory import Question, Trajectory, Turn
+from igpo_core.trajectory import Final, Question, Trajectory, Turn
 from tests.waiting import HANGS
 from tests.worlds import WithTools
 
@@ -610,3 +611,36 @@ def test_shorter_turns_after_longer_ones_have_the_exact_engines_tokens(taught: A
     ours = engine(policy, environment, questions, short, members=2, key=key)
     exact = rollout(policy, environment, questions, short, members=2, key=key)
     assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
+
+
+def test_the_last_episodes_of_a_step_do_not_wait_for_one_another(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 slots, of which two have turns of 43 and 7 tokens in turn, one behind the other: they were answered in lockstep, as if
+    another six rows could still come, in 41 looks where the longer of the two needs 26."""
+    config, environment, policy = taught
+    monkeypatch.setattr(continuous_engine, "PATIENCE", 0.05)
+    question, protocol = environment.tasks("train")[0], policy.protocol
+    call = environment.example_call(question)
+    filler = " ".join(protocol.tokenizer.decode([20 + n % 5]) for n in range(36))
+    short, long, final = (
+        list(turn[0]) for turn in (protocol.turn("", call), protocol.turn(filler, call), protocol.turn("", Final("x")))
+    )
+    turns: dict[int, int] = {}
+
+    def scripted(self: Any, logits: Any, place: torch.Tensor, sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = []
+        for slot, now in enumerate(place[:, 0].tolist()):
+            turns[slot] = turns.get(slot, -1) + int(now == 0 and bool(self.active[slot]))
+            script = final if slot > 1 or turns[slot] == 3 else (long, short)[(turns[slot] + slot) % 2]
+            chosen.append(script[min(now, len(script) - 1)])
+        return torch.tensor(chosen), torch.zeros(len(chosen))
+
+    looks, decode = [0], SlotModel.decode
+    monkeypatch.setattr(SlotModel, "_choose", scripted)
+    monkeypatch.setattr(SlotModel, "decode", lambda self, *a: (looks.append(0), decode(self, *a))[1])
+    settings = config.rollout.model_copy(
+        update={"max_turns": 4, "max_new_tokens": 50, "max_tokens": 250, "batch_size": 32}
+    )
+    questions = environment.tasks("train")[:4]
+    made = ContinuousRollout(policy)(policy, environment, questions, settings, members=8, key=(5, "rollout", 2))
+    longer = max(sum(-(-len(turn.logprobs) // 4) for turn in item.turns) for item in made)
+    assert longer == 26 and len(looks) - 1 <= longer + 4
