@@ -29,7 +29,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
-# 200 packages in 8 s, of which pip takes a minute; it looks where pip looks, for it reads no settings of pip's
+# installs 200 packages in 8 s, and pip in a minute. uv reads no settings of pip's: it is told where pip looks
 UV    := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null \
 	|| echo https://pypi.org/simple)}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 # not in the lock, for its builds differ by index under one version: TORCH_INDEX is asked for torch alone, after all others are there

@@ -130,7 +130,12 @@ def _limited(place: int, training: TrainingConfig) -> str:
 
     # torch limits what it allocates; CUDA's context lies beside it and is of the share, too
     beside = CONTEXT / torch.cuda.get_device_properties(place).total_memory
-    torch.cuda.set_per_process_memory_fraction(max(training.memory_share - beside, 0.0), place)
+    if training.memory_share <= beside:
+        raise ConfigError(
+            f"training.memory_share={training.memory_share:g} of cuda:{place} is less than CUDA's own {beside:.3f} of it: raise it, "
+            "and run fewer at a time"
+        )
+    torch.cuda.set_per_process_memory_fraction(training.memory_share - beside, place)
     return f"cuda:{place}"
 
 

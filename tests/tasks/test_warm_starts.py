@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from igpo_core.config import ExperimentConfig, WarmStart
+from igpo_core.errors import ConfigError
 from tasks.runs import warm_starts
 from tasks.runs.devices import device
 from tasks.runs.warm_starts import ensure_warm_start
@@ -46,3 +47,7 @@ def test_a_process_keeps_to_its_share_of_an_accelerator(monkeypatch: pytest.Monk
     asked = ExperimentConfig.model_validate({"training": {"device": "cuda", "memory_share": 0.25}})
     assert device(asked) == "cuda:1"
     assert told == [(19 / 80, 1)]  # 20 GiB, of which CUDA's context takes one that torch does not count
+    too_little = ExperimentConfig.model_validate({"training": {"device": "cuda", "memory_share": 0.0125}})
+    with pytest.raises(ConfigError, match=r"memory_share=0.0125 of cuda:1 is less than CUDA's own 0.013 of it"):
+        device(too_little)
+    assert len(told) == 1
