@@ -14,7 +14,7 @@ from igpo_core.trajectory import Trajectory
 
 def packs(policy: Policy, sharding: str) -> bool:
     """Return whether updates of a policy are packed: where torch's flash kernel computes what the model's attention does, in
-    bfloat16 on a GPU and over the whole history (`unpackable` says what is not), and weights are whole. Other updates are padded."""
+    bfloat16 on a GPU and over the whole history (`unpackable` says what is not), and weights are whole. Others are padded."""
     return policy.half and policy.model.device.type == "cuda" and sharding == "none" and not unpackable(policy.model)
 
 

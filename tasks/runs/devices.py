@@ -132,8 +132,8 @@ def _limited(place: int, training: TrainingConfig) -> str:
     beside = CONTEXT / torch.cuda.get_device_properties(place).total_memory
     if training.memory_share <= beside:
         raise ConfigError(
-            f"training.memory_share={training.memory_share:g} of cuda:{place} is less than CUDA's own {beside:.3f} of it: raise it, "
-            "and run fewer at a time"
+            f"training.memory_share={training.memory_share:g} of cuda:{place} is less than CUDA's own {beside:.3f} of it: raise "
+            "it, and run fewer at a time"
         )
     torch.cuda.set_per_process_memory_fraction(training.memory_share - beside, place)
     return f"cuda:{place}"
