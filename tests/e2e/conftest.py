@@ -7,9 +7,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from deployments.registration import Patient
 from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +36,13 @@ class Servers:
         return subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """What the Prefect server answers; asked again while SQLite's lock keeps it busy, as Prefect's own client does."""
+        url = self.environment["PREFECT_API_URL"]
+        with httpx.Client(base_url=url, auth=self.account, timeout=60, trust_env=False, transport=Patient()) as api:
+            answer = api.request(method, path, json=body).raise_for_status()
+        return answer.json() if answer.content else None
 
 
 def free_ports() -> tuple[str, str]:

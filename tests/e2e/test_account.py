@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -56,7 +55,7 @@ def test_every_call_without_the_account_is_refused(servers: Servers, where: str)
 def test_with_the_account_it_serves(servers: Servers) -> None:
     api = servers.environment["PREFECT_API_URL"]
     assert httpx.post(f"{api}/flows/", json={"name": "planted"}, timeout=30).status_code == 401
-    found = httpx.post(f"{api}/flows/filter", json={}, timeout=30, auth=servers.account).raise_for_status().json()
+    found = servers.ask("POST", "/flows/filter", {})
     assert "ablation" in [flow["name"] for flow in found]
     assert "planted" not in [flow["name"] for flow in found]
 
@@ -92,27 +91,21 @@ def test_prefect_works_by_the_env_file_alone(servers: Servers, tmp_path: Path) -
 
 def test_a_flow_run_cannot_choose_its_command(servers: Servers, tmp_path: Path) -> None:
     """Nor its folder: job variables that the pool's template does not have change nothing."""
-    api = servers.environment["PREFECT_API_URL"]
     planted = tmp_path / "planted"
-
-    def ask(method: str, path: str, body: Any = None) -> Any:
-        answer = httpx.request(method, api + path, json=body, timeout=30, auth=servers.account)
-        return answer.raise_for_status().json()
-
-    deployment = ask("GET", "/deployments/name/prepare-data/outcome-vs-igpo")["id"]
+    deployment = servers.ask("GET", "/deployments/name/prepare-data/outcome-vs-igpo")["id"]
     asked = {
         "state": {"type": "SCHEDULED"},
         "parameters": {"preset": "tiny"},
         "job_variables": {"command": f"touch {planted}", "working_dir": str(tmp_path)},
     }
-    run = ask("POST", f"/deployments/{deployment}/create_flow_run", asked)["id"]
+    run = servers.ask("POST", f"/deployments/{deployment}/create_flow_run", asked)["id"]
     deadline = time.monotonic() + HANGS
-    while ask("GET", f"/flow_runs/{run}")["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+    while servers.ask("GET", f"/flow_runs/{run}")["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
         assert not planted.exists(), "the command of a flow run was executed"
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert not planted.exists(), "the command of a flow run was executed"
-    assert ask("GET", f"/flow_runs/{run}")["state_type"] == "COMPLETED"
+    assert servers.ask("GET", f"/flow_runs/{run}")["state_type"] == "COMPLETED"
 
 
 # ------------------------------------------------------------------------------------------------ MLflow

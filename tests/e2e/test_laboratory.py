@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -47,9 +46,7 @@ def all_runs(servers: Servers) -> list[dict[str, Any]]:
 
 def prefect(servers: Servers, path: str, body: dict[str, Any]) -> Any:
     """What the Prefect server answers to a POST."""
-    answer = httpx.post(servers.environment["PREFECT_API_URL"] + path, json=body, timeout=30, auth=servers.account)
-    answer.raise_for_status()
-    return answer.json()
+    return servers.ask("POST", path, body)
 
 
 def asked_runs(servers: Servers) -> int:
@@ -239,8 +236,7 @@ def test_a_cancelled_sweep_leaves_checkpoints_and_ends(servers: Servers) -> None
     run_id = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", asked.stdout)[0]
 
     def state() -> str:
-        page = f"{servers.environment['PREFECT_API_URL']}/flow_runs/{run_id}"
-        return str(httpx.get(page, auth=servers.account).json()["state_type"])
+        return str(servers.ask("GET", f"/flow_runs/{run_id}")["state_type"])
 
     def folders() -> list[Path]:
         found = [about.parent for about in (servers.home / "runs").glob("*/tracking.json")]

@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import httpx
 import pytest
 from aiosmtpd.controller import Controller
 from mlflow import MlflowClient
@@ -78,36 +77,29 @@ def mailed() -> Iterator[tuple[int, list[Any]]]:
     controller.stop()
 
 
-def ask(servers: Servers, method: str, path: str, body: Any = None) -> Any:
-    answer = httpx.request(
-        method, servers.environment["PREFECT_API_URL"] + path, json=body, timeout=60, auth=servers.account
-    )
-    return answer.raise_for_status().json()
-
-
 def run_night(servers: Servers, when: datetime, **parameters: Any) -> dict[str, Any]:
     """A night of the deployment, scheduled for `when` and told to run at once. Returns its flow run."""
-    deployment = ask(servers, "GET", "/deployments/name/night/nightly")["id"]
+    deployment = servers.ask("GET", "/deployments/name/night/nightly")["id"]
     state = {"type": "SCHEDULED", "state_details": {"scheduled_time": when.isoformat()}}
     asked = {"parameters": {**STUDY, **parameters}, "state": state}
-    run = ask(servers, "POST", f"/deployments/{deployment}/create_flow_run", asked)["id"]
+    run = servers.ask("POST", f"/deployments/{deployment}/create_flow_run", asked)["id"]
     now = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
-    ask(servers, "POST", f"/flow_runs/{run}/set_state", {"state": now})
+    servers.ask("POST", f"/flow_runs/{run}/set_state", {"state": now})
     servers.run("prefect", "flow-run", "watch", run, timeout=900)
-    found: dict[str, Any] = ask(servers, "GET", f"/flow_runs/{run}")
+    found: dict[str, Any] = servers.ask("GET", f"/flow_runs/{run}")
     return found
 
 
 def logged(servers: Servers, run: str) -> str:
     """What the flow run and its tasks logged."""
     asked = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
-    return "\n".join(line["message"] for line in ask(servers, "POST", "/logs/filter", asked))
+    return "\n".join(line["message"] for line in servers.ask("POST", "/logs/filter", asked))
 
 
 def message_of(servers: Servers, run: str) -> str:
     """The message as the page of the artifact shows it: without the backslashes before what would be markup."""
     asked = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": ["night-tiny"]}}}
-    (artifact,) = ask(servers, "POST", "/artifacts/filter", asked)
+    (artifact,) = servers.ask("POST", "/artifacts/filter", asked)
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", str(artifact["data"]))
 
 

@@ -68,7 +68,7 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
     page.wait_for_timeout(2000)
 
     asked = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": False}}}
-    runs = httpx.post(f"{ui}/api/flow_runs/filter", json=asked, auth=servers.account).raise_for_status().json()
+    runs = servers.ask("POST", "/flow_runs/filter", asked)
     (run,) = [run for run in runs if run["parameters"].get("seeds") == [7]]
     assert run["parameters"]["processes"] == 1
     page.goto(f"{ui}/runs/flow-run/{run['id']}")
@@ -121,10 +121,9 @@ def test_an_ablation_from_the_form_to_the_comparison_and_back(servers: Servers, 
 def test_the_link_that_a_terminal_shows_opens_in_a_fresh_browser(servers: Servers, page: Any) -> None:
     """The page itself says "Page not found" there until it is loaded again."""
     account = ":".join(servers.account)
-    api = httpx.Client(base_url=servers.environment["PREFECT_API_URL"], auth=servers.account, timeout=60)
-    flow = api.post("/flows/", json={"name": "looked-at"}).raise_for_status().json()["id"]
+    flow = servers.ask("POST", "/flows/", {"name": "looked-at"})["id"]
     asked = {"flow_id": flow, "name": "a-run-to-look-at", "state": {"type": "RUNNING"}}
-    run = api.post("/flow_runs/", json=asked).raise_for_status().json()["id"]
+    run = servers.ask("POST", "/flow_runs/", asked)["id"]
     with temporary_settings(
         {PREFECT_API_URL: servers.environment["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: account}
     ):
@@ -135,4 +134,4 @@ def test_the_link_that_a_terminal_shows_opens_in_a_fresh_browser(servers: Server
     fresh.locator("input[type=password]").fill(account)
     fresh.get_by_role("button").first.click()
     fresh.get_by_text("a-run-to-look-at").first.wait_for()
-    api.delete(f"/flow_runs/{run}").raise_for_status()
+    servers.ask("DELETE", f"/flow_runs/{run}")

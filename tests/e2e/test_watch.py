@@ -1,9 +1,7 @@
 """The regression watch on real servers: an effect that left its earlier interval is said, and an automation reacts to it."""
 
 import time
-from typing import Any
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 
@@ -14,18 +12,11 @@ pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
 
 
 def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
-    api = servers.environment["PREFECT_API_URL"]
-
-    def ask(path: str) -> Any:
-        return httpx.get(api + path, timeout=30, auth=servers.account).raise_for_status().json()
-
     def sweep() -> None:
         done = servers.run("prefect", "deployment", "run", "ablation/tiny", "--watch")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    automations = (
-        httpx.post(f"{api}/automations/filter", json={}, timeout=30, auth=servers.account).raise_for_status().json()
-    )
+    automations = servers.ask("POST", "/automations/filter", {})
     (example,) = [found for found in automations if "pause when the effect moved" in found["name"]]
     assert not example["enabled"]
     sweep()
@@ -37,18 +28,12 @@ def test_an_effect_that_moved_pauses_its_deployment(servers: Servers) -> None:
     client.set_tag(reports[0].info.run_id, "sweep", "tiny-before")
     for name, value in (("low", 0.9), ("high", 0.95)):
         client.log_metric(reports[0].info.run_id, f"report/igpo/{name}", value)
-    httpx.patch(
-        f"{api}/automations/{example['id']}", json={"enabled": True}, timeout=30, auth=servers.account
-    ).raise_for_status()
+    servers.ask("PATCH", f"/automations/{example['id']}", {"enabled": True})
     sweep()
     deadline = time.monotonic() + HANGS
-    while not ask("/deployments/name/ablation/tiny")["paused"]:
+    while not servers.ask("GET", "/deployments/name/ablation/tiny")["paused"]:
         assert time.monotonic() < deadline, "the deployment was not paused"
         time.sleep(1)
-    logs = (
-        httpx.post(f"{api}/logs/filter", json={"logs": {"level": {"ge_": 30}}}, timeout=30, auth=servers.account)
-        .raise_for_status()
-        .json()
-    )
+    logs = servers.ask("POST", "/logs/filter", {"logs": {"level": {"ge_": 30}}})
     said = [entry["message"] for entry in logs if "EFFECT MOVED: igpo" in entry["message"]]
     assert len(said) == 1 and "outside [+0.900, +0.950] of the sweep before" in said[0] and "tiny-before" in said[0]
