@@ -39,7 +39,8 @@ def planned(preset: str, seed: int, home: Path, sweep: str) -> Any:
 
 def alone(preset: str, seed: int, home: Path) -> None:
     """The run without a server: what flows.train does, less Prefect and MLflow."""
-    from tasks.runs.training import Recorder, open_training
+    from tasks.runs.planned import open_training
+    from tasks.runs.training import Recorder
     from tasks.tracking.outbox import NoOutbox
 
     run = planned(preset, seed, home, "alone")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from igpo_core.errors import ConfigError
+from igpo_core.folders import read_yaml
 from tasks.specification.presets import PRESETS
-from tasks.specification.yaml_file import read_yaml
 
 
 def _arms(path: Path) -> list[str]:

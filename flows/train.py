@@ -1,6 +1,7 @@
 """Flow `train`: one arm, one seed. Warm start, epochs of steps, a checkpoint and an evaluation each epoch, the test."""
 
 import time
+from contextlib import closing
 from typing import IO, Any
 
 from prefect import Flow, flow
@@ -20,7 +21,7 @@ from tasks.runs.devices import device
 from tasks.runs.expectations import tell_expectations
 from tasks.runs.locks import locked
 from tasks.runs.models import with_its_model
-from tasks.runs.planned import Run, Say, drop_moments, open_run, told_name, write_run
+from tasks.runs.planned import Run, Say, drop_moments, open_run, open_training, told_name, write_run
 from tasks.runs.processors import processor, unsuited
 from tasks.specification.presets import load_specification
 from tasks.tracking.mlflow_runs import about_run
@@ -160,14 +161,15 @@ def _end(run: Run, tracker: Tracker, status: Status, say: Say) -> None:
 
 def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any]:
     from tasks.runs.interruption import leave_checkpoint
-    from tasks.runs.training import Recorder, open_training
+    from tasks.runs.training import Recorder
 
     training = open_training(run, say)
     with monitor(run.spec.experiment, str(training.trainer.policy.model.device), say) as system:
         recorder = Recorder(run, training, tracker, say, page.report, system.taken)
         try:
-            while recorder.result is None:
-                train_part.with_options(task_run_name=recorder.next_part)(quote(recorder))
+            with closing(recorder.events()) as events:
+                while recorder.result is None:
+                    train_part.with_options(task_run_name=recorder.next_part)(quote(events), quote(recorder))  # type: ignore[call-overload]
         except (TerminationSignal, KeyboardInterrupt):
             leave_checkpoint(training, tracker, say)
             raise

@@ -12,7 +12,8 @@ same events.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -171,11 +172,16 @@ class TrainingRun:
     def _say(self, text: str) -> None:
         self._said.append(Said(text))
 
-    def events(self, evaluated: Callable[[int], bool] = lambda step: False) -> Iterator[Event]:
+    def events(
+        self,
+        evaluated: Callable[[int], bool] = lambda step: False,
+        around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Generator[Event]:
         """Make all that is left of the run.
 
         evaluated: whether the consumer has the evaluation on dev of a step already; a run that was ended between a step and the
-        evaluation due after it makes that first.
+        evaluation due after it makes that first. around_step: entered before each step, left once its StepDone was taken and
+        the next event is asked for. Close the iterator where it is left on the way, or that waits.
         Raises IgpoError where a step fails, ExpectationError where one is not as config.expect wants it; a run ended on the way
         goes on from its newest checkpoint.
         """
@@ -187,8 +193,9 @@ class TrainingRun:
         while not trainer.done:
             until = (trainer.step // training.steps_per_epoch + 1) * training.steps_per_epoch
             while trainer.step < until and not trainer.done:
-                done = self._step()
-                yield done
+                with around_step():
+                    done = self._step()
+                    yield done
                 stops = _stopping(done.unexpected)
                 if stops:
                     yield Saving(trainer.step)

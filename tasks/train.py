@@ -1,7 +1,8 @@
 """Prefect tasks of a training run: on to its next checkpoint, or with several processes to its result."""
 
+from collections.abc import Iterator
 from functools import partial
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,11 +12,20 @@ from tasks.lab.prefect_runs import RunPage, Say
 from tasks.runs.planned import Run
 from tasks.runs.together import Meeting, train_together
 
+if TYPE_CHECKING:
+    from igpo_core.run import Event
+    from tasks.runs.training import Recorder
+
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def train_part(recorder: Any) -> None:
-    """Go on to the run's next checkpoint, or to its result."""
-    recorder.part()
+def train_part(events: "Iterator[Event]", recorder: "Recorder") -> None:
+    """Go on to the run's next checkpoint, or to its result. Each event is written down before the next one is asked for."""
+    from igpo_core.run import Checkpointed, Finished  # torch takes seconds
+
+    for event in events:
+        recorder.write(event)
+        if isinstance(event, Checkpointed | Finished):
+            return
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train together")

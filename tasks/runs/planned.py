@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,6 +20,10 @@ from igpo_core.config.reasons import reasons
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_json
 from igpo_core.rewards.functions import FunctionGain
+from tasks.runs.devices import device
+
+if TYPE_CHECKING:
+    from igpo_core.run import TrainingRun
 
 Say = Callable[[str], None]
 OnStep = Callable[[int], None]
@@ -124,6 +128,14 @@ def open_run(home: Path, run_key: str) -> Run:
     except ValidationError as error:
         raise ConfigError(f"{path} is no plan of a run: {'; '.join(reasons(error, RunSpec))}") from error
     return Run(spec, home)
+
+
+def open_training(run: Run, say: Say) -> "TrainingRun":
+    """Return the run at its newest whole checkpoint, or at its start, on the device that is this process's."""
+    from igpo_core.run import TrainingRun  # torch takes seconds
+
+    place = device(run.spec.experiment, say)
+    return TrainingRun(run.spec, run.folder, run.data, run.start, place=place, judgements=run.home / "judge.sqlite")
 
 
 def planned_start(folder: Path) -> str:

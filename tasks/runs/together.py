@@ -35,7 +35,7 @@ from tasks.lab.home import PROJECT
 from tasks.lab.secrets import provide
 from tasks.runs.devices import device
 from tasks.runs.models import with_its_model
-from tasks.runs.planned import OnStep, Run, Say, open_run
+from tasks.runs.planned import OnStep, Run, Say, open_run, open_training
 from tasks.tracking.outbox import NoOutbox, Outbox, read_about
 from tasks.tracking.system import monitor
 
@@ -247,7 +247,7 @@ def _end_family(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
 def main(home: Path, run_key: str) -> None:
     """What each process does."""
     from tasks.runs.interruption import leave_checkpoint
-    from tasks.runs.training import Recorder, open_training
+    from tasks.runs.training import Recorder
 
     first = os.environ["RANK"] == "0"
     signal.signal(signal.SIGTERM, _interrupt if first else _linger)

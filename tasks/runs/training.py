@@ -6,8 +6,10 @@ The flow `train` asks for one part after another, each in a Prefect task; severa
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from igpo_core.run import (
@@ -23,22 +25,15 @@ from igpo_core.run import (
     TrainingRun,
     Unexpected,
 )
-from tasks.runs.devices import device
 from tasks.runs.interruption import whole_steps
-from tasks.runs.planned import OnStep, Run, Say, write_result
+from tasks.runs.planned import OnStep, Run, Say, open_training, write_result
 from tasks.runs.planning import Timing, demonstrations, policy_key
 from tasks.tracking.outbox import UNEXPECTED, Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
 
-def open_training(run: Run, say: Say) -> TrainingRun:
-    """Return the run at its newest whole checkpoint, or at its start, on the device that is this process's."""
-    place = device(run.spec.experiment, say)
-    return TrainingRun(run.spec, run.folder, run.data, run.start, place=place, judgements=run.home / "judge.sqlite")
-
-
 class Recorder:
-    """Goes through a run's events, and writes each down before it asks for the next one.
+    """Writes a run's events down: each is written before the next one is asked for.
 
     In other processes than the first, `outbox` writes nothing.
     """
@@ -55,7 +50,6 @@ class Recorder:
         """system: what the run took of its machine since the last call (tasks/tracking/system.py)."""
         self._run, self._training, self._trainer = run, training, training.trainer
         self._outbox, self._say, self._on_step, self._system = outbox, say, on_step, system
-        self._events = training.events(self._evaluated_before)
         self.result: dict[str, Any] | None = None
         """Of the run once it is finished: the content of result.json, which is on disk then."""
         self._logging = 0.0
@@ -66,34 +60,29 @@ class Recorder:
 
     @property
     def next_part(self) -> str:
-        """Return what `part` will make, in words."""
+        """Return what comes up to the next checkpoint, in words."""
         trainer = self._trainer
         number = trainer.step // trainer.config.training.steps_per_epoch + 1
         return "test and publish" if trainer.done else f"epoch {number}"
 
-    def part(self) -> None:
-        """Go on until the next checkpoint is whole, or the run is finished."""
-        while not isinstance(self.advance(), Checkpointed | Finished):
-            pass
+    def events(self) -> Generator[Event]:
+        """Return what is left of the run. A signal to end waits for a step's line (tasks/runs/interruption.py)."""
+        return self._training.events(self._evaluated_before, partial(whole_steps, self._trainer))
 
     def to_end(self) -> dict[str, Any]:
-        """Make all that is left of the run. Returns its result, which is on disk then."""
-        while self.result is None:
-            self.part()
+        """Make all that is left of the run, and write it down. Returns its result, which is on disk then."""
+        with closing(self.events()) as events:
+            for event in events:
+                self.write(event)
+        assert self.result is not None
         return self.result
-
-    def advance(self) -> Event:
-        """Make the next event and write it down; a signal to end waits for a step's line (tasks/runs/interruption.py)."""
-        with whole_steps(self._trainer):
-            event = next(self._events)
-            self._record(event)
-        return event
 
     def _evaluated_before(self, step: int) -> bool:
         """Return whether the evaluation on dev of a step is written down."""
         return self._outbox.has(f"eval/all/{self._trainer.config.data.headline}", step)
 
-    def _record(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
+        """Write an event down, and tell it to whoever watches."""
         match event:
             case Said(text):
                 self._say(text)

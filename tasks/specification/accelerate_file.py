@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from igpo_core.errors import ConfigError
+from igpo_core.folders import read_yaml
 from tasks.lab.home import PROJECT
-from tasks.specification.yaml_file import read_yaml
 
 TAKEN = {
     "distributed_type",

@@ -17,12 +17,12 @@ from igpo_core.config.changes import put
 from igpo_core.config.reasons import nearest
 from igpo_core.config.specification import validated
 from igpo_core.errors import ConfigError
+from igpo_core.folders import read_yaml
 from igpo_core.hub import is_hub_name, require_pinned
 from igpo_core.rewards.functions import FunctionGain, with_source
 from tasks.lab.home import PROJECT
 from tasks.runs.processors import decided
 from tasks.specification.accelerate_file import take_over
-from tasks.specification.yaml_file import read_yaml
 
 PRESETS = PROJECT / "deployments" / "presets"
 

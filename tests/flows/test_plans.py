@@ -37,8 +37,8 @@ TINY: dict[str, Any] = {
 CHILD = """
 import sys
 from pathlib import Path
-from tasks.runs.planned import open_run
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.planned import open_run, open_training
+from tasks.runs.training import Recorder
 from tasks.runs.warm_starts import ensure_warm_start
 from tasks.tracking.outbox import About, Outbox
 

@@ -92,7 +92,8 @@ from igpo_core.environments import open_environment
 from igpo_core.errors import OutOfMemory
 from igpo_core.policies import build_policy, save_policy
 from igpo_core.run import Checkpointed, Finished
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.planned import open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.outbox import About, Outbox
 from tests.tasks.planned import planned
 
@@ -117,27 +118,29 @@ def opened():
     return training, Recorder(run, training, Outbox(run.folder, About("s", "r", "k", {}, {})), lambda line: None)
 
 training, recorder = opened()
-while not isinstance(recorder.advance(), Checkpointed):
-    pass
+events = recorder.events()
+for event in events:
+    recorder.write(event)
+    if isinstance(event, Checkpointed):
+        break
 gc.collect()
 ctypes.CDLL(None).malloc_trim(0)  # what the step before left free is no longer the process's
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, hard))
 try:
-    recorder.advance()
+    next(events)
     said = "nothing ran out"
 except OutOfMemory as error:
     said = str(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-del training, recorder
+del training, recorder, events
 damage = []
 folder = newest_checkpoint(run.folder, damage.append)
 verify_folder(folder)
 training, recorder = opened()
 resumed = training.trainer.step
-while recorder.result is None:
-    recorder.advance()
+recorder.to_end()
 lowered = experiment.model_copy(update={"optimizer": experiment.optimizer.model_copy(update={"tokens_per_batch": 1000})})
 other = planned(home, lowered)
 print(json.dumps({"said": said, "checkpoint": folder.name, "damage": damage, "resumed": resumed,

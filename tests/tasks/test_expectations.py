@@ -24,8 +24,8 @@ from tasks.report.alarms import unexpected
 from tasks.report.sweeps import SweepData
 from tasks.runs.expectations import tell_expectations, write_data_docs
 from tasks.runs.interruption import leave_checkpoint
-from tasks.runs.planned import Run
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.planned import Run, open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.mlflow_runs import about_run
 from tasks.tracking.outbox import Outbox, read_about
 from tasks.tracking.sending import Sender, Tracker, read_sent

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone, read_best
 from tasks.lab import prefect_runs
 from tasks.lab.prefect_runs import RunPage, away, patiently
 from tasks.runs.interruption import leave_checkpoint
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.planned import open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.outbox import About, Outbox, write_status
 from tests.tasks.planned import planned
 
@@ -50,8 +52,11 @@ def setting(taught: Any, tmp_path: Path) -> Any:
 def go_on(setting: Any, last: type[Any], step: int) -> None:
     """Make and write down events up to one of a kind and step."""
     recorder = Recorder(*setting, print)
-    while not (isinstance(event := recorder.advance(), last) and event.step == step):
-        pass
+    with closing(recorder.events()) as events:
+        for event in events:
+            recorder.write(event)
+            if isinstance(event, last) and event.step == step:
+                return
 
 
 def steps_with(folder: Path, metric: str) -> list[int]:
@@ -110,6 +115,26 @@ def test_a_signal_waits_until_the_steps_line_is_written(
     newest = newest_checkpoint(training.folder, pytest.fail)
     assert newest is not None and newest.name == f"step-{done:06d}"
     assert steps_with(training.folder, "train/loss") == list(range(1, done + 1))
+
+
+def test_signals_end_the_process_again_once_a_line_could_not_be_written(
+    setting: Any, signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the step's line is written they wait; a full disk must not leave a process that no signal ends."""
+    _, _, tracker = setting
+
+    def told(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def full(number: int, metrics: Any) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not told
+        raise OSError("no space left")
+
+    signal.signal(signal.SIGTERM, told)
+    monkeypatch.setattr(tracker, "log", lambda number, metrics: full(number, metrics) if number else None)
+    with pytest.raises(OSError, match="no space left"):
+        go_on(setting, StepDone, 6)
+    assert signal.getsignal(signal.SIGTERM) is told
 
 
 def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:

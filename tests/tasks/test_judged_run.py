@@ -10,7 +10,8 @@ import pytest
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.planned import open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.outbox import NoOutbox
 from tests.igpo_core.judging import judging_server
 from tests.tasks.planned import planned

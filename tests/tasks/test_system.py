@@ -18,8 +18,9 @@ from benchmarks.findings import is_of_the_machine
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
-from igpo_core.run import Checkpointed
-from tasks.runs.training import Recorder, open_training
+from igpo_core.run import StepDone
+from tasks.runs.planned import open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.outbox import About, Outbox
 from tasks.tracking.system import CURVES, Processes, SystemMonitor, monitor
 from tests.tasks.planned import planned
@@ -207,12 +208,11 @@ def test_curves_stand_with_the_steps_and_nowhere_else(taught: Any, tmp_path: Pat
             watched = SystemMonitor({"m": lambda: Processes(os.getpid())}, told.append, every=0.01)
             with watched if name == "with" else nullcontext() as system:
                 recorder = Recorder(run, training, outbox, told.append, system=system.taken if system else dict)
-                if ended_early:  # after the checkpoint of step 2, with a step more in metrics.jsonl
-                    while not isinstance(recorder.advance(), Checkpointed):
-                        pass
-                    recorder.advance()
-                while recorder.result is None and not ended_early:
-                    recorder.advance()
+                for event in recorder.events():
+                    recorder.write(event)
+                    # after the checkpoint of step 2, with a step more in metrics.jsonl
+                    if ended_early and isinstance(event, StepDone) and event.step == 3:
+                        break
         results[name] = run.spec.run_key, recorder.result
         lines[name] = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     values = {

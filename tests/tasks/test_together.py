@@ -17,9 +17,9 @@ from igpo_core.environments.lookup import generate
 from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.policies import save_policy
 from tasks.runs.locks import locked, locked_if_free
-from tasks.runs.planned import PLAN, Run, open_run, write_run
+from tasks.runs.planned import PLAN, Run, open_run, open_training, write_run
 from tasks.runs.together import MARK, Meeting, _end_family, join, train_together
-from tasks.runs.training import Recorder, open_training
+from tasks.runs.training import Recorder
 from tasks.tracking.outbox import About, NoOutbox, Outbox, read_about
 from tests.sockets import Watch
 from tests.tasks.planned import planned
