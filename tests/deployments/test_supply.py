@@ -87,7 +87,7 @@ def test_an_index_is_asked_for_torch_alone_and_after_all_others() -> None:
     makefile, dockerfile = (ROOT / "Makefile").read_text(), (COMPOSE / "Dockerfile").read_text()
     torch = re.search(r"^TORCH\s*:= (torch==\S+)$", makefile, re.MULTILINE)
     assert "--extra-index-url" not in makefile + dockerfile
-    assert torch and torch[1] in dockerfile
+    assert torch and torch[1] in dockerfile and f"pip install {torch[1]} " in (ROOT / "docs/operate.md").read_text()
     asks = re.compile(r"\$\(PIP\)|\$\(UV\)|pip install")
     for text in (makefile, dockerfile):
         lines = text.replace("\\\n\t", " ").splitlines()  # a variable over two lines is one
