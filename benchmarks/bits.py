@@ -43,8 +43,8 @@ KEPT = "a finished run keeps its last and its best checkpoint alone"
 MEANT: tuple[Meant, ...] = (
     Meant("*", "*paper_f1*", "the authors' F1 is measured beside the sources' own"),
     Meant("*", "* test *.name", "the span of a turn is named with its gain"),
-    Meant("lookup", "train * step 2 model.safetensors *: only in the old one", KEPT),
-    Meant("killed", "train * step 7 model.safetensors *: only in the old one", KEPT),
+    Meant("lookup", "train * step 2 model.safetensors *", KEPT, "only in the old one"),
+    Meant("killed", "train * step 7 model.safetensors *", KEPT, "only in the old one"),
     Meant("atlas", "*first_exposure*", "atlas shows its answer to the arm, which was the outcome alone"),
 )
 # of names on the old side -> on the new one, where old checkouts have other words for the same number

@@ -184,8 +184,14 @@ class Meant:
     study: str
     """Pattern (fnmatch) of the study's name."""
     name: str
-    """Pattern of what differs: of its name, or of the line that is printed."""
+    """Pattern of the name of what differs."""
     reason: str
+    words: str = ""
+    """What `difference` has to say of it; empty: anything."""
+
+    def covers(self, study: str, name: str, words: str) -> bool:
+        matches = fnmatch.fnmatchcase(study, self.study) and fnmatch.fnmatchcase(name, self.name)
+        return matches and self.words in ("", words)
 
 
 @dataclass(frozen=True)
@@ -230,13 +236,11 @@ def compare(old: Findings, new: Findings, study: str, meant: Sequence[Meant]) ->
     for name in [*before, *(name for name in after if name not in before)]:
         words = difference(before.get(name), after.get(name))
         if words:
-            printed = f"{name}: {words}"
-            of_study = [one for one in meant if _matches(study, one.study)]
-            reasons = [one.reason for one in of_study if _matches(name, one.name) or _matches(printed, one.name)]
+            reasons = [one.reason for one in meant if one.covers(study, name, words)]
             if reasons:
-                expected.append((printed, reasons[0]))
+                expected.append((f"{name}: {words}", reasons[0]))
             else:
-                different.append(printed)
+                different.append(f"{name}: {words}")
     return Comparison(
         values=len(old.values.keys() | new.values.keys()),
         tensors=len(old.tensors.keys() | new.tensors.keys()),
@@ -244,10 +248,6 @@ def compare(old: Findings, new: Findings, study: str, meant: Sequence[Meant]) ->
         different=tuple(different),
         meant=tuple(expected),
     )
-
-
-def _matches(text: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(text, pattern)
 
 
 def _fields(side: Findings) -> dict[str, str]:

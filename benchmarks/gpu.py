@@ -1,9 +1,9 @@
 """What a step costs on a GPU: its ceilings, a decoding step, rollouts, beliefs, the update, against the floors.
 
-python -m benchmarks.gpu [--shapes 0.5b 7b smollm2] [--peer] [--profile] [--out FILE]. One command, no network, under six minutes
-on an H100. Models are random and of real shapes; every turn is forced to one script of a search, at the cost of a real choice.
-"before" is rollout.engine.kind=transformers with padded updates, "after" rollout.engine.kind=continuous with packed ones; both
-run here, on the same card. Without a GPU it runs a tiny shape, which shows nothing but that it runs.
+python -m benchmarks.gpu [--shapes 0.5b 7b smollm2] [--peer] [--profile] [--out FILE]. One command, without network, meant for
+six minutes on an H100. Models are random and of real shapes; every turn is forced to one script of a search, at the cost of a
+real choice. "before" is rollout.engine.kind=transformers with padded updates, "after" rollout.engine.kind=continuous with
+packed ones; both run here, on the same card. Without a GPU it runs a tiny shape, which shows nothing but that it runs.
 """
 
 import argparse

@@ -188,12 +188,23 @@ PACKED_TYPES = (
     "gemma", "glm4", "glm4_moe", "granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe",
     "smollm3",
 )  # fmt: skip
+KNOWN_CODE = ("transformers.", "torch.", "peft.", "igpo_core.")
+# What configurations call the number of experts.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def unpackable(model: Any) -> str:
-    """Return what keeps a model's sequences from being packed, "" where nothing does: it has to be of PACKED_TYPES, and its
-    attention causal over the whole history, without a cap on its scores."""
-    return unpackable_attention(text_config(model.config))
+    """Return what keeps a model's sequences from being packed, "" where nothing does: it has to be of PACKED_TYPES and of
+    transformers' own code, and its attention causal over the whole history, without a cap on its scores."""
+    return unpackable_attention(text_config(model.config)) or _foreign_code(model)
+
+
+def _foreign_code(model: Any) -> str:
+    """Return what code of its own a model's layers are: it may compute attention by itself, over other sequences too."""
+    layers = model.get_decoder().layers
+    parts = [part for layer in layers for part in (layer, *layer.children())]
+    foreign = sorted({type(part).__module__ for part in parts if not type(part).__module__.startswith(KNOWN_CODE)})
+    return f"layers of code of its own ({', '.join(foreign)})" if foreign else ""
 
 
 def unpackable_attention(config: Any) -> str:
@@ -211,8 +222,12 @@ def unpackable_attention(config: Any) -> str:
 
 
 def require_packable(model: Any) -> None:
-    """Raise ConfigError for a model whose sequences cannot be packed."""
+    """Raise ConfigError for a model whose sequences cannot be packed, or whose decoding step is no CUDA graph: compiled experts
+    with float32 weights read on the CPU how many tokens each of them has."""
+    config = text_config(model.config)
     reason = unpackable(model)
+    if not reason and any(getattr(config, name, None) for name in EXPERTS):
+        reason = f"experts (type {config.model_type}), which no graph of a decoding step takes"
     if reason:
         raise ConfigError(
             f"rollout.engine.kind=continuous knows attention over the whole history alone, of types {', '.join(PACKED_TYPES)}, "

@@ -64,8 +64,11 @@ def text_config(config: Any) -> Any:
 
 
 def window(config: Any) -> int:
-    """The longest sequence, in tokens, that a model attends to as a whole: its positions, and within them the window of its
-    sliding or chunked layers. Raises ConfigError where its configuration says no such number, or names layers of another kind."""
+    """The longest sequence, in tokens, that a model attends to as a whole and encodes in one way: its positions, within them the
+    window of its sliding or chunked layers, and the length from which its rotary embedding changes.
+
+    Raises ConfigError where its configuration says no such number, or names layers of another kind.
+    """
     config = text_config(config)
     if getattr(config, "is_heterogeneous", False):
         raise ConfigError(
@@ -78,7 +81,7 @@ def window(config: Any) -> int:
             "this model's config.json does not say how many tokens it takes (max_position_embeddings): write the length that it "
             "was trained with there, in a copy of the model, or use another model"
         )
-    return min([positions, *_reaches(config)])
+    return min([positions, *_reaches(config), *_rotations(config)])
 
 
 def require_embeddings(model: Any, protocol: TurnProtocol) -> None:
@@ -131,6 +134,20 @@ def _reaches(config: Any) -> Iterator[int]:
         reach = _count(getattr(config, setting, None))
         if reach:
             yield reach
+
+
+def _rotations(config: Any) -> Iterator[int]:
+    """Up to how many tokens positions are encoded in one way, where that depends on a pass's length (longrope, dynamic). Beyond,
+    cached keys are of the short form and new ones of the long, and a sequence's numbers depend on its neighbours."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    forms = [
+        rope,
+        *(form for form in rope.values() if isinstance(form, dict)),
+    ]  # one for all layers, or one a kind of layer
+    for form in forms:
+        if form.get("rope_type") in ("longrope", "dynamic"):
+            own = form.get("original_max_position_embeddings")
+            yield from filter(None, [_count(own or getattr(config, "original_max_position_embeddings", None))])
 
 
 def _count(value: Any) -> int | None:

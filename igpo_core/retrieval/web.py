@@ -63,6 +63,7 @@ class WebRetriever:
 
     def submit(self, query: str, k: int) -> "Future[Found]":
         """One search, begun at once. What another thread waits for is not asked a second time."""
+        query = one_form(query)[:LONGEST_QUERY]
         with self._submitting:
             pending = self._pending.get((query, k))
             if pending is None or pending.done():  # done: the file has it, or it failed and may be asked again
@@ -71,8 +72,8 @@ class WebRetriever:
             return pending
 
     async def _find(self, query: str, k: int) -> Found:
+        """query: in the form that is sent."""
         self.counts.asked += 1
-        query = one_form(query)[:LONGEST_QUERY]
         key = fingerprint(self._same, k, query)
         known = await asyncio.to_thread(self.cache.get, key)
         if known is not None:

@@ -1,11 +1,13 @@
 """A trajectory while it grows, whichever engine samples it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
+from igpo_core.errors import IgpoError
 from igpo_core.policies import Policy
 from igpo_core.protocol import TurnProtocol
 from igpo_core.trajectory import (
@@ -48,7 +50,16 @@ class Row:
     status: RolloutStatus | None = None
 
     def append_turn(self, policy: Policy, ids: Sequence[int], logprobs: Sequence[float], config: RolloutConfig) -> None:
-        """Append a sampled turn; the status is set where the trajectory ends with it."""
+        """Append a sampled turn; the status is set where the trajectory ends with it.
+
+        Raises IgpoError where a log-probability is no finite number.
+        """
+        if not all(map(math.isfinite, logprobs)):
+            raise IgpoError(
+                f"question {self.question.id}, turn {len(self.turns) + 1}: the policy's log-probabilities are no finite numbers. "
+                "Its weights are damaged, or too large for bfloat16: take an earlier checkpoint, or compute in float32 "
+                "(policy.dtype)"
+            )
         action = policy.protocol.parse(ids)
         start = len(self.ids)
         self.ids += ids

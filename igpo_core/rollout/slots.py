@@ -66,7 +66,7 @@ def _place(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torc
     """The first place of each row whose sum exceeds the target, and the target, kept below the row's last sum: what is found
     has a mass of its own."""
     target = torch.minimum(target, torch.nextafter(sums[:, -1:], torch.zeros_like(target)))
-    # of sums that are no numbers nothing exceeds the target: the last place, and the update says that they are not finite
+    # of sums that are no numbers nothing exceeds the target: the last place, and Row.append_turn says that they are none
     return torch.searchsorted(sums, target, right=True).clamp(max=sums.shape[-1] - 1), target
 
 

@@ -228,7 +228,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
         fits = (
             "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
         )
-        yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, were 40% of its speed reached"
+        yield f"  {name}: {fits}; a step takes {seconds:.2g} s at least: counted from operations, at 40% of the card's speed"
     some = any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
     if not some:
         yield "  warning: it fits none of these accelerators"

@@ -179,13 +179,18 @@ def test_a_weight_s_difference_is_its_largest() -> None:
 
 def test_what_may_lack_may_not_differ() -> None:
     old, new = Findings({}, {"w": torch.tensor([1.0]), "x": torch.tensor([1.0])}, {}), Findings({}, {}, {})
-    lacks = Meant("s", "w: only in the old one", "it is not kept")
+    lacks = Meant("s", "w", "it is not kept", "only in the old one")
     found = compare(old, new, "s", (lacks,))
     assert found.meant == (("w: only in the old one", "it is not kept"),) and found.different == (
         "x: only in the old one",
     )
     differs = Findings({}, {"w": torch.tensor([2.0]), "x": torch.tensor([1.0])}, {})
     assert compare(old, differs, "s", (lacks,)).different == ("w: 1 of 1 elements, off by 1 at most",)
+
+
+def test_a_value_that_holds_a_meant_name_is_not_meant() -> None:
+    old, new = Findings({"status": "paper_f1, em"}, {}, {}), Findings({"status": "failed; paper_f1, em"}, {}, {})
+    assert len(compare(old, new, "s", (Meant("*", "*paper_f1*", "it is new"),)).different) == 1
 
 
 def test_what_is_meant_is_told_with_its_reason_and_hides_nothing_else(make: Callable[[str], Laboratory]) -> None:

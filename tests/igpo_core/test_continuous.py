@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from igpo_core.attention import PACKED_TYPES, Packing, packing_layers, unpackable
 from igpo_core.batching import packed_batches
 from igpo_core.config import ExperimentConfig, reward_of
 from igpo_core.environments.base import Observation
-from igpo_core.errors import ConfigError
+from igpo_core.errors import ConfigError, IgpoError
 from igpo_core.rewards.information_gain import answer_log_likelihoods
 from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout import continuous_engine
@@ -452,12 +453,13 @@ def test_sliding_windows_are_refused(taught: Any, of: Any, window: Any) -> None:
 def test_updates_are_packed_where_the_model_can_be(taught: Any, of: Any, window: Any) -> None:
     """As if on a GPU: the decision alone."""
 
-    def on(device: str, config: Any, half: bool = True) -> Any:
-        return replace(taught[2], model=SimpleNamespace(config=config, device=torch.device(device)), half=half)
+    def on(device: str, model: Any, half: bool = True) -> Any:
+        shown = SimpleNamespace(config=model.config, device=torch.device(device), get_decoder=model.get_decoder)
+        return replace(taught[2], model=shown, half=half)
 
-    without = tiny(of, **window | {"sliding_window": None, "use_sliding_window": False}).config
+    without = tiny(of, **window | {"sliding_window": None, "use_sliding_window": False})
     assert packs(on("cuda", without), "none")
-    assert not packs(on("cuda", tiny(of, **window).config), "none")
+    assert not packs(on("cuda", tiny(of, **window)), "none")
     assert not packs(on("cuda", without), "fsdp")
     assert not packs(on("cuda", without, half=False), "none")
     assert not packs(on("cpu", without), "none")
@@ -596,8 +598,43 @@ def test_a_model_of_a_type_that_was_not_compared_is_padded_and_refused_by_name(t
         ContinuousRollout(policy)
 
 
+@pytest.mark.parametrize("kind", ["glm4_moe", "mixtral", "qwen3_moe"])
+def test_experts_are_packed_in_updates_and_refused_by_the_engine(taught: Any, kind: str) -> None:
+    """Compiled, they read on the CPU how many tokens each expert has, which no CUDA graph takes."""
+    model = tiny(type(AutoConfig.for_model(kind)), pad_token_id=0, **OF_TYPES[kind])
+    on_gpu = SimpleNamespace(config=model.config, device=torch.device("cuda"), get_decoder=model.get_decoder)
+    policy: Any = replace(taught[2], model=on_gpu, half=True)
+    assert packs(policy, "none")
+    with pytest.raises(ConfigError, match=rf"this model has experts \(type {kind}\)"):
+        ContinuousRollout(policy)
+
+
+def test_layers_of_a_models_own_code_are_padded(taught: Any) -> None:
+    """Under a type that is known: they may compute attention by themselves, so that packed sequences see one another."""
+
+    class OwnAttention(LlamaAttention):
+        pass
+
+    model = tiny(LlamaConfig)
+    assert not unpackable(model)
+    for layer in model.get_decoder().layers:
+        layer.self_attn.__class__ = OwnAttention
+    assert unpackable(model) == f"layers of code of its own ({__name__})"
+
+
+def test_a_policy_that_gives_no_numbers_ends_a_rollout(taught: Any) -> None:
+    """With either engine: its turns would be scored as those of a policy that fails."""
+    config, environment, policy = taught
+    broken = replace(policy, model=copy.deepcopy(policy.model))
+    with torch.no_grad():
+        broken.model.get_decoder().norm.weight.fill_(float("nan"))
+    for engine in (rollout, ContinuousRollout(broken)):
+        with pytest.raises(IgpoError, match="turn 1: the policy's log-probabilities are no finite numbers"):
+            engine(broken, environment, environment.tasks("train")[:1], config.rollout, members=1, key=KEY)
+
+
 def test_a_token_is_chosen_where_the_model_gives_no_numbers() -> None:
-    """The update says that they are not finite; an index beyond the vocabulary would end the process before."""
+    """Whoever appends the turn says so; an index beyond the vocabulary would end the process before."""
     nothing = torch.full((2, 700), float("nan"))
     token, logprob = choose(nothing, torch.tensor([0.3, 0.9], dtype=torch.float64), Sampling(1.0, False, 1))
     assert token.max() < 700 and logprob.isnan().all()
@@ -611,6 +648,46 @@ def test_shorter_turns_after_longer_ones_have_the_exact_engines_tokens(taught: A
     ours = engine(policy, environment, questions, short, members=2, key=key)
     exact = rollout(policy, environment, questions, short, members=2, key=key)
     assert [item.token_ids for item in ours] == [item.token_ids for item in exact]
+
+
+def test_what_tools_return_waits_for_others_while_most_still_sample(
+    taught: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven of 32 slots have a short turn, and a pass over others that sample takes eight: what their tools return waits until
+    the other 25, with long turns, sample no more."""
+    config, environment, policy = taught
+    monkeypatch.setattr(continuous_engine, "PATIENCE", 0.05)
+    monkeypatch.setattr(continuous_engine, "ROWS_TOGETHER", 4)  # eight of 32
+    question, protocol = environment.tasks("train")[0], policy.protocol
+    call = environment.example_call(question)
+    short, final = (list(turn[0]) for turn in (protocol.turn("", call), protocol.turn("", Final("x"))))
+    filler = " ".join(protocol.tokenizer.decode([20 + n % 5]) for n in range(36))
+    long = list(protocol.turn(filler, call)[0])
+    turns: dict[int, int] = {}
+
+    def scripted(self: Any, logits: Any, place: torch.Tensor, sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = []
+        for slot, now in enumerate(place[:, 0].tolist()):
+            turns[slot] = turns.get(slot, -1) + int(now == 0 and bool(self.active[slot]))
+            script = final if turns[slot] == 1 else short if slot < 7 else long
+            chosen.append(script[min(now, len(script) - 1)])
+        return torch.tensor(chosen), torch.zeros(len(chosen))
+
+    passes: list[tuple[int, int]] = []  # rows, and rows that sample meanwhile
+    feed = SlotModel.feed
+
+    def counted(self: Any, blocks: Any) -> torch.Tensor:
+        passes.append((len(blocks), int(self.active.sum())))
+        return feed(self, blocks)
+
+    monkeypatch.setattr(SlotModel, "_choose", scripted)
+    monkeypatch.setattr(SlotModel, "feed", counted)
+    settings = config.rollout.model_copy(
+        update={"max_turns": 2, "max_new_tokens": 50, "max_tokens": 250, "batch_size": 32}
+    )
+    questions = environment.tasks("train")[:4]
+    ContinuousRollout(policy)(policy, environment, questions, settings, members=8, key=KEY)
+    assert passes == [(4, 0), (7, 0), (25, 7)]
 
 
 def test_the_last_episodes_of_a_step_do_not_wait_for_one_another(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
 )
@@ -173,6 +175,13 @@ def test_a_window_that_stands_in_the_language_models_part(
         assert "rollout.max_tokens=1025 exceeds the 1024 tokens" in reason
 
 
+def loose(**settings: Any) -> Any:
+    """A configuration that transformers would not let be written."""
+    config = SimpleNamespace(**settings)
+    config.get_text_config = lambda decoder: config
+    return config
+
+
 def of(**settings: Any) -> PreTrainedConfig:
     """A configuration of no kind that is known."""
     return PreTrainedConfig(**settings)
@@ -201,11 +210,23 @@ WINDOWS = [
     ),
     (of(max_position_embeddings=64, attention_chunk_size=8, layer_types=["chunked_attention"]), 8),
     (of(max_position_embeddings=64, sliding_window=8, layer_types=["full_attention"]), 64),
-]
+    (LlamaConfig(max_position_embeddings=64, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}), 64),
+    (LlamaConfig(max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), 64),
+    (loose(max_position_embeddings=64, rope_parameters={
+        "rope_type": "dynamic", "original_max_position_embeddings": 8}), 8),
+    (loose(max_position_embeddings=64, rope_parameters={
+        "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 8}}), 8),
+    (loose(max_position_embeddings=64, original_max_position_embeddings=16,
+        rope_parameters={"rope_type": "longrope"}), 16),
+    (Phi3Config(max_position_embeddings=64, original_max_position_embeddings=8, hidden_size=32, num_attention_heads=2,
+        pad_token_id=0, rope_parameters={
+            "rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4}), 8),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "expected"), WINDOWS)
-def test_the_longest_sequence_by_the_names_that_models_have_for_it(config: PreTrainedConfig, expected: int) -> None:
+def test_the_longest_sequence_by_the_names_that_models_have_for_it(config: Any, expected: int) -> None:
     from igpo_core.models import window
 
     assert window(config) == expected
