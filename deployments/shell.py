@@ -16,7 +16,12 @@ BEGIN = "# igpo-lab: lines of `make up`, for "
 END = "# igpo-lab: end"
 # without PREFECT_API_URL and PREFECT_HOME `prefect` starts a server of its own outside this folder, and leaves ~/.prefect
 TOLD = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_API_AUTH_STRING")
-EXPORTS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_PORT", "PREFECT_PORT", "IGPO_HOME")
+# what finds the laboratory; how long a flow waits for its server, and how often it says that it lives; nothing is told to others
+EXPORTS = (
+    "PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_PORT", "PREFECT_PORT", "IGPO_HOME",
+    "PREFECT_CLIENT_MAX_RETRIES", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY",
+    "PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "GX_ANALYTICS_ENABLED",
+)  # fmt: skip
 
 
 def exports(place: Place) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from deployments.place import Place
 from deployments.registration import client, close_template
 from igpo_core.errors import ServiceError
 from tasks.lab.account import make_account, mlflow_has_account, read_account
+from tasks.lab.home import PROJECT
 from tests.waiting import HANGS
 
 SECRETS = (
@@ -218,6 +220,18 @@ def test_what_is_printed_for_a_shell_shows_no_password(place: Place) -> None:
     program = "\n".join([*lines, 'printf "%s" "$PREFECT_API_AUTH_STRING"'])
     told = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=True).stdout
     assert told == place.account
+
+
+def test_a_shells_flows_live_as_those_of_make_do(place: Place) -> None:
+    """A heartbeat every 30 s, which the automation counts on: Prefect's own three minutes have healthy runs end as Crashed."""
+    make_account(place.home)
+    makefile = (PROJECT / "Makefile").read_text()
+    named = re.findall(r"^export ((?:PREFECT|DO_NOT|MLFLOW_DISABLE|GX)\w*) := (\w+)$", makefile, re.MULTILINE)
+    lines = shell.exports(place)
+    assert (
+        len(named) == 6
+        and [f"export {name}={value}" for name, value in named if f"export {name}={value}" not in lines] == []
+    )
 
 
 # ------------------------------------------------------------------------------------------------ MLflow, pools
