@@ -30,8 +30,8 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # Twice as fast as pip. uv reads no settings of pip's: it is told where pip looks, by the same order of precedence
-INDEX := for of in install global; do $(BIN)/python -m pip config get $$of.index-url 2>/dev/null && exit; done; \
-	echo https://pypi.org/simple
+INDEX := $(BIN)/python -m pip config list | awk -F"'" '/^install.index-url=/ {i=$$2} /^global.index-url=/ {g=$$2} \
+	END {print i ? i : g ? g : "https://pypi.org/simple"}'
 UV    := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(INDEX))}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 # not in the lock, for its builds differ by index under one version: TORCH_INDEX is asked for torch alone, after all others are there
 TORCH := torch==2.13.0

@@ -200,11 +200,10 @@ def unpackable(model: Any) -> str:
 
 
 def _foreign_code(model: Any) -> str:
-    """Return what code of its own a model's layers are: it may compute attention by itself, over other sequences too."""
-    layers = model.get_decoder().layers
-    parts = [part for layer in layers for part in (layer, *layer.children())]
-    foreign = sorted({type(part).__module__ for part in parts if not type(part).__module__.startswith(KNOWN_CODE)})
-    return f"layers of code of its own ({', '.join(foreign)})" if foreign else ""
+    """Return what code of its own a model's decoder is: it may compute attention by itself, over other sequences too."""
+    homes = {type(part).__module__ for part in model.get_decoder().modules()}
+    foreign = sorted(home for home in homes if not home.startswith(KNOWN_CODE))
+    return f"code of its own ({', '.join(foreign)})" if foreign else ""
 
 
 def unpackable_attention(config: Any) -> str:

@@ -137,7 +137,7 @@ def _reaches(config: Any) -> Iterator[int]:
 
 
 def _rotations(config: Any) -> Iterator[int]:
-    """Up to how many tokens positions are encoded in one way, where that depends on a pass's length (longrope, dynamic). Beyond,
+    """Up to how many tokens positions are encoded in one way, where that depends on a pass's length (longrope). Beyond,
     cached keys are of the short form and new ones of the long, and a sequence's numbers depend on its neighbours."""
     rope = getattr(config, "rope_parameters", None) or {}
     forms = [
@@ -145,7 +145,7 @@ def _rotations(config: Any) -> Iterator[int]:
         *(form for form in rope.values() if isinstance(form, dict)),
     ]  # one for all layers, or one a kind of layer
     for form in forms:
-        if form.get("rope_type") in ("longrope", "dynamic"):
+        if form.get("rope_type") == "longrope":  # "dynamic" changes beyond the positions, which nothing is longer than
             own = form.get("original_max_position_embeddings")
             yield from filter(None, [_count(own or getattr(config, "original_max_position_embeddings", None))])
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tasks.runs.training import Recorder
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(
+    cache_policy=NO_CACHE, persist_result=False, retries=0
+)  # events that failed are gone: the run is retried, or nothing
 def train_part(events: "Iterator[Event]", recorder: "Recorder") -> None:
     """Go on to the run's next checkpoint, or to its result. Each event is written down before the next one is asked for."""
     from igpo_core.run import Checkpointed, Finished  # torch takes seconds
@@ -26,6 +28,9 @@ def train_part(events: "Iterator[Event]", recorder: "Recorder") -> None:
         recorder.write(event)
         if isinstance(event, Checkpointed | Finished):
             return
+    raise RuntimeError(
+        "the run's events ended before its next checkpoint: they were asked for after one of them had failed"
+    )
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="train together")

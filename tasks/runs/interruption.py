@@ -25,6 +25,8 @@ def whole_steps(trainer: Trainer) -> Iterator[None]:
 
     def told(number: int, frame: Any) -> None:
         handler = own[signal.Signals(number)]
+        if handler == signal.SIG_IGN:
+            return
         if trainer.step == before and trainer.whole and callable(handler):
             handler(number, frame)
         else:

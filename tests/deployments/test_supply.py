@@ -1,6 +1,7 @@
 """What is installed, and what containers may do: read from the files, for no container engine is at hand."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -103,6 +104,26 @@ def test_what_installs_the_lock_is_taken_from_the_lock_with_its_hashes() -> None
     taken = subprocess.run(line.replace("$$", "$"), shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     (whole,) = [block for block in re.split(r"\n(?=\S)", LOCK.read_text()) if block.startswith("uv==")]
     assert taken.stdout.strip() == whole.strip()
+
+
+@pytest.mark.parametrize(
+    ("settings", "index"),
+    [
+        ("", "https://pypi.org/simple"),
+        ("[global]\nindex-url = http://global/simple\n", "http://global/simple"),
+        ("[global]\nindex-url = http://global/simple\n[install]\nindex-url = http://own/simple\n", "http://own/simple"),
+    ],
+)
+def test_uv_looks_where_pip_does(tmp_path: Path, settings: str, index: str) -> None:
+    file = tmp_path / "pip.conf" if settings else os.devnull  # which keeps pip from this machine's own
+    Path(file).write_text(settings)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+    asked = ["make", "-s", "--eval=index:;@$(INDEX)", "index", f"BIN={Path(sys.executable).parent}"]
+    told = subprocess.run(
+        asked, cwd=ROOT, env={**variables, "PIP_CONFIG_FILE": str(file), "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == index
 
 
 @pytest.mark.night

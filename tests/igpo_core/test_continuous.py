@@ -27,7 +27,7 @@ from igpo_core.rewards.scoring import answer_probes
 from igpo_core.rollout import continuous_engine
 from igpo_core.rollout.continuous_engine import ContinuousRollout, _Run
 from igpo_core.rollout.mismatch import Drift
-from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.rollout.rows import RolloutTimes, begin
 from igpo_core.rollout.slots import Block, Sampling, SlotModel, choose, join_projections
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.sampled import packed_logprobs, packs, sampled_logprobs
@@ -619,7 +619,12 @@ def test_layers_of_a_models_own_code_are_padded(taught: Any) -> None:
     assert not unpackable(model)
     for layer in model.get_decoder().layers:
         layer.self_attn.__class__ = OwnAttention
-    assert unpackable(model) == f"layers of code of its own ({__name__})"
+    assert unpackable(model) == f"code of its own ({__name__})"
+    OwnAttention.__module__ = "transformers_modules.somebody.modeling"  # as transformers loads it with remote code
+    assert "transformers_modules.somebody" in unpackable(model)
+    whole = tiny(LlamaConfig)
+    whole.get_decoder().__class__ = type("OwnDecoder", (type(whole.get_decoder()),), {"__module__": "elsewhere"})
+    assert unpackable(whole) == "code of its own (elsewhere)"
 
 
 def test_a_policy_that_gives_no_numbers_ends_a_rollout(taught: Any) -> None:
@@ -631,6 +636,14 @@ def test_a_policy_that_gives_no_numbers_ends_a_rollout(taught: Any) -> None:
     for engine in (rollout, ContinuousRollout(broken)):
         with pytest.raises(IgpoError, match="turn 1: the policy's log-probabilities are no finite numbers"):
             engine(broken, environment, environment.tasks("train")[:1], config.rollout, members=1, key=KEY)
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), float("inf")])
+def test_no_number_is_appended(taught: Any, logprob: float) -> None:
+    config, environment, policy = taught
+    row = begin(policy, environment.tasks("train")[0], 0, config.rollout)
+    with pytest.raises(IgpoError, match="no finite numbers"):
+        row.append_turn(policy, [policy.end_ids[0]], [logprob], config.rollout)
 
 
 def test_a_token_is_chosen_where_the_model_gives_no_numbers() -> None:

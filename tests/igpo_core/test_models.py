@@ -214,7 +214,7 @@ WINDOWS = [
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}), 64),
     (LlamaConfig(max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), 64),
     (loose(max_position_embeddings=64, rope_parameters={
-        "rope_type": "dynamic", "original_max_position_embeddings": 8}), 8),
+        "rope_type": "dynamic", "original_max_position_embeddings": 8}), 64),
     (loose(max_position_embeddings=64, rope_parameters={
         "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 8}}), 8),
     (loose(max_position_embeddings=64, original_max_position_embeddings=16,

@@ -13,13 +13,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from igpo_core.checkpoints import checkpoint_folder, newest_checkpoint
 from igpo_core.environments.lookup import generate
 from igpo_core.policies import save_policy
-from igpo_core.run import Checkpointed, Evaluated, Finished, StepDone, read_best
+from igpo_core.run import Checkpointed, Evaluated, Finished, Said, StepDone, read_best
 from tasks.lab import prefect_runs
 from tasks.lab.prefect_runs import RunPage, away, patiently
 from tasks.runs.interruption import leave_checkpoint
 from tasks.runs.planned import open_training
 from tasks.runs.training import Recorder
 from tasks.tracking.outbox import About, Outbox, write_status
+from tasks.train import train_part
 from tests.tasks.planned import planned
 
 
@@ -159,6 +160,43 @@ def test_an_evaluation_that_was_cut_off_is_made_at_the_start(setting: Any, monke
     assert steps_with(training.folder, "time/diagnostics") == [2, 4, 6]
     assert steps_with(training.folder, "train/loss") == [1, 2, 3, 4, 5, 6]
     assert steps_with(training.folder, "test/all/f1") == [6]
+
+
+def test_an_evaluation_that_is_written_is_not_made_again(setting: Any) -> None:
+    go_on(setting, Evaluated, 2)
+    with closing(Recorder(*setting, print).events()) as events:
+        assert isinstance(next(event for event in events if not isinstance(event, Said)), StepDone)
+
+
+def test_an_ignored_signal_does_not_hide_another(setting: Any, signals: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is ignored in the processes of a run of several, and SIGTERM is what ends them."""
+    _, training, _ = setting
+    step = training.trainer.learner.optimizer.step
+
+    def told(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def both() -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        return step()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, told)
+    monkeypatch.setattr(training.trainer.learner.optimizer, "step", both)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(setting, StepDone, 2)
+    assert training.trainer.step == 1
+
+
+def test_events_that_failed_are_not_asked_for_again(setting: Any) -> None:
+    """A retry of the task found none, and called that a part."""
+    recorder = Recorder(*setting, print)
+    assert train_part.retries == 0
+    with pytest.raises(RuntimeError, match="ended before its next checkpoint"):
+        train_part.fn(iter(()), recorder)
+    train_part.fn(recorder.events(), recorder)
+    assert newest_checkpoint(setting[1].folder, pytest.fail) is not None
 
 
 def test_metrics_are_on_disk_before_the_checkpoint_that_claims_their_steps(
