@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from tasks.runs.training import Recorder
 
 
-@task(
-    cache_policy=NO_CACHE, persist_result=False, retries=0
-)  # events that failed are gone: the run is retried, or nothing
+# retried, it would find no events behind those that failed
+@task(cache_policy=NO_CACHE, persist_result=False, retries=0)
 def train_part(events: "Iterator[Event]", recorder: "Recorder") -> None:
     """Go on to the run's next checkpoint, or to its result. Each event is written down before the next one is asked for."""
     from igpo_core.run import Checkpointed, Finished  # torch takes seconds

@@ -1,7 +1,10 @@
 """A run that is told to end, or whose Prefect server is away."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -191,8 +194,10 @@ def test_an_ignored_signal_does_not_hide_another(setting: Any, signals: None, mo
 
 def test_events_that_failed_are_not_asked_for_again(setting: Any) -> None:
     """A retry of the task found none, and called that a part."""
+    asked = [sys.executable, "-c", "from tasks.train import train_part; print(train_part.retries)"]
+    retrying = {**os.environ, "PREFECT_TASKS_DEFAULT_RETRIES": "2"}
+    assert subprocess.run(asked, env=retrying, capture_output=True, text=True, check=True).stdout.strip() == "0"
     recorder = Recorder(*setting, print)
-    assert train_part.retries == 0
     with pytest.raises(RuntimeError, match="ended before its next checkpoint"):
         train_part.fn(iter(()), recorder)
     train_part.fn(recorder.events(), recorder)
