@@ -7,7 +7,6 @@ from typing import IO, Any
 from prefect import Flow, flow
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 
 from flows.parameters import Arm, Changes, Preset, Seed
 from flows.prepare_data import versions_of
@@ -169,7 +168,7 @@ def _alone(run: Run, tracker: Tracker, say: Say, page: RunPage) -> dict[str, Any
         try:
             with closing(recorder.events()) as events:
                 while recorder.result is None:
-                    train_part.with_options(task_run_name=recorder.next_part)(quote(events), quote(recorder))  # type: ignore[call-overload]
+                    train_part.with_options(task_run_name=recorder.next_part)(events, recorder)
         except (TerminationSignal, KeyboardInterrupt):
             leave_checkpoint(training, tracker, say)
             raise

@@ -42,7 +42,7 @@ UNLOADABLE = (
     TypeError,
     ValueError,
 )
-# of a model's own code; RuntimeError is torch's, too, and has NotImplementedError in it
+# of a model's own code; RuntimeError is torch's, too, and a method that is not there is one
 _FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 LARGE = 100.0  # logits that the head is tried with: soft caps are about 15 to 50
 TRIED_TOKENS = 6
@@ -137,14 +137,11 @@ def _reaches(config: Any) -> Iterator[int]:
 
 
 def _rotations(config: Any) -> Iterator[int]:
-    """Up to how many tokens positions are encoded in one way, where that depends on a pass's length (longrope). Beyond,
+    """Up to how many tokens positions are encoded in one way, where that depends on a pass's length (longrope). In a longer pass
     cached keys are of the short form and new ones of the long, and a sequence's numbers depend on its neighbours."""
     rope = getattr(config, "rope_parameters", None) or {}
-    forms = [
-        rope,
-        *(form for form in rope.values() if isinstance(form, dict)),
-    ]  # one for all layers, or one a kind of layer
-    for form in forms:
+    kinds = [form for form in rope.values() if isinstance(form, dict)]  # one a kind of layer, or one for all
+    for form in kinds or [rope]:
         if form.get("rope_type") == "longrope":  # "dynamic" changes beyond the positions, which nothing is longer than
             own = form.get("original_max_position_embeddings")
             yield from filter(None, [_count(own or getattr(config, "original_max_position_embeddings", None))])

@@ -180,8 +180,8 @@ class TrainingRun:
         """Make all that is left of the run.
 
         evaluated: whether the consumer has the evaluation on dev of a step already; a run that was ended between a step and the
-        evaluation due after it makes that first. around_step: entered before each step, left once its StepDone was taken and
-        the next event is asked for. Close the iterator where it is left on the way, or that waits.
+        evaluation due after it makes that first. around_step: entered before each step, and left once its StepDone was taken and
+        the next event is asked for. Whoever stops early closes the iterator, which leaves it too.
         Raises IgpoError where a step fails, ExpectationError where one is not as config.expect wants it; a run ended on the way
         goes on from its newest checkpoint.
         """
