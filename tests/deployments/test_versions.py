@@ -1,5 +1,6 @@
 """The library with the oldest and the newest torch and transformers that its bounds admit, each in an environment of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tasks.lab.home import PROJECT
 
@@ -37,6 +39,21 @@ def test_the_library_and_the_laboratory_have_the_same_bounds() -> None:
     assert {oldest(requirement) for requirement in bounds("pyproject.toml").values()} == {
         "torch==2.11.*", "transformers==5.17.*", "huggingface-hub==1.5.*",
     }  # fmt: skip
+
+
+@pytest.mark.night
+@pytest.mark.timeout(900)
+def test_vllm_can_share_the_librarys_environment(tmp_path: Path) -> None:
+    """pip finds versions that vLLM and the library both take; nothing is installed. Needs a package index."""
+    asked = tomllib.loads((PROJECT / "igpo_core" / "pyproject.toml").read_text())["project"]["dependencies"]
+    report = tmp_path / "report.json"
+    look = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report]
+    subprocess.run([*look, "vllm>=0.33", *asked], check=True)
+    every = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
+    found = {canonicalize_name(entry["name"]): entry["version"] for entry in every}
+    print({name: found[name] for name in ("vllm", *BOUNDED)})
+    for name, requirement in bounds("igpo_core/pyproject.toml").items():
+        assert requirement.specifier.contains(found[name]), (name, found[name])
 
 
 @pytest.mark.night
