@@ -69,10 +69,8 @@ def test_two_arms_of_a_real_model_by_the_library_alone(tmp_path: Path) -> None:
         "rollout.questions=1", "rollout.group_size=2", "rollout.max_new_tokens=24", "evaluation.every=1",
         f"warm_start={json.dumps({'stages': [stage]})}",
     ]  # fmt: skip
-    real_arms.main(
-        ["--data", str(data), "--model", str(tmp_path / "model"), "--steps", "1", "--every", "1", "--questions", "2"]
-        + ["--out", str(out), "--set", *small]
-    )
+    where = ["--data", str(data), "--model", str(tmp_path / "model"), "--out", str(out)]
+    real_arms.main([*where, "--steps", "1", "--every", "1", "--questions", "2", "--set", *small])
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["step"] for one in found if one["event"] == "warm start"]
     for arm in ("outcome_only", "igpo_rms"):

@@ -14,7 +14,9 @@ from transformers import LlamaConfig, Qwen2Config
 from benchmarks.models import LLAMA_135M, QWEN2_HALF_BILLION
 from igpo_core.config import ExperimentConfig
 from igpo_core.estimates import GIB, Shape, memory, work
+from tasks.runs.dry_run import on_a_cpu
 from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
+from tasks.specification.presets import load_specification
 
 HALF_BILLION, SMOLLM2 = Shape.of(Qwen2Config(**QWEN2_HALF_BILLION)), Shape.of(LlamaConfig(**LLAMA_135M))
 
@@ -70,6 +72,14 @@ def test_memory_of_the_first_trials_runs() -> None:
     run = gib(SMOLLM2, "transformers", 12_288, packed=False, longest=1_100, taught=True)
     assert 0.75 * 20 < run < 1.25 * 16  # its upper end from below, the middle from above
     assert 4 * gib(SMOLLM2, "transformers", 32_768, packed=False, longest=1_100, taught=True) > 80
+
+
+def test_memory_of_a_run_on_a_cpu() -> None:
+    """Preset real-laptop in bfloat16, its process with all that it keeps: system/memory_gib of 20 steps, 2026-11-28."""
+    base = load_specification("real-laptop").base
+    policy = base.policy.model_copy(update={"dtype": "bfloat16"})
+    taken = on_a_cpu(memory(SMOLLM2, base.model_copy(update={"policy": policy})).total) / GIB
+    assert 0.75 * 10.6 < taken < 1.25 * 8.5
 
 
 # A square product on the machine that timed both dtypes; its bandwidth is what makes a decoding step of 32 rows of 400 columns,
