@@ -126,20 +126,22 @@ def step(trainer: Trainer, of: Policy, environment: Fixed) -> tuple[list[Traject
 
 
 def floors(of: Policy, config: ExperimentConfig, trajectories: Sequence[Trajectory], speed: Speed) -> dict[str, float]:
-    """Return the seconds that the parts take at the ceilings: passes by their operations, decoding by the weights and the
-    columns of the cache that each token reads, a choice by the logits and their distribution in float32."""
+    """Return the seconds that the parts take at the ceilings: passes by their operations; decoding by the longer of
+    two, the operations of a token of each row, and the weights and columns of the cache that it reads; a choice by the logits and
+    their distribution in float32."""
     shape, rows = Shape.of(of.model.config), len(trajectories)
     tokens = sum(len(item.token_ids) for item in trajectories) / rows
     sampled = sum(item.sampled_tokens for item in trajectories) / rows
     prompt = sum(item.turns[0].start for item in trajectories) / rows
     read = config.rollout.questions * prompt + rows * (tokens - prompt - sampled)  # a prompt once for its group
     size = 2 if of.half else 4
-    weights = size * (shape.block_weights + shape.vocabulary * shape.width)
+    matrices = shape.block_weights + shape.vocabulary * shape.width
     cached = rows * tokens / 2 * 2 * shape.layers * shape.key_value_heads * shape.head_width * size
+    a_token = max((size * matrices + cached) / speed.bandwidth, 2 * rows * matrices / speed.operations)
     update = work(shape, config, tokens=tokens, sampled=sampled, probes=0.0).update
     return {
         "prefill": 2 * shape.block_weights * read / speed.operations,
-        "decode": sampled * (weights + cached) / speed.bandwidth,
+        "decode": sampled * a_token,
         "choose": sampled * 2 * 4 * rows * shape.vocabulary / speed.bandwidth,
         "update": update / speed.operations,
     }
