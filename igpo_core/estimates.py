@@ -240,8 +240,7 @@ def _activations(shape: Shape, config: ExperimentConfig, half: bool, lora: Lora 
     """What is kept of a micro-batch for the way back: of each block, or with checkpointing its input alone and one block whole;
     then the last norm, the head's input, a chunk of logits and its gradients, and the gradients inside a block."""
     compute, residual, tokens = _sizes(config, half, lora)
-    packed = half and shape.packable and config.training.device == "cuda" and config.training.sharding == "none"
-    block = (_compiled_block if packed else _block)(shape, compute, residual, lora)
+    block = (_compiled_block if packs(shape, config) else _block)(shape, compute, residual, lora)
     kept = block * shape.layers
     if config.optimizer.gradient_checkpointing:
         kept = shape.width * residual * shape.layers + block
@@ -315,10 +314,21 @@ def _unsharded(shape: Shape, config: ExperimentConfig, weights: int, trained: in
     return buckets + max(casts, back, 4 * trained)
 
 
+# How a GPU runs a step, fitted to steps on H100s (2026-11-26 and 27; docs/scale.md compares, tests/tasks/test_figures.py holds it
+# there). Shares of the data sheet's operations and bytes a second that passes and decoding reach. What an update moves besides
+# its products, in bytes for each token, layer and number of the residual. Seconds that the processor needs for a layer of a
+# decoding step, whose kernels are small, and for a turn of a trajectory, whose text it encodes.
+PASSES_REACH, DECODING_REACHES = 0.52, 0.5
+MOVED_PACKED, MOVED_PADDED = 520, 1300
+LAYER_STARTS = {"transformers": 1.3e-3, "continuous": 1.05e-4}
+TURN_TAKES = 1e-3
+
+
 @dataclass(frozen=True)
 class Work:
-    """Of one training step, of each process: operations of prefills, of decoding, of beliefs, of the update; and bytes that
-    decoding reads, which take longer than its operations. Where servers sample, `prefill` is the pass that computes their tokens'
+    """Of one training step, of each process: operations of prefills, of decoding, of beliefs, of the update; bytes that decoding
+    reads, which take longer than its operations; bytes that an update moves besides its products; seconds that a GPU waits for
+    its kernels in decoding, and for texts between turns. Where servers sample, `prefill` is the pass that computes their tokens'
     log-probabilities anew, and what the servers need is not counted."""
 
     prefill: float
@@ -326,15 +336,29 @@ class Work:
     beliefs: float
     update: float
     decoding_bytes: float
+    update_bytes: float
+    decoding_waits: float
+    turns_wait: float
 
     @property
     def rollout(self) -> float:
         """Return the operations of prefills and decoding."""
         return self.prefill + self.decoding
 
-    def seconds(self, operations: float, bandwidth: float, share: float = 0.4) -> float:
-        """On a machine of so many operations and bytes a second, of which a `share` is reached."""
-        return ((self.rollout + self.beliefs + self.update) / operations + self.decoding_bytes / bandwidth) / share
+    def rollout_seconds(self, operations: float, bandwidth: float) -> float:
+        """Return the seconds of a rollout with its beliefs on a GPU that has so many operations and bytes a second by its data
+        sheet."""
+        reading = self.decoding_bytes / bandwidth / DECODING_REACHES
+        passes = (self.prefill + self.beliefs) / operations / PASSES_REACH
+        return passes + max(reading, self.decoding_waits) + self.turns_wait
+
+    def update_seconds(self, operations: float, bandwidth: float) -> float:
+        """Return the seconds of an update there."""
+        return self.update / operations / PASSES_REACH + self.update_bytes / bandwidth
+
+    def seconds(self, operations: float, bandwidth: float) -> float:
+        """Return the seconds of a step there."""
+        return self.rollout_seconds(operations, bandwidth) + self.update_seconds(operations, bandwidth)
 
 
 def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: float, probes: float) -> Work:
@@ -368,10 +392,21 @@ def work(shape: Shape, config: ExperimentConfig, *, tokens: float, sampled: floa
     padded = isinstance(config.rollout.engine, TransformersEngine)
     cache = (steps * at_a_time if padded else sampled * rollouts) * tokens / 2 * a_token
     decoding = 0.0 if served else rollouts * sampled * (2 * shape.block_weights + attention + head)
+    moved = rollouts * tokens * shape.layers * shape.width * (MOVED_PACKED if packs(shape, config) else MOVED_PADDED)
     return Work(
         prefill=forward - decoding,
         decoding=decoding,
         beliefs=beliefs,
         update=forward * passes * config.optimizer.updates_per_step,
         decoding_bytes=0.0 if served else steps * (shape.block_weights + head / 2) * (2 if half else 4) + cache,
+        update_bytes=moved * passes / 3 * config.optimizer.updates_per_step,
+        decoding_waits=0.0 if served else steps * shape.layers * LAYER_STARTS[config.rollout.engine.kind],
+        turns_wait=0.0 if served else rollouts * config.rollout.max_turns * TURN_TAKES,
     )
+
+
+def packs(shape: Shape, config: ExperimentConfig) -> bool:
+    """Return whether updates are packed (igpo_core.sampled.packs), as far as settings and shape tell."""
+    policy, training = config.policy, config.training
+    half = isinstance(policy, PretrainedPolicy) and policy.half
+    return half and shape.packable and training.device == "cuda" and training.sharding == "none"

@@ -233,7 +233,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
         fits = (
             "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
         )
-        yield f"  {name}: {fits}; a step takes {seconds:.2g} s at least: counted from operations, at 40% of the card's speed"
+        yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
     some = any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
     if not some:
         yield "  warning: it fits none of these accelerators"

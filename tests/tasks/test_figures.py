@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, Qwen2Config
 
-from benchmarks.models import LLAMA_135M, QWEN2_HALF_BILLION
+from benchmarks.models import LLAMA_135M, QWEN2_7B, QWEN2_HALF_BILLION
 from igpo_core.config import ExperimentConfig
 from igpo_core.estimates import GIB, Shape, memory, work
-from tasks.runs.dry_run import on_a_cpu
+from tasks.runs.dry_run import ACCELERATORS, on_a_cpu
 from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
 from tasks.specification.presets import load_specification
 
@@ -72,6 +72,57 @@ def test_memory_of_the_first_trials_runs() -> None:
     run = gib(SMOLLM2, "transformers", 12_288, packed=False, longest=1_100, taught=True)
     assert 0.75 * 20 < run < 1.25 * 16  # its upper end from below, the middle from above
     assert 4 * gib(SMOLLM2, "transformers", 32_768, packed=False, longest=1_100, taught=True) > 80
+
+
+def gpu_seconds(
+    shape: Shape, engine: str, packed: bool, tokens: int, sampled: int, budget: int = 32_768, **parts: Any
+) -> tuple[float, float]:
+    """What the estimate expects a rollout and an update of trajectories of four equal turns to take on an H100."""
+    rollout = {
+        "questions": 16, "group_size": 8, "max_turns": 4, "max_new_tokens": sampled // 4, "engine": {"kind": engine},
+        **parts.pop("rollout", {}),
+    }  # fmt: skip
+    optimizer = {"tokens_per_batch": budget, **parts.pop("optimizer", {})}
+    config = experiment(rollout=rollout, optimizer=optimizer, **parts)
+    counted = work(dataclasses.replace(shape, packable=packed), config, tokens=tokens, sampled=sampled, probes=56.0)
+    sheet = ACCELERATORS["H100 80 GB"]
+    return counted.rollout_seconds(sheet[1], sheet[3]), counted.update_seconds(sheet[1], sheet[3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "engine", "tokens", "sampled", "rollouts", "updates"),
+    [
+        # docs/performance.md, "On a GPU"; then the first trial's 3,200 to 3,400 sampled tokens a second, and its updates
+        (HALF_BILLION, "transformers", 1057, 300, (8.36, 8.85), (1.73, 1.76)),
+        (HALF_BILLION, "transformers", 1056, 300, (11.3, 12.0), (1.9, 2.2)),
+        (HALF_BILLION, "continuous", 1057, 300, (1.38, 1.41), (1.12, 1.12)),
+        (SMOLLM2, "transformers", 1103, 304, (11.45, 11.45), (1.13, 1.13)),
+        (SMOLLM2, "continuous", 1103, 304, (1.41, 1.51), (0.59, 0.66)),
+    ],
+)
+def test_seconds_of_a_step_on_an_h100(
+    shape: Shape, engine: str, tokens: int, sampled: int, rollouts: tuple[float, float], updates: tuple[float, float]
+) -> None:
+    found = gpu_seconds(shape, engine, engine == "continuous", tokens, sampled)
+    for seconds, (least, most) in zip(found, (rollouts, updates), strict=True):
+        assert 0.75 * most < seconds < 1.25 * least
+
+
+def test_seconds_of_seven_billion_with_an_adapter() -> None:
+    policy = {"kind": "pretrained", "name": "m", "dtype": "bfloat16", "lora": {"rank": 32, "alpha": 64}}
+    seven = Shape.of(Qwen2Config(**QWEN2_7B))
+    rollout, update = gpu_seconds(
+        seven, "continuous", True, 1056, 300,
+        policy=policy, rollout={"questions": 8}, optimizer={"gradient_checkpointing": True},
+    )  # fmt: skip
+    assert 0.75 * 4.35 < rollout < 1.25 * 4.35
+    assert 0.75 * 5.62 < update < 1.25 * 5.62
+
+
+def test_seconds_of_the_first_trials_runs() -> None:
+    """Two runs shared the card: rollouts of 8 to 17 s and updates of 2 to 3, about 160 of 1,100 tokens sampled."""
+    rollout, update = gpu_seconds(SMOLLM2, "transformers", False, 1100, 160, 12_288)
+    assert 8 < 2 * rollout < 17 and 2 < 2 * update < 3
 
 
 def test_memory_of_a_run_on_a_cpu() -> None:
