@@ -1,12 +1,15 @@
-"""Memory that runs out, as an error that names the setting to lower.
+"""Memory that runs out, as an error that names the setting to lower; and on a CPU memory that was freed, given back.
 
 torch has one error for accelerators and a plain RuntimeError for its allocator on a CPU. A process that the system ends for want
 of memory, as Linux does, gets neither: a sweep then tells of exit code -9.
 """
 
+import ctypes
+import functools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import OutOfMemory
@@ -45,7 +48,8 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def within_memory(phase: Phase, config: ExperimentConfig, step: int | None = None) -> Iterator[None]:
-    """Within the block, turn an error that says that memory ran out into OutOfMemory, which names what to lower.
+    """Within the block, turn an error that says that memory ran out into OutOfMemory, which names what to lower; behind it, give
+    back what was freed.
 
     step: the one that is made, from 0; None: outside steps.
     """
@@ -60,6 +64,43 @@ def within_memory(phase: Phase, config: ExperimentConfig, step: int | None = Non
             f"out of memory during {during}: lower {remedy(phase, config)}. {KEPT[phase]}; with another setting it is another "
             f"run. ({said})"
         ) from error
+    give_back()
+
+
+class _Heap(ctypes.Structure):
+    """What glibc's mallinfo2 returns; free_bytes lie in pieces between what is in use."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "free_pieces", "fast_pieces", "mapped_pieces", "mapped_bytes", "unused", "fast_bytes", "used_bytes",
+            "free_bytes", "top_bytes",
+        )
+    ]  # fmt: skip
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, None where it is none that can tell what it keeps (macOS, musl, glibc before 2.33)."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = _Heap
+    return library
+
+
+def give_back(most: int = 2**30) -> bool:
+    """Have the C library hand back to the system what was freed, where it keeps more than `most` bytes; return whether it did.
+
+    It keeps freed blocks of up to 32 MiB for the next ones. Those of a large model's steps differ in size each time and leave
+    gaps: a run of preset real-laptop grew from 7.6 GiB to 11.3 in eight steps (2026-11-28). Giving back takes .4 s there. What the
+    tiny worlds keep is less, and faster kept than asked for again.
+    """
+    library = _glibc()
+    if library is None or library.mallinfo2().free_bytes <= most:
+        return False
+    library.malloc_trim(0)
+    return True
 
 
 def remedy(phase: Phase, config: ExperimentConfig) -> str:

@@ -19,7 +19,6 @@ from igpo_core.logprobs import belief_logprobs
 from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.cache import roomy_cache
-from igpo_core.rollout.one_token import one_token_layers
 from igpo_core.rollout.probes import ProbeBlock
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.seeds import numpy_rng
@@ -64,7 +63,7 @@ def rollout(
             rng = numpy_rng(seed, purpose, step, place, member)
             uniforms = torch.from_numpy(rng.random(config.max_turns * config.max_new_tokens))
             rows.append(_Row(question, first.group, list(first.ids), first.prompt_length, uniforms=uniforms))
-    with policy.precision(), one_token_layers(policy):
+    with policy.precision():
         for start in range(0, len(rows), config.batch_size):
             _run(policy, environment, rows[start : start + config.batch_size], config, decoding, probes, times)
     times.total += now(policy.model.device) - started
