@@ -93,8 +93,8 @@ def give_back(most: int = 2**30) -> bool:
     """Have the C library hand back to the system what was freed, where it keeps more than `most` bytes; return whether it did.
 
     It keeps freed blocks of up to 32 MiB for the next ones. Those of a large model's steps differ in size each time and leave
-    gaps: a run of preset real-laptop grew from 7.6 GiB to 11.3 in eight steps (2026-11-28). Giving back takes .4 s there. What the
-    tiny worlds keep is less, and faster kept than asked for again.
+    gaps: a run of preset real-laptop grew from 7.6 GiB to 11.3 in eight steps (2026-11-28). Giving back takes .4 s there. What
+    the tiny worlds keep is less, and faster kept than asked for again.
     """
     library = _glibc()
     if library is None or library.mallinfo2().free_bytes <= most:
