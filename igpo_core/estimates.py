@@ -327,7 +327,7 @@ TURN_TAKES = 1e-3
 @dataclass(frozen=True)
 class Work:
     """Of one training step, of each process: operations of prefills, of decoding, of beliefs, of the update; bytes that decoding
-    reads, which take longer than its operations; bytes that an update moves besides its products; seconds that a GPU waits for
+    reads; bytes that an update moves besides its products; seconds that a GPU waits for
     its kernels in decoding, and for texts between turns. Where servers sample, `prefill` is the pass that computes their tokens'
     log-probabilities anew, and what the servers need is not counted."""
 
@@ -349,8 +349,9 @@ class Work:
         """Return the seconds of a rollout with its beliefs on a GPU that has so many operations and bytes a second by its data
         sheet."""
         reading = self.decoding_bytes / bandwidth / DECODING_REACHES
+        computing = self.decoding / operations / PASSES_REACH
         passes = (self.prefill + self.beliefs) / operations / PASSES_REACH
-        return passes + max(reading, self.decoding_waits) + self.turns_wait
+        return passes + max(reading, computing, self.decoding_waits) + self.turns_wait
 
     def update_seconds(self, operations: float, bandwidth: float) -> float:
         """Return the seconds of an update there."""

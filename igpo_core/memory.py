@@ -1,4 +1,4 @@
-"""Memory that runs out, as an error that names the setting to lower; and on a CPU memory that was freed, given back.
+"""Memory that runs out, as an error that names the setting to lower; and memory of the machine that was freed, given back.
 
 torch has one error for accelerators and a plain RuntimeError for its allocator on a CPU. A process that the system ends for want
 of memory, as Linux does, gets neither: a sweep then tells of exit code -9.
@@ -68,7 +68,7 @@ def within_memory(phase: Phase, config: ExperimentConfig, step: int | None = Non
 
 
 class _Heap(ctypes.Structure):
-    """What glibc's mallinfo2 returns; free_bytes lie in pieces between what is in use."""
+    """What glibc's mallinfo2 returns; free_bytes lie between what is in use and behind it, given back to the system or not."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -90,11 +90,12 @@ def _glibc() -> Any:
 
 
 def give_back(most: int = 2**30) -> bool:
-    """Have the C library hand back to the system what was freed, where it keeps more than `most` bytes; return whether it did.
+    """Have the C library hand back to the system what was freed, where more than `most` bytes of its heap are free; return
+    whether it was asked to.
 
     It keeps freed blocks of up to 32 MiB for the next ones. Those of a large model's steps differ in size each time and leave
-    gaps: a run of preset real-laptop grew from 7.6 GiB to 11.3 in eight steps (2026-11-28). Giving back takes .4 s there. What
-    the tiny worlds keep is less, and faster kept than asked for again.
+    gaps: a run of preset real-laptop grew from 7.6 GiB to 11.3 in eight steps (2026-11-28). Giving back takes .4 s there, and
+    less where it was done before. What the tiny worlds keep is less, and faster kept than asked for again.
     """
     library = _glibc()
     if library is None or library.mallinfo2().free_bytes <= most:

@@ -196,8 +196,8 @@ def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> in
 
 
 def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_time: int) -> Generator[str, None, bool]:
-    """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known: operations
-    and bytes alone, while small models wait for kernels to start. Returns whether it fits."""
+    """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known, with
+    trajectories as long as they may be. Returns whether it fits."""
     from igpo_core.estimates import GIB, memory, work
 
     held = memory(shape, config)

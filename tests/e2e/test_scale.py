@@ -1,6 +1,7 @@
 """The whole ablation with a pretrained model: Qwen2's architecture, Qwen2.5's own chat template, a tokenizer of the real
 corpus; LoRA on and off, one process and two, DDP and FSDP2. And a sweep over the web that is repeated without it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from igpo_core.config import NewPolicy
 from tests.e2e.conftest import ROOT, Servers, free_ports
 from tests.igpo_core.hostile import hostile_server
+from tests.tiny_gguf import HEADS, KEY_VALUE_HEADS, learn, write
 from tests.waiting import HANGS
 
 pytestmark = [pytest.mark.night, pytest.mark.timeout(3600)]
@@ -200,6 +202,57 @@ def test_a_sweep_over_the_web_is_repeated_with_the_network_gone(servers: Servers
     assert sum(result["metrics"]["test/all/tool_calls"] for result in live.values()) > 0
     for key, result in live.items():
         assert numbers(result) == numbers(replayed[key]), key
+
+
+def test_an_ablation_of_a_gguf_file_on_questions_that_ship(servers: Servers, tmp_path: Path) -> None:
+    """From the file to a comparison of what the sweep ends with: converted once, taught, trained in bfloat16, evaluated."""
+    from igpo_core.gguf import KNOWN_TEXT
+    from igpo_core.policies import chat_tokenizer, new_model
+
+    shape = NewPolicy.model_validate(
+        {"tokenizer": "chat", "vocabulary": 600, "width": 32, "layers": 2, "heads": HEADS,
+         "key_value_heads": KEY_VALUE_HEADS, "feed_forward": 64, "window": 4096}
+    )  # fmt: skip
+    tokenizer = chat_tokenizer([KNOWN_TEXT, (ROOT / "examples" / "passages.csv").read_text()], shape)
+    model = new_model(shape, len(tokenizer), tokenizer, seed=0)
+    learn(model, tokenizer)
+    file = write(tmp_path / "tiny.gguf", (model, tokenizer))
+    path = tmp_path / "gguf.yaml"
+    content = {
+        "name": "gguf",
+        "baseline": "outcome_only",
+        "seeds": [0],
+        "processes": 1,
+        "arms": {"outcome_only": {"reward": "outcome_only"}, "igpo": {"gain": "log_prob_diff"}},
+        "base": {
+            "data": {
+                "kind": "files", "questions": [{"path": str(ROOT / "examples" / "questions.csv")}],
+                "corpus": [str(ROOT / "examples" / "passages.csv")], "top_k": 1, "max_passage_words": 20,
+            },
+            "policy": {
+                "kind": "pretrained", "name": str(file), "dtype": "bfloat16",
+                "revision": hashlib.sha256(file.read_bytes()).hexdigest(),
+            },
+            "optimizer": {"entropy_coefficient": 0.01},
+            "rollout": {"questions": 2, "group_size": 4, "max_turns": 2, "max_new_tokens": 64, "max_tokens": 2048},
+            "training": {"epochs": 1, "steps_per_epoch": 2},
+            "evaluation": {"every": 2, "dev_questions": 2, "test_questions": 4, "decoding": ["greedy"], "traces": 2},
+            "warm_start": {"stages": [
+                {"steps": 60, "learning_rate": 3e-3, "batch_size": 4, "demonstrations": {"kind": "files"}},
+            ]},
+        },
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "flows.ablation", str(path), "--evaluate", "base,start,last,best"]
+    done = servers.run(*command, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (converted,) = (servers.home / "models").iterdir()
+    assert json.loads((converted / "source.json").read_text())["licence"] == "cc0-1.0"
+    found = results(servers, "gguf")
+    assert {arm for _, arm, _ in found} == {"outcome_only", "igpo"}
+    for result in found.values():
+        assert len(gradients(servers, result)) == 2 and min(gradients(servers, result)) > 0
+    assert all(name in done.stdout for name in ("base", "start", "igpo last", "igpo best"))
 
 
 @contextmanager

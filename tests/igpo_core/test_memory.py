@@ -87,7 +87,6 @@ import ctypes, gc, json, resource, sys
 from pathlib import Path
 import torch
 from igpo_core.checkpoints import newest_checkpoint, verify_folder
-from igpo_core import memory
 from igpo_core.config import ExperimentConfig
 from igpo_core.environments.lookup import generate
 from igpo_core.environments import open_environment
