@@ -15,7 +15,7 @@ from transformers import LlamaConfig, Qwen2Config
 from benchmarks.models import LLAMA_135M, QWEN2_7B, QWEN2_HALF_BILLION
 from igpo_core.config import ExperimentConfig
 from igpo_core.estimates import GIB, Shape, memory, work
-from tasks.runs.dry_run import ACCELERATORS, PROCESS
+from tasks.runs.dry_run import ACCELERATORS, on_a_cpu
 from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
 from tasks.specification.presets import load_specification
 
@@ -128,12 +128,11 @@ def test_seconds_of_the_first_trials_runs() -> None:
 
 
 def test_memory_of_a_run_on_a_cpu() -> None:
-    """Preset real-laptop in bfloat16, its process at most: 7.7 GiB in the second to fourth of four steps of 8 trajectories, which
-    fill a pass as its 32 do (2026-11-28)."""
+    """Preset real-laptop in bfloat16, its process at most: 8.4 to 10.5 GiB in the second to tenth step on other tables, 2026-11-28."""
     base = load_specification("real-laptop").base
     policy = base.policy.model_copy(update={"dtype": "bfloat16"})
-    taken = (memory(SMOLLM2, base.model_copy(update={"policy": policy})).total + PROCESS) / GIB
-    assert 0.75 * 7.7 < taken < 1.25 * 7.7
+    taken = on_a_cpu(memory(SMOLLM2, base.model_copy(update={"policy": policy})).total) / GIB
+    assert 0.75 * 10.5 < taken < 1.25 * 8.4
 
 
 # A square product on the machine that timed both dtypes; its bandwidth is what makes a decoding step of 32 rows of 400 columns,
