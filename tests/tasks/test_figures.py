@@ -128,7 +128,8 @@ def test_seconds_of_the_first_trials_runs() -> None:
 
 
 def test_memory_of_a_run_on_a_cpu() -> None:
-    """Preset real-laptop in bfloat16, its process at most: 8.4 to 10.5 GiB in the second to tenth step on other tables, 2026-11-28."""
+    """Preset real-laptop in bfloat16, its process at most: 8.4 to 10.5 GiB in the second to tenth step on other tables
+    (2026-11-28)."""
     base = load_specification("real-laptop").base
     policy = base.policy.model_copy(update={"dtype": "bfloat16"})
     taken = on_a_cpu(memory(SMOLLM2, base.model_copy(update={"policy": policy})).total) / GIB
