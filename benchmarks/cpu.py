@@ -19,15 +19,16 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from benchmarks.common import machine, scripted
-from benchmarks.models import LLAMA_135M, QWEN2_SMALLEST, ConstantSearch, policy, questions, turn_script
+from benchmarks.models import LLAMA_135M, QWEN2_SMALLEST, Fixed, policy, questions, turn_script
 from igpo_core.config import ExperimentConfig
-from igpo_core.estimates import Shape, work
+from igpo_core.estimates import Shape
 from igpo_core.policies import Policy
 from igpo_core.rewards.scoring import reward_trajectories
 from igpo_core.rollout import transformers_engine as engine
 from igpo_core.rollout.rows import RolloutTimes
+from igpo_core.step_costs import work
 from igpo_core.training import Trainer
-from igpo_core.trajectory import Question, Trajectory
+from igpo_core.trajectory import Trajectory
 from tasks.runs.planning import Speed, measure_speed
 
 Dtype = Literal["float32", "bfloat16"]
@@ -51,17 +52,6 @@ SIZES = {
     "smollm2": Size(LLAMA_135M, LlamaConfig),
     "tiny": Size(QWEN2_SMALLEST, Qwen2Config, 1, 2, 2, 0, 2, 1_024),
 }
-
-
-class Fixed(ConstantSearch):
-    """Questions, and a search of constant length."""
-
-    def __init__(self, asked: Sequence[Question], length: int) -> None:
-        super().__init__(length)
-        self.asked = asked
-
-    def tasks(self, split: str) -> Sequence[Question]:
-        return self.asked
 
 
 def configuration(size: Size, dtype: Dtype, script: int) -> ExperimentConfig:

@@ -4,7 +4,7 @@ python -m benchmarks.gain [--what step|scoring] [--large] [--repeats N]
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks.models import (
     QWEN2_MIDDLE,
     QWEN2_TINY,
     ConstantSearch,
+    Fixed,
     policy,
     questions,
     turn_script,
@@ -27,17 +28,6 @@ from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.training import Trainer
 from igpo_core.trajectory import Trajectory
-
-
-class Fixed(ConstantSearch):
-    """An environment of given questions: what a Trainer asks for."""
-
-    def __init__(self, asked: Sequence[Any], length: int) -> None:
-        super().__init__(length)
-        self.asked = asked
-
-    def tasks(self, split: str) -> Sequence[Any]:
-        return self.asked
 
 
 def step_of(config: ExperimentConfig, of: Policy, environment: Any, members: int) -> Callable[[], None]:

@@ -27,7 +27,7 @@ from benchmarks.models import (
     QWEN2_7B,
     QWEN2_HALF_BILLION,
     QWEN2_SMALLEST,
-    ConstantSearch,
+    Fixed,
     policy,
     questions,
     turn_script,
@@ -41,7 +41,7 @@ from igpo_core.rollout.rows import RolloutTimes
 from igpo_core.rollout.slots import Sampling
 from igpo_core.sampled import sampled_logprobs
 from igpo_core.training import Trainer
-from igpo_core.trajectory import Question, Trajectory
+from igpo_core.trajectory import Trajectory
 from igpo_core.weights import add_lora
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,17 +75,6 @@ WORKS = {
     "7b": Work(QWEN2_7B, questions=8, lora=True, checkpointing=True, before=None),
     "tiny": Work(QWEN2_SMALLEST, questions=1, members=2, turns=2, thought=0, observation=2, budget=1_024),
 }
-
-
-class Fixed(ConstantSearch):
-    """Questions, and a search of constant length."""
-
-    def __init__(self, asked: Sequence[Question], length: int) -> None:
-        super().__init__(length)
-        self.asked = asked
-
-    def tasks(self, split: str) -> Sequence[Question]:
-        return self.asked
 
 
 def timed(call: Callable[[], object], repeats: int) -> float:

@@ -14,8 +14,8 @@ import torch
 from transformers import LogitsProcessorList
 
 from benchmarks.common import alternate, ratios, scripted, show, spread
-from benchmarks.gain import Fixed, configuration, step_of
-from benchmarks.models import QWEN2_TINY, ConstantSearch, policy, questions, words
+from benchmarks.gain import configuration, step_of
+from benchmarks.models import QWEN2_TINY, ConstantSearch, Fixed, policy, questions, words
 from benchmarks.rollouts import Script
 
 PROMPTS, MEMBERS = 2, 8

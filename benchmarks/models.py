@@ -1,6 +1,7 @@
 """Random models of real shapes, a chat tokenizer trained on made-up text, and a search tool of constant length."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,6 +81,17 @@ class ConstantSearch(LookupEnvironment):
 
     def call(self, episode: Episode, call: ToolCall) -> Observation:
         return Observation(self.text)
+
+
+class Fixed(ConstantSearch):
+    """An environment of given questions, with a search of constant length: what a Trainer asks for."""
+
+    def __init__(self, asked: Sequence[Any], length: int) -> None:
+        super().__init__(length)
+        self.asked = asked
+
+    def tasks(self, split: str) -> Sequence[Any]:
+        return self.asked
 
 
 def questions(count: int, answer_words: int = 2) -> list[Question]:

@@ -5,7 +5,8 @@ python -m benchmarks.presets
 
 from transformers import Qwen2Config
 
-from igpo_core.estimates import GIB, Shape, memory, work
+from igpo_core.estimates import GIB, Shape, memory
+from igpo_core.step_costs import work
 from tasks.specification.presets import load_specification
 
 SEVEN = Qwen2Config(

@@ -206,7 +206,8 @@ def on_a_cpu(held: int) -> float:
 def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_time: int) -> Generator[str, None, bool]:
     """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known, with
     trajectories as long as they may be. Returns whether it fits."""
-    from igpo_core.estimates import GIB, memory, work
+    from igpo_core.estimates import GIB, memory
+    from igpo_core.step_costs import work
 
     held = memory(shape, config)
     parts = {

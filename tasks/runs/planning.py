@@ -206,7 +206,7 @@ def _fastest(work: Callable[[], object]) -> float:
 
 def count_timing(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, speed: Speed, weights: int) -> Timing:
     """Return what steps and warm start would take by their operations, where none was timed."""
-    from igpo_core.estimates import work
+    from igpo_core.step_costs import work
 
     rollout, reached = experiment.rollout, REACHED[dtype_of(experiment)]
     count = rollout.questions * rollout.group_size

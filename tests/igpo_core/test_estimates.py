@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks.presets import MODELS
 from igpo_core.config import ExperimentConfig, Lora
-from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing, work
+from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.slots import SlotModel
+from igpo_core.step_costs import work
 from igpo_core.weights import add_lora, trained
 from tasks.specification.presets import load_specification
 

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, Qwen2Config
 
 from benchmarks.models import LLAMA_135M, QWEN2_7B, QWEN2_HALF_BILLION
 from igpo_core.config import ExperimentConfig
-from igpo_core.estimates import GIB, Shape, memory, work
+from igpo_core.estimates import GIB, Shape, memory
+from igpo_core.step_costs import work
 from tasks.runs.dry_run import ACCELERATORS, on_a_cpu
 from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
 from tasks.specification.presets import load_specification
