@@ -16,7 +16,7 @@ from igpo_core.config import ExperimentConfig, Lora
 from igpo_core.estimates import GIB, Shape, memory, wants_checkpointing
 from igpo_core.rollout.cache import roomy_cache
 from igpo_core.rollout.slots import SlotModel
-from igpo_core.step_costs import work
+from igpo_core.step_costs import Work, work
 from igpo_core.weights import add_lora, trained
 from tasks.specification.presets import load_specification
 
@@ -338,3 +338,19 @@ def test_a_batch_of_a_warm_start_is_within_a_quarter_of_its_estimate(dtype: str)
         ),
     )
     assert 0.75 < most / held.taught < 1.25
+
+
+@pytest.mark.parametrize(
+    ("slowest", "seconds"), [("operations", 1 + 20 + 2), ("bytes", 1 + 30 + 2), ("waits", 1 + 40 + 2)]
+)
+def test_a_decoding_step_takes_what_holds_it_up_most(slowest: str, seconds: float) -> None:
+    """By hand, at 100 operations and bytes a second: prefill and beliefs 52 / 100 / .52 = 1 s, turns 2 s; of decoding the longest
+    of 1040 / 100 / .52 = 20 s or 10, 1500 / 100 / .5 = 30 s or 10, 40 s or 5. The update 104 / 100 / .52 + 300 / 100 = 5 s."""
+    found = Work(
+        prefill=40.0, beliefs=12.0, update=104.0, update_bytes=300.0, turns_wait=2.0,
+        decoding=1040.0 if slowest == "operations" else 520.0,
+        decoding_bytes=1500.0 if slowest == "bytes" else 500.0,
+        decoding_waits=40.0 if slowest == "waits" else 5.0,
+    )  # fmt: skip
+    assert found.rollout_seconds(100.0, 100.0) == pytest.approx(seconds)
+    assert found.seconds(100.0, 100.0) == pytest.approx(seconds + 5)

@@ -16,7 +16,8 @@ from benchmarks.models import LLAMA_135M, QWEN2_7B, QWEN2_HALF_BILLION
 from igpo_core.config import ExperimentConfig
 from igpo_core.estimates import GIB, Shape, memory
 from igpo_core.step_costs import work
-from tasks.runs.dry_run import ACCELERATORS, on_a_cpu
+from tasks.runs.described import Lengths
+from tasks.runs.dry_run import ACCELERATORS, needs, on_a_cpu
 from tasks.runs.planning import REACHED, Speed, Timing, Tokens, count_timing
 from tasks.specification.presets import load_specification
 
@@ -185,3 +186,12 @@ def test_seconds_of_the_model_alone(dtype: str, speed: Speed, seen: float) -> No
     config = experiment(dtype, "cpu", rollout={"questions": 2, "group_size": 2})
     update = work(SMOLLM2, config, tokens=512, sampled=512, probes=0).update
     assert 0.75 * seen < update / speed.operations / REACHED[dtype].passes < 1.25 * seen
+
+
+def test_the_dry_run_tells_the_memory_of_a_cpu_with_its_gaps() -> None:
+    """A run that holds 10 GiB at most takes 1.4 x 10 + .586 = 14.6; the line has that of real-laptop."""
+    assert on_a_cpu(10 * GIB) / GIB == pytest.approx(14.586, abs=1e-3)
+    base = load_specification("real-laptop").base
+    taken = on_a_cpu(memory(SMOLLM2, base).total) / GIB
+    (line,) = needs(base, SMOLLM2, Lengths(400, 20, 700, 900), 1)
+    assert line.startswith(f"memory: {taken:.3g} GiB a run, 1 at a time; this machine has ")
