@@ -83,6 +83,12 @@ def _why(one: Comparison, margin: float, compared: int) -> str:
     pair, needed = one.pair, seeds_for_verdict(compared)
     if pair.verdict == "runs missing":
         return f"{lost(one)} An arm that fails on some seeds would be judged by those on which it does not."
+    if pair.verdict == "learnt by heart":
+        reason = (
+            "The warm start shows its questions so often that their answers are learnt by heart, and what arms differ by on such "
+            "data says nothing of the method: it carries no verdict, however many seeds there are. Give more questions."
+        )
+        return " ".join(filter(None, [reason, lost(one)]))
     few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"
     if pair.verdict == "too few seeds":
         reason = f"{few}, whatever the numbers look like: {needed} fixed before the first result are the fewest."

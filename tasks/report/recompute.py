@@ -34,7 +34,9 @@ def recompute(run_id: str) -> list[CellReport]:
         known = json.loads((folder / "places.json").read_text())
     places = {key: [tuple(place) for place in places] for key, places in known["places"].items()}
     found = collect(specification["name"], tags["sweep"], places, rubric=rubric_of(specification))
-    return cell_reports(specification, found, known["cells"])
+    return cell_reports(
+        specification, found, known["cells"], known.get("by_heart", {})
+    )  # reports until 2026-11-28 lack it
 
 
 def main(arguments: list[str]) -> int:

@@ -96,26 +96,28 @@ def write_report(
     again: str,
     exploratory: Sequence[str] = (),
     added: Sequence[int] = (),
+    by_heart: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
     """The one run tagged kind=report of this sweep, made or brought up to date, for the specification's arms and seeds; found
     as it is where nothing that it is made of has changed.
 
     places: run key -> (cell, arm, seed) that the run stands for. again: the command that makes it once
-    more. exploratory: in what the sweep departs from the preset. added: seeds that `until` added on the way.
+    more. exploratory: in what the sweep departs from the preset. added: seeds that `until` added on the way. by_heart: cell ->
+    tasks.runs.planning.taught_by_heart of its data, which no verdict rests on where there is a line; none: of no cell.
     """
-    study = specification["name"]
+    study, by_heart = specification["name"], {cell: list(lines) for cell, lines in (by_heart or {}).items() if lines}
     experiment, comparison = experiment_id(study), comparison_of(specification)
     exploratory = [*exploratory, *_after_a_look(experiment, sweep, specification, added)]
     before = report_before(experiment, comparison, sweep)
     made_of = fingerprint(
-        dict(specification), dict(versions_by_cell), dict(places), again, exploratory, [*added], tracking_uri(), _code(),
-        before and before.info.run_id, _runs(experiment, sweep, home() / "runs"),
+        dict(specification), dict(versions_by_cell), dict(places), again, exploratory, [*added], by_heart,
+        tracking_uri(), _code(), before and before.info.run_id, _runs(experiment, sweep, home() / "runs"),
     )  # fmt: skip
     found = _find_report(experiment, sweep, specification)
     if found is not None and found.data.tags.get(MADE_OF) == made_of:
         return read_report(found.info.run_id)
     found_runs = collect(study, sweep, places, rubric=rubric_of(specification), runs=home() / "runs")
-    reports = cell_reports(specification, found_runs, cells)  # raises where no run is finished
+    reports = cell_reports(specification, found_runs, cells, by_heart)  # raises where no run is finished
     run_id = _report_run(found, experiment, sweep, specification, versions_by_cell, comparison)
     client().set_tag(run_id, MADE_OF, "")  # until it is whole
     left = [arm for report in reports for arm in moved(before, report.cell, report.summaries)]
@@ -140,7 +142,7 @@ def write_report(
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         reused=False,
     )
-    _write_files(report, specification, sweep, versions_by_cell, places, cells, again, reports)
+    _write_files(report, specification, sweep, versions_by_cell, places, cells, again, by_heart, reports)
     for one in reports:
         _log_summaries(run_id, one.summaries, one.cell)
     _finish(report, made_of)
@@ -184,6 +186,7 @@ def _write_files(
     places: Mapping[str, Sequence[Place]],
     cells: Sequence[str],
     again: str,
+    by_heart: Mapping[str, Sequence[str]],
     reports: Sequence[CellReport],
 ) -> None:
     """The artifacts of the report's run."""
@@ -197,7 +200,8 @@ def _write_files(
         (folder / "table.json").write_text(json.dumps(table, indent=1))
         _write_csv(folder / "table.csv", report.rows)
         (folder / "specification.yaml").write_text(yaml.safe_dump(dict(specification), sort_keys=False))
-        (folder / "places.json").write_text(json.dumps({"cells": list(cells), "places": dict(places)}, indent=1))
+        known = {"cells": list(cells), "places": dict(places), "by_heart": dict(by_heart)}
+        (folder / "places.json").write_text(json.dumps(known, indent=1))
         computed_on = sorted({run.processor for one in reports for run in one.data.finished()})
         (folder / "versions.json").write_text(json.dumps(versions(versions_by_cell, computed_on), indent=1))
         for one in reports:

@@ -21,6 +21,7 @@ from tasks.report.statistics import (
     seeds_needed,
     summarise_times,
     time_to_threshold,
+    without_verdict,
 )
 from tasks.report.sweeps import RunData, SweepData
 from tasks.report.wording import Column, Words, columns_of, sentences, table_rows
@@ -280,10 +281,13 @@ def left_out(data: SweepData) -> list[str]:
 
 
 def cell_reports(
-    specification: Mapping[str, Any], found: Mapping[str, SweepData], cells: Sequence[str]
+    specification: Mapping[str, Any],
+    found: Mapping[str, SweepData],
+    cells: Sequence[str],
+    by_heart: Mapping[str, Sequence[str]] | None = None,
 ) -> list[CellReport]:
     """Tables and words of every cell that has a finished run, from the runs' metrics alone; the first report names the cells
-    that have none. Raises DataError where no cell has one."""
+    that have none. by_heart: as of tasks.report.reporting.write_report. Raises DataError where no cell has one."""
     baseline, margin = specification["baseline"], specification["margin"]
     reports: list[CellReport] = []
     empty_cells = []
@@ -297,11 +301,14 @@ def cell_reports(
             empty_cells.append(f"{cell or data.sweep}: {' '.join(data.warnings)}")
             continue
         pairs = paired(data.scores(), baseline, margin, specification["seeds"])
-        summaries = summarise(data, pairs, baseline, threshold, margin)
         budgets = unequal_budgets(data, training["budget"], training["amount"])
-        warnings = [*untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings]
-        warnings += [*unexpected(data), *alarms(data)]
         others = paired_by_decoding(data, baseline, margin, specification["seeds"])
+        heart = (by_heart or {}).get(cell, [])
+        if heart:
+            pairs, others = without_verdict(pairs), {name: without_verdict(own) for name, own in others.items()}
+        summaries = summarise(data, pairs, baseline, threshold, margin)
+        warnings = [*heart, *untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings]
+        warnings += [*unexpected(data), *alarms(data)]
         headline = base["evaluation"]["decoding"][0]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)
         words = replace(words, limits=(*told(headline, pairs, others, baseline, data.title), *words.limits))

@@ -231,6 +231,8 @@ def _compared(row: "ArmSummary", baseline: str, margin: float, title: str) -> st
         return f"{start}: too few seeds for a verdict, whatever the numbers look like."
     if row.verdict == "runs missing":
         return f"{start}: no verdict, since a run of either is missing."
+    if row.verdict == "learnt by heart":
+        return f"{start}: no verdict, since the warm start is learnt by heart."
     if row.verdict == "within margin":
         return (
             f"{start}: within the margin. The whole interval lies within {margin:g} {title}, below which a difference does not "

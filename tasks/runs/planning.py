@@ -87,16 +87,27 @@ def untrained(base: Mapping[str, Any]) -> list[str]:
 def about_warm_start(experiment: ExperimentConfig, folder: Path) -> list[str]:
     """Return loud lines on what a warm start is taught of published data: trajectories that are left out, few things shown again
     and again."""
-    turns = trajectory_turns(folder) if _taught(experiment, "trajectories") else []
+    turns = _turns(experiment, folder)
     most = experiment.rollout.max_turns
-    short = sum(count <= most for count in turns)
+    left = sum(count > most for count in turns)
     told = []
-    if short < len(turns):
+    if left:
         told.append(
-            f"{len(turns) - short} of {len(turns)} trajectories are left out of the warm start: they have more than "
+            f"{left} of {len(turns)} trajectories are left out of the warm start: they have more than "
             f"rollout.max_turns={most} turns, the answer included, the longest {max(turns)}. Raise it, or shorten them"
         )
-    return [*told, *learnt_by_heart(experiment, count_train(folder), short)]
+    return [*told, *taught_by_heart(experiment, folder)]
+
+
+def taught_by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
+    """Return learnt_by_heart of published data."""
+    short = sum(count <= experiment.rollout.max_turns for count in _turns(experiment, folder))
+    return learnt_by_heart(experiment, count_train(folder), short)
+
+
+def _turns(experiment: ExperimentConfig, folder: Path) -> list[int]:
+    """Return the turns of each trajectory that a warm start may be taught; [] where it is taught none."""
+    return trajectory_turns(folder) if _taught(experiment, "trajectories") else []
 
 
 def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int = 0) -> list[str]:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from igpo_core.checkpoints import policy_digest, write_folder
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ExperimentConfig, Plan
 from igpo_core.errors import CheckpointError
+from tasks.report.recompute import recompute
 from tasks.report.watch import comparison_of
 from tasks.report.winner import Winner, winners
 from tasks.runs.planned import Run, write_result, write_run
@@ -180,23 +181,18 @@ def verdicts(low: dict[str, list[float]]) -> list[Winner]:
     return winners(specification, reports, [arm for arm in low if arm != "outcome_only"])
 
 
-def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
-    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Preset tiny with six seeds, of which MLflow has the runs: igpo is .2 above on every seed, and best on dev with seed 4."""
-    from igpo_core.config import make_plan
-    from tasks.conclude import register_winners, write_report
-    from tasks.specification.presets import load_specification
-
-    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
-    folder = tmp_path / "data" / "v1"
+def publish(folder: Path, train: int) -> None:
+    """Write what a report reads of published data."""
     (folder / "data_docs").mkdir(parents=True)
     (folder / "data_docs" / "index.html").write_text("docs")
     (folder / "quarantine.jsonl").write_text("")
-    (folder / "summary.json").write_text('{"counts": {"train": 64}, "quarantined": 0}')
-    plan = make_plan(load_specification("tiny").select(None, list(range(6))), {"": "v1"})
+    (folder / "summary.json").write_text(json.dumps({"counts": {"train": train}, "quarantined": 0}))
+
+
+def trained_well(plan: Plan, home: Path) -> None:
+    """Write the finished runs of a plan: arms besides the baseline are .2 above on every seed, and best on dev with seed 4."""
     for spec in plan.runs:
-        made, better = Run(spec, tmp_path), 0.2 * (spec.arm == "igpo")
+        made, better = Run(spec, home), 0.2 * (spec.arm != "outcome_only")
         write_run(made)
 
         def fill(path: Path, text: str = spec.run_key) -> None:
@@ -209,6 +205,20 @@ def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
         outbox = Outbox(made.folder, About(spec.study, spec.name, spec.run_key, tags, {}))
         outbox.log(4, {"test/all/f1": 0.3 + spec.seed / 100 + better, "train/turns": 2.0, "progress/seconds": 1.0})
         write_status(made.folder, "FINISHED")
+
+
+def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preset tiny with six seeds, of which MLflow has the runs: igpo is .2 above on every seed, and best on dev with seed 4."""
+    from igpo_core.config import make_plan
+    from tasks.conclude import register_winners, write_report
+    from tasks.specification.presets import load_specification
+
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
+    publish(tmp_path / "data" / "v1", 64)
+    plan = make_plan(load_specification("tiny").select(None, list(range(6))), {"": "v1"})
+    trained_well(plan, tmp_path)
     told: list[str] = []
     for _ in range(2):
         report = write_report.fn(plan, [], "make ablation", told.append)
@@ -219,6 +229,32 @@ def test_a_sweeps_report_registers_the_winner_and_a_second_one_finds_it(
     assert version.tags["verdict"] == "better than outcome_only: +0.200 [+0.200, +0.200], p 0.031, 6 seeds"
     assert told[-1].startswith("registered models:/tiny@best: igpo, better than outcome_only")
     assert find_registered("models:/tiny@best", tmp_path).run_key == chosen.run_key
+
+
+@pytest.mark.parametrize(("train", "registered"), [(479, 0), (480, 1)])
+def test_a_warm_start_that_is_learnt_by_heart_registers_nothing(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, registered: int
+) -> None:
+    """Preset real shows 4,800 demonstrations: of 480 train questions each ten times, of 479 more often. igpo_rms is .2 above on
+    each of six seeds."""
+    from igpo_core.config import make_plan
+    from tasks.conclude import register_winners, write_report
+    from tasks.specification.presets import load_specification
+
+    monkeypatch.setenv("IGPO_HOME", str(tmp_path))
+    publish(tmp_path / "data" / "v1", train)
+    specification = load_specification("real").select(["outcome_only", "igpo_rms"], list(range(6)))
+    plan = make_plan(specification.model_copy(update={"name": f"real-{train}"}), {"": "v1"})
+    trained_well(plan, tmp_path)
+    told: list[str] = []
+    report = write_report.fn(plan, [], "make ablation", told.append)
+    register_winners.fn(plan, report, told.append)
+    assert len(client().search_model_versions(f"name = 'real-{train}'")) == registered
+    heart = report.rows[1]["verdict"] == "learnt by heart" and "carries no verdict, however many seeds" in report.answer
+    assert heart is not bool(registered) and report.rows[1]["verdict"] in ("learnt by heart", "better")
+    assert any("THE WARM START IS LEARNT BY HEART" in line for line in report.warnings) is heart
+    again = recompute(report.run_id)  # from MLflow alone
+    assert [one.rows for one in again] == [report.rows]
 
 
 LEVEL = [0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37]

@@ -318,6 +318,25 @@ def test_a_run_that_failed_takes_the_verdict_away() -> None:
     assert "Missing: igpo seed 6; outcome_only seed 6." in outcome(report.comparison("igpo"), 0.03, 1)
 
 
+def test_a_warm_start_learnt_by_heart_takes_the_verdict_away() -> None:
+    """Of seven seeds all above, and of one that lacks a run. The difference is told, and no p."""
+    asked, data, line = {**SPECIFICATION, "seeds": list(range(7))}, more(five(), 7), "LEARNT BY HEART: 60 times each"
+    (report,) = cell_reports(asked, {"": data}, [""], {"": [line]})
+    summary, said = report.summaries[1], outcome(report.comparison("igpo"), 0.03, 1)
+    assert (summary.verdict, report.rows[1]["p"], summary.pairs) == ("learnt by heart", "-", 7)
+    assert report.words.warnings[0] == line and "no verdict, since the warm start is learnt by heart" in every(
+        report.words
+    )
+    assert said.startswith("Not decided whether igpo is better or worse") and "carries no verdict" in said
+    assert "p = " not in said and winners(SPECIFICATION, [report], ["igpo"]) == []
+    failed = tuple(replace(r, status="FAILED") if (r.arm, r.seed) == ("igpo", 6) else r for r in data.runs)
+    (report,) = cell_reports(asked, {"": replace(data, runs=failed)}, [""], {"": [line]})
+    assert "Missing: igpo seed 6." in outcome(report.comparison("igpo"), 0.03, 1)
+    (whole,) = cell_reports(asked, {"": data}, [""], {"another": [line]})
+    assert whole.summaries[1].verdict == "better"
+    assert (summary.difference, summary.low) == (whole.summaries[1].difference, whole.summaries[1].low)
+
+
 @pytest.mark.parametrize("score", [math.nan, math.inf, sys.float_info.max, -sys.float_info.max])  # MLflow's infinity
 def test_a_score_that_is_no_number_counts_as_missing(score: float) -> None:
     """Seed 6 of igpo ended without a number. The mean of the others is .8 as before; with it there were none."""
