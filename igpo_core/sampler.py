@@ -5,20 +5,25 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from igpo_core.clock import now
-from igpo_core.config import ContinuousEngine, ExperimentConfig, VllmEngine
+from igpo_core.config import ContinuousEngine, EngineConfig, ExperimentConfig, VllmEngine
 from igpo_core.environments.base import Environment
 from igpo_core.policies import Policy, export_policy, save_policy
 from igpo_core.ranks import Ranks
 from igpo_core.rewards.scoring import Probes
 from igpo_core.rollout.continuous_engine import ContinuousRollout
 from igpo_core.rollout.mismatch import own_logprobs
-from igpo_core.rollout.rows import Engine, RolloutTimes
+from igpo_core.rollout.rows import Engine, OwnEngine, RolloutTimes
 from igpo_core.rollout.served_engine import ServedEngine
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.seeds import python_rng
 from igpo_core.sharding import full_state
 from igpo_core.trajectory import Question, Trajectory
 from igpo_core.weights import has_adapter
+
+
+def own_engine(policy: Policy, engine: EngineConfig) -> OwnEngine:
+    """Return the engine that samples in this process: where servers sample in training, the exact one."""
+    return ContinuousRollout(policy) if isinstance(engine, ContinuousEngine) else rollout
 
 
 class Sampler:
@@ -40,7 +45,7 @@ class Sampler:
         self.served = ServedEngine(engine, ranks.number) if isinstance(engine, VllmEngine) else None
         if self.served is not None and config.rollout.temperature != 1:
             self.served.require_processed_logprobs(policy.protocol.prompt(questions[0].text))
-        self._own_engine = ContinuousRollout(policy) if isinstance(engine, ContinuousEngine) else rollout
+        self._own_engine = own_engine(policy, engine)
         self._served_step: int | None = None  # whose weights the servers have
 
     def questions_of(self, step: int) -> list[Question]:

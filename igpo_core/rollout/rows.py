@@ -1,7 +1,7 @@
 """A trajectory while it grows, whichever engine samples it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from igpo_core.config import Decoding, RolloutConfig
 from igpo_core.environments.base import Environment
 from igpo_core.errors import IgpoError
 from igpo_core.policies import Policy
-from igpo_core.protocol import TurnProtocol
+from igpo_core.protocol import AnswerProbe, TurnProtocol
 from igpo_core.trajectory import (
     Episode,
     Final,
@@ -181,6 +181,25 @@ class Engine(Protocol):
         members: int,
         key: tuple[int, str, int],
         decoding: Decoding = "sampled",
+        times: RolloutTimes | None = None,
+        places: Sequence[int] | None = None,
+    ) -> list[Trajectory]: ...
+
+
+class OwnEngine(Engine, Protocol):
+    """What samples in this process, with the policy's own weights: it can read belief probes on the way."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        environment: Environment,
+        questions: Sequence[Question],
+        config: RolloutConfig,
+        *,
+        members: int,
+        key: tuple[int, str, int],
+        decoding: Decoding = "sampled",
+        probes: Callable[[Question], Sequence[AnswerProbe]] | None = None,
         times: RolloutTimes | None = None,
         places: Sequence[int] | None = None,
     ) -> list[Trajectory]: ...

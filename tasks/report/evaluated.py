@@ -7,6 +7,7 @@ from statistics import fmean
 from tasks.report import compared_shown as shown
 from tasks.report.compared import Asked, Draw, Question, Score, compare
 from tasks.runs.evaluations import Measured, Unit
+from tasks.runs.processors import mixed
 
 Results = Sequence[tuple[Unit, Measured]]
 
@@ -56,9 +57,9 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
     unseen = frozenset(name for (_, source), name in named.items() if source not in trained_on)
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split
-    return Compared(
-        scores, unseen, settings.headline_title, shown.told(scores, split, settings.headline_title, sampled)
-    )
+    computed = mixed((unit.model.title, measured.processor) for unit, measured in results)
+    words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *computed])
+    return Compared(scores, unseen, settings.headline_title, words)
 
 
 def mean_metrics(results: Results) -> dict[str, float]:

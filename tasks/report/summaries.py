@@ -307,7 +307,8 @@ def cell_reports(
         if heart:
             pairs, others = without_verdict(pairs), {name: without_verdict(own) for name, own in others.items()}
         summaries = summarise(data, pairs, baseline, threshold, margin)
-        warnings = [*heart, *untrained(base), *budgets, *mixed(data.finished()), *left_out(data), *data.warnings]
+        computed = mixed((f"{run.arm} seed {run.seed}", run.processor) for run in data.finished())
+        warnings = [*heart, *untrained(base), *budgets, *computed, *left_out(data), *data.warnings]
         warnings += [*unexpected(data), *alarms(data)]
         headline = base["evaluation"]["decoding"][0]
         words = sentences(summaries, {**specification, "base": base}, baseline, threshold, warnings, data.title)

@@ -80,6 +80,7 @@ def plan_evaluation(
     environments = Environments(own)
     for one in sets:
         environments.questions(one)  # a source that is not there is told now
+    require_draws(seeds, experiment)
     candidates = find_candidates(models, home(), own.experiment, own.version)
     draws = list(seeds or specification.seeds[:SAMPLING_SEEDS])
     return Asked(specification, units_of(candidates, sets, draws), environments)
@@ -105,6 +106,15 @@ def plan_sweep_evaluation(endings: Sequence[Ending], plan: Plan, say: Say) -> As
     candidates = candidates_of_runs(endings, [Run(spec, home()) for spec in plan.runs], own.experiment, version)
     units = units_of(candidates, [own], specification.seeds[:SAMPLING_SEEDS])
     return Asked(specification, units, Environments(own))
+
+
+def require_draws(seeds: Sequence[int] | None, experiment: ExperimentConfig) -> None:
+    """Raise ConfigError where several sampling seeds are asked for and nothing is sampled."""
+    if seeds and len(seeds) > 1 and "sampled" not in experiment.evaluation.decoding:
+        raise ConfigError(
+            f"seeds {', '.join(map(str, seeds))}: evaluation.decoding is greedy, which draws nothing and is measured once. Leave "
+            'seeds out, or set evaluation.decoding to ["sampled"] (or ["sampled", "greedy"]; the first is the headline)'
+        )
 
 
 def require_one_cell(specification: AblationSpecification) -> None:

@@ -191,6 +191,7 @@ def _load(unit: Unit, environments: Environments) -> "Policy":
 def _measure(unit: Unit, policy: "Policy", environments: Environments, on: str) -> Measured:
     from igpo_core.evaluation import evaluate_questions
     from igpo_core.policies import protocol_for
+    from igpo_core.sampler import own_engine
 
     data, environment = unit.data, environments.of(unit.data)
     # data sets may have other tools and another system prompt than the one that the model was loaded with
@@ -204,6 +205,7 @@ def _measure(unit: Unit, policy: "Policy", environments: Environments, on: str) 
         questions=environments.questions(data),
         split=data.split,
         decoding=unit.decoding,
+        engine=own_engine(asked, data.experiment.rollout.engine),
     )
     return Measured(result.metrics, result.records, on)
 

@@ -5,16 +5,13 @@ decided once, by the machine that plans."""
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy
 from igpo_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tasks.report.sweeps import RunData
 
 BETWEEN = " + "  # a run that went on elsewhere has several
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
@@ -121,11 +118,15 @@ def joined(before: str | None, now: str) -> str:
     return BETWEEN.join(dict.fromkeys([*(before.split(BETWEEN) if before else []), now]))
 
 
-def mixed(runs: "Sequence[RunData]") -> list[str]:
-    """A loud line where runs of one sweep were computed on several kinds of processor, with the runs of each."""
-    kinds: dict[str, list[str]] = {}
-    for run in (run for run in runs if run.processor):  # older runs do not say
-        kinds.setdefault(run.processor, []).append(f"{run.arm} seed {run.seed}")
+def mixed(computed: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a loud line where what is compared was computed on several kinds of processor, with what was on each.
+
+    computed: (name, its processor; "" where it is not known, as of older runs).
+    """
+    kinds: dict[str, dict[str, None]] = {}
+    for name, kind in computed:
+        if kind:
+            kinds.setdefault(kind, {})[name] = None
     if len(kinds) < 2:
         return []
     parts = "; ".join(f"{kind}: {', '.join(named)}" for kind, named in kinds.items())

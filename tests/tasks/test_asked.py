@@ -57,6 +57,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         asked(["tiny", "tiny"])
     with pytest.raises(ConfigError, match="no test question of nq: its sources are lookup"):
         asked(sources=["nq"])
+    greedy = {"evaluation.decoding": ["greedy"]}
+    with pytest.raises(
+        ConfigError, match=r"seeds 0, 1: evaluation.decoding is greedy, which draws nothing.*Leave seeds out"
+    ):
+        asked(seeds=[0, 1], changes=greedy)
+    assert [unit.draw for unit in asked(seeds=[4], changes=greedy).units] == [4]
+    assert len(asked(seeds=[0, 1], changes={"evaluation.decoding": ["greedy", "sampled"]}).units) == 3
 
 
 def test_a_sweep_ends_with_the_settings_and_data_that_its_runs_had(tmp_path: Path) -> None:

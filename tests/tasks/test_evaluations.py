@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import ExperimentConfig
+from igpo_core.config import ContinuousEngine, ExperimentConfig
 from igpo_core.errors import ConfigError
 from igpo_core.evaluation import evaluate_questions
 from igpo_core.policies import save_policy
+from igpo_core.rollout.continuous_engine import ContinuousRollout
 from tasks.data.publishing import prepare
 from tasks.report.evaluated import compared_of, metrics_of
 from tasks.runs import evaluations
@@ -97,6 +98,35 @@ def test_what_is_kept_is_what_the_policy_does_with_that_sampling_seed(
     metrics = metrics_of(results)
     assert metrics[f"{home / 'model'}/test/all/f1"] == pytest.approx(by_hand) and "base/test_greedy/all/f1" in metrics
     assert "test/all/f1" in metrics_of(results[:3])
+
+
+def test_the_presets_engine_samples_and_other_processors_are_told(
+    setting: tuple[Path, DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both engines sample the same answers in float32; the other engine makes other measurements."""
+    (home, data), calls = setting, []
+    real = ContinuousRollout.__call__
+
+    def counted(self: ContinuousRollout, *given: Any, **named: Any) -> Any:
+        calls.append(named["decoding"])
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(ContinuousRollout, "__call__", counted)
+    rollout = data.experiment.rollout.model_copy(update={"engine": ContinuousEngine()})
+    slots = replace(data, experiment=data.experiment.model_copy(update={"rollout": rollout}))
+    found = {}
+    for own in (data, slots):
+        asked = units(home, own)[:3]
+        measure(asked, Environments(own), home, print)
+        found[own.experiment.rollout.engine.kind] = results_of(asked, home)
+    assert calls == ["sampled", "sampled", "greedy"]
+    told = [[row["answer"] for _, one in results for row in one.records] for results in found.values()]
+    assert told[0] == told[1] and len(told[0]) == 18
+    alike = found["transformers"]
+    assert "DIFFERENT" not in compared_of(alike, frozenset(), 0.03).words
+    (first, one), *rest = alike
+    words = compared_of([(first, replace(one, processor="Xeon")), *rest], frozenset(), 0.03).words
+    assert f"DIFFERENT PROCESSORS, pairs share a seed but no longer their rounding: Xeon: {first.model.title};" in words
 
 
 def test_whatever_changes_the_numbers_changes_the_key(setting: tuple[Path, DataSet]) -> None:
