@@ -13,6 +13,7 @@ from igpo_core.config import AblationSpecification, make_plan
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError
 from tasks.lab.home import PROJECT
+from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.work import CONTROL, DATA, MODEL, WORLDS, announce
 from tasks.specification.presets import PRESETS, load_specification, resolve, setting
 
@@ -464,6 +465,17 @@ def test_what_the_documents_show_trains(tmp_path: Path) -> None:
             specification, 2
         )
     assert load_specification(str(PROJECT / "examples" / "own-data.yaml")).base.warm_start is not None
+
+
+@pytest.mark.parametrize("preset", ["real-laptop", "real", "qwen-0-5b"])
+def test_the_example_with_a_pretrained_model_stands_on_each_preset_that_it_names(preset: str, tmp_path: Path) -> None:
+    text = (PROJECT / "examples" / "own-model.yaml").read_text()
+    assert text.count(f"#     {preset} ") == 1 and text.count("  from: real-laptop\n") == 1
+    (tmp_path / "mine.yaml").write_text(text.replace("from: real-laptop", f"from: {preset}"))
+    specification, own = load_specification(str(tmp_path / "mine.yaml")), load_specification(preset)
+    assert specification.base.policy == own.base.policy and specification.base.training == own.base.training
+    assert len(specification.seeds) == seeds_for_verdict(1) == 6
+    assert specification.base.data.questions[0].path == PROJECT / "examples" / "questions.csv"
 
 
 def test_a_policy_that_was_taught_nothing_is_told_loudly(tmp_path: Path) -> None:
