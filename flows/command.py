@@ -13,6 +13,7 @@ from tasks.lab.home import home, open_home
 from tasks.lab.servers import require_servers
 from tasks.lab.terminal import show_progress
 from tasks.runs.asked import Ending, require_one_cell
+from tasks.runs.work import add_processes
 from tasks.specification.presets import resolve, setting
 
 
@@ -44,9 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
     parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
     parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
-    parser.add_argument(
-        "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
-    )
+    add_processes(parser)
     parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
     parser.add_argument(
         "--set",

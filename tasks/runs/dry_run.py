@@ -2,32 +2,36 @@
 
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
 the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
-renders a first batch and probes, and counts memory, disk and time: on this machine's processor from steps that were timed here
-before, on accelerators from their makers' figures. What these would stop the run for stops this. Not looked at: the weights
-themselves, this machine's accelerators, other machines, MLflow and Prefect, whether a judge answers.
+renders a first batch and probes, and counts memory, disk and time: from steps that were timed here before, else on a processor
+from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for stops this. Not
+looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines, MLflow and Prefect,
+whether a judge answers.
 """
 
 import argparse
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
+from igpo_core.config import AblationSpecification, DataConfig, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError, NoNetwork
 from igpo_core.protocol import ChatProtocol
 from igpo_core.rollout.serving import Connection
 from tasks.lab.home import home, open_home
 from tasks.lab.secrets import require_judge
+from tasks.runs.cards import ACCELERATORS, card_here
 from tasks.runs.models import with_model
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
     REACHED,
+    Speed,
+    Timing,
     Tokens,
     about_warm_start,
+    count_gpu_timing,
     count_timing,
     disk,
     dtype_of,
@@ -39,21 +43,20 @@ from tasks.runs.planning import (
     warm_start_seconds,
 )
 from tasks.runs.together import meeting_address
-from tasks.runs.work import announce, missing_starts, simultaneous, sweep_seconds, whole, write_minutes
+from tasks.runs.work import (
+    add_processes,
+    announce,
+    missing_starts,
+    simultaneous,
+    sweep_seconds,
+    whole,
+    write_minutes,
+)
 from tasks.specification.presets import load_specification, setting
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
     from tasks.runs.described import Lengths
-
-# GiB, dense operations a second in bfloat16 and in float32, bytes a second: the makers' data sheets
-ACCELERATORS = {
-    "L4 24 GB": (22, 121e12, 30e12, 0.30e12),
-    "A100 80 GB": (79, 312e12, 19.5e12, 2.0e12),
-    "H100 80 GB": (79, 989e12, 67e12, 3.35e12),
-    "H200 141 GB": (139, 989e12, 67e12, 4.8e12),
-}
-
 
 PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on Linux
 # What a run on a CPU takes of memory for each byte that it holds at most: micro-batches of other lengths leave gaps in the C
@@ -61,15 +64,16 @@ PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on L
 WITH_GAPS = 1.4
 
 
-def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module)."""
+def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: int | None = None) -> Iterator[str]:
+    """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module). processes: runs at
+    the same time, in place of the preset's number."""
     from igpo_core.data import SPLITS  # pandas and torch take seconds: a wrong name is told before
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
     from tasks.runs.described import describe, first_batch, usual_tokens
 
     specification = load_specification(preset, changes)
-    workers = simultaneous(specification)
+    workers = simultaneous(specification, processes)
     yield announce(specification, workers)
     arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
     costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
@@ -110,7 +114,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None) -> Iterator[s
         yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, workers)
     usual = usual_tokens(costly, environment, policy, lengths)
-    yield from spent(preset, specification, costly, shape, usual, home())
+    yield from spent(specification, costly, shape, usual, workers, data.counts)
     write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
@@ -131,48 +135,78 @@ def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
 
 
 def spent(
-    preset: str,
     specification: AblationSpecification,
     costly: ExperimentConfig,
     shape: "Shape",
     usual: Tokens,
-    home: Path,
+    workers: int,
+    counts: Mapping[str, int],
 ) -> Iterator[str]:
-    """Disk, and time on this machine, timed or (on its processor) counted, of all runs from nothing."""
+    """Disk, and time, timed on this machine or counted, of all runs from nothing. counts: questions of each split of the data."""
     runs, starts = whole(specification)
-    timing = known_timing(home, specification.name, specification.base)
+    timing = known_timing(home(), specification.name, specification.base)
     weights = timing.weights if timing else trained_bytes(specification.base, shape)
-    workers = simultaneous(specification)
     left, needed = (disk(len(runs), len(starts), weights, going) for going in (0, workers))
-    free = free_space(home)
+    free = free_space(home())
     yield (
         f"disk: {len(runs)} runs and {len(starts)} warm starts leave about {left / 1e9:.1f} GB, and take at most "
         f"{needed / 1e9:.1f} GB while they are made; {free / 1e9:.0f} GB are free"
     )
     if needed > free:
         yield "  warning: the disk will be full before the sweep ends"
-    if costly.training.world > 1 or (timing is None and costly.training.device != "cpu"):
-        yield (
-            "time: no step of such a policy was timed on this machine yet. The sweep itself times one after its first warm "
-            f"start and says how long the rest takes: make ablation PRESET={preset}"
-        )
+    training, dtype = costly.training, dtype_of(costly)
+    if training.world > 1:
+        yield "time: runs of several processes are neither timed nor counted as a whole"
         return
-    how = "took {:.2g} s here"
-    if timing is None:
-        dtype = dtype_of(costly)
-        speed = measure_speed(costly.training.threads, dtype)
-        timing = count_timing(costly, shape, usual, speed, weights)
+    asked = [_with_questions_there(run, costly.data, counts) for run in runs]
+
+    def told(where: str, timing: Timing, how: str) -> str:
+        return (
+            f"{where}: about {spell(sweep_seconds(asked, starts, timing, workers))} from nothing, {workers} at a time: a warm "
+            f"start about {spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(asked[0], timing))} "
+            f"(a step of {timing.rollouts} rollouts {how.format(timing.step)})"
+        )
+
+    if timing is not None:
+        yield told("time on this machine", timing, "took {:.2g} s here")
+    elif training.device == "cpu":
+        speed = measure_speed(training.threads, dtype)
         how = (
             "{:.2g} s by its operations, of which "
             f"{REACHED[dtype].passes:.0%} of {speed.operations / 1e9:.0f} GFLOP/s in {dtype} are reached, as "
-            f"{costly.training.threads} threads were just seen to; the sweep times one after its first warm start"
+            f"{training.threads} threads were just seen to; the sweep times one after its first warm start"
         )
-    seconds = sweep_seconds(specification, timing)
-    yield (
-        f"time on this machine: about {spell(seconds)} from nothing, {workers} at a time: a warm start about "
-        f"{spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(runs[0], timing))} (a step of "
-        f"{timing.rollouts} rollouts {how.format(timing.step)})"
-    )
+        yield told("time on this machine", count_timing(costly, shape, usual, speed, weights), how)
+    else:
+        card = card_here()
+        served = ", without what rollout servers need" if isinstance(costly.rollout.engine, VllmEngine) else ""
+        yield (
+            f"time{served}, counted by how steps ran on an H100, where no whole run was timed (docs/scale.md); the sweep itself "
+            "times a step after its first warm start"
+        )
+        for name in [card] if card else ACCELERATORS:
+            _, in_half, in_single, bandwidth = ACCELERATORS[name]
+            sheet = Speed(in_half if dtype == "bfloat16" else in_single, bandwidth)
+            where = f"  on the {name} of this machine" if card else f"  {name}"
+            yield told(where, count_gpu_timing(costly, shape, usual, sheet, weights), "{:.2g} s")
+    busy, there = workers * training.threads, psutil.cpu_count() or 1
+    if training.device == "cpu" and busy > there:
+        yield (
+            f"  warning: {workers} runs at a time of {training.threads} threads want {busy} processors, and this machine has "
+            f"{there}: it takes longer"
+        )
+
+
+def _with_questions_there(run: ExperimentConfig, data: DataConfig, counts: Mapping[str, int]) -> ExperimentConfig:
+    """Return the run with no more questions to evaluate on than the data have; as it is where its data are others."""
+    if run.data != data:
+        return run
+    evaluation = run.evaluation
+    there = {
+        "dev_questions": min(evaluation.dev_questions, counts["dev"]),
+        "test_questions": min(evaluation.test_questions, counts["test"]),
+    }
+    return run.model_copy(update={"evaluation": evaluation.model_copy(update=there)})
 
 
 def trained_bytes(config: ExperimentConfig, shape: "Shape") -> int:
@@ -276,10 +310,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.runs.dry_run", description=__doc__)
     parser.add_argument("preset")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="PATH=VALUE")
+    add_processes(parser)
     chosen = parser.parse_args(arguments)
     try:
         open_home()
-        for line in dry_run(chosen.preset, dict(chosen.set)):
+        for line in dry_run(chosen.preset, dict(chosen.set), chosen.processes):
             print(line)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from tasks.data.published import count_train, trajectory_turns
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
+    from igpo_core.step_costs import Work
 
 MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 # weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
@@ -177,8 +178,8 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine reaches with so many threads: operations a second of a square product in one dtype, and bytes a second
-    that are read and written."""
+    """Operations a second in one dtype, and bytes a second that are read and written: what this machine reaches with so many
+    threads in a square product and a copy, or an accelerator by its data sheet."""
 
     operations: float
     bandwidth: float
@@ -216,24 +217,45 @@ def _fastest(work: Callable[[], object]) -> float:
 
 
 def count_timing(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, speed: Speed, weights: int) -> Timing:
-    """Return what steps and warm start would take by their operations, where none was timed."""
-    from igpo_core.step_costs import work
-
-    rollout, reached = experiment.rollout, REACHED[dtype_of(experiment)]
-    count = rollout.questions * rollout.group_size
-    step = work(shape, experiment, tokens=tokens.trajectory, sampled=tokens.sampled, probes=tokens.probes)
+    """Return what steps and warm start would take on this machine's processor by their operations, where none was timed."""
+    step, lessons = _counted(experiment, shape, tokens)
+    reached = REACHED[dtype_of(experiment)]
     passes = speed.operations * reached.passes
     # decoding is held up by the bytes that it reads
     sampling = (step.prefill + step.beliefs) / passes + step.decoding_bytes / speed.bandwidth / reached.decoding
-    taught = demonstrations(experiment)
+    return _timing(experiment, sampling, step.update / passes, lessons.update / passes, weights)
+
+
+def count_gpu_timing(
+    experiment: ExperimentConfig, shape: "Shape", tokens: Tokens, sheet: Speed, weights: int
+) -> Timing:
+    """Return the same on a GPU of this data sheet, by how steps ran on H100s (igpo_core/step_costs.py). One process trains."""
+    from igpo_core.step_costs import TURN_TAKES
+
+    step, lessons = _counted(experiment, shape, tokens)
+    given = sheet.operations, sheet.bandwidth
+    rollout = experiment.rollout
+    texts = rollout.questions * rollout.group_size * rollout.max_turns * TURN_TAKES  # demonstrations have turns, too
+    teaching = lessons.update_seconds(*given) + texts
+    return _timing(experiment, step.rollout_seconds(*given), step.update_seconds(*given), teaching, weights)
+
+
+def _counted(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens) -> "tuple[Work, Work]":
+    """Return the work of a training step; and, as that of an update, of teaching as many demonstrations as it has rollouts. A
+    warm start pads its batches, computes nothing again and goes over a batch once."""
+    from igpo_core.step_costs import work
+
+    step = work(shape, experiment, tokens=tokens.trajectory, sampled=tokens.sampled, probes=tokens.probes)
     plain = experiment.optimizer.model_copy(update={"gradient_checkpointing": False, "updates_per_step": 1})
-    teaching = experiment.model_copy(update={"optimizer": plain})
-    learnt = work(shape, teaching, tokens=tokens.demonstration, sampled=tokens.sampled, probes=0.0)
-    learning = learnt.update / count * taught / passes
-    seconds = sampling + step.update / passes
-    return Timing(
-        seconds, count, sampling / count, learning if taught else None, weights, policy_key(experiment), taught
-    )
+    teaching, padded = experiment.model_copy(update={"optimizer": plain}), replace(shape, packable=False)
+    return step, work(padded, teaching, tokens=tokens.demonstration, sampled=tokens.sampled, probes=0.0)
+
+
+def _timing(experiment: ExperimentConfig, sampling: float, update: float, lessons: float, weights: int) -> Timing:
+    """Return what was counted of a step. lessons: seconds of teaching as many demonstrations as a step has rollouts."""
+    count, taught = experiment.rollout.questions * experiment.rollout.group_size, demonstrations(experiment)
+    learning = lessons / count * taught if taught else None
+    return Timing(sampling + update, count, sampling / count, learning, weights, policy_key(experiment), taught)
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

@@ -1,5 +1,6 @@
 """What a sweep consists of, what of it is there already, and how long the rest takes on this machine."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,27 @@ def simultaneous(specification: AblationSpecification, asked: int | None = None)
     return at_a_time(training, asked or specification.processes, seen)
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Let a command take `--processes N`, which `simultaneous` is asked for."""
+    parser.add_argument(
+        "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
+    )
+
+
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
     """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed."""
     timing = known_timing(home, specification.name, specification.base)
     if timing is None or specification.base.training.world > 1:
         return None
-    return sweep_seconds(specification, timing)
+    return sweep_seconds(*whole(specification), timing, simultaneous(specification))
 
 
-def sweep_seconds(specification: AblationSpecification, timing: Timing) -> float:
-    """Of all runs and warm starts, with as many runs at a time as there are."""
-    runs, starts = whole(specification)
+def sweep_seconds(
+    runs: Sequence[ExperimentConfig], starts: Sequence[ExperimentConfig], timing: Timing, workers: int
+) -> float:
+    """Of all runs and warm starts, with as many runs at a time as there are workers, each as fast as one alone."""
     seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
-    return seconds / min(simultaneous(specification), len(runs))
+    return seconds / min(workers, len(runs))
 
 
 def whole(specification: AblationSpecification) -> tuple[list[ExperimentConfig], list[ExperimentConfig]]:

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from igpo_core.errors import ConfigError, ServiceError
+from igpo_core.estimates import GIB, Shape
 from tasks.lab.home import home
-from tasks.runs.dry_run import dry_run, main
-from tasks.runs.planning import Timing, keep_timing
+from tasks.runs.cards import card_here
+from tasks.runs.dry_run import dry_run, main, spent
+from tasks.runs.planning import Speed, Timing, Tokens, keep_timing
 from tasks.runs.processors import best_dtype
-from tasks.specification.presets import PRESETS
+from tasks.specification.presets import PRESETS, load_specification
 from tests.igpo_core.hostile import hostile_server
 from tests.tasks.tables import GOOD, files, lines, trajectory
 
@@ -77,6 +80,131 @@ def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFi
     assert "time on this machine: about 29 s from nothing, 2 at a time" in capsys.readouterr().out
     known = (home() / "timings" / "presets.tsv").read_text().splitlines()
     assert "tiny\tabout 29 s" in known
+
+
+def test_runs_at_a_time_are_as_many_as_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tiny has `processes: 2`. Its four runs of 7.28 s and two warm starts of 14 s, four at a time: 57.12 / 4 = 14.28 s."""
+    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
+    monkeypatch.setattr("psutil.cpu_count", lambda: 3)
+    assert main(["tiny", "--processes", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "each 4 steps and 16 rollouts, 4 at a time; every arm" in said
+    assert "GiB a run, 4 at a time; this machine has" in said
+    assert (
+        "time on this machine: about 14 s from nothing, 4 at a time: a warm start about 14 s, a run about 7 s" in said
+    )
+    assert "warning: 4 runs at a time of 1 threads want 4 processors, and this machine has 3: it takes longer" in said
+    assert main(["tiny", "--processes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "GiB a run, 1 at a time" in said and "about 57 s from nothing, 1 at a time" in said and "want" not in said
+    with pytest.raises(SystemExit):
+        main(["tiny", "--processes", "65"])
+
+
+SHAPE = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
+
+
+def time_of(counts: dict[str, int] | None = None, workers: int = 1, **changes: Any) -> list[str]:
+    """What is said of the time of preset tiny, whose arms have four runs and two warm starts."""
+    home().mkdir(exist_ok=True)
+    specification = load_specification("tiny", changes)
+    costly = specification.experiment("igpo", 0, "")
+    told = spent(specification, costly, SHAPE, Tokens(10, 4, 0, 20), workers, counts or {"dev": 16, "test": 16})
+    return list(told)[1:]
+
+
+def test_no_more_questions_are_counted_than_there_are() -> None:
+    """4 + 4 x .5 s, and 1 s a question: 5 x 16 dev and 3 x 16 test ones take a run to 134 s, 5 x 5 and 3 x 7 to 52."""
+    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=1.0, warm_start=10.0, weights=10**6))
+    assert "a run about 2 min" in time_of()[0]
+    # four runs and two warm starts of 14 s: 236 s
+    (line,) = time_of({"dev": 5, "test": 7})
+    assert "about 4 min from nothing" in line and "a run about 52 s" in line
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Speed]:
+    """The data sheets that times are counted from: 15 minutes a step by the one of an H100 in float32, more by slower ones."""
+    sheets: list[Speed] = []
+    monkeypatch.setattr("tasks.runs.cards.accelerators", list)
+
+    def count(experiment: Any, shape: Shape, tokens: Tokens, sheet: Speed, weights: int) -> Timing:
+        assert shape == SHAPE and tokens == Tokens(10, 4, 0, 20)
+        sheets.append(sheet)
+        return Timing(900 * 67e12 / sheet.operations, 4, 0.01, 10.0, weights, demonstrations=480)
+
+    monkeypatch.setattr("tasks.runs.dry_run.count_gpu_timing", count)
+    return sheets
+
+
+def test_hours_on_every_card_of_the_table_where_none_is_here(counted: list[Speed]) -> None:
+    """4 + 4 x 900 + 128 x .01 = 3605 s a run on an H100, and four of them with two warm starts of 14 s 14,449 s = 4.0 h. In
+    float32 an L4 has 30 of its 67 TFLOP/s: 8045 s a run, 32,209 s = 8.9 h; an A100 19.5: 12,374 s, 49,523 s = 13.8 h."""
+    first, *rows = time_of(**{"training.device": "cuda"})
+    assert first.startswith("time, counted by how steps ran on an H100, where no whole run was timed")
+    assert rows == [
+        f"  {name}: about {whole} from nothing, 1 at a time: a warm start about 14 s, a run about {run} (a step of 4 rollouts "
+        f"{step} s)"
+        for name, whole, run, step in (
+            ("L4 24 GB", "8.9 h", "2.2 h", "2e+03"),
+            ("A100 80 GB", "13.8 h", "3.4 h", "3.1e+03"),
+            ("H100 80 GB", "4.0 h", "60 min", "9e+02"),
+            ("H200 141 GB", "4.0 h", "60 min", "9e+02"),
+        )
+    ]
+    assert counted == [Speed(30e12, 0.30e12), Speed(19.5e12, 2.0e12), Speed(67e12, 3.35e12), Speed(67e12, 4.8e12)]
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, name: str, gib: float) -> None:
+    monkeypatch.setattr("tasks.runs.cards.accelerators", lambda: ["0"])
+    card = SimpleNamespace(name=name, total_memory=round(gib * GIB))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda place: card)
+
+
+def test_hours_on_the_card_of_this_machine_alone(counted: list[Speed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs at a time share it: half of 14,449 s."""
+    seen(monkeypatch, "NVIDIA H100 80GB HBM3", 79.1)
+    _, row = time_of(workers=2, **{"training.device": "cuda", "training.memory_share": 0.5})
+    assert (
+        row.startswith("  on the H100 80 GB of this machine: about 2.0 h from nothing, 2 at a time")
+        and len(counted) == 1
+    )
+
+
+def test_a_step_that_was_timed_comes_before_what_is_counted(counted: list[Speed]) -> None:
+    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
+    (line,) = time_of(**{"training.device": "cuda"})
+    assert line.startswith("time on this machine: about 57 s from nothing, 1 at a time") and "took 0.5 s here" in line
+    assert counted == []
+
+
+def test_what_is_not_counted_of_time_is_said(counted: list[Speed]) -> None:
+    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": "/tmp/weights"}
+    first, *_ = time_of(**{"training.device": "cuda", "rollout.engine": engine})
+    assert first.startswith("time, without what rollout servers need, counted by")
+    (line,) = time_of(**{"training.processes": 2})
+    assert line == "time: runs of several processes are neither timed nor counted as a whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "row"),
+    [
+        ("NVIDIA L4", 22.0, "L4 24 GB"),
+        ("NVIDIA L40S", 44.4, None),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "A100 80 GB"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, None),
+        ("NVIDIA H100 80GB HBM3", 79.1, "H100 80 GB"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.5, None),
+        ("NVIDIA H200", 139.8, "H200 141 GB"),
+    ],
+)
+def test_a_card_is_known_by_name_and_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, gib: float, row: str | None
+) -> None:
+    seen(monkeypatch, name, gib)
+    assert card_here() == row
 
 
 def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from igpo_core.config import ExperimentConfig, OptimizerConfig, WarmStart
 from igpo_core.estimates import Shape
+from igpo_core.step_costs import DECODING_REACHES, LAYER_STARTS, MOVED_PACKED, MOVED_PADDED, PASSES_REACH, TURN_TAKES
 from tasks.data.publishing import prepare
 from tasks.runs.planning import (
     REACHED,
@@ -16,6 +17,7 @@ from tasks.runs.planning import (
     Timing,
     Tokens,
     about_warm_start,
+    count_gpu_timing,
     count_timing,
     disk,
     estimate,
@@ -160,6 +162,39 @@ def test_a_warm_start_that_was_not_timed_is_counted() -> None:
     learning = 15 * 115_200 / 1e6 / REACHED["float32"].passes
     assert found.warm_start == pytest.approx(learning) and found.demonstrations == 15
     assert warm_start_seconds(config, found) == pytest.approx(4 + learning)
+
+
+def test_a_step_and_a_warm_start_on_a_gpu_are_counted_from_its_data_sheet() -> None:
+    """The block and the two trajectories of test_a_step_that_was_not_timed, in bfloat16: a forward pass of 41,600 operations, of
+    which decoding makes 24,320. It reads 6 times 640 + 800 weights and 2 x 5 x 16 numbers, of 2 bytes: 19,200 bytes. The packed
+    update moves its bytes for each of 2 x 10 tokens, one layer and 8 numbers. A demonstration of 20 tokens takes 115,200
+    operations, as in the test above, is padded, and has its texts encoded as two turns; there are 15."""
+    stage = {"steps": 3, "batch_size": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "files"}}
+    config = ExperimentConfig.model_validate(
+        {
+            "data": {"kind": "files", "questions": [{"path": "q"}], "corpus": ["c"]},
+            "policy": {"kind": "pretrained", "name": "m", "dtype": "bfloat16"},
+            "reward": {"reward": "outcome_only"},
+            "rollout": {"questions": 1, "group_size": 2, "max_turns": 2},
+            "optimizer": {"gradient_checkpointing": False},
+            "training": {"device": "cuda"},
+            "warm_start": {"stages": [stage]},
+        }
+    )
+    shape = Shape(1, 8, 16, 2, 2, 4, 100, tied=True)
+    found = count_gpu_timing(config, shape, Tokens(10, 4, 0, 20), Speed(1e6, 1e6), 77)
+    # reading takes 38 ms, the products of decoding 47, and its kernels' starts 8
+    sampling = 41_600 / 1e6 / PASSES_REACH + 2 * 2 * TURN_TAKES
+    assert found.rollouts == 2 and found.rollout == pytest.approx(sampling / 2)
+    update = 3 * 41_600 / 1e6 / PASSES_REACH + 2 * 10 * 8 * MOVED_PACKED / 1e6
+    assert found.step == pytest.approx(sampling + update)
+    lesson = 115_200 / 1e6 / PASSES_REACH + 20 * 8 * MOVED_PADDED / 1e6 + 2 * TURN_TAKES
+    assert found.warm_start == pytest.approx(15 * lesson) and found.demonstrations == 15 and found.weights == 77
+    # where bytes are slow decoding waits for them, on a fast card for its kernels
+    slow = count_gpu_timing(config, shape, Tokens(10, 4, 0, 20), Speed(1e30, 1e6), 77)
+    assert slow.rollout == pytest.approx((19_200 / 1e6 / DECODING_REACHES + 2 * 2 * TURN_TAKES) / 2)
+    fast = count_gpu_timing(config, shape, Tokens(10, 4, 0, 20), Speed(1e30, 1e30), 77)
+    assert fast.step == pytest.approx(6 * LAYER_STARTS["transformers"] + 2 * 2 * TURN_TAKES)
 
 
 def test_the_speed_of_this_machine_is_that_of_a_machine() -> None:
