@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
+from igpo_core.protocol import ChatProtocol, TurnProtocol
 from tasks.data.published import count_train, trajectory_turns
 
 if TYPE_CHECKING:
@@ -97,6 +98,16 @@ def about_warm_start(experiment: ExperimentConfig, folder: Path) -> list[str]:
             f"rollout.max_turns={most} turns, the answer included, the longest {max(turns)}. Raise it, or shorten them"
         )
     return [*told, *learnt_by_heart(experiment, count_train(folder), short)]
+
+
+def about_template(protocol: TurnProtocol) -> list[str]:
+    """Return a line where the prompt has to tell of the tools, because the chat template does not."""
+    if not isinstance(protocol, ChatProtocol) or protocol.shows_tools:
+        return []
+    return [
+        "this chat template does not tell of the tools, or has calls written in another form than policies here write them: the "
+        "prompt tells of both itself"
+    ]
 
 
 def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int = 0) -> list[str]:
