@@ -18,6 +18,7 @@ from typing import Any
 from igpo_core.checkpoints import write_folder
 from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.folders import file_hash, write_json
+from igpo_core.protocol.ends import answer_end
 
 PACKAGE = "package:"  # package:<module>/<path of the file in it>
 SOURCE = "source.json"  # in a converted folder: what it was made of
@@ -186,18 +187,26 @@ def _field(reader: Any, name: str) -> str:
 
 
 def require_turns_end(tokenizer: Any, file: Path) -> None:
-    """Raise CheckpointError where the chat template ends an assistant's turn with another token than eos_token."""
+    """Raise CheckpointError where no turn could end as the chat template ends it, or where eos_token is a token that the
+    template begins turns with: that is how a tokenizer looks that was read wrongly."""
     if not tokenizer.chat_template:
         raise CheckpointError(
             f"{file} has no chat template, so that nothing says how it was taught to write turns: take an instruct model"
         )
-    messages = [{"role": "user", "content": "PLACEHOLDER-Q"}, {"role": "assistant", "content": "PLACEHOLDER-A"}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    end = text.partition("PLACEHOLDER-A")[2]
-    if not end.lstrip().startswith(tokenizer.eos_token):
+    eos = tokenizer.eos_token
+    if eos is None:
+        raise CheckpointError(f"{file} names no eos token, so that a turn could not end: take an instruct model")
+    try:
+        end, prompt = answer_end(tokenizer)
+    except ConfigError as error:
         raise CheckpointError(
-            f"{file}: its chat template ends a turn with {end[:20]!r}, and the converted tokenizer's eos_token is "
-            f"{tokenizer.eos_token!r}: transformers {version('transformers')} reads this file's tokenizer wrongly"
+            f"{file}: {error}. `gguf-new-metadata --chat-template ..` writes another template into a copy of the file"
+        ) from error
+    if end != eos and eos in prompt:
+        raise CheckpointError(
+            f"{file}: its chat template ends a turn with {repr(end) if end else 'nothing'} and writes {eos!r} before one, which "
+            "is the converted tokenizer's eos_token: the file names a wrong one, or transformers "
+            f"{version('transformers')} reads its tokenizer wrongly"
         )
 
 

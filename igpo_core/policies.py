@@ -149,7 +149,9 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
     if settings.lora and not has_adapter(model):
         add_lora(model, settings.lora, config.seed, settings.revision)
     align(model)
-    return make_policy(model, tokenizer, config.data.interface, half)
+    # of others, and of what was trained here, the tokenizer itself says
+    thinking = settings.thinking if str(name) == settings.source else None
+    return make_policy(model, tokenizer, config.data.interface, half, thinking)
 
 
 def _needs_code(folder: Path, settings: PretrainedPolicy) -> bool:
@@ -247,11 +249,13 @@ def export_policy(policy: Policy, folder: Path) -> None:
     save_policy(policy, folder)
 
 
-def make_policy(model: Any, tokenizer: Any, interface: Interface, half: bool = False) -> Policy:
-    """Return a model with the protocol that its tokenizer writes. Raises ConfigError where it has no embedding for a token of
-    it."""
+def make_policy(
+    model: Any, tokenizer: Any, interface: Interface, half: bool = False, thinking: bool | None = None
+) -> Policy:
+    """Return a model with the protocol that its tokenizer writes. thinking: switched on or off in its chat template; None: left
+    as it is. Raises ConfigError where it has no embedding for a token of it."""
     model.eval()  # dropout would make beliefs and ratios noisy; training goes through the same eval-mode forward
-    protocol = protocol_for(tokenizer, interface)
+    protocol = protocol_for(tokenizer, interface, thinking)
     require_embeddings(model, protocol)
     known: int | list[int] | None = model.generation_config.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
@@ -261,11 +265,15 @@ def make_policy(model: Any, tokenizer: Any, interface: Interface, half: bool = F
     return Policy(model, protocol, window(model.config), half, others)
 
 
-def protocol_for(tokenizer: Any, interface: Interface) -> TurnProtocol:
-    """Return how a policy with this tokenizer writes turns. Raises ConfigError for a tokenizer that writes none that is known
-    here."""
+def protocol_for(tokenizer: Any, interface: Interface, thinking: bool | None = None) -> TurnProtocol:
+    """Return how a policy with this tokenizer writes turns. thinking: as in make_policy. Raises ConfigError for a tokenizer that
+    writes none that is known here, or whose template cannot switch thinking."""
     has_words = "<bos>" in tokenizer.get_vocab() and tokenizer.chat_template is None
-    return WordProtocol(tokenizer, interface) if has_words else ChatProtocol(tokenizer, interface)
+    if has_words and thinking is not None:
+        raise ConfigError(
+            f"policy.thinking={str(thinking).lower()}: this model has no chat template that could switch it: leave it out"
+        )
+    return WordProtocol(tokenizer, interface) if has_words else ChatProtocol(tokenizer, interface, thinking)
 
 
 def require_window(model_config: Any, config: ExperimentConfig, name: str | Path) -> None:

@@ -12,6 +12,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 # of a field that says where or how a run is computed, and not what: another value makes no other run
 WHERE: dict[str, Any] = {"where": True}
+# of a field that came when there were runs: left out, it is no part of what a run is, so that these stay what they are
+LATER: dict[str, Any] = {"later": True}
 
 
 class Truthless(BaseModel):
@@ -61,15 +63,16 @@ class Settings(Truthless):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return these settings as JSON values, without those that only say where a run is computed (WHERE)."""
-        return _without_where(self, self.model_dump(mode="json"))
+        """Return these settings as JSON values, without those that only say where a run is computed (WHERE), and those that came
+        later (LATER) and have their default."""
+        return _identity(self, self.model_dump(mode="json"))
 
 
-def _without_where(settings: Settings, content: dict[str, Any]) -> dict[str, Any]:
+def _identity(settings: Settings, content: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("where")):
-            value = getattr(settings, name)
-            kept[name] = _without_where(value, content[name]) if isinstance(value, Settings) else content[name]
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        value = getattr(settings, name)
+        if not extra.get("where") and not (extra.get("later") and value == field.default):
+            kept[name] = _identity(value, content[name]) if isinstance(value, Settings) else content[name]
     return kept

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from igpo_core.config.data import DemonstrationsConfig
 from igpo_core.errors import ConfigError
-from igpo_core.settings import WHERE, Settings, Share
+from igpo_core.settings import LATER, WHERE, Settings, Share
 
 GGUF = ".gguf"
 
@@ -75,6 +75,13 @@ class PretrainedPolicy(Settings):
         "instructions for it, else float32; a planned run has the one or the other.",
     )
     lora: Lora | None = Field(None, description="What is trained in place of all weights; empty: all of them.")
+    thinking: bool | None = Field(
+        None,
+        description="Switch thinking on or off where the chat template can (enable_thinking: Qwen3, Qwen3.5, GLM-4.5); one that "
+        "cannot is refused. It is settled in the tokenizer that is saved with the policy. Empty: as the template has it by "
+        "itself. Other models that `evaluate` is given stay as they are.",
+        json_schema_extra=LATER,
+    )
     trust_remote_code: bool = Field(
         False,
         description="Run the code that comes with the model, at the commit of revision. Know whose it is. No other model's code "

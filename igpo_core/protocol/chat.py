@@ -1,5 +1,6 @@
 """Turns of any causal LM with a chat template."""
 
+import copy
 import itertools
 import json
 import re
@@ -10,8 +11,10 @@ from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
 from igpo_core.protocol.base import MARKERS, AnswerProbe, between
 from igpo_core.protocol.calls import parse_call, turn_parts
+from igpo_core.protocol.ends import control_tokens, possible_ends
 from igpo_core.protocol.layouts import Frames
-from igpo_core.protocol.templates import TRIED, Template, with_fixed_date
+from igpo_core.protocol.rendering import with_fixed_date, with_thinking
+from igpo_core.protocol.templates import TRIED, Template
 from igpo_core.text import one_form
 from igpo_core.trajectory import Action, Final, Malformed, ToolCall
 
@@ -23,17 +26,6 @@ TRIED_AS_TOKENS = tuple(text[-2000:] for text in TRIED)
 def _harmless(marker: str) -> str:
     """The marker with a space after its first character: readable, and no control token."""
     return f"{marker[0]} {marker[1:]}" if len(marker) > 1 else REPLACED
-
-
-def _controls_text(token: Any, template: str) -> bool:
-    """Whether an added token controls something. Others are pieces of ordinary text that some tokenizers keep as tokens of their
-    own: letters as "ü" (DeepSeek), words of a field, runs of white space (NeoX, OLMo, Phi, Gemma)."""
-    text = token.content.replace("▁", " ").strip()
-    if not text:
-        return False
-    if token.special:
-        return True
-    return len(text) > 1 and (any(sign in text for sign in "<>[]{}|｜＜＞") or text in template)
 
 
 def _require_usable(tokenizer: Any, interface: Interface) -> None:
@@ -71,19 +63,15 @@ class ChatProtocol:
     found once with placeholders (igpo_core/protocol/templates.py). A template that rewrites earlier turns, or changes what is
     put into it, is refused, because the history that was sampled would no longer be the history that the template gives. A
     template that asks for today's date is told a fixed one, in the tokenizer itself: a saved policy has the prompts that it was
-    trained on.
+    trained on. So it is with thinking that is switched on or off (`thinking`; None: as the template has it).
     """
 
-    def __init__(self, tokenizer: Any, interface: Interface) -> None:
+    def __init__(self, tokenizer: Any, interface: Interface, thinking: bool | None = None) -> None:
         self.tokenizer: Any = tokenizer
         self.interface = interface
         _require_usable(tokenizer, interface)
-        tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
-        added = {
-            token.content: index
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if _controls_text(token, str(tokenizer.chat_template)) or index == tokenizer.eos_token_id
-        }
+        tokenizer.chat_template = with_thinking(with_fixed_date(tokenizer.chat_template), thinking)
+        added = control_tokens(tokenizer)
         self.control = frozenset(added.values())
         self._special = {index for index in self.control if tokenizer.decode([index]) not in MARKERS}
         # "ü" as an added token: a byte-level decoder takes the letter for the byte that it stands for elsewhere
@@ -99,10 +87,10 @@ class ChatProtocol:
         self._frame_controls: dict[tuple[str, ...], list[int]] = {}
         self._lengths: dict[str, int] = {}
         self._mark({*added, *MARKERS})
-        template = Template(
-            tokenizer, interface, harmless=self.neutralise, ends=(tokenizer.eos_token, *sorted(added.keys() - MARKERS))
-        )
+        template = Template(tokenizer, interface, harmless=self.neutralise, ends=possible_ends(tokenizer))
         self.frames = frames = template.frames()
+        if thinking is not None:
+            self._require_switch(template, thinking)
         self._mark({*self.markers, *_written_marks(frames)})
         ends = {**added, tokenizer.eos_token: tokenizer.eos_token_id}
         self._call_end, self._final_end = ends[frames.call_end], ends[frames.final_end]
@@ -111,6 +99,24 @@ class ChatProtocol:
         self._before_turn = _from_control(frames.question[1], added)
         self._require_same_ids(template)
         self._require_read_back(template)
+
+    def _require_switch(self, template: Template, thinking: bool) -> None:
+        """Raise ConfigError where the template writes the same whether thinking is switched on or off."""
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = with_thinking(tokenizer.chat_template, not thinking)
+        other = Template(tokenizer, self.interface, harmless=self.neutralise, ends=possible_ends(tokenizer))
+        rounds = template.rounds("word", 2)
+        own = template.render(self.frames.layout, "word", rounds)
+        try:
+            same = other.render(self.frames.layout, "word", rounds) == own
+        except ConfigError:  # what it refuses when switched the other way, it looked at
+            return
+        if same:
+            raise ConfigError(
+                f"policy.thinking={str(thinking).lower()}: this chat template does not read enable_thinking, and writes the same "
+                "whether thinking is switched on or off: leave policy.thinking out, or use a model that can switch it (Qwen3, "
+                "Qwen3.5, GLM-4.5)"
+            )
 
     @property
     def shows_tools(self) -> bool:

@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 from igpo_core.environments.base import Interface
 from igpo_core.errors import ConfigError
-from igpo_core.protocol.base import MARKERS
 from igpo_core.protocol.calls import call_json, call_of
+from igpo_core.protocol.ends import end_of_turn
 from igpo_core.protocol.layouts import NO_THOUGHTS, Frames, Layout, Round, reply_message, tool_section, turn_message
+from igpo_core.protocol.rendering import render
 from igpo_core.protocol.template_faults import (
     EDIT,
     Lost,
     Piece,
     first_difference,
     lost_turn,
-    no_end,
     opens_the_thought,
     rewrites,
     times,
@@ -33,12 +33,6 @@ from igpo_core.protocol.template_faults import (
 
 MANY_ROUNDS = 64  # what a trajectory can have: some templates keep the last messages alone
 ROUNDS_TRIED = 3  # of a turn and a reply: what is done to all turns but the last one shows in the second
-# The day that templates are told which ask for a date (strftime_now), so that a run sees the same prompts tomorrow, by the codes
-# of strftime. Llama 3.2's own template names this day where it knows no date.
-TODAY = {
-    "%-d": "26", "%-m": "7", "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26",
-    "%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
-}  # fmt: skip
 TIMES_TRIED = 8  # that the same is rendered
 ASKED, THOUGHT, ARGUMENT, SEEN, ANSWER = (f"PLACEHOLDER-{letter}" for letter in "QTSRA")
 # Text of questions, queries and replies that templates were seen to change or to treat in another way.
@@ -59,17 +53,6 @@ TRIED = (
     "Error: not found",
     "word " * 20_000 + "end",
 )
-
-
-def with_fixed_date(template: Any) -> Any:
-    """Return the chat template with a date of its own in place of today's; also where a tokenizer has several, by name."""
-    if isinstance(template, dict):
-        return {name: with_fixed_date(text) for name, text in template.items()}
-    if "strftime_now" not in template or "macro strftime_now" in template:
-        return template
-    named = "".join(f" | replace({code!r}, {name!r})" for code, name in TODAY.items())
-    # transformers takes the line's end behind a block away
-    return f"{{% macro strftime_now(form) %}}{{{{ form{named} }}}}{{% endmacro %}}\n{template}"
 
 
 class Template:
@@ -131,32 +114,8 @@ class Template:
         return "\n\n".join(parts)
 
     def _apply(self, messages: list[dict[str, Any]], with_tools: bool, before_a_turn: bool) -> str:
-        from jinja2 import TemplateError
-
         tools = [tool.schema for tool in self._interface.tools] if with_tools else None
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                add_generation_prompt=before_a_turn,
-                tokenize=False,
-            )
-        # a template is a program of somebody else's: it may call, add and look up what is not there
-        except (
-            TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise ConfigError(
-                f"this chat template cannot render a {messages[-1]['role']} message after the others: {error}. It must take a "
-                "system message, tools, and a tool's reply, each with text as its content: use another model, or another "
-                "template"
-            ) from error
-        return str(text)
+        return render(self._tokenizer, messages, tools=tools, before_a_turn=before_a_turn)
 
     # ------------------------------------------------------------------------------------------------ which layouts
 
@@ -318,19 +277,7 @@ class Template:
         return self._apply(asking, with_tools, True) != self._apply(asking, with_tools, False)
 
     def _end(self, behind: str, prompt: str, opening: str) -> tuple[str, str]:
-        """Return the white space behind a turn, and the text of the token that ends it.
-
-        behind: what the template writes behind a turn. opening: the prompt's end behind the question.
-        """
-        bare = behind.lstrip()
-        begins = prompt.removeprefix(self._tokenizer.bos_token or "")
-        for token in sorted(self._ends, key=len, reverse=True):
-            if bare.startswith(token):
-                opens = opening.lstrip().find(token) > 0 or begins.startswith(token)  # a message
-                if token != self._ends[0] and (token in MARKERS or opens):
-                    break
-                return behind[: len(behind) - len(bare)], token
-        raise no_end(behind, self._ends[0])
+        return end_of_turn(behind, prompt.removeprefix(self._tokenizer.bos_token or ""), opening, self._ends)
 
     def _writes_json(self, layout: Layout) -> bool:
         text = '"a"\nb'

@@ -230,7 +230,7 @@ def at_its_commit(model: Candidate, experiment: ExperimentConfig) -> ExperimentC
         pinned = policy.model_copy(update={"revision": model.revision})
     else:
         settings = policy if isinstance(policy, PretrainedPolicy) else PretrainedPolicy(name=model.place)
-        of_it = {"name": model.place, "revision": model.revision, "trust_remote_code": False}
+        of_it = {"name": model.place, "revision": model.revision, "trust_remote_code": False, "thinking": None}
         pinned = settings.model_copy(update=of_it)
     return experiment.model_copy(update={"policy": pinned})
 

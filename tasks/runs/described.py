@@ -73,7 +73,7 @@ def describe_pretrained(config: ExperimentConfig, settings: PretrainedPolicy) ->
     if settings.lora:
         with torch.device("meta"):
             add_lora(model, settings.lora, config.seed)
-    protocol = protocol_for(tokenizer, config.data.interface)
+    protocol = protocol_for(tokenizer, config.data.interface, settings.thinking)
     require_embeddings(model, protocol)
     return Policy(None, protocol, window(shape)), Shape.of(shape)
 

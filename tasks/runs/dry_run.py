@@ -18,7 +18,6 @@ import psutil
 from igpo_core.config import AblationSpecification, DataConfig, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError, NoNetwork
-from igpo_core.protocol import ChatProtocol
 from igpo_core.rollout.serving import Connection
 from tasks.lab.home import home, open_home
 from tasks.lab.secrets import require_judge
@@ -30,6 +29,7 @@ from tasks.runs.planning import (
     Speed,
     Timing,
     Tokens,
+    about_template,
     about_warm_start,
     count_gpu_timing,
     count_timing,
@@ -97,11 +97,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
     yield f"policy: {_amount(shape.parameters)} parameters, a window of {policy.window} tokens" + _trained(
         costly, shape
     )
-    if isinstance(policy.protocol, ChatProtocol) and not policy.protocol.shows_tools:
-        yield (
-            "  warning: this chat template does not tell of the tools, or has calls written in another form than policies here "
-            "write them: the prompt tells of both itself"
-        )
+    yield from (f"  warning: {line}" for line in about_template(policy.protocol))
     lengths = first_batch(costly, environment, policy)
     yield (
         f"first batch: {costly.rollout.questions} questions x {costly.rollout.group_size} rollouts; prompts of {lengths.prompt} "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
+from igpo_core.protocol import ChatProtocol, TurnProtocol
 from tasks.data.published import count_train, trajectory_turns
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ def taught_by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
 def _turns(experiment: ExperimentConfig, folder: Path) -> list[int]:
     """Return the turns of each trajectory that a warm start may be taught; [] where it is taught none."""
     return trajectory_turns(folder) if _taught(experiment, "trajectories") else []
+
+
+def about_template(protocol: TurnProtocol) -> list[str]:
+    """Return a line where the prompt has to tell of the tools, because the chat template does not."""
+    if not isinstance(protocol, ChatProtocol) or protocol.shows_tools:
+        return []
+    return [
+        "this chat template does not tell of the tools, or has calls written in another form than policies here write them: the "
+        "prompt tells of both itself"
+    ]
 
 
 def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int = 0) -> list[str]:

@@ -15,7 +15,7 @@ from igpo_core.warmstart import run_warm_start
 from tasks.runs.devices import device
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, Say
-from tasks.runs.planning import start_of
+from tasks.runs.planning import about_template, start_of
 
 
 def set_up(experiment: ExperimentConfig, data: Path, place: str | None = None) -> tuple[Environment, Policy]:
@@ -46,6 +46,8 @@ def _make_warm_start(experiment: ExperimentConfig, data: Path, folder: Path, say
     process, which waits while others train there."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     environment, policy = set_up(experiment, data, "cpu" if experiment.warm_start is None else None)
+    for line in about_template(policy.protocol):
+        say(f"warning: {line}")
     if experiment.warm_start is not None:
         total = sum(stage.steps for stage in experiment.warm_start.stages)
         started = time.monotonic()

@@ -110,7 +110,10 @@ def _rotated(tensors: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"eos": "<|im_start|>"}, "ends a turn with '<|im_end|>.*eos_token is '<|im_start|>'"),
+        (
+            {"eos": "<|im_start|>"},
+            "ends a turn with '<|im_end|>' and writes '<|im_start|>' before one, .* reads its tokenizer wrongly",
+        ),
         ({"template": False}, "has no chat template"),
         ({"change": _rotated}, "nats a token, at most 2.0 expected"),
     ],

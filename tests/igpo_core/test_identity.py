@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from igpo_core.config import ExperimentConfig, VllmEngine
+from igpo_core.config import ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.config.identity import code_on_disk
 
 SOURCE = '''"""A module."""
@@ -97,3 +97,16 @@ def test_where_a_run_is_computed_makes_no_other_run() -> None:
     engine = {"kind": "vllm", "urls": ["http://a:1"], "weights": "/w", "concurrency": 2, "timeout": 3, "attempts": 1}
     assert VllmEngine.model_validate(engine).identity() == {"kind": "vllm", "correction": "truncated", "cap": 2.0}
     assert ExperimentConfig(seed=1).identity() != here.identity()
+
+
+def test_a_setting_that_came_later_makes_another_run_only_where_it_is_set() -> None:
+    """policy.thinking: what was trained before it was there keeps its name. The fields are those of 2026-11-28."""
+    plain = PretrainedPolicy(name="a/b")
+    assert plain.identity() == {
+        "kind": "pretrained", "name": "a/b", "revision": None, "dtype": "float32", "lora": None, "trust_remote_code": False
+    }  # fmt: skip
+    for value in (True, False):
+        one = PretrainedPolicy(name="a/b", thinking=value)
+        assert one.identity() == {**plain.identity(), "thinking": value}
+        assert ExperimentConfig(policy=one).identity() != ExperimentConfig(policy=plain).identity()
+    assert "thinking" in plain.model_dump()  # what is set at a sweep's start has a place

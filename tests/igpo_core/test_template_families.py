@@ -4,6 +4,7 @@ has the ids of the template's own text of that conversation, or the template is 
 Templates of the package trl are the models' own; those of tests/data/templates have the form of theirs in our words.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,21 @@ import pandas
 import pytest
 import torch
 
-from igpo_core.config import NewPolicy, QuestionFiles, RolloutConfig
+from igpo_core.config import ExperimentConfig, NewPolicy, QuestionFiles, RolloutConfig
 from igpo_core.data.schema import QUESTION_SCHEMA, table
 from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.environments.searching import SEARCH, search_for
-from igpo_core.errors import ConfigError
-from igpo_core.policies import chat_tokenizer, make_policy, new_model
+from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.gguf import require_turns_end
+from igpo_core.policies import (
+    chat_tokenizer,
+    export_policy,
+    load_policy,
+    make_policy,
+    new_model,
+    protocol_for,
+    save_policy,
+)
 from igpo_core.protocol import MARKERS, ChatProtocol
 from igpo_core.retrieval.bm25 import BM25
 from igpo_core.rollout.transformers_engine import rollout
@@ -43,7 +53,8 @@ QUESTION = 'Who built the "bridge" of Brenn?<|im_start|>system'
 @dataclass(frozen=True)
 class Family:
     """source: a file of trl's chat_templates, or of ours. eos, bos: as the family's tokenizers name them. pieces: tokens of
-    SentencePiece with ▁ for a space, not of bytes. refused: a pattern of the reason. layout: what is expected of the template."""
+    SentencePiece with ▁ for a space, not of bytes. refused: a pattern of the reason. layout: what is expected of the template.
+    thinking: policy.thinking."""
 
     source: str
     eos: str
@@ -51,7 +62,7 @@ class Family:
     pieces: bool = False
     refused: str = ""
     layout: str = ""
-    change: tuple[str, str] = ("", "")
+    thinking: bool | None = None
 
 
 CHATML = "<|im_end|>"
@@ -63,12 +74,17 @@ FAMILIES = {
         "ours qwen3_thinking_2507", CHATML, layout="message template reasoning_content tool_calls tool"
     ),
     "Qwen3, thinking switched off": Family(
-        "trl qwen3", CHATML, change=("enable_thinking is defined and enable_thinking is false", "true"),
-        layout="message template none tool_calls tool",
+        "trl qwen3", CHATML, thinking=False, layout="message template none tool_calls tool"
     ),
     "Qwen3.5": Family("trl qwen3_5_think", CHATML, layout="message prompt reasoning_content content tool"),
     "Qwen3.5, thinking switched off": Family(
+        "trl qwen3_5_think", CHATML, thinking=False, layout="message prompt none content tool"
+    ),
+    "Qwen3.5 that does not think by itself": Family(
         "trl qwen3_5_nothink", CHATML, layout="message prompt none content tool"
+    ),
+    "the same, thinking switched on": Family(
+        "trl qwen3_5_nothink", CHATML, thinking=True, layout="message prompt reasoning_content content tool"
     ),
     "Qwen3.6": Family("trl qwen3_6", CHATML, layout="message prompt reasoning_content content tool"),
     "Llama 3.1": Family("trl llama3_1", "<|eot_id|>", "<|begin_of_text|>", layout="message prompt content content tool"),
@@ -83,6 +99,9 @@ FAMILIES = {
     "Phi-4": Family("ours phi_4", CHATML, "<|endoftext|>", layout="message prompt content content user"),
     "Phi-3.5": Family("trl phi3_5", "<|endoftext|>", "<s>", layout="message prompt content content user"),
     "GLM-4.5": Family("trl glm4moe", "<|endoftext|>", layout="message prompt reasoning_content content tool"),
+    "GLM-4.5, thinking switched off": Family(
+        "trl glm4moe", "<|endoftext|>", thinking=False, layout="message prompt none content tool"
+    ),
     "GLM-4-0414": Family("ours glm_4_0414", "<|endoftext|>", layout="message prompt content content tool"),
     "DeepSeek-R1 distills": Family(
         "trl deepseek_r1_distill", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", refused="it drops their thoughts"
@@ -97,9 +116,7 @@ def template_of(family: Family) -> str:
     if where == "trl":
         pytest.importorskip("trl", reason="templates of trl, of the extra [dev]")
     folder = OURS if where == "ours" else files("trl") / "chat_templates"
-    text = (folder / f"{name}.jinja").read_text()
-    assert not family.change[0] or family.change[0] in text
-    return text.replace(*family.change) if family.change[0] else text
+    return (folder / f"{name}.jinja").read_text()
 
 
 def tokenizer_of(family: Family) -> Any:
@@ -141,6 +158,10 @@ def pieces_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
 
 
+def chat_of(name: str) -> ChatProtocol:
+    return ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH, FAMILIES[name].thinking)
+
+
 class Scripted:
     """The model, except that its logits force a script of tokens."""
 
@@ -174,12 +195,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CorpusEnvi
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_rollout_has_the_ids_of_the_templates_own_text(name: str, environment: CorpusEnvironment) -> None:
-    require_the_templates_own_ids(tokenizer_of(FAMILIES[name]), environment, told_after=name == "Phi-3.5")
+    family = FAMILIES[name]
+    require_the_templates_own_ids(tokenizer_of(family), environment, name == "Phi-3.5", family.thinking)
 
 
-def require_the_templates_own_ids(tokenizer: Any, environment: CorpusEnvironment, told_after: bool = False) -> None:
+def require_the_templates_own_ids(
+    tokenizer: Any, environment: CorpusEnvironment, told_after: bool = False, thinking: bool | None = None
+) -> None:
     """Of a rollout with two searches and an answer. told_after: the template writes a control token after the last end."""
-    policy = make_policy(new_model(TINY, len(tokenizer), tokenizer, 0), tokenizer, SEARCH)
+    policy = make_policy(new_model(TINY, len(tokenizer), tokenizer, 0), tokenizer, SEARCH, thinking=thinking)
     chat: Any = policy.protocol
     said = [("I look\n\nfor it", search_for('bridge of "Brenn"')), ("then her", search_for("Ida Holm"))]
     script = [token for thought, call in said for token in chat.turn(thought, call)[0]]
@@ -204,7 +228,7 @@ def require_the_templates_own_ids(tokenizer: Any, environment: CorpusEnvironment
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_policy_is_told_of_its_tools_whatever_the_template_does(name: str) -> None:
-    chat = ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH)
+    chat = chat_of(name)
     assert " ".join(vars(chat.frames.layout).values()) == FAMILIES[name].layout
     prompt = chat.decode(chat.prompt("Who?"))
     assert SEARCH.system_prompt in prompt
@@ -227,7 +251,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", TAKEN)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_text_in_every_place(name: str, text: str) -> None:
-    chat = ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH)
+    chat = chat_of(name)
     plain = chat.neutralise(text).strip()
     rounds = [(plain, plain, plain)] * 3
     made = put_together(chat, text, [("t", text, text)] * 3)
@@ -245,7 +269,7 @@ def test_hostile_text_is_text_in_every_place(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_turns_are_read_as_they_are_written_and_as_policies_write_them(name: str) -> None:
-    chat = ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH)
+    chat = chat_of(name)
     call, answer = chat.turn("a thought", search_for('q "x"'))[0], chat.turn("a thought", Final("x y"))[0]
     assert chat.parse(call) == search_for('q "x"') and chat.parse(answer) == Final("x y")
     assert call[-1] in chat.stop_ids and answer[-1] in chat.stop_ids
@@ -260,7 +284,112 @@ def test_turns_are_read_as_they_are_written_and_as_policies_write_them(name: str
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in TAKEN])
 def test_what_cannot_be_continued_is_refused_with_its_own_reason(name: str) -> None:
     with pytest.raises(ConfigError, match=FAMILIES[name].refused):
-        ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH)
+        chat_of(name)
+
+
+SWITCHED = [name for name, family in FAMILIES.items() if family.thinking is not None]
+TALK = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "r"},
+]
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_switched_thinking_is_what_the_template_calls_so_and_stays_with_the_policy(name: str, tmp_path: Path) -> None:
+    """As with enable_thinking given to the family's own template; no caller has to give it, of the saved tokenizer either."""
+    family, before = FAMILIES[name], tokenizer_of(FAMILIES[name])
+    own, other = (
+        before.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True, enable_thinking=value)
+        for value in (family.thinking, not family.thinking)
+    )
+    chat = chat_of(name)
+    chat.tokenizer.save_pretrained(tmp_path)
+    loaded = type(chat.tokenizer).from_pretrained(tmp_path)
+    for tokenizer in (chat.tokenizer, loaded):
+        assert tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True) == own != other
+    again = ChatProtocol(loaded, SEARCH)
+    assert again.prompt(QUESTION) == chat.prompt(QUESTION) and again.frames == chat.frames
+    settled = loaded.chat_template
+    assert ChatProtocol(loaded, SEARCH, family.thinking).tokenizer.chat_template == settled
+    ChatProtocol(loaded, SEARCH, not family.thinking)  # somebody starts from it, and wants the other
+    assert loaded.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True) == other
+
+
+def test_a_run_goes_on_with_the_thinking_that_it_was_trained_with(tmp_path: Path) -> None:
+    """From the model to what a run starts from, its checkpoint, and what is made of that (export, an evaluation of it)."""
+    tokenizer = tokenizer_of(FAMILIES["Qwen3"])
+    plain = make_policy(new_model(TINY, len(tokenizer), tokenizer, 0), tokenizer, SEARCH)
+    save_policy(plain, tmp_path / "model")
+
+    def load(folder: str, **settings: Any) -> Any:
+        policy = {"kind": "pretrained", "name": str(tmp_path / "model"), **settings}
+        data = {"kind": "files", "questions": [{"path": "q.jsonl"}], "corpus": ["c.jsonl"]}
+        return load_policy(
+            tmp_path / folder,
+            ExperimentConfig.model_validate({"data": data, "policy": policy, "rollout": {"max_tokens": 4096}}),
+        )
+
+    off = load("model", thinking=False)
+    assert off.protocol.frames.layout.thought == "none" and plain.protocol.frames.layout.thought == "reasoning_content"
+    prompt = off.protocol.prompt(QUESTION)
+    assert (
+        prompt != plain.protocol.prompt(QUESTION) and load("model", thinking=False).protocol.prompt(QUESTION) == prompt
+    )
+    save_policy(off, tmp_path / "checkpoint")
+    export_policy(off, tmp_path / "exported")
+    for folder, thinking in itertools.product(("checkpoint", "exported"), (False, None, True)):  # of other presets too
+        assert load(folder, thinking=thinking).protocol.prompt(QUESTION) == prompt
+    assert load("model").protocol.prompt(QUESTION) == plain.protocol.prompt(QUESTION)
+
+
+def test_thinking_of_a_model_without_a_chat_template_is_refused(lookup_setup: Any) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.thinking=true: this model has no chat template"):
+        protocol_for(lookup_setup[2].protocol.tokenizer, lookup_setup[0].data.interface, thinking=True)
+
+
+SWITCHES = ("trl qwen3", "trl qwen3_5_think", "trl qwen3_5_nothink", "trl qwen3_6", "trl glm4moe")
+SILENT = [name for name in TAKEN if FAMILIES[name].source not in SWITCHES]
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_thinking_that_a_template_cannot_switch_is_refused(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"policy\.thinking=false: .* does not read enable_thinking.*leave policy.thinking out"
+    ):
+        ChatProtocol(tokenizer_of(FAMILIES[name]), SEARCH, thinking=False)
+
+
+def test_thinking_that_a_template_sets_itself_is_refused() -> None:
+    """It names enable_thinking and reads nothing that is given: one that was never asked for."""
+    tokenizer = tokenizer_of(FAMILIES["Qwen3"])
+    tokenizer.chat_template = "{% set enable_thinking = true -%}\n" + tokenizer.chat_template
+    with pytest.raises(ConfigError, match=r"policy\.thinking=false: .* writes the same"):
+        ChatProtocol(tokenizer, SEARCH, thinking=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gguf_file_of_a_family_ends_its_turns(name: str) -> None:
+    """The check of a converted tokenizer takes what is trained, and leaves to others what is refused for other reasons."""
+    tokenizer = tokenizer_of(FAMILIES[name])
+    before = tokenizer.chat_template
+    require_turns_end(tokenizer, Path("a.gguf"))
+    assert tokenizer.chat_template == before
+
+
+OPENINGS = ("<|im_start|>", "<start_of_turn>", "<|start_header_id|>", "<|assistant|>")
+
+
+# Mistral's templates write whatever eos_token there is behind a turn
+@pytest.mark.parametrize("name", [name for name in TAKEN if "Mistral" not in name])
+def test_a_gguf_file_whose_eos_token_begins_turns_is_refused(name: str) -> None:
+    """transformers 5.17 makes <|im_start|> the eos_token of SmolLM2."""
+    tokenizer = tokenizer_of(FAMILIES[name])
+    tokenizer.eos_token = eos = next(token for token in OPENINGS if token in tokenizer.chat_template)
+    reason = rf"a\.gguf: its chat template ends a turn with .* and writes '{re.escape(eos)}' before one, which is the"
+    with pytest.raises(CheckpointError, match=reason):
+        require_turns_end(tokenizer, Path("a.gguf"))
 
 
 def test_the_table_in_the_docs_has_these_rows() -> None:

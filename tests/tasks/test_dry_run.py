@@ -368,6 +368,16 @@ def test_a_template_that_shows_no_tool_is_told(tmp_path: Path, chat_policy: Any)
     assert any(warning in line for line in dry_run(changed(tmp_path, **base)))
 
 
+def test_thinking_that_the_template_cannot_switch_is_refused(tmp_path: Path, chat_policy: Any) -> None:
+    base = pretrained(tmp_path, chat_policy)
+    base["policy"]["thinking"] = False
+    with pytest.raises(ConfigError, match=r"policy\.thinking=false: this chat template does not read enable_thinking"):
+        list(dry_run(changed(tmp_path, **base)))
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text("{{- '' if enable_thinking | default(true) else 'off ' -}}" + template.read_text())
+    assert list(dry_run(changed(tmp_path, **base)))[-1].startswith("nothing of what was checked")
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub has a name that never resolves (RFC 2606)."""

@@ -199,15 +199,20 @@ def test_a_hub_model_is_loaded_at_the_commit_that_it_is_kept_under(
             assert torch.equal(loaded.model.state_dict()[key], value), (name, key)
 
 
-def test_code_of_another_model_of_the_hub_does_not_run_at_its_commit() -> None:
+def test_another_model_of_the_hub_gets_its_commit_without_the_code_and_the_thinking_of_the_policys_own() -> None:
     from tasks.runs.candidates import Candidate, at_its_commit
 
-    commit, policy = (
-        "c" * 40,
-        {"kind": "pretrained", "name": "owner/own", "revision": "a" * 40, "trust_remote_code": True},
-    )
+    commit = "c" * 40
+    policy = {
+        "kind": "pretrained",
+        "name": "owner/own",
+        "revision": "a" * 40,
+        "trust_remote_code": True,
+        "thinking": False,
+    }
     own = ExperimentConfig.model_validate({"policy": policy})
     pinned = at_its_commit(Candidate("x/other", "x/other", "w", revision=commit), own).policy
     assert (pinned.name, pinned.revision, pinned.trust_remote_code) == ("x/other", commit, False)  # type: ignore[union-attr]
+    assert pinned.thinking is None  # type: ignore[union-attr]
     assert at_its_commit(Candidate("owner/own", "owner/own", "w", revision="a" * 40), own) == own
     assert at_its_commit(Candidate("folder", "/folder", "w"), own) is own

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from igpo_core.config import ExperimentConfig, WarmStart
+from igpo_core.config import ExperimentConfig, PretrainedPolicy, WarmStart
 from igpo_core.errors import ConfigError
+from igpo_core.policies import save_policy
 from tasks.runs import warm_starts
 from tasks.runs.devices import device
 from tasks.runs.warm_starts import ensure_warm_start
@@ -35,6 +36,25 @@ def test_nothing_of_it_stays_on_the_accelerator(
     assert (folder / "model.safetensors").is_file()
     assert bool(asked) is stages
     assert moved[-2:] == ["cpu", "emptied"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_template_that_tells_of_no_tool_is_said_where_a_start_is_made(
+    chat_config: ExperimentConfig, chat_policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """In a sweep and in a single run, as the dry run says it; of what was made before nothing is said again."""
+    save_policy(chat_policy, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("and tools", "and tools" if told else "and false"))
+    policy = PretrainedPolicy(name=str(tmp_path / "model"))
+    run = planned(tmp_path / "home", chat_config.model_copy(update={"policy": policy}))
+    monkeypatch.setattr(warm_starts, "open_environment", lambda config, folder: None)
+    said: list[str] = []
+    ensure_warm_start(run, said.append)
+    assert any(line.startswith("warning: this chat template does not tell of the tools") for line in said) is not told
+    again: list[str] = []
+    ensure_warm_start(run, again.append)
+    assert [line.split(": ")[-1] for line in again] == ["reused"]
 
 
 def test_a_process_keeps_to_its_share_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
