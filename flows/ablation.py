@@ -35,7 +35,7 @@ from tasks.runs.asked import Ending, plan_sweep_evaluation, require_one_cell
 from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
-from tasks.runs.planning import about_warm_start
+from tasks.runs.taught import about_warm_start, require_verdict
 from tasks.runs.work import announce, simultaneous, tell_next
 from tasks.specification.presets import resolve, study_name
 
@@ -82,6 +82,8 @@ def ablation(
     # servers takes one that holds no lock for dead
     with locked(igpo_home, f"{SWEEP}{flow_run.id}", say):
         versions = versions_of(specification)
+        if specification.until:
+            require_verdict(specification, versions, "until adds seeds for the sake of a verdict")
         make_ready(specification, versions, igpo_home, say)
         links = show_links(specification, specification.sweep(versions), say)
         while True:

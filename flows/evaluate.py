@@ -67,7 +67,8 @@ def compare_models(asked: Asked, say: Say) -> dict[str, float]:
     from tasks.report.evaluated import compared_of, metrics_of
 
     results = measure_all(asked, say)
-    compared = compared_of(results, asked.environments.trained_on(), asked.specification.margin)
+    own = asked.environments
+    compared = compared_of(results, own.trained_on(), asked.specification.margin, own.by_heart())
     url = log_to_mlflow(asked.specification.name, compared, quote(results))
     show(compared, url, say)
     return metrics_of(results)

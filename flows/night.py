@@ -52,6 +52,7 @@ from tasks.runs.dry_run import needed_disk
 from tasks.runs.locks import locked
 from tasks.runs.planned import Run, write_plan
 from tasks.runs.pruning import prune, require_room
+from tasks.runs.taught import require_verdict
 from tasks.runs.work import simultaneous
 from tasks.specification.presets import Request, resolve, study_name
 from tasks.tracking.owed import send_runs
@@ -154,6 +155,7 @@ def go_on(igpo_home: Path, request: Request, study: Study, free_gb: float, say: 
     """Do the night's work, and return its message."""
     specification = request.specification
     versions = versions_of(specification)
+    require_verdict(specification, versions, "a standing study ends with a verdict")
     plan = make_plan(specification, versions)
     sweep, runs = plan.sweep, write_plan(plan, igpo_home)
     finished = finished_seeds(runs)

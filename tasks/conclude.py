@@ -10,7 +10,7 @@ from tasks.lab.prefect_runs import Say
 from tasks.report import reporting
 from tasks.report.reporting import Report
 from tasks.runs.planned import Run
-from tasks.runs.planning import taught_by_heart
+from tasks.runs.taught import taught_by_heart
 from tasks.tracking.mlflow_runs import log_data
 from tasks.tracking.owed import send_runs
 from tasks.tracking.retries import OUTLASTS_MLFLOW
@@ -30,10 +30,7 @@ def write_report(plan: Plan, exploratory: Sequence[str], again: str, say: Say, a
             log_data(specification.name, version, data_folder(version))
         send_runs(home(), say, plan.places.keys())
         content = specification.model_dump(mode="json")
-        by_heart = {
-            cell: taught_by_heart(specification.cell_base(cell), data_folder(version))
-            for cell, version in plan.versions.items()
-        }
+        by_heart = taught_by_heart(specification, plan.versions)
         return reporting.write_report(
             content, plan.sweep, plan.versions, plan.places, specification.cells, again, exploratory, added, by_heart
         )

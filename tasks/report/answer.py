@@ -85,8 +85,8 @@ def _why(one: Comparison, margin: float, compared: int) -> str:
         return f"{lost(one)} An arm that fails on some seeds would be judged by those on which it does not."
     if pair.verdict == "learnt by heart":
         reason = (
-            "The warm start shows its questions so often that their answers are learnt by heart, and what arms differ by on such "
-            "data says nothing of the method: it carries no verdict, however many seeds there are. Give more questions."
+            "The warm start is learnt by heart, as the warning says, and what arms differ by then says nothing of the method: it "
+            "carries no verdict, however many seeds there are."
         )
         return " ".join(filter(None, [reason, lost(one)]))
     few = f"{counted(pair.n, 'seed')} {'is' if pair.n == 1 else 'are'} too few for a verdict on {counted(compared, 'arm')}"

@@ -1,7 +1,7 @@
 """What was measured of models, as a comparison."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from tasks.report import compared_shown as shown
@@ -30,8 +30,9 @@ class Compared:
         return shown.main_rows(self.scores, self.unseen, self.title)
 
 
-def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> Compared:
-    """Compare models on the headline score with the first decoding. trained_on: sources with questions in training."""
+def compared_of(results: Results, trained_on: frozenset[str], margin: float, by_heart: Sequence[str] = ()) -> Compared:
+    """Compare models on the headline score with the first decoding. trained_on: sources with questions in training. by_heart: why
+    the warm start is learnt by heart, so that there is no verdict; empty: it is not."""
     sets = {unit.data.version: unit.data for unit, _ in results}
     settings = results[0][0].data.experiment.data
     holding: dict[str, set[str]] = {}  # source -> data sets
@@ -54,11 +55,13 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
             asked[question] = Asked(named[unit.data.version, record["source"]], record["hops"])
             own[question] = record[settings.headline]
     scores = compare([Draw(*key, found) for key, found in draws.items()], asked, margin)
+    if by_heart:
+        scores = [replace(row, verdict=row.verdict and "learnt by heart", p=None) for row in scores]
     unseen = frozenset(name for (_, source), name in named.items() if source not in trained_on)
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split
     computed = mixed((unit.model.title, measured.processor) for unit, measured in results)
-    words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *computed])
+    words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *by_heart, *computed])
     return Compared(scores, unseen, settings.headline_title, words)
 
 

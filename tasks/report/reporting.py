@@ -103,9 +103,9 @@ def write_report(
 
     places: run key -> (cell, arm, seed) that the run stands for. again: the command that makes it once
     more. exploratory: in what the sweep departs from the preset. added: seeds that `until` added on the way. by_heart: cell ->
-    tasks.runs.planning.taught_by_heart of its data, which no verdict rests on where there is a line; none: of no cell.
+    why its warm start is learnt by heart, so that it has no verdict (tasks.runs.taught.taught_by_heart).
     """
-    study, by_heart = specification["name"], {cell: list(lines) for cell, lines in (by_heart or {}).items() if lines}
+    study, by_heart = specification["name"], {cell: list(lines) for cell, lines in (by_heart or {}).items()}
     experiment, comparison = experiment_id(study), comparison_of(specification)
     exploratory = [*exploratory, *_after_a_look(experiment, sweep, specification, added)]
     before = report_before(experiment, comparison, sweep)

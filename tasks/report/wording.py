@@ -114,7 +114,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _needed(row: "ArmSummary") -> str:
     """Nothing where the spread of few seeds would be taken for the spread, and no number that nobody will run."""
-    if row.difference is None or row.pairs < MIN_SEEDS:
+    if row.difference is None or row.pairs < MIN_SEEDS or row.verdict == "learnt by heart":
         return "-"
     return f"more than {MOST_NEEDED}" if row.needed is None or row.needed > MOST_NEEDED else str(row.needed)
 

@@ -30,7 +30,6 @@ from tasks.runs.planning import (
     Timing,
     Tokens,
     about_template,
-    about_warm_start,
     count_gpu_timing,
     count_timing,
     disk,
@@ -42,6 +41,7 @@ from tasks.runs.planning import (
     spell,
     warm_start_seconds,
 )
+from tasks.runs.taught import about_warm_start
 from tasks.runs.together import meeting_address
 from tasks.runs.work import (
     add_processes,

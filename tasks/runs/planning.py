@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from igpo_core.config import ExperimentConfig, FileDemonstrations, PretrainedPolicy, fingerprint
+from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
 from igpo_core.protocol import ChatProtocol, TurnProtocol
-from tasks.data.published import count_train, trajectory_turns
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
     from igpo_core.step_costs import Work
 
-MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 # weights on disk, in sizes of what is trained in float32. A finished run: the last ones, the best on dev, MLflow's copy
 KEPT = 3
 # A run that goes on: two checkpoints with two moments each, the best on dev, and at its end MLflow's copy
@@ -86,32 +84,6 @@ def untrained(base: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def about_warm_start(experiment: ExperimentConfig, folder: Path) -> list[str]:
-    """Return loud lines on what a warm start is taught of published data: trajectories that are left out, few things shown again
-    and again."""
-    turns = _turns(experiment, folder)
-    most = experiment.rollout.max_turns
-    left = sum(count > most for count in turns)
-    told = []
-    if left:
-        told.append(
-            f"{left} of {len(turns)} trajectories are left out of the warm start: they have more than "
-            f"rollout.max_turns={most} turns, the answer included, the longest {max(turns)}. Raise it, or shorten them"
-        )
-    return [*told, *taught_by_heart(experiment, folder)]
-
-
-def taught_by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
-    """Return learnt_by_heart of published data."""
-    short = sum(count <= experiment.rollout.max_turns for count in _turns(experiment, folder))
-    return learnt_by_heart(experiment, count_train(folder), short)
-
-
-def _turns(experiment: ExperimentConfig, folder: Path) -> list[int]:
-    """Return the turns of each trajectory that a warm start may be taught; [] where it is taught none."""
-    return trajectory_turns(folder) if _taught(experiment, "trajectories") else []
-
-
 def about_template(protocol: TurnProtocol) -> list[str]:
     """Return a line where the prompt has to tell of the tools, because the chat template does not."""
     if not isinstance(protocol, ChatProtocol) or protocol.shows_tools:
@@ -120,35 +92,6 @@ def about_template(protocol: TurnProtocol) -> list[str]:
         "this chat template does not tell of the tools, or has calls written in another form than policies here write them: the "
         "prompt tells of both itself"
     ]
-
-
-def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int = 0) -> list[str]:
-    """Return a loud line where a warm start is made of few questions or trajectories from files, each shown again and again.
-
-    train: questions; trajectories: that can be taught.
-    """
-    lines = []
-    for use, there, made, more in (
-        ("searches", train, f"made of {train} train questions", "questions (data.questions, data.corpus)"),
-        ("trajectories", trajectories, f"copies of {trajectories} trajectories", "trajectories (data.trajectories)"),
-    ):
-        taught = _taught(experiment, use)
-        if there and taught > MOST_REPEATS * there:  # where there is none, the warm start itself is refused
-            lines.append(
-                f"THE WARM START IS LEARNT BY HEART: {taught} demonstrations are {made}, {taught / there:.0f} times each. "
-                "Training then starts from questions whose answers the policy knows, and what arms differ by on these says "
-                f"nothing of the method: a comparison on such data carries no verdict. Give more {more}"
-            )
-    return lines
-
-
-def _taught(experiment: ExperimentConfig, use: str) -> int:
-    """Demonstrations from files of one use that the warm start is taught, repeats counted."""
-    return sum(
-        stage.steps * stage.batch_size
-        for stage in (experiment.warm_start.stages if experiment.warm_start else ())
-        if isinstance(stage.demonstrations, FileDemonstrations) and stage.demonstrations.use == use
-    )
 
 
 def timing_file(home: Path, sweep: str) -> Path:

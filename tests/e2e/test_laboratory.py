@@ -211,6 +211,21 @@ def test_bad_input_ends_with_a_message(servers: Servers) -> None:
     assert "outcome-vs-igpo" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_seeds_are_not_added_for_a_verdict_that_cannot_be(servers: Servers, tmp_path: Path) -> None:
+    """The example's warm start shows its 20 train questions 160 times each."""
+    content = yaml.safe_load((ROOT / "examples" / "own-data.yaml").read_text())
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({**content, "name": "by-heart", "until": {"width": 0.1, "seeds": 8}}))
+    done = servers.run(sys.executable, "-m", "flows.ablation", str(mine))
+    told = " ".join((done.stdout + done.stderr).split())
+    assert (
+        done.returncode == 1 and "until adds seeds for the sake of a verdict. THE WARM START IS LEARNT BY HEART" in told
+    )
+    assert not [
+        path for path in servers.home.glob("runs/*/run.json") if json.loads(path.read_text())["study"] == "by-heart"
+    ]
+
+
 def test_a_cron_deployment_gets_a_scheduled_run(servers: Servers) -> None:
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     deadline = time.monotonic() + HANGS

@@ -137,6 +137,13 @@ def night_of(folder: Path, servers: Servers, **parameters: Any) -> str:
     return said
 
 
+def test_a_study_whose_warm_start_is_learnt_by_heart_is_refused_in_its_first_night(servers: Servers) -> None:
+    code = f"from flows.night import night; night(**{STUDY | {'preset': 'examples/own-data.yaml'}})"
+    done = servers.run(sys.executable, "-c", code)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "a standing study ends with a verdict. THE WARM START IS LEARNT BY HEART" in told
+
+
 def test_nights(
     servers: Servers, posted: tuple[int, list[dict[str, str]]], mailed: tuple[int, list[Any]], tmp_path: Path
 ) -> None:

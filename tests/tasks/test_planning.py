@@ -2,28 +2,24 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from igpo_core.config import ExperimentConfig, OptimizerConfig, WarmStart
 from igpo_core.estimates import Shape
 from igpo_core.step_costs import DECODING_REACHES, LAYER_STARTS, MOVED_PACKED, MOVED_PADDED, PASSES_REACH, TURN_TAKES
-from tasks.data.publishing import prepare
 from tasks.runs.planning import (
     REACHED,
     REST,
     Speed,
     Timing,
     Tokens,
-    about_warm_start,
     count_gpu_timing,
     count_timing,
     disk,
     estimate,
     keep_timing,
     known_timing,
-    learnt_by_heart,
     measure_speed,
     policy_key,
     read_timing,
@@ -31,7 +27,6 @@ from tasks.runs.planning import (
     spell,
     warm_start_seconds,
 )
-from tests.tasks.tables import GOOD, files, lines, trajectory
 
 TIMING = Timing(step=0.5, rollouts=128, rollout=0.002, warm_start=100.0, weights=1_000_000)
 
@@ -92,40 +87,6 @@ def test_a_warm_start_takes_as_long_as_what_it_is_taught() -> None:
     assert warm_start_seconds(taught, replace(TIMING, demonstrations=6400)) == pytest.approx(4 + 50)
     assert warm_start_seconds(taught, TIMING) == pytest.approx(4 + 100)  # of before demonstrations were counted
     assert warm_start_seconds(taught, replace(TIMING, warm_start=None)) == 4
-
-
-def taught_of(use: str, folder: Path, **settings: Any) -> ExperimentConfig:
-    """An experiment with a warm start of 150 x 32 demonstrations, over ten trajectories: four of two turns, six of five."""
-    rows = [trajectory(f"t{number}", f"What is {number}?", turns=1 if number < 4 else 4) for number in range(10)]
-    data = files(folder, GOOD, trajectories=[lines(folder / "t.jsonl", rows)])
-    stage = {"steps": 150, "batch_size": 32, "learning_rate": 1e-3, "demonstrations": {"kind": "files", "use": use}}
-    return ExperimentConfig.model_validate(
-        {
-            "data": data.model_dump(),
-            "policy": {"kind": "pretrained", "name": "a/b"},
-            "warm_start": {"stages": [stage]},
-            **settings,
-        }
-    )
-
-
-def test_trajectories_that_are_left_out_are_counted_and_few_are_learnt_by_heart(tmp_path: Path) -> None:
-    """One train question, ten trajectories, 4,800 demonstrations."""
-    taught = taught_of("trajectories", tmp_path, rollout={"max_turns": 4})
-    folder = prepare(taught.data, tmp_path / "home").folder
-    left, heart = about_warm_start(taught, folder)
-    assert left.startswith(
-        "6 of 10 trajectories are left out of the warm start: they have more than rollout.max_turns=4 turns"
-    )
-    assert "the longest 5" in left
-    assert "LEARNT BY HEART: 4800 demonstrations are copies of 4 trajectories, 1200 times each" in heart
-    (heart,) = about_warm_start(taught_of("trajectories", tmp_path, rollout={"max_turns": 5}), folder)
-    assert "copies of 10 trajectories, 480 times each" in heart and "(data.trajectories)" in heart
-    (left,) = about_warm_start(taught_of("trajectories", tmp_path, rollout={"max_turns": 1}), folder)
-    assert left.startswith("10 of 10 trajectories")  # the warm start is refused with what to do
-    (heart,) = about_warm_start(taught_of("searches", tmp_path, rollout={"max_turns": 4}), folder)
-    assert "made of 1 train questions, 4800 times each" in heart
-    assert learnt_by_heart(taught, 1, 480) == [] and len(learnt_by_heart(taught, 10**6, 479)) == 1
 
 
 def test_a_step_that_was_not_timed_is_counted() -> None:

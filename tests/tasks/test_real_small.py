@@ -11,7 +11,7 @@ import pytest
 from benchmarks.real_small import ORIGINS, PLACE, make, repositories
 from igpo_core.data import identity_key, load_corpus, load_questions
 from tasks.lab.home import PROJECT
-from tasks.runs.planning import learnt_by_heart
+from tasks.runs.taught import learnt_by_heart
 from tasks.specification.presets import load_specification
 
 SHARED = PROJECT.parent / "shared" / "data"

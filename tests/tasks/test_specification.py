@@ -474,7 +474,7 @@ def test_the_example_with_a_pretrained_model_stands_on_each_preset_that_it_names
     (tmp_path / "mine.yaml").write_text(text.replace("from: real-laptop", f"from: {preset}"))
     specification, own = load_specification(str(tmp_path / "mine.yaml")), load_specification(preset)
     assert specification.base.policy == own.base.policy and specification.base.training == own.base.training
-    assert len(specification.seeds) == seeds_for_verdict(1) == 6
+    assert len(specification.seeds) < seeds_for_verdict(1) == 6  # what its comment says
     assert specification.base.data.questions[0].path == PROJECT / "examples" / "questions.csv"
 
 
