@@ -171,6 +171,16 @@ def _needs_code(folder: Path, settings: PretrainedPolicy) -> bool:
     return file.is_file() and "auto_map" in json.loads(file.read_text())
 
 
+def model_behind(name: str | Path, settings: PretrainedPolicy) -> tuple[str, str | None]:
+    """Return the name and the commit of the model whose configuration and code load_policy takes for a folder or hub name: of an
+    adapter the one that it belongs to, of what was trained of a model with code that one."""
+    if settings.trust_remote_code and _needs_code(Path(name), settings):
+        return settings.name, settings.revision
+    adapter = Path(name) / ADAPTER
+    behind = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
+    return behind, _revision(name, settings)
+
+
 def _trained_of(folder: Path, settings: PretrainedPolicy, config: ExperimentConfig) -> Policy:
     """The policy that config.policy names, with the weights and the tokenizer of a folder, as a run has it that goes on from
     there: the prompts are those that it was trained with, whatever config.policy.thinking says.

@@ -70,7 +70,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "")
     are more or fewer. Of another kind of a choice the settings are told alone."""
     if path and before.get("kind") == after.get("kind") and before.keys() - after.keys():
         return {path: dict(after)}
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in after.items():
         found |= _changed_at(before.get(name, _MISSING), value, f"{path}.{name}" if path else name)
     return found
