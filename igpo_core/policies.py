@@ -137,7 +137,7 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
             "*.safetensors."
             + (
                 f" Code that comes with a model runs for policy.name={settings.name} alone."
-                if settings.trust_remote_code and str(name) != settings.name
+                if settings.trust_remote_code and not same_files(name, settings.name)
                 else ""
             )
         ) from error
@@ -150,28 +150,47 @@ def load_policy(name: str | Path, config: ExperimentConfig) -> Policy:
         add_lora(model, settings.lora, config.seed, settings.revision)
     align(model)
     # of others, and of what was trained here, the tokenizer itself says
-    thinking = settings.thinking if str(name) == settings.source else None
+    thinking = settings.thinking if same_files(name, settings.source) else None
     return make_policy(model, tokenizer, config.data.interface, half, thinking)
+
+
+def same_files(one: str | Path, other: str | Path) -> bool:
+    """Return whether two names mean the same model: the same hub name, or the same folder, however its path is spelled."""
+    if Path(one).is_dir() and Path(other).is_dir():
+        return Path(one).resolve() == Path(other).resolve()
+    return str(one) == str(other)
 
 
 def _needs_code(folder: Path, settings: PretrainedPolicy) -> bool:
     """Whether a folder other than the policy's own asks for code: a model's config.json, or the model of an adapter."""
-    if str(folder) == settings.name:
+    if same_files(folder, settings.name):
         return False
     if (folder / ADAPTER).is_file():
-        return bool(json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"] == settings.name)
+        return same_files(json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"], settings.name)
     file = folder / "config.json"
     return file.is_file() and "auto_map" in json.loads(file.read_text())
 
 
-def _trained_of(folder: Path, settings: PretrainedPolicy, config: ExperimentConfig) -> Policy:
-    """The policy that config.policy names, with the weights of a folder, as a run has it that goes on from there.
+def model_behind(name: str | Path, settings: PretrainedPolicy) -> tuple[str, str | None]:
+    """Return the name and the commit of the model whose configuration and code load_policy takes for a folder or hub name: of an
+    adapter the one that it belongs to, of what was trained of a model with code that one."""
+    if settings.trust_remote_code and _needs_code(Path(name), settings):
+        return settings.name, settings.revision
+    adapter = Path(name) / ADAPTER
+    behind = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
+    return behind, _revision(name, settings)
 
-    Raises CheckpointError where the folder is of another model, or of other settings.
+
+def _trained_of(folder: Path, settings: PretrainedPolicy, config: ExperimentConfig) -> Policy:
+    """The policy that config.policy names, with the weights and the tokenizer of a folder, as a run has it that goes on from
+    there: the prompts are those that it was trained with, whatever config.policy.thinking says.
+
+    Raises CheckpointError where the folder is of another model, or of other settings, or has no tokenizer of its own.
     """
     from igpo_core.checkpoints import load_weights
 
-    policy = load_policy(settings.name, config)
+    own_settings = settings.model_copy(update={"thinking": None})
+    policy = load_policy(settings.name, config.model_copy(update={"policy": own_settings}))
     if (folder / ADAPTER).is_file():
         saved = json.loads((folder / ADAPTER).read_text())
         lora = settings.lora
@@ -192,8 +211,23 @@ def _trained_of(folder: Path, settings: PretrainedPolicy, config: ExperimentConf
             f"{folder} was not made of policy.name={settings.name} as this preset has it: {'; '.join(differing)}. Code "
             "that comes with a model runs for policy.name alone: give the preset that the run was trained with"
         )
+    tokenizer = _tokenizer_of(folder, policy.protocol.tokenizer)
     load_weights(folder, policy.model)
-    return policy
+    return make_policy(policy.model, tokenizer, config.data.interface, policy.half)
+
+
+def _tokenizer_of(folder: Path, named: Any) -> Any:
+    """The tokenizer of a folder, read by the class of the named model's: nothing of the folder runs."""
+    files = sorted(set(type(named).vocab_files_names.values()))
+    try:
+        if not any((folder / file).is_file() for file in files):  # some classes would make an empty one
+            raise FileNotFoundError(f"there is no {' and no '.join(files)}")
+        return type(named).from_pretrained(str(folder))
+    except (OSError, *UNLOADABLE) as error:
+        raise CheckpointError(
+            f"{folder} has no tokenizer that {type(named).__name__} reads ({error}), which says the prompts that it was trained "
+            "with: copy the run's checkpoint or export whole, with the tokenizer's files"
+        ) from error
 
 
 def remote_code(name: str | Path, settings: PretrainedPolicy) -> dict[str, Any]:
@@ -202,7 +236,7 @@ def remote_code(name: str | Path, settings: PretrainedPolicy) -> dict[str, Any]:
     A model's files may name code of another repository, which transformers would take at its newest: the commit is not there,
     so that such a model is refused.
     """
-    if not settings.trust_remote_code or str(name) != settings.name:
+    if not settings.trust_remote_code or not same_files(name, settings.name):
         return {"trust_remote_code": False}
     return {"trust_remote_code": True, "code_revision": settings.revision}
 
@@ -224,7 +258,7 @@ def _revision(name: str | Path, settings: PretrainedPolicy) -> str | None:
     if adapter.is_file():
         recorded: str | None = json.loads(adapter.read_text())["revision"]
         return recorded
-    return settings.revision if str(name) == settings.name else None
+    return settings.revision if same_files(name, settings.name) else None
 
 
 def save_policy(policy: Policy, folder: Path, weights: dict[str, Any] | None = None) -> None:

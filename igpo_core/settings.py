@@ -65,14 +65,20 @@ class Settings(Truthless):
     def identity(self) -> dict[str, Any]:
         """Return these settings as JSON values, without those that only say where a run is computed (WHERE), and those that came
         later (LATER) and have their default."""
-        return _identity(self, self.model_dump(mode="json"))
+        return _identity(self, self.model_dump(mode="json"), later=False)
+
+    def computed(self) -> dict[str, Any]:
+        """Return what identity() does, and the settings that came later also where they have their default: what is compared with
+        other settings has every setting in both."""
+        return _identity(self, self.model_dump(mode="json"), later=True)
 
 
-def _identity(settings: Settings, content: dict[str, Any]) -> dict[str, Any]:
+def _identity(settings: Settings, content: dict[str, Any], later: bool) -> dict[str, Any]:
+    """later: whether settings that came later and have their default are kept."""
     kept = {}
     for name, field in type(settings).model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = getattr(settings, name)
-        if not extra.get("where") and not (extra.get("later") and value == field.default):
-            kept[name] = _identity(value, content[name]) if isinstance(value, Settings) else content[name]
+        if not extra.get("where") and (later or not extra.get("later") or value != field.default):
+            kept[name] = _identity(value, content[name], later) if isinstance(value, Settings) else content[name]
     return kept

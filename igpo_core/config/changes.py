@@ -64,7 +64,33 @@ def leaves(content: Any, path: str = "") -> dict[str, Any]:
     return found or {path: content}
 
 
-def changed(before: Any, after: Any) -> dict[str, Any]:
-    """Return the single settings of `after` that `before` lacks or has otherwise, by path."""
-    known = leaves(before)
-    return {path: value for path, value in leaves(after).items() if path not in known or known[path] != value}
+def changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the single settings of `after` that `before` lacks or has otherwise, by path: put into `before`, they make `after`.
+    Of names that somebody chose, some of which are gone, the whole section is one, and so is a list of sections of which there
+    are more or fewer. Of another kind of a choice the settings are told alone."""
+    if path and before.get("kind") == after.get("kind") and before.keys() - after.keys():
+        return {path: dict(after)}
+    found: dict[str, Any] = {}
+    for name, value in after.items():
+        found |= _changed_at(before.get(name, _MISSING), value, f"{path}.{name}" if path else name)
+    return found
+
+
+_MISSING = object()
+
+
+def _changed_at(before: Any, after: Any, path: str) -> dict[str, Any]:
+    """Return the same of what stands at one place."""
+    if isinstance(after, Mapping):
+        if isinstance(before, Mapping):
+            return changed(before, after, path)
+        return leaves(after, path)
+    if _is_sections(before) and _is_sections(after) and len(before) == len(after):
+        pairs = zip(before, after, strict=True)
+        parts = [_changed_at(one, other, f"{path}.{place}") for place, (one, other) in enumerate(pairs)]
+        return {leaf: value for part in parts for leaf, value in part.items()}
+    return {} if before == after else {path: after}
+
+
+def _is_sections(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)

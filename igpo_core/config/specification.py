@@ -286,7 +286,7 @@ class AblationSpecification(Truthless):
             raise ConfigError(
                 f"{where}: no arm would notice {', '.join(asked)}: each sets it for itself, or ignores it"
             )
-        made = changed(self.base.identity(), chosen.base.identity())
+        made = changed(self.base.computed(), chosen.base.computed())
         made = {path: value for path, value in made.items() if not path.endswith("gain.source")}
         return chosen.model_copy(update={"changes": {**self.changes, **made}})
 

@@ -15,7 +15,8 @@ TODAY = {
     "%-d": "26", "%-m": "7", "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26",
     "%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
 }  # fmt: skip
-SETTLED = re.compile(r"\{% set enable_thinking = (?:true|false) %\}\n")
+# what with_thinking wrote: the first line of all; elsewhere such a line is the template's own
+SETTLED = re.compile(r"\A\{% set enable_thinking = (?:true|false) %\}\n")
 
 
 def with_fixed_date(template: Any) -> Any:
@@ -39,7 +40,7 @@ def with_thinking(template: Any, thinking: bool | None) -> Any:
     if isinstance(template, dict):
         return {name: with_thinking(text, thinking) for name, text in template.items()}
     # transformers takes the line's end behind a block away
-    return f"{{% set enable_thinking = {str(thinking).lower()} %}}\n{SETTLED.sub('', template, count=1)}"
+    return f"{{% set enable_thinking = {str(thinking).lower()} %}}\n{SETTLED.sub('', template)}"
 
 
 def render(

@@ -96,17 +96,22 @@ class _Threads:
                 future.set_result(found)
 
 
+def require_half(device: str, half: bool) -> None:
+    """Raise ConfigError for a policy that computes in float32 on a GPU."""
+    if device == "cuda" and not half:
+        raise ConfigError(
+            "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
+            "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
+        )
+
+
 class ContinuousRollout:
     """The engine of one policy, which keeps its cache and its graphs from step to step."""
 
     def __init__(self, policy: Policy) -> None:
         """Raise ConfigError for a policy that the engine cannot run."""
         require_packable(policy.model)
-        if policy.model.device.type == "cuda" and not policy.half:
-            raise ConfigError(
-                "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
-                "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
-            )
+        require_half(policy.model.device.type, policy.half)
         self._policy = policy
         self._model: SlotModel | None = None
 

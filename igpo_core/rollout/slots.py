@@ -6,7 +6,8 @@ where they are, so that the processor launches one thing a token and waits for n
 """
 
 import copy
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,13 +228,24 @@ class SlotModel:
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, packing: Packing) -> torch.Tensor:
         decoder = self.twin.get_decoder()
-        for layer, (keys, values) in zip(decoder.layers, self.caches, strict=True):
-            layer.self_attn.slot_keys, layer.self_attn.slot_values = keys, values
-        with self._precision(), packing_layers(self.twin, self._forwards):
+        with self._precision(), packing_layers(self.twin, self._forwards), self._caches_in(decoder.layers):
             hidden: torch.Tensor = decoder(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, packing=packing
             ).last_hidden_state
         return hidden[0]
+
+    @contextmanager
+    def _caches_in(self, layers: Any) -> Iterator[None]:
+        """Within the block each layer has its cache. It stays in a twin's layers, which go with this object; the policy's own
+        outlive it, and would keep the cache."""
+        for layer, (keys, values) in zip(layers, self.caches, strict=True):
+            layer.self_attn.slot_keys, layer.self_attn.slot_values = keys, values
+        try:
+            yield
+        finally:
+            if self.twin is self.model:
+                for layer in layers:
+                    del layer.self_attn.slot_keys, layer.self_attn.slot_values
 
 
 class _Joined(torch.nn.Module):

@@ -56,10 +56,10 @@ def plan_evaluation(
     """Find the models, publish the data, and return what is to be measured. The arguments are those of the flow `evaluate`.
 
     Raises ConfigError, DataError or CheckpointError, before anything is measured, where a model, a data set or a source is not
-    there, or where data sets are scored otherwise.
+    there, where data sets are scored otherwise, or where the engine cannot run a model.
     """
     from tasks.runs.candidates import find_candidates
-    from tasks.runs.evaluations import Environments, units_of
+    from tasks.runs.evaluations import Environments, require_engine, units_of
 
     specification = load_specification(preset, changes)
     experiment = specification.experiment(
@@ -82,6 +82,7 @@ def plan_evaluation(
         environments.questions(one)  # a source that is not there is told now
     require_draws(seeds, experiment)
     candidates = find_candidates(models, home(), own.experiment, own.version)
+    require_engine(candidates, own.experiment)
     draws = list(seeds or specification.seeds[:SAMPLING_SEEDS])
     return Asked(specification, units_of(candidates, sets, draws), environments)
 

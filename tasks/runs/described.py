@@ -3,20 +3,23 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from igpo_core.config import ExperimentConfig, NewPolicy, PretrainedPolicy
+from igpo_core.attention import require_packable
+from igpo_core.config import ContinuousEngine, ExperimentConfig, NewPolicy, PretrainedPolicy
 from igpo_core.environments.base import Demonstration, Environment
-from igpo_core.errors import ConfigError
+from igpo_core.errors import CheckpointError, ConfigError
 from igpo_core.estimates import Shape
 from igpo_core.hub import require_model
 from igpo_core.models import UNLOADABLE, require_embeddings, require_plain_head, text_config, window, without_sdpa
-from igpo_core.policies import Policy, build_policy, protocol_for, remote_code, require_window
+from igpo_core.policies import Policy, build_policy, model_behind, protocol_for, remote_code, require_window
 from igpo_core.rewards.contrast import Contrast, contrast_pool
 from igpo_core.rewards.room import require_room
 from igpo_core.rewards.scoring import answer_probes
+from igpo_core.rollout.continuous_engine import require_half
 from igpo_core.rollout.rows import prompt_fits
 from igpo_core.trajectory import Episode
 from igpo_core.weights import add_lora, require_no_dropout
@@ -40,6 +43,8 @@ def describe(config: ExperimentConfig, environment: Environment) -> tuple[Policy
     configuration or tokenizer cannot be loaded, its template cannot be continued token for token, its logits are scaled or
     capped, or what is asked of the model (adapter, gradient checkpointing, attention with masks) is not possible with it."""
     if isinstance(config.policy, NewPolicy):
+        if isinstance(config.rollout.engine, ContinuousEngine):
+            require_half(config.training.device, half=False)
         with torch.device("meta"):
             policy = build_policy(config, environment)
         return Policy(None, policy.protocol, policy.window), Shape.of(policy.model.config)
@@ -50,22 +55,20 @@ def describe_pretrained(config: ExperimentConfig, settings: PretrainedPolicy) ->
     """`describe` of a pretrained policy, which needs no data. Raises NoNetwork where the hub has it and is out of reach."""
     name, remote = settings.source, remote_code(settings.source, settings)
     _require_safetensors(Path(name))
-    where = {"revision": None if settings.is_gguf else settings.revision, **remote}
-    require_model(name, where["revision"])
+    revision = None if settings.is_gguf else settings.revision
+    require_model(name, revision)
     try:
-        shape = AutoConfig.from_pretrained(name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        with torch.device("meta"):
-            # transformers takes code_revision for a class that comes with the model alone
-            named = "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
-            code = remote if named else {"trust_remote_code": False}
-            model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **code)
+        shape, model = _without_weights(name, revision, remote)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **remote)
     except (OSError, *UNLOADABLE) as error:
         raise ConfigError(
             f"policy.name={name}: its configuration or tokenizer cannot be loaded, or it cannot be trained here: "
             f"{without_sdpa(error) or error}"
         ) from error
     require_window(shape, config, name)
+    if isinstance(config.rollout.engine, ContinuousEngine):
+        require_packable(model)
+        require_half(config.training.device, settings.half)
     model.set_output_embeddings(torch.nn.Linear(text_config(shape).hidden_size, 16, bias=False))
     require_plain_head(model)
     if config.optimizer.gradient_checkpointing:
@@ -76,6 +79,33 @@ def describe_pretrained(config: ExperimentConfig, settings: PretrainedPolicy) ->
     protocol = protocol_for(tokenizer, config.data.interface, settings.thinking)
     require_embeddings(model, protocol)
     return Policy(None, protocol, window(shape)), Shape.of(shape)
+
+
+def require_continuous(name: str, settings: PretrainedPolicy, device: str) -> None:
+    """Raise ConfigError where the engine `continuous` cannot run a model that evaluates, CheckpointError where its configuration
+    cannot be loaded. name: as of load_policy; its weights are not read."""
+    behind, revision = model_behind(name, settings)
+    require_model(behind, revision)
+    try:
+        _, model = _without_weights(behind, revision, remote_code(behind, settings))
+    except (OSError, *UNLOADABLE) as error:
+        raise CheckpointError(
+            f"{behind}: its configuration cannot be loaded: {without_sdpa(error) or error}"
+        ) from error
+    require_packable(model)
+    require_half(device, settings.half)
+
+
+def _without_weights(name: str, revision: str | None, remote: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration of a folder or hub name, and its model on torch's device meta. remote: of remote_code."""
+    shape = AutoConfig.from_pretrained(name, revision=revision, **remote)
+    # transformers takes code_revision for a class that comes with the model alone, and that this process has not loaded yet
+    named = "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
+    known = AutoModelForCausalLM._model_mapping.get(type(shape), None)
+    loaded = known is not None and not known.__module__.startswith("transformers.")
+    code = remote if named and not loaded else {"trust_remote_code": False}
+    with torch.device("meta"):
+        return shape, AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", **code)
 
 
 def _require_safetensors(folder: Path) -> None:

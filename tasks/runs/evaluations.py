@@ -4,6 +4,7 @@
 the questions asked, the settings of rollouts, the code and the sampling seed.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpo_core.config import ExperimentConfig, code_version, fingerprint
+from igpo_core.config import ContinuousEngine, ExperimentConfig, PretrainedPolicy, code_version, fingerprint
 from igpo_core.errors import ConfigError
 from igpo_core.folders import write_text
 from igpo_core.settings import Decoding
@@ -132,12 +133,42 @@ def measure(units: Sequence[Unit], environments: "Environments", home: Path, say
     with borrowed_device(experiment, say) as place:
         policy = _load(left[0], environments)
         policy.model.to(place)
-        for number, unit in enumerate(left, start=1):
-            with locked(home, f"evaluation-{unit.key}", say):
-                if not file_of(unit, home).is_file():  # else another process was first
-                    _keep(unit, _measure(unit, policy, environments, processor(place)), home)
-            say(f"{unit.title}: {number} of {len(left)}")
+        numbers = itertools.count(1)
+        for data, own in itertools.groupby(left, key=lambda unit: unit.data):
+            ask = _Asking(policy, data, environments, left[0].model.title)
+            for unit in own:
+                with locked(home, f"evaluation-{unit.key}", say):
+                    if not file_of(unit, home).is_file():  # else another process was first
+                        _keep(unit, _measure(unit, ask, processor(place)), home)
+                say(f"{unit.title}: {next(numbers)} of {len(left)}")
+            del ask  # its engine's cache and casts go before the next one's come
         policy.model.to("cpu")
+
+
+def require_engine(models: Sequence[Candidate], experiment: ExperimentConfig) -> None:
+    """Raise ConfigError with the model's name where the engine that samples in this process cannot run one of them. No weights
+    are read: an evaluation is refused as a whole, before its first model is measured.
+
+    experiment: of rollouts, policy and processor.
+    """
+    if not isinstance(experiment.rollout.engine, ContinuousEngine):
+        return
+    from igpo_core.rollout.continuous_engine import require_half
+    from tasks.runs.described import require_continuous
+
+    device = experiment.training.device
+    for model in models:
+        policy = at_its_commit(model, experiment).policy
+        try:
+            if isinstance(policy, PretrainedPolicy):
+                require_continuous(model.place or policy.source, policy, device)
+            elif model.place:
+                require_continuous(model.place, PretrainedPolicy(name=model.place), device)
+            else:  # made here, of a type that the engine knows
+                require_half(device, half=False)
+        except ConfigError as error:
+            remedy = json.dumps({"rollout.engine.kind": "transformers"})
+            raise ConfigError(f"{model.title}: {error}. For this evaluation: --param 'set={remedy}'") from error
 
 
 class Environments:
@@ -193,24 +224,34 @@ def _load(unit: Unit, environments: Environments) -> "Policy":
     return build_policy(at_its_commit(unit.model, own.experiment), environments.of(own))
 
 
-def _measure(unit: Unit, policy: "Policy", environments: Environments, on: str) -> Measured:
-    from igpo_core.evaluation import evaluate_questions
-    from igpo_core.policies import protocol_for
-    from igpo_core.sampler import own_engine
+class _Asking:
+    """A model that is asked the questions of a data set, with one engine for all its decodings and sampling seeds."""
 
-    data, environment = unit.data, environments.of(unit.data)
-    # data sets may have other tools and another system prompt than the one that the model was loaded with
-    protocol = protocol_for(policy.protocol.tokenizer, data.experiment.data.interface)
-    asked = replace(policy, protocol=protocol)
-    require_vocabulary(asked, environment, unit.model.title)
+    def __init__(self, policy: "Policy", data: DataSet, environments: Environments, title: str) -> None:
+        """title: the model's."""
+        from igpo_core.policies import protocol_for
+        from igpo_core.sampler import own_engine
+
+        self.environment, self.questions = environments.of(data), environments.questions(data)
+        # data sets may have other tools and another system prompt than the one that the model was loaded with
+        protocol = protocol_for(policy.protocol.tokenizer, data.experiment.data.interface)
+        self.policy = replace(policy, protocol=protocol)
+        require_vocabulary(self.policy, self.environment, title)
+        self.engine = own_engine(self.policy, data.experiment.rollout.engine)
+
+
+def _measure(unit: Unit, ask: _Asking, on: str) -> Measured:
+    from igpo_core.evaluation import evaluate_questions
+
+    data = unit.data
     result = evaluate_questions(
-        asked,
-        environment,
+        ask.policy,
+        ask.environment,
         data.experiment.model_copy(update={"seed": unit.draw}),
-        questions=environments.questions(data),
+        questions=ask.questions,
         split=data.split,
         decoding=unit.decoding,
-        engine=own_engine(asked, data.experiment.rollout.engine),
+        engine=ask.engine,
     )
     return Measured(result.metrics, result.records, on)
 

@@ -6,6 +6,7 @@ Not tested here: CUDA graphs, the flash kernel, compiled layers (benchmarks/gpu.
 import copy
 import threading
 import time
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -208,6 +209,33 @@ def test_an_engine_serves_its_own_policy(taught: Any) -> None:
     config, environment, policy = taught
     with pytest.raises(ValueError, match="another policy"):
         ContinuousRollout(replace(policy))(policy, environment, [], config.rollout, members=1, key=KEY)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_cache_goes_with_its_engine_and_before_a_larger_one(
+    taught: Any, monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    """The policy outlives its engines, and keeps nothing of them. The second call needs more slots."""
+    config, environment, policy = taught
+    policy, caches, there = replace(policy, half=half), [], []
+    real = SlotModel.__init__
+
+    def counted(self: SlotModel, *given: Any) -> None:
+        there.append(sum(cache() is not None for cache in caches))
+        real(self, *given)
+        caches.extend(weakref.ref(tensor) for layer in self.caches for tensor in layer)
+
+    monkeypatch.setattr(SlotModel, "__init__", counted)
+    engine, questions = ContinuousRollout(policy), environment.tasks("test")[:2]
+    for count in (1, 2):
+        engine(policy, environment, questions[:count], config.rollout, members=1, key=KEY)
+        for thread in threading.enumerate():
+            if thread.name.startswith("tool_"):  # it was told to end, and knows its last call until then
+                thread.join(HANGS)
+    layers = len(policy.model.get_decoder().layers)
+    assert there == [0, 0] and [cache() is not None for cache in caches] == [False] * 2 * layers + [True] * 2 * layers
+    del engine
+    assert not any(cache() is not None for cache in caches)
 
 
 def test_slots_of_any_length_and_order(taught: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from igpo_core.config import ExperimentConfig, PretrainedPolicy
-from igpo_core.errors import CheckpointError
-from igpo_core.policies import load_policy, save_policy
+from igpo_core.errors import CheckpointError, ConfigError
+from igpo_core.policies import load_policy, model_behind, save_policy
+from tasks.runs.described import require_continuous
 
 COMMIT = "7ae557604adf67be50417f59c2c2f167def9a775"
 
@@ -125,6 +126,66 @@ def test_what_was_trained_of_a_model_with_code_is_evaluated_with_the_named_model
     assert weights.keys() == expected.keys() and all(bool((weights[name] == expected[name]).all()) for name in weights)
     assert type(found.model).__name__ == "OwnForCausalLM" and not (tmp_path / "ran-copied").exists()
     assert found.protocol.tokenizer.get_vocab() == policy.protocol.tokenizer.get_vocab()
+
+
+SWITCH = "{{- 'aloud ' if enable_thinking | default(true) else 'off ' -}}"
+
+
+@pytest.fixture
+def switched(trained: Any, request: pytest.FixtureRequest) -> Any:
+    """(settings without policy.thinking, folder of a run that was trained with `false`) of a model that can switch it."""
+    config, _, run = trained
+    own = Path(config.policy.name) / "chat_template.jinja"
+    own.write_text(SWITCH + own.read_text())
+    (run / "chat_template.jinja").write_text("{% set enable_thinking = false %}\n" + own.read_text())
+    return config, run
+
+
+@pytest.mark.parametrize("trained", [False, True], indirect=True, ids=["whole", "adapter"])
+def test_a_run_of_a_model_with_code_keeps_the_thinking_that_it_was_trained_with(
+    trained: Any, switched: Any, tmp_path: Path
+) -> None:
+    config, run = switched
+    for thinking in (None, True, False):
+        policy = config.policy.model_copy(update={"thinking": thinking})
+        found = load_policy(run, config.model_copy(update={"policy": policy})).protocol
+        assert found.tokenizer.decode(found.prompt("q")).startswith("off ")
+    named = load_policy(config.policy.name, config).protocol
+    assert named.tokenizer.decode(named.prompt("q")).startswith("aloud ")
+    assert not (tmp_path / "ran-copied").exists()
+
+
+@pytest.mark.parametrize("trained", [False, True], indirect=True, ids=["whole", "adapter"])
+def test_the_engine_is_asked_about_the_named_models_code(trained: Any, tmp_path: Path) -> None:
+    config, _, run = trained
+    assert model_behind(run, config.policy) == (config.policy.name, COMMIT)
+    for place in (str(run), config.policy.name):
+        with pytest.raises(ConfigError, match=r"this model has type own, of which no packed pass"):
+            require_continuous(place, config.policy, "cpu")
+    assert not (tmp_path / "ran-copied").exists()
+
+
+@pytest.mark.parametrize("trained", [False, True], indirect=True, ids=["whole", "adapter"])
+def test_a_run_of_a_model_with_code_without_its_tokenizer_is_refused(trained: Any) -> None:
+    config, _, run = trained
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"run has no tokenizer that .* reads .*copy the run's checkpoint or export"
+    ):
+        load_policy(run, config)
+
+
+@pytest.mark.parametrize("trained", [False, True], indirect=True, ids=["whole", "adapter"])
+def test_the_model_with_code_is_the_named_one_however_its_folder_is_spelled(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code runs as the preset asks, and a run of it is found to be one."""
+    config, _, run = trained
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", f"{tmp_path}/model/"):
+        respelled = config.model_copy(update={"policy": config.policy.model_copy(update={"name": name})})
+        for place in (config.policy.name, run):
+            assert type(load_policy(place, respelled).model).__name__ == "OwnForCausalLM"
 
 
 @pytest.mark.parametrize(

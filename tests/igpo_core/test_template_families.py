@@ -6,6 +6,7 @@ Templates of the package trl are the models' own; those of tests/data/templates 
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,6 +33,7 @@ from igpo_core.policies import (
     save_policy,
 )
 from igpo_core.protocol import MARKERS, ChatProtocol
+from igpo_core.protocol.rendering import with_thinking
 from igpo_core.retrieval.bm25 import BM25
 from igpo_core.rollout.transformers_engine import rollout
 from igpo_core.trajectory import Final, Malformed, RolloutStatus
@@ -344,6 +346,25 @@ def test_a_run_goes_on_with_the_thinking_that_it_was_trained_with(tmp_path: Path
     assert load("model").protocol.prompt(QUESTION) == plain.protocol.prompt(QUESTION)
 
 
+def test_thinking_is_switched_however_the_folder_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of(FAMILIES["Qwen3"])
+    save_policy(make_policy(new_model(TINY, len(tokenizer), tokenizer, 0), tokenizer, SEARCH), tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    spellings = ("model", "./model/", f"{tmp_path}/model/", str(tmp_path / "link"), "link/../model")
+    settings = {
+        "data": {"kind": "files", "questions": [{"path": "q.jsonl"}], "corpus": ["c.jsonl"]},
+        "rollout": {"max_tokens": 4096},
+    }
+    for name, (place, thought) in itertools.product(
+        (spellings[0], spellings[2]), [(one, "none") for one in spellings] + [("copy", "reasoning_content")]
+    ):
+        policy = {"kind": "pretrained", "name": name, "thinking": False}
+        config = ExperimentConfig.model_validate({**settings, "policy": policy})
+        assert load_policy(place, config).protocol.frames.layout.thought == thought, (name, place)
+
+
 def test_thinking_of_a_model_without_a_chat_template_is_refused(lookup_setup: Any) -> None:
     with pytest.raises(ConfigError, match=r"policy\.thinking=true: this model has no chat template"):
         protocol_for(lookup_setup[2].protocol.tokenizer, lookup_setup[0].data.interface, thinking=True)
@@ -362,11 +383,15 @@ def test_thinking_that_a_template_cannot_switch_is_refused(name: str) -> None:
 
 
 def test_thinking_that_a_template_sets_itself_is_refused() -> None:
-    """It names enable_thinking and reads nothing that is given: one that was never asked for."""
-    tokenizer = tokenizer_of(FAMILIES["Qwen3"])
-    tokenizer.chat_template = "{% set enable_thinking = true -%}\n" + tokenizer.chat_template
-    with pytest.raises(ConfigError, match=r"policy\.thinking=false: .* writes the same"):
-        ChatProtocol(tokenizer, SEARCH, thinking=False)
+    """It names enable_thinking and reads nothing that is given: one that was never asked for. Its own line stays."""
+    line = "{% set enable_thinking = true %}\n"
+    for before, behind in (("{% if messages %}\n", "{% endif %}\n"), ("{# own #}\n", "")):
+        tokenizer = tokenizer_of(FAMILIES["Qwen3"])
+        tokenizer.chat_template = own = before + line + behind + tokenizer.chat_template
+        with pytest.raises(ConfigError, match=r"policy\.thinking=false: .* writes the same"):
+            ChatProtocol(tokenizer, SEARCH, thinking=False)
+        settled = "{% set enable_thinking = false %}\n" + own
+        assert with_thinking(own, False) == with_thinking(with_thinking(own, True), False) == settled
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,12 +1,15 @@
 """What an evaluation is asked for: data of other specifications, sources, sampling seeds."""
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from igpo_core.errors import ConfigError
+from igpo_core.errors import CheckpointError, ConfigError
 from tasks.runs.asked import Asked, plan_evaluation
 
 
@@ -28,9 +31,9 @@ def other(folder: Path, name: str, **data: Any) -> str:
     return str(path)
 
 
-def asked(data: list[str] | None = None, **given: Any) -> Asked:
+def asked(data: list[str] | None = None, models: Sequence[str] = ("base",), **given: Any) -> Asked:
     arguments = {"split": "test", "limit": None, "cell": "", "sources": None, "seeds": None, "changes": None, **given}
-    return plan_evaluation(["base"], "tiny", data=data, say=print, **arguments)
+    return plan_evaluation(models, "tiny", data=data, say=print, **arguments)
 
 
 def test_the_presets_own_data_and_seeds() -> None:
@@ -64,6 +67,49 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         asked(seeds=[0, 1], changes=greedy)
     assert [unit.draw for unit in asked(seeds=[4], changes=greedy).units] == [4]
     assert len(asked(seeds=[0, 1], changes={"evaluation.decoding": ["greedy", "sampled"]}).units) == 3
+
+
+SLOTS = {"rollout.engine.kind": "continuous"}
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a GPT-2, of which no packed pass is compared, without weights; and the hub's model owner/gpt2."""
+    content = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1, "n_embd": 12})
+    hub = tmp_path / "models--owner--gpt2"
+    for folder in (tmp_path / "gpt2", hub / "snapshots" / ("a" * 40)):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(content)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("a" * 40)
+    (tmp_path / "adapter").mkdir()
+    adapter = {"base_model_name_or_path": str(tmp_path / "gpt2"), "revision": None}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return str(tmp_path / "gpt2")
+
+
+def test_a_model_that_the_engine_cannot_run_is_refused_before_anything_is_measured(gpt2: str) -> None:
+    remedy = re.escape("""--param 'set={"rollout.engine.kind": "transformers"}'""")
+    pretrained = {"policy": {"kind": "pretrained", "name": gpt2}, "warm_start": None}
+    adapter = str(Path(gpt2).parent / "adapter")
+    for name, more in ((gpt2, {}), (adapter, {}), ("owner/gpt2", {}), ("base", pretrained)):
+        with pytest.raises(ConfigError, match=f"^{name}: rollout.engine.kind=continuous .*type gpt2,.*{remedy}$"):
+            asked(["tiny"], models=["base", name], changes={**SLOTS, **more})
+        assert asked(["tiny"], models=["base", name], changes=more).units
+    (Path(gpt2) / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    assert asked(["tiny"], models=["base", gpt2], changes=SLOTS).units
+    float32 = f"^base: .*computes in bfloat16 on a GPU.*{remedy}$"
+    with pytest.raises(ConfigError, match=float32):  # a new policy
+        asked(changes={**SLOTS, "training.device": "cuda"})
+    with pytest.raises(ConfigError, match=float32):
+        asked(changes={**SLOTS, **pretrained, "training.device": "cuda"})
+    half = {**pretrained, "policy": {**pretrained["policy"], "dtype": "bfloat16"}}
+    assert asked(changes={**SLOTS, **half, "training.device": "cuda"}).units
+    with pytest.raises(CheckpointError, match="its configuration cannot be loaded"):
+        (Path(gpt2) / "config.json").write_text("{")
+        asked(models=[gpt2], changes=SLOTS)
 
 
 def test_a_sweep_ends_with_the_settings_and_data_that_its_runs_had(tmp_path: Path) -> None:

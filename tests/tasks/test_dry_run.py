@@ -252,6 +252,13 @@ def pretrained(folder: Path, policy: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+def test_a_model_that_the_engine_cannot_run_is_said(tmp_path: Path, chat_policy: Any) -> None:
+    base = pretrained(tmp_path, chat_policy, attn_logit_softcapping=50.0)
+    base["rollout"]["engine"] = {"kind": "continuous"}
+    with pytest.raises(ConfigError, match=r"this model has a cap on attention's scores: set rollout\.engine\.kind="):
+        list(dry_run(changed(tmp_path, **base)))
+
+
 def test_what_the_model_cannot_do_is_said(tmp_path: Path, chat_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     base = pretrained(tmp_path, chat_policy, attention_dropout=0.1)
     with pytest.raises(ConfigError, match="its dropout would make ratios"):

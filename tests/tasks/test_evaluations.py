@@ -1,6 +1,7 @@
 """What is measured of a model is kept and found again, whatever ended the process."""
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from igpo_core.errors import ConfigError
 from igpo_core.evaluation import evaluate_questions
 from igpo_core.policies import save_policy
 from igpo_core.rollout.continuous_engine import ContinuousRollout
+from igpo_core.rollout.slots import SlotModel
 from tasks.data.publishing import prepare
 from tasks.report.evaluated import compared_of, metrics_of
 from tasks.runs import evaluations
@@ -142,6 +144,36 @@ def test_a_comparison_after_a_warm_start_that_is_learnt_by_heart_has_no_verdict(
         (row.score, row.difference) for row in plain.scores
     ]
     assert Environments(data).by_heart() == []
+
+
+def test_a_model_has_one_engine_a_data_set_which_is_gone_before_the_next(
+    setting: tuple[Path, DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two decodings, one of them with two seeds, of two data sets: two engines for six measurements."""
+    home, data = setting
+    calls, made, alive = [], [], []
+    real, making = ContinuousRollout.__call__, SlotModel.__init__
+
+    def counted(self: ContinuousRollout, *given: Any, **named: Any) -> Any:
+        calls.append(named["decoding"])
+        return real(self, *given, **named)
+
+    def counted_making(self: SlotModel, *given: Any) -> None:
+        alive.append(sum(one() is not None for one in made))
+        made.append(weakref.ref(self))
+        making(self, *given)
+
+    monkeypatch.setattr(ContinuousRollout, "__call__", counted)
+    monkeypatch.setattr(SlotModel, "__init__", counted_making)
+    rollout = data.experiment.rollout.model_copy(update={"engine": ContinuousEngine()})
+    slots = replace(data, experiment=data.experiment.model_copy(update={"rollout": rollout}), limit=2)
+    model = find_candidates([str(home / "model")], home, data.experiment, data.version)
+    told: list[str] = []
+    every = units_of(model, [slots, replace(slots, name="fewer", limit=1)], (5, 6))
+    measure(every, Environments(slots), tmp_path, told.append)
+    assert calls == ["sampled", "sampled", "greedy"] * 2 and alive == [0, 0]
+    assert not any(one() is not None for one in made) and not missing(every, tmp_path)
+    assert [line.rpartition(": ")[2] for line in told] == [f"{number} of 6" for number in range(1, 7)]
 
 
 def test_whatever_changes_the_numbers_changes_the_key(setting: tuple[Path, DataSet]) -> None:

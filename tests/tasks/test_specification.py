@@ -10,6 +10,7 @@ import yaml
 
 from flows.ablation import more_seeds
 from igpo_core.config import AblationSpecification, make_plan
+from igpo_core.config.changes import changed
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError
 from tasks.lab.home import PROJECT
@@ -25,6 +26,10 @@ GOOD: dict[str, Any] = {
     "arms": {"outcome_only": {"reward": "outcome_only"}, "gain": {"gain": "prob_diff"}},
     "base": {"reward": {"format_penalty": -0.5, "gamma": 0.9, "gain": "log_prob_diff"}},
 }
+
+
+CHAT = {"policy": {"kind": "new", "tokenizer": "chat"}}
+WEB = {"kind": "web", "api": "retriever", "url": "http://127.0.0.1:1"}
 
 
 def write(folder: Path, content: dict[str, Any]) -> str:
@@ -174,6 +179,58 @@ def test_what_is_set_is_told_setting_by_setting(tmp_path: Path) -> None:
     files = load_specification("examples/own-data.yaml", {"data.corpus.0": "examples/questions.csv"})
     placed = str(PROJECT / "examples" / "questions.csv")
     assert files.changes == {"data.corpus": [placed]} and files.select(None, [7]).changes == files.changes
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "told"),
+    [
+        # came later, and has no part in what a run is where it has its default
+        (
+            {"policy": {"kind": "pretrained", "name": "/model", "thinking": False}},
+            {"policy.thinking": None},
+            "policy.thinking=null",
+        ),
+        ({"policy": {"kind": "pretrained", "name": "/model"}}, {"policy.thinking": True}, "policy.thinking=true"),
+        # files, and parameters, that are gone
+        (
+            {"data": {"kind": "files", "questions": [{"path": "/a"}, {"path": "/b"}], "corpus": ["/c"]}, **CHAT},
+            {"data.questions": [{"path": "/a"}]},
+            'data.questions=[{"path":"/a","split":null}]',
+        ),
+        (
+            {
+                "data": {"kind": "files", "questions": [{"path": "/a"}], "search": {**WEB, "parameters": {"a": 1, "b": 2}}},
+                **CHAT,
+            },
+            {"data.search.parameters": {"a": 1}},
+            'data.search.parameters={"a":1}',
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_taken_away_is_told_and_can_be_asked_for_again(
+    tmp_path: Path, base: dict[str, Any], asked: dict[str, Any], told: str
+) -> None:
+    path = write(tmp_path, {**GOOD, "base": {**GOOD["base"], **base}})
+    request = resolve(path, asked)
+    words = shlex.split(shlex.split(request.command)[-1].removeprefix("ARGS="))
+    assert words == ["--seeds", "0,1", "--set", told]
+    again = resolve(path, dict([setting(told)]))
+    assert again.specification == request.specification != resolve(path).specification
+    before, made, remade = (one.specification for one in (resolve(path), request, again))
+    named = [one.sweep({"": str(one.base.data)}) for one in (before, made, remade)]
+    assert named[0] != named[1] == named[2]
+
+
+def test_settings_that_changed_are_told_at_the_place_where_they_make_the_others() -> None:
+    before = {"a": {"kind": "x", "own": 1}, "b": [{"c": 1}, {"c": 2}], "d": None, "e": {"f": 1, "g": 2}, "h": [1]}
+    assert changed(before, before) == {}
+    assert changed(before, {**before, "a": {"kind": "y"}}) == {"a.kind": "y"}  # whatever kind x has is none of y's
+    assert changed(before, {**before, "b": [{"c": 1}, {"c": 3}]}) == {"b.1.c": 3}
+    assert changed(before, {**before, "b": [{"c": 1}]}) == {"b": [{"c": 1}]}
+    assert changed(before, {**before, "b": [*before["b"], {"c": 3}]}) == {"b": [{"c": 1}, {"c": 2}, {"c": 3}]}
+    assert changed(before, {**before, "d": {"i": {"j": 4}}, "h": []}) == {"d.i.j": 4, "h": []}
+    assert changed(before, {**before, "e": {"g": 2}}) == {"e": {"g": 2}}
+    assert changed(before, {**before, "e": {"f": 1, "g": 2, "k": None}}) == {"e.k": None}
 
 
 def test_a_plan_has_each_run_once_and_whole(tmp_path: Path) -> None:
