@@ -3,9 +3,9 @@
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
 the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
 renders a first batch and probes, and counts memory, disk and time: from steps of the same kind that were timed here before, else
-on a processor from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for stops this. Not
-looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines, MLflow and Prefect,
-whether a judge answers.
+on a processor from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for
+stops this. Not looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines,
+MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
