@@ -13,10 +13,11 @@ from tasks.child import isolated
 from tasks.lab.home import home
 from tasks.lab.prefect_runs import Say
 from tasks.runs.children import Children, Name
+from tasks.runs.devices import spread
 from tasks.runs.planned import Run
 from tasks.runs.planning import known_timing, read_timing, run_seconds, warm_start_seconds
 from tasks.runs.progress import Progress
-from tasks.runs.work import missing_starts, outlook
+from tasks.runs.work import missing_starts, outlook, seen, to_train
 
 STARTS = 10
 
@@ -34,8 +35,11 @@ def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say, *, 
     by_cost = sorted(reversed(left), key=lambda run: run.spec.experiment.reward.needs_beliefs)
     first = {run.spec.start: run for run in by_cost if run.spec.start in missing}
     progress = Progress(warm_starts=len(first), runs=len(left), there=len(runs) - len(left), workers=workers)
-    study, sweep, experiment = left[0].spec.study, left[0].spec.sweep, left[0].spec.experiment
-    timing = read_timing(home(), sweep) or known_timing(home(), study, experiment)
+    # the first of these warm starts is made first, and with it a step is timed
+    sample = next((first[run.spec.start] for run in left if run.spec.start in first), left[0])
+    study, sweep, experiment = sample.spec.study, sample.spec.sweep, to_train(sample)
+    timing = read_timing(home(), sweep, experiment) or known_timing(home(), study, experiment)
+    going = spread(experiment.training, min(workers, len(left)), seen(experiment.training))
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)  # a thread a child
     with runner:
 
@@ -47,9 +51,10 @@ def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say, *, 
             return future
 
         def look_ahead() -> None:
-            say(outlook(runs, timing, workers, home()))
+            say(outlook(runs, timing, going, home()))
             if timing is not None:
-                progress.expect(warm_start_seconds(experiment, timing), run_seconds(experiment, timing))
+                alone = warm_start_seconds(experiment, timing), run_seconds(experiment, timing)
+                progress.expect(*(seconds * going.slower for seconds in alone))
 
         try:
             look_ahead()
@@ -58,7 +63,7 @@ def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say, *, 
             trained = {run.spec.name: start("train", run, starts.get(run.spec.start, "")) for run in left}
             if timing is None and starts:
                 next(iter(starts.values())).wait()
-                timing = read_timing(home(), sweep)
+                timing = read_timing(home(), sweep, experiment)
                 look_ahead()
             wait(list(trained.values()))
         except BaseException:  # cancelled or told to end: the arms leave checkpoints, and end before this process does

@@ -110,8 +110,10 @@ def warm_start(run_key: str) -> str:
     found = run.start.exists()
     started = time.perf_counter()
     ensure_warm_start(run, say)
-    alone = run.spec.experiment.training.world == 1  # this process could not hold what several share
-    if alone and planning.read_timing(run.home, run.spec.sweep) is None:  # the sweep tells from it what it will take
+    experiment = run.spec.experiment
+    alone = experiment.training.world == 1  # this process could not hold what several share
+    # the sweep tells from it what it will take
+    if alone and planning.read_timing(run.home, run.spec.sweep, experiment) is None:
         took = None if found else time.perf_counter() - started
         planning.keep_timing(run.home, run.spec.sweep, time_a_step(run, took, say))
     return str(run.start)

@@ -14,10 +14,10 @@ SUMMARY = "summary.json"
 FORMAT = 4  # of a folder's layout and of its summary.json: raise it when either changes
 
 
-def count_train(folder: Path) -> int:
-    """Return the train questions of a published folder."""
+def count_questions(folder: Path) -> dict[str, int]:
+    """Return the questions of each split of a published folder."""
     counts: dict[str, int] = json.loads((folder / SUMMARY).read_text())["counts"]
-    return counts["train"]
+    return counts
 
 
 def trajectory_turns(folder: Path) -> list[int]:

@@ -1,32 +1,32 @@
 """Accelerators that a run's memory and time are counted for, by their makers' data sheets."""
 
-import re
-
 from tasks.runs.devices import accelerators
 
 # GiB, dense operations a second in bfloat16 and in float32, bytes a second: the makers' data sheets
 ACCELERATORS = {
     "L4 24 GB": (22, 121e12, 30e12, 0.30e12),
-    "A100 80 GB": (79, 312e12, 19.5e12, 2.0e12),
-    "H100 80 GB": (79, 989e12, 67e12, 3.35e12),
-    "H200 141 GB": (139, 989e12, 67e12, 4.8e12),
+    "A100 80 GB PCIe": (79, 312e12, 19.5e12, 1.94e12),
+    "A100 80 GB SXM": (79, 312e12, 19.5e12, 2.0e12),
+    "H100 80 GB SXM": (79, 989e12, 67e12, 3.35e12),
+    "H200 141 GB SXM": (139, 989e12, 67e12, 4.8e12),
+}
+# what CUDA calls them
+NAMES = {
+    "NVIDIA L4": "L4 24 GB",
+    "NVIDIA A100 80GB PCIe": "A100 80 GB PCIe",
+    "NVIDIA A100-SXM4-80GB": "A100 80 GB SXM",
+    "NVIDIA H100 80GB HBM3": "H100 80 GB SXM",
+    "NVIDIA H200": "H200 141 GB SXM",
 }
 
 
 def card_here() -> str | None:
     """Return the row of ACCELERATORS that this machine's first accelerator is; None where there is none or it is another one.
 
-    A word of its name says so, and its memory: other models of a name, and parts of a card (MIG), have less.
+    Its whole name says so: cards whose names begin alike (H100 PCIe, H100 NVL, parts of a card by MIG) have other figures.
     """
     if not accelerators():
         return None
     import torch
 
-    from igpo_core.estimates import GIB
-
-    card = torch.cuda.get_device_properties(0)
-    words = re.split(r"\W+", card.name)
-    for name, (gib, *_) in ACCELERATORS.items():
-        if name.split()[0] in words and card.total_memory > 0.95 * gib * GIB:
-            return name
-    return None
+    return NAMES.get(torch.cuda.get_device_properties(0).name)

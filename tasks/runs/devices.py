@@ -54,6 +54,54 @@ def units(training: TrainingConfig) -> int:
     return max(1, math.ceil(training.memory_share * UNITS - 1e-6))
 
 
+def on_a_card(training: TrainingConfig) -> int:
+    """Return how many runs an accelerator has room for."""
+    return UNITS // units(training)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Runs that are made at the same time, and the accelerators that they are spread over; 0 on a CPU."""
+
+    runs: int
+    cards: int = 0
+
+    @property
+    def side_by_side(self) -> int:
+        """Return how many of them count as if each were alone. Runs on one accelerator count one after the other: updates there
+        were seen to take as long as one after the other (docs/scale.md)."""
+        return min(self.runs, self.cards) if self.cards else self.runs
+
+    @property
+    def slower(self) -> float:
+        """Return how many times as long as alone a run takes by this count."""
+        return self.runs / self.side_by_side
+
+    @property
+    def shared(self) -> str:
+        """Return what is assumed where runs share an accelerator, in words; "" where none does."""
+        if self.side_by_side == self.runs:
+            return ""
+        where = (
+            "all on one card"
+            if self.cards == 1
+            else f"up to {-(-self.runs // self.cards)} on each of {self.cards} cards"
+        )
+        return f", {where} and counted there one after the other, an upper estimate"
+
+    def __str__(self) -> str:
+        alone = ", each on a card of its own" if self.cards and self.side_by_side > 1 else ""
+        return f"{self.runs} at a time{self.shared or alone}"
+
+
+def spread(training: TrainingConfig, runs: int, devices: Sequence[str]) -> Spread:
+    """Return how so many runs at a time are spread: on a GPU over the accelerators that are here, or, where these have too little
+    room (on a work pool, or where none is here), over as many as are needed."""
+    if training.device == "cpu":
+        return Spread(runs)
+    return Spread(runs, max(len(devices), -(-runs // on_a_card(training))))
+
+
 def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str]) -> int:
     """Return how many runs are made at the same time on this machine. asked: None leaves it to what there is.
 
@@ -63,7 +111,7 @@ def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str
         return asked or 2
     if training.world > 1 or not devices:  # such a run takes all there is; without any its own error says so
         return 1
-    room = len(devices) * (UNITS // units(training))
+    room = len(devices) * on_a_card(training)
     if asked is not None and asked > room:
         share = len(devices) / asked
         raise ConfigError(

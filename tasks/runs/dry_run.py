@@ -2,10 +2,10 @@
 
 Loads the specification, checks keys, the address of a run on several machines and the rollout servers, publishes and validates
 the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
-renders a first batch and probes, and counts memory, disk and time: from steps that were timed here before, else on a processor
-from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for stops this. Not
-looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines, MLflow and Prefect,
-whether a judge answers.
+renders a first batch and probes, and counts memory, disk and time: from steps of the same kind that were timed here before, else
+on a processor from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for
+stops this. Not looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines,
+MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from igpo_core.config import AblationSpecification, DataConfig, ExperimentConfig, PretrainedPolicy, VllmEngine
+from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, VllmEngine
 from igpo_core.environments import open_environment
 from igpo_core.errors import IgpoError, NoNetwork
 from igpo_core.rollout.serving import Connection
 from tasks.lab.home import home, open_home
 from tasks.lab.secrets import require_judge
 from tasks.runs.cards import ACCELERATORS, card_here
+from tasks.runs.devices import Spread
 from tasks.runs.models import with_model
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
@@ -39,16 +40,18 @@ from tasks.runs.planning import (
     measure_speed,
     run_seconds,
     spell,
+    sweep_seconds,
     warm_start_seconds,
+    with_questions_there,
 )
 from tasks.runs.taught import about_warm_start
 from tasks.runs.together import meeting_address
 from tasks.runs.work import (
     add_processes,
     announce,
+    counted,
     missing_starts,
     simultaneous,
-    sweep_seconds,
     whole,
     write_minutes,
 )
@@ -66,15 +69,15 @@ WITH_GAPS = 1.4
 
 def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: int | None = None) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module). processes: runs at
-    the same time, in place of the preset's number."""
+    the same time, in place of the preset's number; where no accelerator is here, on as many as they need."""
     from igpo_core.data import SPLITS  # pandas and torch take seconds: a wrong name is told before
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
     from tasks.runs.described import describe, first_batch, usual_tokens
 
     specification = load_specification(preset, changes)
-    workers = simultaneous(specification, processes)
-    yield announce(specification, workers)
+    spread = counted(specification, processes)
+    yield announce(specification, spread.runs)
     arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
     costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
     require_judge(costly)
@@ -83,7 +86,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
     try:
         data = prepare(costly.data, home())
     except NoNetwork as error:
-        yield from needs_without_data(costly, workers, error)
+        yield from needs_without_data(costly, spread.runs, error)
         raise
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
@@ -108,9 +111,9 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
     unsaid = unsaid_answers(policy, environment, costly.rollout, every)
     if unsaid:
         yield f"  warning: {unsaid}"
-    fits = yield from needs(costly, shape, lengths, workers)
+    fits = yield from needs(costly, shape, lengths, spread.runs)
     usual = usual_tokens(costly, environment, policy, lengths)
-    yield from spent(specification, costly, shape, usual, workers, data.counts)
+    yield from spent(specification, costly, shape, usual, spread, data.counts)
     write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
 
@@ -135,14 +138,14 @@ def spent(
     costly: ExperimentConfig,
     shape: "Shape",
     usual: Tokens,
-    workers: int,
+    spread: Spread,
     counts: Mapping[str, int],
 ) -> Iterator[str]:
     """Disk, and time, timed on this machine or counted, of all runs from nothing. counts: questions of each split of the data."""
     runs, starts = whole(specification)
-    timing = known_timing(home(), specification.name, specification.base)
+    timing = known_timing(home(), specification.name, costly)
     weights = timing.weights if timing else trained_bytes(specification.base, shape)
-    left, needed = (disk(len(runs), len(starts), weights, going) for going in (0, workers))
+    left, needed = (disk(len(runs), len(starts), weights, going) for going in (0, spread.runs))
     free = free_space(home())
     yield (
         f"disk: {len(runs)} runs and {len(starts)} warm starts leave about {left / 1e9:.1f} GB, and take at most "
@@ -154,11 +157,12 @@ def spent(
     if training.world > 1:
         yield "time: runs of several processes are neither timed nor counted as a whole"
         return
-    asked = [_with_questions_there(run, costly.data, counts) for run in runs]
+    # of cells with other data nothing was counted
+    asked = [with_questions_there(run, counts if run.data == costly.data else None) for run in runs]
 
     def told(where: str, timing: Timing, how: str) -> str:
         return (
-            f"{where}: about {spell(sweep_seconds(asked, starts, timing, workers))} from nothing, {workers} at a time: a warm "
+            f"{where}: about {spell(sweep_seconds(asked, starts, timing, spread))} from nothing, {spread}: a warm "
             f"start about {spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(asked[0], timing))} "
             f"(a step of {timing.rollouts} rollouts {how.format(timing.step)})"
         )
@@ -185,24 +189,12 @@ def spent(
             sheet = Speed(in_half if dtype == "bfloat16" else in_single, bandwidth)
             where = f"  on the {name} of this machine" if card else f"  {name}"
             yield told(where, count_gpu_timing(costly, shape, usual, sheet, weights), "{:.2g} s")
-    busy, there = workers * training.threads, psutil.cpu_count() or 1
+    busy, there = spread.runs * training.threads, psutil.cpu_count() or 1
     if training.device == "cpu" and busy > there:
         yield (
-            f"  warning: {workers} runs at a time of {training.threads} threads want {busy} processors, and this machine has "
+            f"  warning: {spread.runs} runs at a time of {training.threads} threads want {busy} processors, and this machine has "
             f"{there}: it takes longer"
         )
-
-
-def _with_questions_there(run: ExperimentConfig, data: DataConfig, counts: Mapping[str, int]) -> ExperimentConfig:
-    """Return the run with no more questions to evaluate on than the data have; as it is where its data are others."""
-    if run.data != data:
-        return run
-    evaluation = run.evaluation
-    there = {
-        "dev_questions": min(evaluation.dev_questions, counts["dev"]),
-        "test_questions": min(evaluation.test_questions, counts["test"]),
-    }
-    return run.model_copy(update={"evaluation": evaluation.model_copy(update=there)})
 
 
 def trained_bytes(config: ExperimentConfig, shape: "Shape") -> int:

@@ -6,15 +6,17 @@ Measured once a sweep, in the process that made, or found, its first warm start:
 import json
 import re
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, fingerprint
 from igpo_core.folders import write_json
 from igpo_core.protocol import ChatProtocol, TurnProtocol
+from tasks.runs.devices import Spread
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
@@ -54,7 +56,7 @@ class Tokens:
 class Timing:
     """step: seconds of a training step of `rollouts` trajectories; rollout: seconds of one of them without its update;
     warm_start: seconds, None where it was found; weights: bytes. policy: policy_key of what was timed; demonstrations: that
-    the warm start was taught, repeats counted.
+    the warm start was taught, repeats counted. data: data_key of what was timed, and questions of each split of it.
     """
 
     step: float
@@ -64,6 +66,8 @@ class Timing:
     weights: int
     policy: str = ""
     demonstrations: int = 0
+    data: str = ""
+    questions: dict[str, int] = field(default_factory=dict)
 
 
 def start_of(experiment: ExperimentConfig) -> str:
@@ -94,20 +98,26 @@ def about_template(protocol: TurnProtocol) -> list[str]:
     ]
 
 
-def timing_file(home: Path, sweep: str) -> Path:
-    """Return where the timing of a sweep is kept."""
-    return home / "timings" / f"{sweep}.json"
+def timing_file(home: Path, sweep: str, policy: str) -> Path:
+    """Return where the timing of a sweep is kept that is of this policy_key: the same sweep may be made on a CPU and on a GPU."""
+    return home / "timings" / f"{sweep}-{policy}.json"
 
 
-def read_timing(home: Path, sweep: str) -> Timing | None:
-    """What was measured for the sweep; None before its first warm start."""
-    path = timing_file(home, sweep)
+def read_timing(home: Path, sweep: str, experiment: ExperimentConfig) -> Timing | None:
+    """What was measured for runs like this one of the sweep; None before their first warm start."""
+    path = timing_file(home, sweep, policy_key(experiment))
     return Timing(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def policy_key(experiment: ExperimentConfig) -> str:
-    """The same for experiments whose rollouts cost about the same: same policy, same kind of processor."""
-    return fingerprint(experiment.policy.identity(), experiment.training.device, experiment.training.threads)
+    """The same for experiments whose rollouts cost about the same: same policy, same kind of processor, same kind of engine."""
+    training, engine = experiment.training, experiment.rollout.engine
+    return fingerprint(experiment.policy.identity(), training.device, training.threads, engine.kind)
+
+
+def data_key(experiment: ExperimentConfig) -> str:
+    """The same for experiments that name the same data."""
+    return fingerprint(experiment.data)
 
 
 def demonstrations(experiment: ExperimentConfig) -> int:
@@ -116,18 +126,16 @@ def demonstrations(experiment: ExperimentConfig) -> int:
 
 
 def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing | None:
-    """The newest on this machine: of the study, of whatever code and data, else of another one with the same policy. One that
+    """The newest on this machine of the same policy_key: of the study, of whatever code and data, else of another one. One that
     timed a warm start comes first."""
-    own, others = [], []
+    key, found = policy_key(experiment), []
     for path in (home / "timings").glob("*.json"):
         timing = Timing(**json.loads(path.read_text()))
-        entry = (timing.warm_start is not None, path.stat().st_mtime, timing)
-        if re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}", path.stem):
-            own.append(entry)
-        elif timing.policy == policy_key(experiment):
-            others.append(entry)
-    best = max(own or others, key=lambda entry: entry[:2], default=None)
-    return best[2] if best else None
+        if timing.policy == key:
+            own = re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}-{key}", path.stem) is not None
+            found.append((own, timing.warm_start is not None, path.stat().st_mtime, timing))
+    best = max(found, key=lambda entry: entry[:3], default=None)
+    return best[3] if best else None
 
 
 @dataclass(frozen=True)
@@ -213,10 +221,25 @@ def _timing(experiment: ExperimentConfig, sampling: float, update: float, lesson
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:
-    """Write how long a sweep's steps take on this machine."""
-    path = timing_file(home, sweep)
+    """Write how long steps of a sweep take on this machine."""
+    path = timing_file(home, sweep, timing.policy)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(timing))
+
+
+def with_questions_there(experiment: ExperimentConfig, counts: Mapping[str, int] | None) -> ExperimentConfig:
+    """Return the experiment with no more questions to evaluate on than its data have; as it is where nobody counted these.
+
+    counts: questions of each split.
+    """
+    if counts is None:
+        return experiment
+    evaluation = experiment.evaluation
+    there = {
+        "dev_questions": min(evaluation.dev_questions, counts["dev"]),
+        "test_questions": min(evaluation.test_questions, counts["test"]),
+    }
+    return experiment.model_copy(update={"evaluation": evaluation.model_copy(update=there)})
 
 
 def run_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
@@ -240,6 +263,14 @@ def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
     return STARTING + timing.warm_start * demonstrations(experiment) / timing.demonstrations
 
 
+def sweep_seconds(
+    runs: Sequence[ExperimentConfig], starts: Sequence[ExperimentConfig], timing: Timing, spread: Spread
+) -> float:
+    """Of all these runs, and of the warm starts that each of `starts` makes."""
+    seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
+    return seconds / min(spread.side_by_side, len(runs))
+
+
 def disk(runs: int, warm_starts: int, weights: int, at_a_time: int = 0) -> int:
     """Return the bytes that runs and warm starts leave on disk; with at_a_time runs going on, the most that they ever take.
 
@@ -253,17 +284,17 @@ def free_space(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def estimate(runs: Sequence[ExperimentConfig], warm_starts: int, timing: Timing, workers: int, place: Path) -> str:
-    """In words: runs and warm_starts are those still to be made; place: where they are stored."""
-    if not runs:
-        return "nothing is left to train"
-    each = [run_seconds(run, timing) for run in runs]
-    total = (sum(each) + warm_starts * warm_start_seconds(runs[0], timing)) / min(workers, len(runs))
-    needed = disk(len(runs), warm_starts, timing.weights, workers)
+def estimate(
+    runs: Sequence[ExperimentConfig], starts: Sequence[ExperimentConfig], timing: Timing, spread: Spread, place: Path
+) -> str:
+    """In words: runs, and a run for each warm start, are those still to be made; place: where they are stored."""
+    each = statistics.fmean(run_seconds(run, timing) for run in runs)
+    needed = disk(len(runs), len(starts), timing.weights, spread.runs)
     free = free_space(place)
     text = (
-        f"about {spell(total)} for {len(runs)} runs of about {spell(sum(each) / len(each))} (a step of {timing.rollouts} "
-        f"rollouts took {timing.step:.2g} s here), {needed / 1e9:.1f} GB on disk, where {free / 1e9:.0f} GB are free"
+        f"about {spell(sweep_seconds(runs, starts, timing, spread))} for {len(runs)} runs of about {spell(each)} (a step of "
+        f"{timing.rollouts} rollouts took {timing.step:.2g} s here){spread.shared}, {needed / 1e9:.1f} GB on "
+        f"disk, where {free / 1e9:.0f} GB are free"
     )
     return text if needed < free else f"{text}\nwarning: the disk will be full before the sweep ends"
 

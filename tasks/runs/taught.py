@@ -5,7 +5,7 @@ from pathlib import Path
 
 from igpo_core.config import AblationSpecification, ExperimentConfig, FileDemonstrations
 from igpo_core.errors import ConfigError
-from tasks.data.published import count_train, trajectory_turns
+from tasks.data.published import count_questions, trajectory_turns
 from tasks.lab.home import data_folder
 
 MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
@@ -41,7 +41,7 @@ def require_verdict(specification: AblationSpecification, versions: Mapping[str,
 def by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
     """Return learnt_by_heart of published data."""
     short = sum(count <= experiment.rollout.max_turns for count in _turns(experiment, folder))
-    return learnt_by_heart(experiment, count_train(folder), short)
+    return learnt_by_heart(experiment, count_questions(folder)["train"], short)
 
 
 def _turns(experiment: ExperimentConfig, folder: Path) -> list[int]:

@@ -25,9 +25,10 @@ from igpo_core.run import (
     TrainingRun,
     Unexpected,
 )
+from tasks.data.published import count_questions
 from tasks.runs.interruption import whole_steps
 from tasks.runs.planned import OnStep, Run, Say, open_training, write_result
-from tasks.runs.planning import Timing, demonstrations, policy_key
+from tasks.runs.planning import Timing, data_key, demonstrations, policy_key
 from tasks.tracking.outbox import UNEXPECTED, Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
@@ -190,7 +191,17 @@ def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:
     rollouts = experiment.rollout.questions * experiment.rollout.group_size
     rollout = (step - metrics["time/update"]) / rollouts
     weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
-    return Timing(step, rollouts, rollout, seconds, weights, policy_key(experiment), demonstrations(experiment))
+    return Timing(
+        step,
+        rollouts,
+        rollout,
+        seconds,
+        weights,
+        policy_key(experiment),
+        demonstrations(experiment),
+        data_key(experiment),
+        count_questions(run.data),
+    )
 
 
 def result_of(run: Run, event: Finished) -> dict[str, Any]:

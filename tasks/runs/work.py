@@ -5,21 +5,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy, code_version, warm_start_key
+from igpo_core.config import (
+    AblationSpecification,
+    ExperimentConfig,
+    PretrainedPolicy,
+    TrainingConfig,
+    code_version,
+    warm_start_key,
+)
 from igpo_core.errors import ConfigError
+from tasks.data.published import count_questions
 from tasks.lab.home import PROJECT
 from tasks.report.statistics import seeds_for_verdict
-from tasks.runs.devices import accelerators, at_a_time
+from tasks.runs.devices import Spread, accelerators, at_a_time, on_a_card, spread
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
     Timing,
+    data_key,
     estimate,
     known_timing,
-    run_seconds,
     spell,
     start_of,
+    sweep_seconds,
     untrained,
-    warm_start_seconds,
+    with_questions_there,
 )
 from tasks.runs.processors import computed_in
 from tasks.specification.presets import load_specification, presets
@@ -35,14 +44,14 @@ DATA_SECONDS = 240.0
 
 
 def announce(specification: AblationSpecification, workers: int) -> str:
-    """What will be made, in words."""
+    """What will be made, in words. workers: runs at the same time, if there are so many."""
     runs, cells = specification.runs(), specification.cells
     budgets = sorted({_budget(specification.cell_base(cell)) for cell in cells})
     crossed = f" x {len(cells)} cells ({'; '.join(cells)})" if cells != ("",) else ""
     lines = [
         f"{specification.name}: {len(specification.arms)} arms ({', '.join(specification.arms)}) x {len(specification.seeds)} "
-        f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {workers} at a time; every arm of a seed starts from "
-        f"{start_of(specification.base)}"
+        f"seeds{crossed} = {len(runs)} runs, each {' or '.join(budgets)}, {min(workers, len(runs))} at a time; "
+        f"every arm of a seed starts from {start_of(specification.base)}"
     ]
     if isinstance(specification.base.policy, PretrainedPolicy):
         lines.append(
@@ -71,7 +80,7 @@ def _budget(base: Any) -> str:
     return f"{training.amount:g} {training.budget.replace('_', ' ')}, {training.steps} steps at most"
 
 
-def outlook(runs: Sequence[Run], timing: Timing | None, workers: int, home: Path) -> str:
+def outlook(runs: Sequence[Run], timing: Timing | None, going: Spread, home: Path) -> str:
     """How much of these runs is there, and what the rest will take, as far as a step was timed."""
     left = [run for run in runs if not run.finished]
     there = f"{len(runs) - len(left)} of {len(runs)} runs were there"
@@ -81,9 +90,13 @@ def outlook(runs: Sequence[Run], timing: Timing | None, workers: int, home: Path
         return f"{there}; runs of several processes are not timed: see make dry-run"
     if timing is None:
         return f"{there}; how long the rest takes is told once a step was timed"
-    return (
-        f"{there}; {estimate([run.spec.experiment for run in left], len(missing_starts(left)), timing, workers, home)}"
-    )
+    starts = {run.spec.start: run.spec.experiment for run in left if not run.start.exists()}
+    return f"{there}; {estimate([to_train(run) for run in left], list(starts.values()), timing, going, home)}"
+
+
+def to_train(run: Run) -> ExperimentConfig:
+    """Return what a planned run computes: it evaluates on no more questions than its data have."""
+    return with_questions_there(run.spec.experiment, count_questions(run.data))
 
 
 def missing_starts(runs: Sequence[Run]) -> set[str]:
@@ -97,8 +110,26 @@ def simultaneous(specification: AblationSpecification, asked: int | None = None)
     Raises ConfigError where more are asked for than this machine has accelerators, or shares of them.
     """
     training = specification.base.training
-    seen = accelerators() if training.device == "cuda" else []
-    return at_a_time(training, asked or specification.processes, seen)
+    return at_a_time(training, asked or specification.processes, seen(training))
+
+
+def seen(training: TrainingConfig) -> list[str]:
+    """Return the accelerators of this machine that runs may take."""
+    return accelerators() if training.device == "cuda" else []
+
+
+def counted(specification: AblationSpecification, asked: int | None = None) -> Spread:
+    """Return how many runs at the same time are counted, no more than there are: those of `simultaneous`, and as many as are
+    asked for where this machine has no accelerator for them.
+
+    Raises ConfigError as `simultaneous`.
+    """
+    training = specification.base.training
+    if training.device == "cuda" and training.world == 1 and not seen(training):
+        workers = asked or specification.processes or on_a_card(training)
+    else:
+        workers = simultaneous(specification, asked)
+    return spread(training, min(workers, len(specification.runs())), seen(training))
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -110,18 +141,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
     """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed."""
-    timing = known_timing(home, specification.name, specification.base)
+    timing = known_timing(home, specification.name, specification.cell_base(specification.cells[0]))
     if timing is None or specification.base.training.world > 1:
         return None
-    return sweep_seconds(*whole(specification), timing, simultaneous(specification))
-
-
-def sweep_seconds(
-    runs: Sequence[ExperimentConfig], starts: Sequence[ExperimentConfig], timing: Timing, workers: int
-) -> float:
-    """Of all runs and warm starts, with as many runs at a time as there are workers, each as fast as one alone."""
-    seconds = sum(run_seconds(run, timing) for run in runs) + sum(warm_start_seconds(start, timing) for start in starts)
-    return seconds / min(workers, len(runs))
+    runs, starts = whole(specification)
+    # what other data have is known once they are read
+    asked = [with_questions_there(run, timing.questions if data_key(run) == timing.data else None) for run in runs]
+    return sweep_seconds(asked, starts, timing, counted(specification))
 
 
 def whole(specification: AblationSpecification) -> tuple[list[ExperimentConfig], list[ExperimentConfig]]:

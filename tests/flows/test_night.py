@@ -22,7 +22,7 @@ from tasks.report.nights import Check, Progress, Verdict
 from tasks.report.standing import State
 from tasks.runs.dry_run import needed_disk
 from tasks.runs.planned import Run, write_plan
-from tasks.runs.planning import Timing, keep_timing
+from tasks.runs.planning import Timing, keep_timing, policy_key
 from tasks.runs.progress import Progress as Progressing
 from tasks.specification.presets import PRESETS
 
@@ -89,7 +89,10 @@ def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytes
         model = build_policy(specification.base, open_environment(specification.base, data.folder)).model
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert needed_disk(specification, runs) == 12 * (3 * weights + 2_000_000) + 2 * 5 * weights + 6 * weights
-    keep_timing(tmp_path, "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6))
+    key = policy_key(specification.base)
+    keep_timing(
+        tmp_path, "tiny-0123ab", Timing(0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6, policy=key)
+    )
     assert needed_disk(specification, runs) == 12 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6
     write_json(runs[0].result_file, {})
     assert needed_disk(specification, runs) == 11 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6

@@ -14,12 +14,13 @@ import pytest
 import yaml
 
 from igpo_core.errors import ConfigError, ServiceError
-from igpo_core.estimates import GIB, Shape
+from igpo_core.estimates import Shape
 from tasks.lab.home import home
-from tasks.runs.cards import card_here
+from tasks.runs.cards import ACCELERATORS, card_here
 from tasks.runs.dry_run import dry_run, main, spent
-from tasks.runs.planning import Speed, Timing, Tokens, keep_timing
+from tasks.runs.planning import Speed, Timing, Tokens, keep_timing, policy_key
 from tasks.runs.processors import best_dtype
+from tasks.runs.work import counted as counted_runs
 from tasks.specification.presets import PRESETS, load_specification
 from tests.igpo_core.hostile import hostile_server
 from tests.tasks.tables import GOOD, files, lines, trajectory
@@ -72,10 +73,19 @@ def test_what_is_odd_about_trajectories_is_told(tmp_path: Path) -> None:
     assert "LEARNT BY HEART: 320 demonstrations are copies of 2 trajectories, 160 times each" in said
 
 
+def timed_on_the_cpu(rollout: float = 0.01) -> None:
+    timed(policy_key(load_specification("tiny").base), 0.5, rollout)
+
+
+def timed(policy: str, step: float, rollout: float = 0.01) -> None:
+    timing = Timing(step, rollouts=4, rollout=rollout, warm_start=10.0, weights=10**6, policy=policy)
+    keep_timing(home(), "tiny-0123ab", timing)
+
+
 def test_the_time_on_this_machine_once_a_step_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
     """A start of 4 s, 4 steps of .5 s, 5 x 16 dev and 3 x 16 test rollouts of .01 s: a run takes 7.28 s, a warm start 4 + 10;
     four and two of them, two at a time: 28.56 s."""
-    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
+    timed_on_the_cpu()
     assert main(["tiny"]) == 0
     assert "time on this machine: about 29 s from nothing, 2 at a time" in capsys.readouterr().out
     known = (home() / "timings" / "presets.tsv").read_text().splitlines()
@@ -86,7 +96,7 @@ def test_runs_at_a_time_are_as_many_as_are_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """tiny has `processes: 2`. Its four runs of 7.28 s and two warm starts of 14 s, four at a time: 57.12 / 4 = 14.28 s."""
-    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
+    timed_on_the_cpu()
     monkeypatch.setattr("psutil.cpu_count", lambda: 3)
     assert main(["tiny", "--processes", "4"]) == 0
     said = capsys.readouterr().out
@@ -99,6 +109,9 @@ def test_runs_at_a_time_are_as_many_as_are_asked_for(
     assert main(["tiny", "--processes", "1"]) == 0
     said = capsys.readouterr().out
     assert "GiB a run, 1 at a time" in said and "about 57 s from nothing, 1 at a time" in said and "want" not in said
+    assert main(["tiny", "--processes", "64"]) == 0  # there are four runs
+    said = capsys.readouterr().out
+    assert said.count(", 4 at a time") == 3 and "64" not in said.replace("64 train", "")
     with pytest.raises(SystemExit):
         main(["tiny", "--processes", "65"])
 
@@ -111,13 +124,14 @@ def time_of(counts: dict[str, int] | None = None, workers: int = 1, **changes: A
     home().mkdir(exist_ok=True)
     specification = load_specification("tiny", changes)
     costly = specification.experiment("igpo", 0, "")
-    told = spent(specification, costly, SHAPE, Tokens(10, 4, 0, 20), workers, counts or {"dev": 16, "test": 16})
+    spread = counted_runs(specification, workers)
+    told = spent(specification, costly, SHAPE, Tokens(10, 4, 0, 20), spread, counts or {"dev": 16, "test": 16})
     return list(told)[1:]
 
 
 def test_no_more_questions_are_counted_than_there_are() -> None:
     """4 + 4 x .5 s, and 1 s a question: 5 x 16 dev and 3 x 16 test ones take a run to 134 s, 5 x 5 and 3 x 7 to 52."""
-    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=1.0, warm_start=10.0, weights=10**6))
+    timed_on_the_cpu(rollout=1.0)
     assert "a run about 2 min" in time_of()[0]
     # four runs and two warm starts of 14 s: 236 s
     (line,) = time_of({"dev": 5, "test": 7})
@@ -128,7 +142,8 @@ def test_no_more_questions_are_counted_than_there_are() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Speed]:
     """The data sheets that times are counted from: 15 minutes a step by the one of an H100 in float32, more by slower ones."""
     sheets: list[Speed] = []
-    monkeypatch.setattr("tasks.runs.cards.accelerators", list)
+    for module in ("cards", "work"):
+        monkeypatch.setattr(f"tasks.runs.{module}.accelerators", list)
 
     def count(experiment: Any, shape: Shape, tokens: Tokens, sheet: Speed, weights: int) -> Timing:
         assert shape == SHAPE and tokens == Tokens(10, 4, 0, 20)
@@ -149,33 +164,58 @@ def test_hours_on_every_card_of_the_table_where_none_is_here(counted: list[Speed
         f"{step} s)"
         for name, whole, run, step in (
             ("L4 24 GB", "8.9 h", "2.2 h", "2e+03"),
-            ("A100 80 GB", "13.8 h", "3.4 h", "3.1e+03"),
-            ("H100 80 GB", "4.0 h", "60 min", "9e+02"),
-            ("H200 141 GB", "4.0 h", "60 min", "9e+02"),
+            ("A100 80 GB PCIe", "13.8 h", "3.4 h", "3.1e+03"),
+            ("A100 80 GB SXM", "13.8 h", "3.4 h", "3.1e+03"),
+            ("H100 80 GB SXM", "4.0 h", "60 min", "9e+02"),
+            ("H200 141 GB SXM", "4.0 h", "60 min", "9e+02"),
         )
     ]
-    assert counted == [Speed(30e12, 0.30e12), Speed(19.5e12, 2.0e12), Speed(67e12, 3.35e12), Speed(67e12, 4.8e12)]
+    a100, hopper = (19.5e12, 1.94e12, 2.0e12), (67e12, 3.35e12, 4.8e12)
+    assert counted == [Speed(30e12, 0.30e12)] + [Speed(kind[0], bytes) for kind in (a100, hopper) for bytes in kind[1:]]
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, name: str, gib: float) -> None:
-    monkeypatch.setattr("tasks.runs.cards.accelerators", lambda: ["0"])
-    card = SimpleNamespace(name=name, total_memory=round(gib * GIB))
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda place: card)
-
-
-def test_hours_on_the_card_of_this_machine_alone(counted: list[Speed], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs at a time share it: half of 14,449 s."""
-    seen(monkeypatch, "NVIDIA H100 80GB HBM3", 79.1)
-    _, row = time_of(workers=2, **{"training.device": "cuda", "training.memory_share": 0.5})
-    assert (
-        row.startswith("  on the H100 80 GB of this machine: about 2.0 h from nothing, 2 at a time")
-        and len(counted) == 1
+def test_as_many_cards_as_are_asked_for_are_counted_where_none_is_here(counted: list[Speed]) -> None:
+    """14,449 s on an H100, as above, on 4 cards: 3,612 s; where two runs share one, on 2 cards: 7,224 s."""
+    row = time_of(workers=64, **{"training.device": "cuda"})[4]  # there are four runs
+    assert row.startswith(
+        "  H100 80 GB SXM: about 60 min from nothing, 4 at a time, each on a card of its own: a warm start"
+    )
+    row = time_of(workers=4, **{"training.device": "cuda", "training.memory_share": 0.5})[4]
+    assert row.startswith(
+        "  H100 80 GB SXM: about 2.0 h from nothing, 4 at a time, up to 2 on each of 2 cards and counted there one after the "
+        "other, an upper estimate: a warm start"
     )
 
 
+def seen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for module in ("cards", "work"):
+        monkeypatch.setattr(f"tasks.runs.{module}.accelerators", lambda: ["0"])
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda place: SimpleNamespace(name=name))
+
+
+def test_hours_on_the_card_of_this_machine_alone(counted: list[Speed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs at a time that share it take no less than one after the other: 14,449 s."""
+    seen(monkeypatch, "NVIDIA H100 80GB HBM3")
+    _, row = time_of(workers=2, **{"training.device": "cuda", "training.memory_share": 0.5})
+    assert row.startswith(
+        "  on the H100 80 GB SXM of this machine: about 4.0 h from nothing, 2 at a time, all on one card and counted there one "
+        "after the other, an upper estimate: a warm start"
+    )
+    assert len(counted) == 1
+
+
 def test_a_step_that_was_timed_comes_before_what_is_counted(counted: list[Speed]) -> None:
-    keep_timing(home(), "tiny-0123ab", Timing(step=0.5, rollouts=4, rollout=0.01, warm_start=10.0, weights=10**6))
-    (line,) = time_of(**{"training.device": "cuda"})
+    """Where it was timed on the same device: not the seconds of a CPU, which are kept beside it. Four runs of 4 + 4 x .25 + 128 x
+    .01 = 6.28 s and two warm starts of 14: 53.12 s."""
+    timed_on_the_cpu()
+    on_a_gpu = {"training.device": "cuda"}
+    first, *rows = time_of(**on_a_gpu)
+    assert first.startswith("time, counted by how steps ran on an H100") and len(counted) == len(rows) == 5
+    counted.clear()
+    timed(policy_key(load_specification("tiny", on_a_gpu).base), 0.25)
+    (line,) = time_of(**on_a_gpu)
+    assert line.startswith("time on this machine: about 53 s from nothing, 1 at a time") and "took 0.25 s here" in line
+    (line,) = time_of()
     assert line.startswith("time on this machine: about 57 s from nothing, 1 at a time") and "took 0.5 s here" in line
     assert counted == []
 
@@ -189,22 +229,25 @@ def test_what_is_not_counted_of_time_is_said(counted: list[Speed]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "gib", "row"),
+    ("name", "row"),
     [
-        ("NVIDIA L4", 22.0, "L4 24 GB"),
-        ("NVIDIA L40S", 44.4, None),
-        ("NVIDIA A100-SXM4-80GB", 79.2, "A100 80 GB"),
-        ("NVIDIA A100-SXM4-40GB", 39.4, None),
-        ("NVIDIA H100 80GB HBM3", 79.1, "H100 80 GB"),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.5, None),
-        ("NVIDIA H200", 139.8, "H200 141 GB"),
+        ("NVIDIA L4", "L4 24 GB"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA A100-SXM4-80GB", "A100 80 GB SXM"),
+        ("NVIDIA A100 80GB PCIe", "A100 80 GB PCIe"),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA H100 80GB HBM3", "H100 80 GB SXM"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H200", "H200 141 GB SXM"),
+        ("NVIDIA H200 NVL", None),
     ],
 )
-def test_a_card_is_known_by_name_and_memory(
-    monkeypatch: pytest.MonkeyPatch, name: str, gib: float, row: str | None
-) -> None:
-    seen(monkeypatch, name, gib)
+def test_a_card_is_known_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, name: str, row: str | None) -> None:
+    seen(monkeypatch, name)
     assert card_here() == row
+    assert row is None or row in ACCELERATORS
 
 
 def test_a_chat_policy_by_path(tmp_path: Path, chat_policy: Any) -> None:

@@ -89,7 +89,7 @@ def gpu_seconds(
     optimizer = {"tokens_per_batch": budget, **parts.pop("optimizer", {})}
     config = experiment(rollout=rollout, optimizer=optimizer, **parts)
     counted = work(dataclasses.replace(shape, packable=packed), config, tokens=tokens, sampled=sampled, probes=56.0)
-    sheet = ACCELERATORS["H100 80 GB"]
+    sheet = ACCELERATORS["H100 80 GB SXM"]
     return counted.rollout_seconds(sheet[1], sheet[3]), counted.update_seconds(sheet[1], sheet[3])
 
 
@@ -133,7 +133,7 @@ def test_seconds_of_the_first_trials_runs() -> None:
 def test_seconds_of_a_warm_start_on_an_h100_are_a_third_too_few() -> None:
     """150 steps of 32 demonstrations took 71 s, of which more may have been searches: its passages were twelve times as many as
     those that ship. 752 tokens each are from the run on two cores with the same tables (USUAL). Nothing was fitted to it."""
-    sheet = ACCELERATORS["H100 80 GB"]
+    sheet = ACCELERATORS["H100 80 GB SXM"]
     found = count_gpu_timing(load_specification("real").base, SMOLLM2, USUAL, Speed(sheet[1], sheet[3]), 0)
     assert found.demonstrations == 150 * 32 and found.warm_start is not None
     assert 0.65 * 71 < found.warm_start < 0.7 * 71

@@ -8,6 +8,7 @@ import pytest
 from igpo_core.config import ExperimentConfig, OptimizerConfig, WarmStart
 from igpo_core.estimates import Shape
 from igpo_core.step_costs import DECODING_REACHES, LAYER_STARTS, MOVED_PACKED, MOVED_PADDED, PASSES_REACH, TURN_TAKES
+from tasks.runs.devices import Spread
 from tasks.runs.planning import (
     REACHED,
     REST,
@@ -16,6 +17,7 @@ from tasks.runs.planning import (
     Tokens,
     count_gpu_timing,
     count_timing,
+    data_key,
     disk,
     estimate,
     keep_timing,
@@ -50,22 +52,43 @@ def test_seconds_of_a_run() -> None:
 
 
 def test_words(tmp_path: Path) -> None:
-    text = estimate([experiment()] * 30, 5, TIMING, 2, tmp_path)  # (30 x 48.8 + 5 x 104) / 2 = 992 s
+    text = estimate(
+        [experiment()] * 30, [experiment()] * 5, TIMING, Spread(2), tmp_path
+    )  # (30 x 48.8 + 5 x 104) / 2 = 992 s
     assert text.startswith("about 17 min for 30 runs of about 49 s (a step of 128 rollouts took 0.5 s here), 0.2 GB")
     # a finished run keeps three copies of the weights, one that goes on has eight
     assert disk(30, 5, 1_000_000) == 30 * (3 * 1_000_000 + REST) + 5 * 1_000_000 == 155_000_000
     assert disk(30, 5, 1_000_000, 2) == 165_000_000 and disk(1, 0, 1_000_000, 2) == 8_000_000 + REST
     assert "warning" not in text
     huge = Timing(0.5, 128, 0.002, None, 10**15)
-    assert "warning: the disk will be full" in estimate([experiment()], 0, huge, 2, tmp_path)
-    assert estimate([], 0, TIMING, 2, tmp_path) == "nothing is left to train"
+    assert "warning: the disk will be full" in estimate([experiment()], [], huge, Spread(2), tmp_path)
     assert [spell(90), spell(600), spell(9000)] == ["90 s", "10 min", "2.5 h"]
 
 
 def test_a_timing_is_found_again(tmp_path: Path) -> None:
-    assert read_timing(tmp_path, "sweep") is None
-    keep_timing(tmp_path, "sweep", TIMING)
-    assert read_timing(tmp_path, "sweep") == TIMING
+    cpu, gpu = experiment(), experiment(device="cuda")
+    timing = replace(TIMING, policy=policy_key(cpu), data=data_key(cpu), questions={"dev": 1, "test": 2})
+    assert read_timing(tmp_path, "sweep", cpu) is None
+    keep_timing(tmp_path, "sweep", timing)
+    assert read_timing(tmp_path, "sweep", cpu) == timing
+    assert read_timing(tmp_path, "sweep", gpu) is None  # the same sweep, on another device
+    keep_timing(tmp_path, "sweep", replace(timing, policy=policy_key(gpu), step=0.1))
+    assert read_timing(tmp_path, "sweep", cpu) == timing
+
+
+def test_a_timing_holds_for_the_same_policy_device_threads_and_engine_alone(tmp_path: Path) -> None:
+    def of(engine: str = "transformers", dtype: str = "bfloat16", **training: object) -> ExperimentConfig:
+        content = {
+            "policy": {"kind": "pretrained", "name": "m", "dtype": dtype},
+            "rollout": {"engine": {"kind": engine}},
+            "training": {"device": "cuda", **training},
+        }
+        return ExperimentConfig.model_validate({**experiment().model_dump(), "warm_start": None, **content})
+
+    kinds = [of(), of("continuous"), of(device="cpu"), of(threads=2), of(dtype="float32")]
+    keep_timing(tmp_path, "study-0123ab", replace(TIMING, policy=policy_key(kinds[0])))
+    assert [known_timing(tmp_path, "study", kind) is not None for kind in kinds] == [True, False, False, False, False]
+    assert known_timing(tmp_path, "study", of(memory_share=0.5, epochs=9)) is not None
 
 
 def test_a_study_that_was_never_timed_borrows_from_one_with_the_same_policy(tmp_path: Path) -> None:
@@ -74,11 +97,13 @@ def test_a_study_that_was_never_timed_borrows_from_one_with_the_same_policy(tmp_
     keep_timing(tmp_path, "other-0123ab", replace(same, step=1.0))
     keep_timing(tmp_path, "third-0123ab", replace(TIMING, policy="another"))
     assert known_timing(tmp_path, "study", experiment()) == replace(same, step=1.0)
-    keep_timing(tmp_path, "study-arms-0123ab", TIMING)  # another study, whose name begins alike
-    keep_timing(tmp_path, "study-0123ab", replace(TIMING, step=2.0, warm_start=None))  # its own, whatever the policy
-    assert known_timing(tmp_path, "study", experiment()) == replace(TIMING, step=2.0, warm_start=None)
-    keep_timing(tmp_path, "study-4567cd", replace(TIMING, step=3.0))  # one that timed a warm start comes first
-    assert known_timing(tmp_path, "study", experiment()) == replace(TIMING, step=3.0)
+    keep_timing(tmp_path, "study-0123ab", replace(TIMING, policy="another"))  # its own, of another policy
+    assert known_timing(tmp_path, "study", experiment()) == replace(same, step=1.0)
+    keep_timing(tmp_path, "study-0123ab", replace(same, step=2.0, warm_start=None))  # its own of the same comes first
+    keep_timing(tmp_path, "study-arms-0123ab", same)  # another study, whose name begins alike
+    assert known_timing(tmp_path, "study", experiment()) == replace(same, step=2.0, warm_start=None)
+    keep_timing(tmp_path, "study-4567cd", replace(same, step=3.0))  # one that timed a warm start comes first
+    assert known_timing(tmp_path, "study", experiment()) == replace(same, step=3.0)
 
 
 def test_a_warm_start_takes_as_long_as_what_it_is_taught() -> None:
