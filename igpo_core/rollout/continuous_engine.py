@@ -88,11 +88,15 @@ class _Threads:
     def _run(self) -> None:
         while (taken := self._work.get()) is not None:
             future, call = taken
+            del taken
             try:
                 found = call()
             except BaseException as error:  # whoever asks for the result gets it
+                del call
                 future.set_exception(error)
             else:
+                # gone before anyone goes on: it has the engine's cache, and a thread that waits holds its last call
+                del call
                 future.set_result(found)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from igpo_core.config import ExperimentConfig, PretrainedPolicy
-from igpo_core.errors import CheckpointError, ConfigError
-from igpo_core.policies import load_policy, model_behind, save_policy
-from tasks.runs.described import require_continuous
+from igpo_core.errors import CheckpointError
+from igpo_core.policies import load_policy, save_policy
 
 COMMIT = "7ae557604adf67be50417f59c2c2f167def9a775"
 
@@ -152,16 +151,6 @@ def test_a_run_of_a_model_with_code_keeps_the_thinking_that_it_was_trained_with(
         assert found.tokenizer.decode(found.prompt("q")).startswith("off ")
     named = load_policy(config.policy.name, config).protocol
     assert named.tokenizer.decode(named.prompt("q")).startswith("aloud ")
-    assert not (tmp_path / "ran-copied").exists()
-
-
-@pytest.mark.parametrize("trained", [False, True], indirect=True, ids=["whole", "adapter"])
-def test_the_engine_is_asked_about_the_named_models_code(trained: Any, tmp_path: Path) -> None:
-    config, _, run = trained
-    assert model_behind(run, config.policy) == (config.policy.name, COMMIT)
-    for place in (str(run), config.policy.name):
-        with pytest.raises(ConfigError, match=r"this model has type own, of which no packed pass"):
-            require_continuous(place, config.policy, "cpu")
     assert not (tmp_path / "ran-copied").exists()
 
 
