@@ -251,13 +251,17 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
     sampled = min(turns * config.rollout.max_new_tokens, lengths.trajectory - lengths.prompt)
     step = work(shape, config, tokens=lengths.trajectory, sampled=sampled, probes=turns * lengths.probe)
     half = isinstance(config.policy, PretrainedPolicy) and config.policy.half
+    share = config.training.memory_share
     for name, (gib, in_half, in_single, bandwidth) in ACCELERATORS.items():
         seconds = step.seconds(in_half if half else in_single, bandwidth)
+        where = f" a share of {share:g}" if share < 1 else ""
         fits = (
-            "fits" if held.total / GIB < gib else "does not fit: lower rollout.batch_size, optimizer.tokens_per_batch"
+            f"fits{where}"
+            if held.total / GIB < gib * share
+            else f"does not fit{where}: lower rollout.batch_size, optimizer.tokens_per_batch"
         )
         yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
-    some = any(held.total / GIB < gib for gib, *_ in ACCELERATORS.values())
+    some = any(held.total / GIB < gib * share for gib, *_ in ACCELERATORS.values())
     if not some:
         yield "  warning: it fits none of these accelerators"
     return some

@@ -340,6 +340,18 @@ def test_what_fits_nowhere_is_said_last(
     assert capsys.readouterr().out.endswith("stands in the way of this run, but memory does\n")
 
 
+@pytest.mark.parametrize(("share", "fits"), [(0.002, True), (0.001, False)])
+def test_a_run_must_fit_its_share_of_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, fits: bool
+) -> None:
+    """Of a card of 1,000 GiB: the margin alone is 1 GiB, and the tiny policy needs far less besides."""
+    monkeypatch.setattr("tasks.runs.dry_run.ACCELERATORS", {"huge": (1000.0, 1e12, 1e12, 1e12)})
+    lines = list(dry_run(changed(tmp_path, training={"device": "cuda", "memory_share": share})))
+    (line,) = [line for line in lines if line.startswith("  huge: ") and "fit" in line]
+    assert line.startswith(f"  huge: {'fits' if fits else 'does not fit'} a share of {share:g}")
+    assert lines[-1].endswith(", but memory does") is not fits
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
