@@ -13,15 +13,12 @@ rounding.
 """
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
 
 import torch
 
@@ -35,6 +32,7 @@ from igpo_core.policies import Policy
 from igpo_core.protocol import AnswerProbe
 from igpo_core.rollout.rows import RolloutTimes, Row, begin, call_tools
 from igpo_core.rollout.slots import Block, Sampling, SlotModel
+from igpo_core.rollout.tool_threads import ToolThreads
 from igpo_core.seeds import numpy_rng
 from igpo_core.trajectory import Observation, Question, Trajectory
 
@@ -57,47 +55,6 @@ class _Episode(Row):
 
 
 Probes = Callable[[Question], Sequence[AnswerProbe]]
-
-
-class _Threads:
-    """At most so many threads for tool calls. They are daemons, which those of concurrent.futures are not: a run that fails or is
-    told to end does not wait for a tool that hangs."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._started = most, 0
-        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-
-    def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Return the future of a call."""
-        future: Future[Any] = Future()
-        self._work.put((future, call))
-        if self._started < self._most:
-            threading.Thread(target=self._run, name=f"tool_{self._started}", daemon=True).start()
-            self._started += 1
-        return future
-
-    def close(self) -> None:
-        """Drop the calls that have not begun, and let every thread end after its own."""
-        try:
-            while True:
-                self._work.get_nowait()
-        except Empty:
-            for _ in range(self._started):
-                self._work.put(None)
-
-    def _run(self) -> None:
-        while (taken := self._work.get()) is not None:
-            future, call = taken
-            del taken
-            try:
-                found = call()
-            except BaseException as error:  # whoever asks for the result gets it
-                del call
-                future.set_exception(error)
-            else:
-                # gone before anyone goes on: it has the engine's cache, and a thread that waits holds its last call
-                del call
-                future.set_result(found)
 
 
 def require_half(device: str, half: bool) -> None:
@@ -159,7 +116,7 @@ class ContinuousRollout:
         slots = min(config.batch_size, len(episodes))
         model = self._fitting(slots, config, max((_room(item.probes) for item in episodes), default=0))
         sampling = Sampling(config.temperature, decoding == "greedy", config.max_new_tokens)
-        threads = _Threads(CALLS)
+        threads = ToolThreads(CALLS)
         try:
             _Run(policy, environment, config, model, slots, sampling, times, threads, episodes).play()
         finally:
@@ -197,7 +154,7 @@ class _Run:
         slots: int,
         sampling: Sampling,
         times: RolloutTimes,
-        threads: _Threads,
+        threads: ToolThreads,
         episodes: Sequence[_Episode],
     ) -> None:
         self.policy, self.environment, self.config, self.model = policy, environment, config, model

@@ -220,8 +220,8 @@ def test_a_step_that_was_timed_comes_before_what_is_counted(counted: list[Speed]
     assert counted == []
 
 
-def test_what_is_not_counted_of_time_is_said(counted: list[Speed]) -> None:
-    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": "/tmp/weights"}
+def test_what_is_not_counted_of_time_is_said(counted: list[Speed], tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "urls": ["http://127.0.0.1:9"], "weights": str(tmp_path)}
     first, *_ = time_of(**{"training.device": "cuda", "rollout.engine": engine})
     assert first.startswith("time, without what rollout servers need, counted by")
     (line,) = time_of(**{"training.processes": 2})
