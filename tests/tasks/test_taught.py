@@ -8,6 +8,7 @@ import pytest
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import ConfigError
 from tasks.data.publishing import prepare
+from tasks.runs.evaluations import DataSet, Environments
 from tasks.runs.taught import about_warm_start, learnt_by_heart, require_verdict, taught_by_heart
 from tasks.specification.presets import load_specification
 from tests.tasks.tables import GOOD, files, lines, trajectory
@@ -42,8 +43,11 @@ def test_trajectories_that_are_left_out_are_counted_and_few_are_learnt_by_heart(
     assert "copies of 10 trajectories, 480 times each" in heart and "(data.trajectories)" in heart
     (left,) = about_warm_start(taught_of("trajectories", tmp_path, rollout={"max_turns": 1}), folder)
     assert left.startswith("10 of 10 trajectories")  # the warm start is refused with what to do
-    (heart,) = about_warm_start(taught_of("searches", tmp_path, rollout={"max_turns": 4}), folder)
+    searches = taught_of("searches", tmp_path, rollout={"max_turns": 4})
+    (heart,) = about_warm_start(searches, folder)
     assert "made of 1 train questions, 4800 times each" in heart
+    asked = DataSet("mine", "v1", folder, searches, "test", None, ())  # what a comparison of its models says
+    assert Environments(asked).by_heart() == [heart]
     assert learnt_by_heart(taught, 1, 480) == [] and len(learnt_by_heart(taught, 10**6, 479)) == 1
 
 
