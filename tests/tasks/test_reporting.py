@@ -335,6 +335,7 @@ def test_a_warm_start_learnt_by_heart_takes_the_verdict_away() -> None:
     (whole,) = cell_reports(asked, {"": data}, [""], {"another": [line]})
     assert whole.summaries[1].verdict == "better"
     assert (summary.difference, summary.low) == (whole.summaries[1].difference, whole.summaries[1].low)
+    assert report.rows[1]["seeds for margin"] == "-" and int(whole.rows[1]["seeds for margin"]) > 0
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, sys.float_info.max, -sys.float_info.max])  # MLflow's infinity
