@@ -109,8 +109,10 @@ def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str
     """
     if training.device == "cpu":
         return asked or 2
-    if training.world > 1 or not devices:  # such a run takes all there is; without any its own error says so
+    if training.world > 1:  # such a run takes all there is
         return 1
+    if not devices:  # a run's own error says so; a dry run counts for the machine that has them
+        return asked or on_a_card(training)
     room = len(devices) * on_a_card(training)
     if asked is not None and asked > room:
         share = len(devices) / asked

@@ -17,7 +17,7 @@ from igpo_core.errors import ConfigError
 from tasks.data.published import count_questions
 from tasks.lab.home import PROJECT
 from tasks.report.statistics import seeds_for_verdict
-from tasks.runs.devices import Spread, accelerators, at_a_time, on_a_card, spread
+from tasks.runs.devices import Spread, accelerators, at_a_time, spread
 from tasks.runs.planned import Run
 from tasks.runs.planning import (
     Timing,
@@ -119,16 +119,8 @@ def seen(training: TrainingConfig) -> list[str]:
 
 
 def counted(specification: AblationSpecification, asked: int | None = None) -> Spread:
-    """Return how many runs at the same time are counted, no more than there are: those of `simultaneous`, and as many as are
-    asked for where this machine has no accelerator for them.
-
-    Raises ConfigError as `simultaneous`.
-    """
-    training = specification.base.training
-    if training.device == "cuda" and training.world == 1 and not seen(training):
-        workers = asked or specification.processes or on_a_card(training)
-    else:
-        workers = simultaneous(specification, asked)
+    """Return how many runs at the same time are counted, no more than there are. Raises ConfigError as `simultaneous`."""
+    training, workers = specification.base.training, simultaneous(specification, asked)
     return spread(training, min(workers, len(specification.runs())), seen(training))
 
 

@@ -24,7 +24,8 @@ from tests.waiting import HANGS
         ({"device": "cuda", "memory_share": 0.5}, None, 8, 16),
         ({"device": "cuda", "memory_share": 0.3}, None, 1, 3),
         ({"device": "cuda", "processes": 8}, None, 8, 1),
-        ({"device": "cuda"}, 4, 0, 1),
+        ({"device": "cuda"}, 4, 0, 4),  # none is here: a dry run counts for where they are
+        ({"device": "cuda", "memory_share": 0.5}, None, 0, 2),
     ],
 )
 def test_a_machine_is_used_whole(training: dict[str, Any], asked: int | None, names: int, expected: int) -> None:
