@@ -1,7 +1,7 @@
 """Settings by their path, as factors and the start of a sweep name them: "rollout.group_size", "warm_start.stages.2.steps"."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -51,24 +51,11 @@ def look_up(content: Any, path: str) -> Any:
     return content
 
 
-def leaves(content: Any, path: str = "") -> dict[str, Any]:
-    """Return path -> value of every single setting; a list of plain values is one."""
-    inside: Iterable[tuple[str, Any]] = ()
-    if isinstance(content, Mapping):
-        inside = content.items()
-    elif isinstance(content, list) and any(isinstance(item, Mapping) for item in content):
-        inside = ((str(place), item) for place, item in enumerate(content))
-    found = {
-        leaf: value for name, item in inside for leaf, value in leaves(item, f"{path}.{name}" if path else name).items()
-    }
-    return found or {path: content}
-
-
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return the single settings of `after` that `before` lacks or has otherwise, by path: put into `before`, they make `after`.
-    Of names that somebody chose, some of which are gone, the whole section is one, and so is a list of sections of which there
-    are more or fewer. Of another kind of a choice the settings are told alone."""
-    if path and before.get("kind") == after.get("kind") and before.keys() - after.keys():
+    A section of which names are gone (of another kind of a choice, or names that somebody chose) is one, and so is a list of
+    sections where there was none, or one of more or fewer."""
+    if path and before.keys() - after.keys():
         return {path: dict(after)}
     found: dict[str, Any] = {}
     for name, value in after.items():
@@ -82,9 +69,7 @@ _MISSING = object()
 def _changed_at(before: Any, after: Any, path: str) -> dict[str, Any]:
     """Return the same of what stands at one place."""
     if isinstance(after, Mapping):
-        if isinstance(before, Mapping):
-            return changed(before, after, path)
-        return leaves(after, path)
+        return changed(before, after, path) if isinstance(before, Mapping) else changed({}, after, path) or {path: {}}
     if _is_sections(before) and _is_sections(after) and len(before) == len(after):
         pairs = zip(before, after, strict=True)
         parts = [_changed_at(one, other, f"{path}.{place}") for place, (one, other) in enumerate(pairs)]

@@ -111,7 +111,7 @@ class AblationSpecification(Truthless):
     @model_validator(mode="after")
     def _base_has_the_changes(self) -> "AblationSpecification":
         base = self.base.model_dump(mode="json")
-        lacking = [path for path, value in self.changes.items() if look_up(base, path) != value]
+        lacking = [path for path, value in self.changes.items() if _without_texts(look_up(base, path)) != value]
         if lacking:
             raise ValueError(
                 f"changes: base has {', '.join(lacking)} otherwise; put settings into base, and leave changes out"
@@ -286,8 +286,8 @@ class AblationSpecification(Truthless):
             raise ConfigError(
                 f"{where}: no arm would notice {', '.join(asked)}: each sets it for itself, or ignores it"
             )
-        made = changed(self.base.computed(), chosen.base.computed())
-        made = {path: value for path, value in made.items() if not path.endswith("gain.source")}
+        told = changed(self.base.computed(), chosen.base.computed())
+        made = {path: _without_texts(look_up(after, path)) for path in told if not path.endswith("gain.source")}
         return chosen.model_copy(update={"changes": {**self.changes, **made}})
 
     def departures(self, chosen: "AblationSpecification") -> list[str]:

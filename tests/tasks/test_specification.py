@@ -205,6 +205,13 @@ def test_what_is_set_is_told_setting_by_setting(tmp_path: Path) -> None:
             {"data.search.parameters": {"a": 1}},
             'data.search.parameters={"a":1}',
         ),
+        # another kind, which has not all settings of the first
+        (
+            {"rollout": {"engine": {"kind": "vllm", "urls": ["http://127.0.0.1:1"], "weights": "/w"}}, "policy": {"kind": "pretrained", "name": "/m"}},
+            {"rollout.engine": {"kind": "transformers"}},
+            'rollout.engine={"kind":"transformers"}',
+        ),
+        ({"rollout": {"engine": {"kind": "transformers"}}}, {"rollout.engine.kind": "continuous"}, "rollout.engine.kind=continuous"),
     ],
 )  # fmt: skip
 def test_what_is_taken_away_is_told_and_can_be_asked_for_again(
@@ -221,14 +228,36 @@ def test_what_is_taken_away_is_told_and_can_be_asked_for_again(
     assert named[0] != named[1] == named[2]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"policy": {"kind": "pretrained", "name": "/model"}},
+        {"warm_start": {"stages": [{"steps": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}]}},
+        {"data": {"kind": "atlas", "hops": 2}, "optimizer.learning_rate": 1e-5},
+        {"reward.gain": {"kind": "function", "path": "my_reward.py:rises"}},
+    ],
+)
+def test_whole_sections_can_be_asked_for_again(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Of another kind, or where there was none: a list of sections is not taken apart."""
+    (tmp_path / "my_reward.py").write_text("def rises(played):\n    return [0.0] * (len(played.turns) - 1)\n")
+    path = write(tmp_path, {**GOOD, "arms": {**GOOD["arms"], "as_base": {}}})
+    request = resolve(path, asked)
+    assert "def rises" not in request.command
+    words = shlex.split(shlex.split(request.command)[-1].removeprefix("ARGS="))
+    again = resolve(path, dict(setting(told) for option, told in zip(words, words[1:], strict=False) if option == "--set"))
+    assert again.specification == request.specification != resolve(path).specification
+
+
 def test_settings_that_changed_are_told_at_the_place_where_they_make_the_others() -> None:
     before = {"a": {"kind": "x", "own": 1}, "b": [{"c": 1}, {"c": 2}], "d": None, "e": {"f": 1, "g": 2}, "h": [1]}
     assert changed(before, before) == {}
-    assert changed(before, {**before, "a": {"kind": "y"}}) == {"a.kind": "y"}  # whatever kind x has is none of y's
+    assert changed(before, {**before, "a": {"kind": "y"}}) == {"a": {"kind": "y"}}  # y has no `own`
+    assert changed(before, {**before, "a": {"kind": "y", "own": 1, "more": 2}}) == {"a.kind": "y", "a.more": 2}
     assert changed(before, {**before, "b": [{"c": 1}, {"c": 3}]}) == {"b.1.c": 3}
     assert changed(before, {**before, "b": [{"c": 1}]}) == {"b": [{"c": 1}]}
     assert changed(before, {**before, "b": [*before["b"], {"c": 3}]}) == {"b": [{"c": 1}, {"c": 2}, {"c": 3}]}
     assert changed(before, {**before, "d": {"i": {"j": 4}}, "h": []}) == {"d.i.j": 4, "h": []}
+    assert changed(before, {**before, "d": {"i": [{"j": 4}], "k": {}}}) == {"d.i": [{"j": 4}], "d.k": {}}
     assert changed(before, {**before, "e": {"g": 2}}) == {"e": {"g": 2}}
     assert changed(before, {**before, "e": {"f": 1, "g": 2, "k": None}}) == {"e.k": None}
 
