@@ -67,8 +67,7 @@ def compare_models(asked: Asked, say: Say) -> dict[str, float]:
     from tasks.report.evaluated import compared_of, metrics_of
 
     results = measure_all(asked, say)
-    own = asked.environments
-    compared = compared_of(results, own.trained_on(), asked.specification.margin, own.by_heart())
+    compared = compared_of(results, asked.environments.trained_on(), asked.specification.margin)
     url = log_to_mlflow(asked.specification.name, compared, quote(results))
     show(compared, url, say)
     return metrics_of(results)

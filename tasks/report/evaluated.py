@@ -30,9 +30,9 @@ class Compared:
         return shown.main_rows(self.scores, self.unseen, self.title)
 
 
-def compared_of(results: Results, trained_on: frozenset[str], margin: float, by_heart: Sequence[str] = ()) -> Compared:
-    """Compare models on the headline score with the first decoding. trained_on: sources with questions in training. by_heart: why
-    the warm start is learnt by heart, so that there is no verdict; empty: it is not."""
+def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> Compared:
+    """Compare models on the headline score with the first decoding. trained_on: sources with questions in training. There is no
+    verdict on a model whose warm start is learnt by heart, nor where the first model's is."""
     sets = {unit.data.version: unit.data for unit, _ in results}
     settings = results[0][0].data.experiment.data
     holding: dict[str, set[str]] = {}  # source -> data sets
@@ -55,14 +55,22 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float, by_
             asked[question] = Asked(named[unit.data.version, record["source"]], record["hops"])
             own[question] = record[settings.headline]
     scores = compare([Draw(*key, found) for key, found in draws.items()], asked, margin)
-    if by_heart:
-        scores = [replace(row, verdict=row.verdict and "learnt by heart", p=None) for row in scores]
+    by_heart = {unit.model.name: unit.model.by_heart for unit, _ in results if unit.model.by_heart}
+    if results[0][0].model.name in by_heart:
+        scores = [_without_verdict(row) for row in scores]
+    scores = [_without_verdict(row) if row.model in by_heart else row for row in scores]
     unseen = frozenset(name for (_, source), name in named.items() if source not in trained_on)
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split
     computed = mixed((unit.model.title, measured.processor) for unit, measured in results)
-    words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *by_heart, *computed])
+    reasons = dict.fromkeys(line for lines in by_heart.values() for line in lines)
+    told = [f"{', '.join(name for name, lines in by_heart.items() if line in lines)}: {line}" for line in reasons]
+    words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *told, *computed])
     return Compared(scores, unseen, settings.headline_title, words)
+
+
+def _without_verdict(row: Score) -> Score:
+    return replace(row, verdict=row.verdict and "learnt by heart", p=None)
 
 
 def mean_metrics(results: Results) -> dict[str, float]:

@@ -23,6 +23,7 @@ from igpo_core.folders import checksums
 from igpo_core.hub import require_model
 from tasks.runs.planned import PLAN, Run, planned_start, told_name
 from tasks.runs.stored_models import HUB_NAME, locate
+from tasks.runs.taught import planned_by_heart
 
 if TYPE_CHECKING:
     from tasks.tracking.registry import Registered
@@ -49,6 +50,8 @@ class Candidate:
     """Of the training run that made it, where one did. What training started from was made by none."""
     revision: str | None = None
     """Commit of a model of the hub, which is loaded at it."""
+    by_heart: tuple[str, ...] = ()
+    """Why the warm start of the run that it is of is learnt by heart, so that no verdict is made of it; empty: it is not."""
 
     @property
     def title(self) -> str:
@@ -106,7 +109,7 @@ def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_versio
     if name.startswith(REGISTERED):
         from tasks.tracking.registry import find_registered
 
-        return [_registered(name, find_registered(name, home))]
+        return [_registered(name, find_registered(name, home), home)]
     if "/" not in name and not Path(name).exists():  # a folder may have an @ in its name
         key, which = _split(name)
         if (home / "runs" / key).is_dir():
@@ -114,7 +117,8 @@ def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_versio
     place = locate(name, home)
     run = next((parent for parent in Path(place).resolve().parents if (parent / PLAN).is_file()), None)
     weights, revision = weights_of(place, experiment)
-    return [Candidate(name, place, weights, run_key=run.name if run else "", revision=revision)]
+    known = planned_by_heart(run) if run else ()
+    return [Candidate(name, place, weights, run_key=run.name if run else "", revision=revision, by_heart=known)]
 
 
 def _split(name: str) -> tuple[str, Which]:
@@ -175,7 +179,8 @@ def _of_run(folder: Path, which: Which, title: str) -> Candidate:
     """Return a checkpoint of a run. Raises CheckpointError where it is not there or damaged."""
     place = checkpoint_of(folder, which)
     verify_folder(place)
-    return Candidate(title, str(place), policy_digest(place), run_key="" if which == "start" else folder.name)
+    run_key = "" if which == "start" else folder.name
+    return Candidate(title, str(place), policy_digest(place), run_key=run_key, by_heart=planned_by_heart(folder))
 
 
 def checkpoint_of(folder: Path, which: Which) -> Path:
@@ -198,12 +203,13 @@ def checkpoint_of(folder: Path, which: Which) -> Path:
     return found
 
 
-def _registered(name: str, found: "Registered") -> Candidate:
+def _registered(name: str, found: "Registered", home: Path) -> Candidate:
     verify = (found.folder / MANIFEST).is_file()
     if verify:
         verify_folder(found.folder)
     digest = policy_digest(found.folder) if verify else fingerprint(checksums(found.folder))
-    return Candidate(name, str(found.folder), digest, run_key=found.run_key)
+    known = planned_by_heart(home / "runs" / found.run_key) if found.run_key else ()
+    return Candidate(name, str(found.folder), digest, run_key=found.run_key, by_heart=known)
 
 
 def weights_of(place: str, experiment: ExperimentConfig) -> tuple[str, str | None]:

@@ -21,7 +21,6 @@ from tasks.runs.devices import borrowed_device
 from tasks.runs.locks import locked
 from tasks.runs.processors import processor
 from tasks.runs.stored_models import require_vocabulary
-from tasks.runs.taught import by_heart
 
 if TYPE_CHECKING:
     from igpo_core.environments.base import Environment
@@ -205,10 +204,6 @@ class Environments:
                 f"data {data.name} has no {data.split} question of {', '.join(data.sources)}: its sources are {', '.join(known)}"
             )
         return found
-
-    def by_heart(self) -> list[str]:
-        """Return why the specification's own warm start is learnt by heart; [] where it is not."""
-        return by_heart(self.own.experiment, self.own.folder)
 
     def trained_on(self) -> frozenset[str]:
         """Return the sources of the train split of the specification's own data."""

@@ -138,16 +138,22 @@ def open_training(run: Run, say: Say) -> "TrainingRun":
     return TrainingRun(run.spec, run.folder, run.data, run.start, place=place, judgements=run.home / "judge.sqlite")
 
 
-def planned_start(folder: Path) -> str:
-    """Return the key of the warm start of the run in a folder, of whatever code it was; "" where the code of now cannot read
-    its plan, or there is none (folders of versions before plans): nothing goes on with such a run."""
+def planned_in(folder: Path) -> RunSpec | None:
+    """Return the plan of the run in a folder, of whatever code it was; None where the code of now cannot read it, or where
+    there is none (folders of versions before plans)."""
     path = folder / PLAN
     if not path.is_file():
-        return ""
+        return None
     try:
-        return RunSpec.model_validate_json(path.read_text()).start
+        return RunSpec.model_validate_json(path.read_text())
     except ValidationError:
-        return ""
+        return None
+
+
+def planned_start(folder: Path) -> str:
+    """Return the key of the warm start of the run in a folder; "" where no plan says: nothing goes on with such a run."""
+    spec = planned_in(folder)
+    return spec.start if spec else ""
 
 
 def drop_moments(folder: Path) -> None:

@@ -7,6 +7,7 @@ from igpo_core.config import AblationSpecification, ExperimentConfig, FileDemons
 from igpo_core.errors import ConfigError
 from tasks.data.published import count_questions, trajectory_turns
 from tasks.lab.home import data_folder
+from tasks.runs.planned import planned_in
 
 MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 
@@ -38,8 +39,16 @@ def require_verdict(specification: AblationSpecification, versions: Mapping[str,
         raise ConfigError(f"{specification.name}{f', cell {cell}' if cell else ''}: {what}. {line}")
 
 
+def planned_by_heart(folder: Path) -> tuple[str, ...]:
+    """Return by_heart of the run in a folder; () where no plan says how it was made."""
+    spec = planned_in(folder)
+    return tuple(by_heart(spec.experiment, folder.parents[1] / "data" / spec.data_version)) if spec else ()
+
+
 def by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
     """Return learnt_by_heart of published data."""
+    if not any(_taught(experiment, use) for use in ("searches", "trajectories")):
+        return []
     short = sum(count <= experiment.rollout.max_turns for count in _turns(experiment, folder))
     return learnt_by_heart(experiment, count_questions(folder)["train"], short)
 

@@ -24,8 +24,11 @@ def checkpoint(folder: Path, weights: str) -> None:
 
 
 def finished(home: Path, arm: str, seed: int, when: float = 0.0, **given: Any) -> Run:
-    """A run with checkpoints at steps 2 and 4, the best on dev at step 2, and the warm start of its seed."""
-    experiment = ExperimentConfig(seed=seed, replicate=int(arm == "outcome_only"))  # arms are other experiments
+    """A run with checkpoints at steps 2 and 4, the best on dev at step 2, and the warm start of its seed. given: settings of the
+    experiment, and fields of the plan."""
+    settings = {name: given.pop(name) for name in [*given] if name in ExperimentConfig.model_fields}
+    # arms are other experiments
+    experiment = ExperimentConfig.model_validate({"seed": seed, "replicate": int(arm == "outcome_only"), **settings})
     run = planned(home, experiment, arm=arm, **given)
     write_run(run)
     for step in (2, 4):
@@ -104,6 +107,24 @@ def test_the_same_models_by_two_names_are_there_once(tmp_path: Path) -> None:
     for seed in (0, 1):
         finished(tmp_path, "igpo", seed)
     assert len(found(tmp_path, "sweep:/sweep", "sweep:/sweep", "sweep:/sweep/igpo")) == 2
+
+
+def test_a_model_says_that_its_warm_start_is_learnt_by_heart_whatever_it_is_called(tmp_path: Path) -> None:
+    """44 demonstrations of 4 questions are eleven of each; what no run made was taught by none."""
+    stage = {"steps": 22, "batch_size": 2, "learning_rate": 1e-3, "demonstrations": {"kind": "files"}}
+    taught = {"data": {"kind": "files", "questions": [{"path": "/q"}], "corpus": ["/c"]}, "warm_start": {"stages": [stage]},
+              "policy": {"kind": "new", "tokenizer": "chat"}}  # fmt: skip
+    published = tmp_path / "data" / "data"
+    published.mkdir(parents=True)
+    (published / "summary.json").write_text(json.dumps({"counts": {"train": 4}}))
+    plain, own = finished(tmp_path, "igpo", 0), finished(tmp_path, "mine", 1, sweep="files", **taught)
+    key = own.spec.run_key
+    names = [key, f"{key}@best", f"{key}@start", "sweep:/files@start", str(own.folder / "checkpoints" / "step-000004")]
+    told = {one.by_heart for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")}
+    ((line,),) = told
+    assert "44 demonstrations are made of 4 train questions, 11 times each" in line
+    others = [BASE, plain.spec.run_key, f"{plain.spec.run_key}@start"]
+    assert {one.by_heart for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {()}
 
 
 def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:

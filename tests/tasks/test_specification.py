@@ -1,5 +1,6 @@
 """Every shipped preset loads and gives whole configurations; bad input is refused in words, before anything runs."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -207,11 +208,18 @@ def test_what_is_set_is_told_setting_by_setting(tmp_path: Path) -> None:
         ),
         # another kind, which has not all settings of the first
         (
-            {"rollout": {"engine": {"kind": "vllm", "urls": ["http://127.0.0.1:1"], "weights": "/w"}}, "policy": {"kind": "pretrained", "name": "/m"}},
+            {
+                "rollout": {"engine": {"kind": "vllm", "urls": ["http://127.0.0.1:1"], "weights": "/w"}},
+                "policy": {"kind": "pretrained", "name": "/m"},
+            },
             {"rollout.engine": {"kind": "transformers"}},
             'rollout.engine={"kind":"transformers"}',
         ),
-        ({"rollout": {"engine": {"kind": "transformers"}}}, {"rollout.engine.kind": "continuous"}, "rollout.engine.kind=continuous"),
+        (
+            {"rollout": {"engine": {"kind": "transformers"}}},
+            {"rollout.engine.kind": "continuous"},
+            "rollout.engine.kind=continuous",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_taken_away_is_told_and_can_be_asked_for_again(
@@ -244,7 +252,7 @@ def test_whole_sections_can_be_asked_for_again(tmp_path: Path, asked: dict[str, 
     request = resolve(path, asked)
     assert "def rises" not in request.command
     words = shlex.split(shlex.split(request.command)[-1].removeprefix("ARGS="))
-    again = resolve(path, dict(setting(told) for option, told in zip(words, words[1:], strict=False) if option == "--set"))
+    again = resolve(path, dict(setting(told) for option, told in itertools.pairwise(words) if option == "--set"))
     assert again.specification == request.specification != resolve(path).specification
 
 
