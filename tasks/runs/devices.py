@@ -66,31 +66,31 @@ class Spread:
     runs: int
     cards: int = 0
 
-    @property
-    def side_by_side(self) -> int:
-        """Return how many of them count as if each were alone. Runs on one accelerator count one after the other: updates there
-        were seen to take as long as one after the other (docs/scale.md)."""
-        return min(self.runs, self.cards) if self.cards else self.runs
+    assumed: bool = False
+    """Whether they are as many as the runs need, and not those that this machine has."""
 
     @property
-    def slower(self) -> float:
-        """Return how many times as long as alone a run takes by this count."""
-        return self.runs / self.side_by_side
+    def slower(self) -> int:
+        """Return how many times as long as alone a run takes at most: as many as are on the fullest accelerator. Runs on one
+        count one after the other: updates there were seen to take as long as one after the other (docs/scale.md)."""
+        return -(-self.runs // self.cards) if self.cards else 1
+
+    @property
+    def side_by_side(self) -> float:
+        """Return how many of them count as if each were alone."""
+        return self.runs / self.slower
 
     @property
     def shared(self) -> str:
         """Return what is assumed where runs share an accelerator, in words; "" where none does."""
-        if self.side_by_side == self.runs:
+        if self.slower == 1:
             return ""
-        where = (
-            "all on one card"
-            if self.cards == 1
-            else f"up to {-(-self.runs // self.cards)} on each of {self.cards} cards"
-        )
-        return f", {where} and counted there one after the other, an upper estimate"
+        where = "all on one card" if self.cards == 1 else f"up to {self.slower} on each of {self.cards} cards"
+        needed = " (as many as they need)" if self.assumed else ""
+        return f", {where}{needed} and counted there one after the other, an upper estimate"
 
     def __str__(self) -> str:
-        alone = ", each on a card of its own" if self.cards and self.side_by_side > 1 else ""
+        alone = ", each on a card of its own" if self.cards and self.runs > 1 else ""
         return f"{self.runs} at a time{self.shared or alone}"
 
 
@@ -99,7 +99,8 @@ def spread(training: TrainingConfig, runs: int, devices: Sequence[str]) -> Sprea
     room (on a work pool, or where none is here), over as many as are needed."""
     if training.device == "cpu":
         return Spread(runs)
-    return Spread(runs, max(len(devices), -(-runs // on_a_card(training))))
+    needed = -(-runs // on_a_card(training))
+    return Spread(runs, len(devices)) if needed <= len(devices) else Spread(runs, needed, assumed=True)
 
 
 def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str]) -> int:

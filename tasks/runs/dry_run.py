@@ -4,8 +4,8 @@ Loads the specification, checks keys, the address of a run on several machines a
 the data, calls a tool once, loads configuration and tokenizer of the policy, builds it without weights with its adapter,
 renders a first batch and probes, and counts memory, disk and time: from steps of the same kind that were timed here before, else
 on a processor from a product that is timed now, on accelerators from their makers' figures. What these would stop the run for
-stops this. Not looked at: the weights themselves, this machine's accelerators but for the name of the first, other machines,
-MLflow and Prefect, whether a judge answers.
+stops this. Not looked at: the weights themselves, this machine's accelerators but for their number and the name of the first,
+other machines, MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
@@ -226,8 +226,8 @@ def on_a_cpu(held: int) -> float:
 
 
 def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_time: int) -> Generator[str, None, bool]:
-    """Memory of a run, in this machine or on one accelerator; there also the seconds of a step on those known, with
-    trajectories as long as they may be. Returns whether it fits."""
+    """Memory of a run, in this machine or on one accelerator: this machine's where it is a known one, else each that is; there
+    also the seconds of a step, with trajectories as long as they may be. Returns whether it fits (one of them)."""
     from igpo_core.estimates import GIB, memory
     from igpo_core.step_costs import work
 
@@ -251,19 +251,21 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
     sampled = min(turns * config.rollout.max_new_tokens, lengths.trajectory - lengths.prompt)
     step = work(shape, config, tokens=lengths.trajectory, sampled=sampled, probes=turns * lengths.probe)
     half = isinstance(config.policy, PretrainedPolicy) and config.policy.half
-    share = config.training.memory_share
-    for name, (gib, in_half, in_single, bandwidth) in ACCELERATORS.items():
+    card, share = card_here(), config.training.memory_share
+    part, raised = (f" a share of {share:g}", "raise training.memory_share, or ") if share < 1 else ("", "")
+    remedy = f"{raised}lower rollout.batch_size, optimizer.tokens_per_batch"
+    some = False
+    for name in [card] if card else ACCELERATORS:
+        gib, in_half, in_single, bandwidth = ACCELERATORS[name]
         seconds = step.seconds(in_half if half else in_single, bandwidth)
-        where = f" a share of {share:g}" if share < 1 else ""
-        fits = (
-            f"fits{where}"
-            if held.total / GIB < gib * share
-            else f"does not fit{where}: lower rollout.batch_size, optimizer.tokens_per_batch"
+        fits = held.total / GIB < gib * share
+        some |= fits
+        yield (
+            f"  {name}{' of this machine' if card else ''}: {f'fits{part}' if fits else f'does not fit{part}: {remedy}'}; a step "
+            f"takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
         )
-        yield f"  {name}: {fits}; a step takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
-    some = any(held.total / GIB < gib * share for gib, *_ in ACCELERATORS.values())
     if not some:
-        yield "  warning: it fits none of these accelerators"
+        yield f"  warning: it {'does not fit' if card else 'fits none of these accelerators'}"
     return some
 
 

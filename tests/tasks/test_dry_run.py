@@ -182,7 +182,7 @@ def test_as_many_cards_as_are_asked_for_are_counted_where_none_is_here(counted: 
     )
     row = time_of(workers=4, **{"training.device": "cuda", "training.memory_share": 0.5})[4]
     assert row.startswith(
-        "  H100 80 GB SXM: about 2.0 h from nothing, 4 at a time, up to 2 on each of 2 cards and counted there one after the "
+        "  H100 80 GB SXM: about 2.0 h from nothing, 4 at a time, up to 2 on each of 2 cards (as many as they need) and counted there one after the "
         "other, an upper estimate: a warm start"
     )
 
@@ -349,7 +349,19 @@ def test_a_run_must_fit_its_share_of_a_card(
     lines = list(dry_run(changed(tmp_path, training={"device": "cuda", "memory_share": share})))
     (line,) = [line for line in lines if line.startswith("  huge: ") and "fit" in line]
     assert line.startswith(f"  huge: {'fits' if fits else 'does not fit'} a share of {share:g}")
+    assert ("raise training.memory_share" in line) is not fits
     assert lines[-1].endswith(", but memory does") is not fits
+
+
+def test_of_a_known_card_its_own_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = {"tiny": (0.0, 1e12, 1e12, 1e12), "huge": (1000.0, 1e12, 1e12, 1e12)}
+    monkeypatch.setattr("tasks.runs.dry_run.ACCELERATORS", cards)
+    for card, fits in (("tiny", False), ("huge", True), (None, True)):
+        monkeypatch.setattr("tasks.runs.dry_run.card_here", lambda card=card: card)
+        lines = list(dry_run(changed(tmp_path, training={"device": "cuda"})))
+        told = [line.split(":")[0] for line in lines if "; a step takes" in line]
+        assert told == ([f"  {card} of this machine"] if card else ["  tiny", "  huge"])
+        assert lines[-1].endswith(", but memory does") is not fits
 
 
 @pytest.mark.parametrize(

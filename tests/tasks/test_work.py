@@ -75,16 +75,18 @@ def test_a_sweep_tells_the_time_of_the_questions_that_there_are(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("share", "asked", "cards", "expected", "side_by_side", "told"),
+    ("share", "asked", "cards", "expected", "slower", "told"),
     [
-        (1, 3, 0, Spread(3, 3), 3, "3 at a time, each on a card of its own"),
-        (1, 64, 0, Spread(4, 4), 4, "4 at a time, each on a card of its own"),  # tiny has four runs
-        (1, None, 0, Spread(2, 2), 2, "2 at a time, each on a card of its own"),  # and `processes: 2`
-        (0.5, 4, 0, Spread(4, 2), 2, "4 at a time, up to 2 on each of 2 cards and counted there one after the other, an upper"),
-        (0.3, 4, 0, Spread(4, 2), 2, "4 at a time, up to 2 on each of 2 cards and"),  # a card has room for three
-        (0.5, 1, 0, Spread(1, 1), 1, "1 at a time"),
-        (0.5, 3, 8, Spread(3, 8), 3, "3 at a time, each on a card of its own"),  # each takes the card with most room
-        (0.25, 4, 1, Spread(4, 1), 1, "4 at a time, all on one card and counted there one after the other, an upper estimate"),
+        (1, 3, 0, Spread(3, 3, assumed=True), 1, "3 at a time, each on a card of its own"),
+        (1, 64, 0, Spread(4, 4, assumed=True), 1, "4 at a time, each on a card of its own"),  # tiny has four runs
+        (1, None, 0, Spread(2, 2, assumed=True), 1, "2 at a time, each on a card of its own"),  # and `processes: 2`
+        (0.5, 4, 0, Spread(4, 2, assumed=True), 2, "4 at a time, up to 2 on each of 2 cards (as many as they need) and"),
+        (0.5, 4, 2, Spread(4, 2), 2, "4 at a time, up to 2 on each of 2 cards and counted there one after the other, an upper"),
+        (0.5, 3, 2, Spread(3, 2), 2, "3 at a time, up to 2 on each of 2 cards and"),  # one waits for two on the fuller card
+        (0.3, 4, 0, Spread(4, 2, assumed=True), 2, "4 at a time, up to 2 on each of 2 cards"),  # a card has room for three
+        (0.5, 1, 0, Spread(1, 1, assumed=True), 1, "1 at a time"),
+        (0.5, 3, 8, Spread(3, 8), 1, "3 at a time, each on a card of its own"),  # each takes the card with most room
+        (0.25, 4, 1, Spread(4, 1), 4, "4 at a time, all on one card and counted there one after the other, an upper estimate"),
     ],
 )  # fmt: skip
 def test_runs_at_a_time_are_spread_over_cards(
@@ -92,15 +94,15 @@ def test_runs_at_a_time_are_spread_over_cards(
     asked: int | None,
     cards: int,
     expected: Spread,
-    side_by_side: int,
+    slower: int,
     told: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tasks.runs.work.accelerators", lambda: [str(card) for card in range(cards)])
     specification = load_specification("tiny", {"training.device": "cuda", "training.memory_share": share})
     found = counted(specification, asked)
-    assert found == expected and found.side_by_side == side_by_side and str(found).startswith(told)
-    assert found.slower == expected.runs / side_by_side
+    assert found == expected and found.slower == slower and str(found).startswith(told)
+    assert found.side_by_side == expected.runs / slower
 
 
 def test_no_more_runs_at_a_time_are_told_than_there_are() -> None:
