@@ -15,7 +15,7 @@ from tasks.lab.prefect_runs import Say
 from tasks.runs.children import Children, Name
 from tasks.runs.devices import spread
 from tasks.runs.planned import Run
-from tasks.runs.planning import known_timing, read_timing, run_seconds, warm_start_seconds
+from tasks.runs.planning import known_timing, read_timing, shared_seconds
 from tasks.runs.progress import Progress
 from tasks.runs.work import missing_starts, outlook, seen, to_train
 
@@ -53,8 +53,7 @@ def run_all(runs: Sequence[Run], children: Children, workers: int, say: Say, *, 
         def look_ahead() -> None:
             say(outlook(runs, timing, going, home()))
             if timing is not None:
-                alone = warm_start_seconds(experiment, timing), run_seconds(experiment, timing)
-                progress.expect(*(seconds * going.slower for seconds in alone))
+                progress.expect(*shared_seconds(experiment, timing, going))
 
         try:
             look_ahead()

@@ -62,7 +62,7 @@ def require_half(device: str, half: bool) -> None:
     if device == "cuda" and not half:
         raise ConfigError(
             "rollout.engine.kind=continuous computes in bfloat16 on a GPU (torch's flash kernel knows no float32): set "
-            "policy.dtype=bfloat16, or rollout.engine.kind=transformers"
+            "rollout.engine.kind=transformers, or of a pretrained policy policy.dtype=bfloat16"
         )
 
 

@@ -40,9 +40,12 @@ class ToolThreads:
             try:
                 found = call()
             except BaseException as error:  # whoever asks for the result gets it
+                # the call is gone before anyone goes on: it has the engine's cache. A thread that waits keeps this frame, and an
+                # error has it in its traceback
                 del call
                 future.set_exception(error)
             else:
-                # gone before anyone goes on: it has the engine's cache, and a thread that waits holds its last call
                 del call
                 future.set_result(found)
+                del found
+            del future

@@ -110,10 +110,15 @@ def plan_sweep_evaluation(endings: Sequence[Ending], plan: Plan, say: Say) -> As
 
 
 def require_draws(seeds: Sequence[int] | None, experiment: ExperimentConfig) -> None:
-    """Raise ConfigError where several sampling seeds are asked for and nothing is sampled."""
-    if seeds and len(seeds) > 1 and "sampled" not in experiment.evaluation.decoding:
+    """Raise ConfigError where sampling seeds are asked for and nothing is sampled, or one of them twice."""
+    if not seeds:
+        return
+    listed = ", ".join(map(str, seeds))
+    if len({*seeds}) < len(seeds):
+        raise ConfigError(f"seeds {listed}: the same seed draws the same again; give each once")
+    if "sampled" not in experiment.evaluation.decoding:
         raise ConfigError(
-            f"seeds {', '.join(map(str, seeds))}: evaluation.decoding is greedy, which draws nothing and is measured once. Leave "
+            f"seeds {listed}: evaluation.decoding is greedy, which draws nothing and is measured once. Leave "
             'seeds out, or set evaluation.decoding to ["sampled"] (or ["sampled", "greedy"]; the first is the headline)'
         )
 

@@ -72,7 +72,8 @@ class Unit:
     @property
     def key(self) -> str:
         """Return twelve hex digits that change with whatever makes another measurement of it."""
-        return fingerprint(self.model.weights, self.data.identity(), self.decoding, self.draw, code_version())
+        draw = self.draw if self.decoding == "sampled" else None  # greedy decoding draws nothing
+        return fingerprint(self.model.weights, self.data.identity(), self.decoding, draw, code_version())
 
 
 @dataclass(frozen=True)

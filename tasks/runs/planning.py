@@ -263,6 +263,11 @@ def warm_start_seconds(experiment: ExperimentConfig, timing: Timing) -> float:
     return STARTING + timing.warm_start * demonstrations(experiment) / timing.demonstrations
 
 
+def shared_seconds(experiment: ExperimentConfig, timing: Timing, spread: Spread) -> tuple[float, float]:
+    """Return the seconds of a warm start and of a run, each beside those that it shares an accelerator with."""
+    return warm_start_seconds(experiment, timing) * spread.slower, run_seconds(experiment, timing) * spread.slower
+
+
 def sweep_seconds(
     runs: Sequence[ExperimentConfig], starts: Sequence[ExperimentConfig], timing: Timing, spread: Spread
 ) -> float:

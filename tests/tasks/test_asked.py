@@ -65,7 +65,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"seeds 0, 1: evaluation.decoding is greedy, which draws nothing.*Leave seeds out"
     ):
         asked(seeds=[0, 1], changes=greedy)
-    assert [unit.draw for unit in asked(seeds=[4], changes=greedy).units] == [4]
+    with pytest.raises(ConfigError, match=r"seeds 4: evaluation.decoding is greedy"):
+        asked(seeds=[4], changes=greedy)
+    with pytest.raises(ConfigError, match="seeds 5, 6, 5: the same seed draws the same again"):
+        asked(seeds=[5, 6, 5])
+    # what is decoded greedily is the same measurement whatever seeds the sampled ones have
+    both = {"evaluation.decoding": ["sampled", "greedy"]}
+    (four, once), (five, again) = ([unit.key for unit in asked(seeds=[seed], changes=both).units] for seed in (4, 5))
+    assert four != five and once == again
     assert len(asked(seeds=[0, 1], changes={"evaluation.decoding": ["greedy", "sampled"]}).units) == 3
 
 

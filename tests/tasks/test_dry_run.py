@@ -182,8 +182,8 @@ def test_as_many_cards_as_are_asked_for_are_counted_where_none_is_here(counted: 
     )
     row = time_of(workers=4, **{"training.device": "cuda", "training.memory_share": 0.5})[4]
     assert row.startswith(
-        "  H100 80 GB SXM: about 2.0 h from nothing, 4 at a time, up to 2 on each of 2 cards (as many as they need) and counted there one after the "
-        "other, an upper estimate: a warm start"
+        "  H100 80 GB SXM: about 2.0 h from nothing, 4 at a time, up to 2 on each of 2 cards (as many as they need) and counted "
+        "there one after the other, an upper estimate: a warm start"
     )
 
 

@@ -26,6 +26,7 @@ from tasks.runs.planning import (
     policy_key,
     read_timing,
     run_seconds,
+    shared_seconds,
     spell,
     warm_start_seconds,
 )
@@ -49,6 +50,13 @@ def test_seconds_of_a_run() -> None:
     assert run_seconds(experiment(budget="seconds", amount=10), TIMING) == pytest.approx(10 + 8.8)
     assert run_seconds(experiment(budget="seconds", amount=1000), TIMING) == pytest.approx(48.8)
     assert run_seconds(experiment(budget="sampled_tokens", amount=1000), TIMING) == pytest.approx(48.8)
+
+
+def test_runs_that_share_a_card_take_as_long_as_those_of_the_fullest_one() -> None:
+    start, run = warm_start_seconds(experiment(), TIMING), run_seconds(experiment(), TIMING)
+    assert run == pytest.approx(48.8)
+    for spread, slower in ((Spread(4), 1), (Spread(4, 4), 1), (Spread(3, 2), 2), (Spread(4, 1), 4)):
+        assert shared_seconds(experiment(), TIMING, spread) == pytest.approx((start * slower, run * slower))
 
 
 def test_words(tmp_path: Path) -> None:
