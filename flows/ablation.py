@@ -32,6 +32,7 @@ from tasks.lab.terminal import hush_tasks
 from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.asked import Ending, plan_sweep_evaluation, require_one_cell
+from tasks.runs.devices import require_accelerators
 from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
@@ -135,13 +136,16 @@ def make_ready(specification: AblationSpecification, versions: Mapping[str, str]
 
 
 def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict[str, str]:
-    """Train the sweep's runs that are not finished. Returns run name -> why it failed. Raises IgpoError where all failed."""
+    """Train the sweep's runs that are not finished. Returns run name -> why it failed. Raises IgpoError where all failed, and
+    before any where this machine lacks the accelerators that they want."""
     for run in runs:
         mark_whole(run.data, run.spec.sweep)  # it was looked at just now
     failed: dict[str, str] = {}
     if all(run.finished for run in runs):
         say("every run was there")
     else:
+        if where == "processes":
+            require_accelerators(runs[0].spec.experiment.training)
         reasons = run_all(runs, children_of(str(flow_run.id), where), workers, say)
         failed = {name: reason for name, reason in reasons.items() if reason}
     require_same_code()

@@ -13,12 +13,8 @@ from tasks.lab.home import home, open_home
 from tasks.lab.servers import require_servers
 from tasks.lab.terminal import show_progress
 from tasks.runs.asked import Ending, require_one_cell
-from tasks.runs.work import add_processes
-from tasks.specification.presets import resolve, setting
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
+from tasks.runs.work import add_parts
+from tasks.specification.presets import resolve
 
 
 def _endings(text: str) -> list[str]:
@@ -26,12 +22,6 @@ def _endings(text: str) -> list[str]:
     if odd:
         raise argparse.ArgumentTypeError(f"{', '.join(odd)}: give some of {', '.join(get_args(Ending))}, as base,last")
     return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
-    return [int(part) for part in text.split(",")]
 
 
 def main(arguments: list[str]) -> int:
@@ -43,18 +33,8 @@ def main(arguments: list[str]) -> int:
         prog="python -m flows.ablation", description="Compare the arms of a preset: docs/operate.md."
     )
     parser.add_argument("preset", nargs="?", default="outcome-vs-igpo")
-    parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
-    parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
-    add_processes(parser)
+    add_parts(parser)
     parser.add_argument("--where", choices=get_args(Where), default="processes", help="where the arms run")
-    parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="another setting in base: optimizer.learning_rate=1e-5",
-    )
     parser.add_argument(
         "--evaluate", type=_endings, help="compared at the end, the first with the others: base,start,last,best"
     )

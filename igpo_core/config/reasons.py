@@ -16,10 +16,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def reasons(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each fault of the model's input as "field: what is wrong"; a rule over several fields names them itself."""
+    faults = error.errors()
     return [
         _reason(fault["loc"], fault["type"], fault["msg"], fault["input"], fault.get("ctx", {}), model)
-        for fault in error.errors()
+        for fault in faults
+        # a list is too short for pydantic where what is in it is at fault, which is told by itself
+        if fault["type"] != "too_short" or not any(_within(other["loc"], fault["loc"]) for other in faults)
     ]
+
+
+def _within(place: tuple[int | str, ...], section: tuple[int | str, ...]) -> bool:
+    return len(place) > len(section) and place[: len(section)] == section
 
 
 def _reason(

@@ -318,7 +318,7 @@ def _limits(
     ]
     if base["warm_start"] is not None:
         lines.append(
-            "Any other sparsity of the outcome. How rarely the policy succeeds before training was made on purpose, by the "
-            "warm start's demonstrations, and the size of the effect depends on it."
+            "Any other sparsity of the outcome. How rarely the policy succeeds before training is made by the warm start's "
+            "demonstrations, and the size of the effect depends on it."
         )
     return lines

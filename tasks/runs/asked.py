@@ -102,8 +102,9 @@ def plan_sweep_evaluation(endings: Sequence[Ending], plan: Plan, say: Say) -> As
     provide(experiment.data)
     version = plan.versions[cell]
     own = DataSet(
-        specification.name, version, data_folder(version), with_model(experiment, home(), say), "test", None, ()
-    )
+        specification.name, version, data_folder(version), with_model(experiment, home(), say), "test", None, (),
+        most=experiment.evaluation.test_questions,
+    )  # fmt: skip
     candidates = candidates_of_runs(endings, [Run(spec, home()) for spec in plan.runs], own.experiment, version)
     units = units_of(candidates, [own], specification.seeds[:SAMPLING_SEEDS])
     return Asked(specification, units, Environments(own))

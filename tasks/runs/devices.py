@@ -166,11 +166,18 @@ def borrowed_device(experiment: ExperimentConfig, say: Say) -> Iterator[str]:
         held.release()
 
 
+def require_accelerators(training: TrainingConfig) -> None:
+    """Raise ConfigError where runs want accelerators and this machine has too few for one of them."""
+    if training.device != "cpu":
+        _require(accelerators(), training.processes, training)
+
+
 def _require(devices: Sequence[str], needed: int, training: TrainingConfig) -> None:
     if needed > len(devices):
         raise ConfigError(
-            f"training.device=cuda with processes={training.processes}: this machine has {len(devices)} such devices. Lower "
-            "training.processes, or set training.device to cpu"
+            f"training.device=cuda with processes={training.processes}: this machine has {len(devices)} such devices. "
+            + ("Lower training.processes, or set" if devices else "Start it on a machine that has them, or set")
+            + " training.device to cpu"
         )
 
 

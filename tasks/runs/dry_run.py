@@ -9,6 +9,7 @@ other machines, MLflow and Prefect, whether a judge answers.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,40 +48,55 @@ from tasks.runs.planning import (
 from tasks.runs.taught import about_warm_start
 from tasks.runs.together import meeting_address
 from tasks.runs.work import (
-    add_processes,
+    add_parts,
     announce,
     counted,
     missing_starts,
+    seen,
     simultaneous,
     whole,
     write_minutes,
 )
-from tasks.specification.presets import load_specification, setting
+from tasks.specification.presets import resolve
 
 if TYPE_CHECKING:
     from igpo_core.estimates import Shape
+    from tasks.data.publishing import PublishedData
     from tasks.runs.described import Lengths
 
+NAMED = 3  # quarantined rows of a rule that are named
 PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on Linux
 # What a run on a CPU takes of memory for each byte that it holds at most: micro-batches of other lengths leave gaps in the C
-# library's heap. SmolLM2 took 8.4 to 10.5 GiB in the second to tenth step of a run whose passes are real-laptop's (2026-11-28)
-WITH_GAPS = 1.4
+# library's heap, and more of them as a run goes on. SmolLM2 took 8.3 to 12.7 GiB in the second to nineteenth step of a run whose
+# passes are real-laptop's, and 11.4 in the fortieth of another (2026-11-28)
+WITH_GAPS = 1.75
 
 
-def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: int | None = None) -> Iterator[str]:
+def dry_run(
+    preset: str,
+    changes: Mapping[str, Any] | None = None,
+    processes: int | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[str]:
     """Lines as they become known, the last one the verdict. Raises IgpoError where the run would (see module). processes: runs at
-    the same time, in place of the preset's number; where no accelerator is here, on as many as they need."""
+    the same time, in place of the preset's number; where no accelerator is here, on as many as they need. arms, seeds: only
+    these."""
     from igpo_core.data import SPLITS  # pandas and torch take seconds: a wrong name is told before
     from igpo_core.rollout.rows import unsaid_answers
     from tasks.data.publishing import prepare
     from tasks.runs.described import describe, first_batch, usual_tokens
 
-    specification = load_specification(preset, changes)
+    specification = resolve(preset, changes, arms, seeds).specification
     spread = counted(specification, processes)
     yield announce(specification, spread.runs)
-    arms = [specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms]
-    costly = next((arm for arm in arms if arm.reward.needs_beliefs), arms[0])
+    every = [
+        specification.experiment(arm, specification.seeds[0], specification.cells[0]) for arm in specification.arms
+    ]
+    costly = next((one for one in every if one.reward.needs_beliefs), every[0])
     require_judge(costly)
+    if costly.training.device == "cuda" and not seen(costly.training):
+        yield "warning: no accelerator is here, and training.device is cuda: this counts for a machine that has one"
     if costly.training.nodes > 1:
         meeting_address()
     try:
@@ -90,6 +106,7 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
         raise
     counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     yield f"data {data.version}: {counts}; {data.quarantined} rows quarantined"
+    yield from quarantined(data)
     yield from (f"  warning: {line}" for line in (*data.warnings, *about_warm_start(costly, data.folder)))
     environment = open_environment(costly, data.folder)
     heard: list[str] = []
@@ -107,8 +124,8 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
         f"tokens, an observation of {lengths.observation}, probes of at most {lengths.probe}; trajectories of at most "
         f"{lengths.trajectory} tokens"
     )
-    every = [question for split in SPLITS for question in environment.tasks(split)]
-    unsaid = unsaid_answers(policy, environment, costly.rollout, every)
+    questions = [question for split in SPLITS for question in environment.tasks(split)]
+    unsaid = unsaid_answers(policy, environment, costly.rollout, questions)
     if unsaid:
         yield f"  warning: {unsaid}"
     fits = yield from needs(costly, shape, lengths, spread.runs)
@@ -116,6 +133,21 @@ def dry_run(preset: str, changes: Mapping[str, Any] | None = None, processes: in
     yield from spent(specification, costly, shape, usual, spread, data.counts)
     write_minutes(home())
     yield "nothing of what was checked stands in the way of this run" + ("" if fits else ", but memory does")
+
+
+def quarantined(data: "PublishedData") -> Iterator[str]:
+    """What rows of each rule are left out, the first ones by name, and where all of them stand."""
+    from tasks.data.publishing import QUARANTINE
+
+    if not data.quarantined:
+        return
+    file = data.folder / QUARANTINE
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for rule, count in data.quarantine_by_rule.items():
+        own = [row for row in rows if f"{row['table']}: {row['rule']}" == rule]
+        named = "; ".join(f"{row['id']} ({row['field']}: {row['found'] or row['value']})"[:200] for row in own[:NAMED])
+        yield f"  left out, {rule}: {count} {'row' if count == 1 else 'rows'}: {named}{'; ..' if count > NAMED else ''}"
+    yield f"  every one: {file}"
 
 
 def servers(config: ExperimentConfig, prompt: Sequence[int]) -> Iterator[str]:
@@ -262,7 +294,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
         some |= fits
         yield (
             f"  {name}{' of this machine' if card else ''}: {f'fits{part}' if fits else f'does not fit{part}: {remedy}'}; a step "
-            f"takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
+            f"of the longest trajectories takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
         )
     if not some:
         yield f"  warning: it {'does not fit' if card else 'fits none of these accelerators'}"
@@ -303,12 +335,11 @@ def main(arguments: list[str]) -> int:
     """Print what a preset would do. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tasks.runs.dry_run", description=__doc__)
     parser.add_argument("preset")
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="PATH=VALUE")
-    add_processes(parser)
+    add_parts(parser)
     chosen = parser.parse_args(arguments)
     try:
         open_home()
-        for line in dry_run(chosen.preset, dict(chosen.set), chosen.processes):
+        for line in dry_run(chosen.preset, dict(chosen.set), chosen.processes, chosen.arms, chosen.seeds):
             print(line)
     except IgpoError as error:
         print(f"error: {error}", file=sys.stderr)

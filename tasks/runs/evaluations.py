@@ -46,12 +46,14 @@ class DataSet:
     """Questions at most of each source."""
     sources: tuple[str, ...]
     """These alone; empty: all."""
+    most: int | None = None
+    """Questions at most in all, from the table's beginning."""
 
     def identity(self) -> list[Any]:
         """Return what decides which questions are asked, and how."""
         experiment = self.experiment
         settings = [experiment.rollout.identity(), experiment.policy.identity(), experiment.training.threads]
-        return [self.version, self.split, self.limit, sorted(self.sources), settings]
+        return [self.version, self.split, self.limit, sorted(self.sources), self.most, settings]
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Environments:
 
     def questions(self, data: DataSet) -> "list[Question]":
         """Return the questions that are asked: the first of each source, in table order. Raises ConfigError where none are."""
-        every = self.of(data).tasks(data.split)
+        every = self.of(data).tasks(data.split)[: data.most]
         known = sorted({question.source for question in every})
         taken: dict[str, int] = {}
         found = []

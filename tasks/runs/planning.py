@@ -56,7 +56,8 @@ class Tokens:
 class Timing:
     """step: seconds of a training step of `rollouts` trajectories; rollout: seconds of one of them without its update;
     warm_start: seconds, None where it was found; weights: bytes. policy: policy_key of what was timed; demonstrations: that
-    the warm start was taught, repeats counted. data: data_key of what was timed, and questions of each split of it.
+    the warm start was taught, repeats counted. data: data_key of what was timed, and questions of each split of it. sampled,
+    longest: as of Size.
     """
 
     step: float
@@ -68,6 +69,8 @@ class Timing:
     demonstrations: int = 0
     data: str = ""
     questions: dict[str, int] = field(default_factory=dict)
+    sampled: int = 0
+    longest: int = 0
 
 
 def start_of(experiment: ExperimentConfig) -> str:
@@ -110,9 +113,33 @@ def read_timing(home: Path, sweep: str, experiment: ExperimentConfig) -> Timing 
 
 
 def policy_key(experiment: ExperimentConfig) -> str:
-    """The same for experiments whose rollouts cost about the same: same policy, same kind of processor, same kind of engine."""
+    """The same for experiments whose tokens cost about the same: same policy, same kind of processor, same kind of engine."""
     training, engine = experiment.training, experiment.rollout.engine
     return fingerprint(experiment.policy.identity(), training.device, training.threads, engine.kind)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What makes a step long."""
+
+    rollouts: int
+    sampled: int
+    """Tokens of a rollout at most."""
+    longest: int
+    """Tokens of a trajectory at most."""
+
+    def is_near(self, other: "Size") -> bool:
+        """Return whether the seconds of one say what the other's are: a rollout of a few costs another time than one of many, and
+        a short one another than a long one. Seen apart: a trial of four rollouts with an answer of 16 tokens said 2.2 h of a
+        sweep that takes 3 h 45 min."""
+        pairs = ((self.rollouts, other.rollouts, 4), (self.sampled, other.sampled, 2), (self.longest, other.longest, 2))
+        return all(one <= most * two and two <= most * one for one, two, most in pairs)
+
+
+def size_of(experiment: ExperimentConfig) -> Size:
+    """Return the size of an experiment's training steps."""
+    rollout = experiment.rollout
+    return Size(rollout.questions * rollout.group_size, rollout.max_turns * rollout.max_new_tokens, rollout.max_tokens)
 
 
 def data_key(experiment: ExperimentConfig) -> str:
@@ -127,11 +154,11 @@ def demonstrations(experiment: ExperimentConfig) -> int:
 
 def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing | None:
     """The newest on this machine of the same policy_key: of the study, of whatever code and data, else of another one. One that
-    timed a warm start comes first."""
-    key, found = policy_key(experiment), []
+    timed a warm start comes first. Steps of another size do not count."""
+    key, size, found = policy_key(experiment), size_of(experiment), []
     for path in (home / "timings").glob("*.json"):
         timing = Timing(**json.loads(path.read_text()))
-        if timing.policy == key:
+        if timing.policy == key and size.is_near(Size(timing.rollouts, timing.sampled, timing.longest)):
             own = re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}-{key}", path.stem) is not None
             found.append((own, timing.warm_start is not None, path.stat().st_mtime, timing))
     best = max(found, key=lambda entry: entry[:3], default=None)
@@ -217,7 +244,11 @@ def _timing(experiment: ExperimentConfig, sampling: float, update: float, lesson
     """Return what was counted of a step. lessons: seconds of teaching as many demonstrations as a step has rollouts."""
     count, taught = experiment.rollout.questions * experiment.rollout.group_size, demonstrations(experiment)
     learning = lessons / count * taught if taught else None
-    return Timing(sampling + update, count, sampling / count, learning, weights, policy_key(experiment), taught)
+    key, size = policy_key(experiment), size_of(experiment)
+    return Timing(
+        sampling + update, count, sampling / count, learning, weights, key, taught,
+        sampled=size.sampled, longest=size.longest,
+    )  # fmt: skip
 
 
 def keep_timing(home: Path, sweep: str, timing: Timing) -> None:

@@ -28,7 +28,7 @@ from igpo_core.run import (
 from tasks.data.published import count_questions
 from tasks.runs.interruption import whole_steps
 from tasks.runs.planned import OnStep, Run, Say, open_training, write_result
-from tasks.runs.planning import Timing, data_key, demonstrations, policy_key
+from tasks.runs.planning import Timing, data_key, demonstrations, policy_key, size_of
 from tasks.tracking.outbox import UNEXPECTED, Writing
 from tasks.tracking.trajectories import records_of, traced_records
 
@@ -188,12 +188,12 @@ def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:
     started = time.perf_counter()
     metrics = trainer.run_step().metrics
     step = time.perf_counter() - started
-    rollouts = experiment.rollout.questions * experiment.rollout.group_size
-    rollout = (step - metrics["time/update"]) / rollouts
+    size = size_of(experiment)
+    rollout = (step - metrics["time/update"]) / size.rollouts
     weights = sum(file.stat().st_size for file in run.start.glob("*.safetensors"))
     return Timing(
         step,
-        rollouts,
+        size.rollouts,
         rollout,
         seconds,
         weights,
@@ -201,6 +201,8 @@ def time_a_step(run: Run, seconds: float | None, say: Say) -> Timing:
         demonstrations(experiment),
         data_key(experiment),
         count_questions(run.data),
+        size.sampled,
+        size.longest,
     )
 
 

@@ -31,7 +31,7 @@ from tasks.runs.planning import (
     with_questions_there,
 )
 from tasks.runs.processors import computed_in
-from tasks.specification.presets import load_specification, presets
+from tasks.specification.presets import load_specification, presets, setting
 
 MINUTES = "presets.tsv"  # in <home>/timings: what `make` shows beside each preset
 DEFAULT = "outcome-vs-igpo"
@@ -124,11 +124,31 @@ def counted(specification: AblationSpecification, asked: int | None = None) -> S
     return spread(training, min(workers, len(specification.runs())), seen(training))
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Let a command take `--processes N`, which `simultaneous` is asked for."""
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Let a command take what of a preset is made, and how many runs at a time: as `resolve` and `simultaneous` are asked."""
+    parser.add_argument("--arms", type=_names, help="only these arms, and the baseline: a,b")
+    parser.add_argument("--seeds", type=_numbers, help="these run seeds in place of the preset's: 0,1,2")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="another setting in base: optimizer.learning_rate=1e-5",
+    )
     parser.add_argument(
         "--processes", type=int, choices=range(1, 65), metavar="N", help="runs at the same time, 1 to 64"
     )
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: give it as 0,1,2 without spaces")
+    return [int(part) for part in text.split(",")]
 
 
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:

@@ -90,9 +90,8 @@ def test_room_is_counted_before_a_first_night(tmp_path: Path, monkeypatch: pytes
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert needed_disk(specification, runs) == 12 * (3 * weights + 2_000_000) + 2 * 5 * weights + 6 * weights
     key = policy_key(specification.base)
-    keep_timing(
-        tmp_path, "tiny-0123ab", Timing(0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6, policy=key)
-    )
+    timing = Timing(0.5, rollouts=4, rollout=0.01, warm_start=None, weights=10**6, policy=key, sampled=64, longest=256)
+    keep_timing(tmp_path, "tiny-0123ab", timing)
     assert needed_disk(specification, runs) == 12 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6
     write_json(runs[0].result_file, {})
     assert needed_disk(specification, runs) == 11 * (3 * 10**6 + 2_000_000) + 2 * 5 * 10**6 + 6 * 10**6

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from igpo_core.config import make_plan
 from igpo_core.errors import CheckpointError, ConfigError
-from tasks.runs.asked import Asked, plan_evaluation
+from tasks.runs.asked import Asked, plan_evaluation, plan_sweep_evaluation
+from tasks.specification.presets import load_specification
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     (four, once), (five, again) = ([unit.key for unit in asked(seeds=[seed], changes=both).units] for seed in (4, 5))
     assert four != five and once == again
     assert len(asked(seeds=[0, 1], changes={"evaluation.decoding": ["greedy", "sampled"]}).units) == 3
+
+
+def test_a_sweep_ends_with_the_questions_that_its_runs_were_asked() -> None:
+    """Of the 16 test questions of tiny the first two, where its runs are tested on two."""
+    specification = load_specification("tiny", {"evaluation.test_questions": 2})
+    version = asked().units[0].data.version
+    found = plan_sweep_evaluation(["base"], make_plan(specification, {"": version}), print)
+    own = found.units[0].data
+    every = found.environments.of(own).tasks("test")
+    assert len(every) == 16 and found.environments.questions(own) == list(every[:2])
 
 
 SLOTS = {"rollout.engine.kind": "continuous"}

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from flows.ablation import make_runs
 from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.runs import devices
 from tasks.runs.devices import UNITS, at_a_time, borrowed_device, units
+from tests.tasks.planned import planned
 from tests.waiting import HANGS
 
 
@@ -31,6 +33,20 @@ from tests.waiting import HANGS
 def test_a_machine_is_used_whole(training: dict[str, Any], asked: int | None, names: int, expected: int) -> None:
     given = TrainingConfig.model_validate(training)
     assert at_a_time(given, asked, [str(name) for name in range(names)]) == expected
+
+
+def test_a_machine_without_accelerators_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and by no run: none is left to fail."""
+    monkeypatch.setattr(devices, "accelerators", lambda: [])
+    monkeypatch.setattr("flows.ablation.mark_whole", lambda *_: None)
+    run = planned(tmp_path, ExperimentConfig.model_validate({"training": {"device": "cuda"}}))
+    with pytest.raises(ConfigError, match=r"this machine has 0 such devices\. Start it on a machine that has them"):
+        make_runs([run], "processes", 1, print)
+    devices.require_accelerators(TrainingConfig())
+    monkeypatch.setattr(devices, "accelerators", lambda: ["0"])
+    devices.require_accelerators(TrainingConfig(device="cuda"))
+    with pytest.raises(ConfigError, match=r"has 1 such devices\. Lower training.processes, or"):
+        devices.require_accelerators(TrainingConfig(device="cuda", processes=2))
 
 
 def test_sharing_is_said_and_not_guessed() -> None:

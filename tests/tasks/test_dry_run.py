@@ -23,7 +23,7 @@ from tasks.runs.processors import best_dtype
 from tasks.runs.work import counted as counted_runs
 from tasks.specification.presets import PRESETS, load_specification
 from tests.igpo_core.hostile import hostile_server
-from tests.tasks.tables import GOOD, files, lines, trajectory
+from tests.tasks.tables import GOOD, files, lines, row, trajectory
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,37 @@ def test_a_preset_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "warning: 2 seeds carry no verdict, whatever they show: that takes 6 of them" in said
 
 
+def test_rows_that_are_left_out_are_named_with_their_rule(tmp_path: Path) -> None:
+    odd = [{**row(f"odd{number}", "train"), "answers": []} for number in range(5)]
+    data = files(tmp_path, [*GOOD, *odd])
+    preset = changed(
+        tmp_path,
+        data=data.model_dump(mode="json"),
+        policy={"kind": "new", "tokenizer": "chat", "vocabulary": 320, "window": 2048},
+        rollout={"max_turns": 3, "questions": 1, "group_size": 2, "max_tokens": 1536},
+        warm_start=None,
+    )
+    said = list(dry_run(preset))
+    place = next(number for number, line in enumerate(said) if "5 rows quarantined" in line)
+    assert said[place + 1].startswith("  left out, questions: ") and ": 5 rows: odd0 (answers" in said[place + 1]
+    assert "odd2" in said[place + 1] and "odd3" not in said[place + 1] and said[place + 1].endswith("; ..")
+    file = Path(said[place + 2].removeprefix("  every one: "))
+    assert len(file.read_text().splitlines()) == 5
+
+
+def test_a_part_of_a_preset_is_counted_as_it_would_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny", "--arms", "outcome_only", "--seeds", "7"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny: 1 arms (outcome_only) x 1 seeds = 1 runs" in said and "1 runs and 1 warm starts leave" in said
+    assert main(["tiny", "--arms", "igpo_magic"]) == 1
+    assert "unknown arm igpo_magic" in capsys.readouterr().err
+
+
+def test_without_an_accelerator_it_counts_for_a_machine_that_has_one_and_says_so(tmp_path: Path) -> None:
+    there, gone = (list(dry_run(changed(tmp_path, training={"device": device}))) for device in ("cpu", "cuda"))
+    assert [any("no accelerator is here" in line for line in lines) for lines in (there, gone)] == [False, True]
+
+
 def test_what_is_odd_about_trajectories_is_told(tmp_path: Path) -> None:
     """Two of three fit three turns; they are taught 10 x 32 times."""
     rows = [trajectory(f"t{number}", f"What is {number}?", turns=turns) for number, turns in enumerate((1, 2, 3))]
@@ -78,7 +109,9 @@ def timed_on_the_cpu(rollout: float = 0.01) -> None:
 
 
 def timed(policy: str, step: float, rollout: float = 0.01) -> None:
-    timing = Timing(step, rollouts=4, rollout=rollout, warm_start=10.0, weights=10**6, policy=policy)
+    timing = Timing(
+        step, rollouts=4, rollout=rollout, warm_start=10.0, weights=10**6, policy=policy, sampled=64, longest=256
+    )
     keep_timing(home(), "tiny-0123ab", timing)
 
 

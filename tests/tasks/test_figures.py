@@ -199,9 +199,11 @@ def test_seconds_of_the_model_alone(dtype: str, speed: Speed, seen: float) -> No
 
 
 def test_the_dry_run_tells_the_memory_of_a_cpu_with_its_gaps() -> None:
-    """A run that holds 10 GiB at most takes 1.4 x 10 + .586 = 14.6; the line has that of real-laptop."""
-    assert on_a_cpu(10 * GIB) / GIB == pytest.approx(14.586, abs=1e-3)
-    base = load_specification("real-laptop").base
+    """A run that holds 10 GiB at most takes 1.75 x 10 + .586 = 18.1; the line has that of real-laptop. The most that its passes
+    were seen to take, in a process of 18 and one of 25 steps, is near it."""
+    assert on_a_cpu(10 * GIB) / GIB == pytest.approx(18.086, abs=1e-3)
+    base = load_specification("real-laptop", {"policy.dtype": "bfloat16"}).base
     taken = on_a_cpu(memory(SMOLLM2, base).total) / GIB
+    assert all(0.75 < taken / seen < 1.25 for seen in (11.44, 12.69))
     (line,) = needs(base, SMOLLM2, Lengths(400, 20, 700, 900), 1)
     assert line.startswith(f"memory: {taken:.3g} GiB a run, 1 at a time; this machine has ")

@@ -31,7 +31,8 @@ from tasks.runs.planning import (
     warm_start_seconds,
 )
 
-TIMING = Timing(step=0.5, rollouts=128, rollout=0.002, warm_start=100.0, weights=1_000_000)
+# rollouts of 6 turns of at most 16 tokens and 512 in all, as they are without settings
+TIMING = Timing(step=0.5, rollouts=128, rollout=0.002, warm_start=100.0, weights=1_000_000, sampled=96, longest=512)
 
 
 def experiment(**training: object) -> ExperimentConfig:
@@ -97,6 +98,29 @@ def test_a_timing_holds_for_the_same_policy_device_threads_and_engine_alone(tmp_
     keep_timing(tmp_path, "study-0123ab", replace(TIMING, policy=policy_key(kinds[0])))
     assert [known_timing(tmp_path, "study", kind) is not None for kind in kinds] == [True, False, False, False, False]
     assert known_timing(tmp_path, "study", of(memory_share=0.5, epochs=9)) is not None
+
+
+@pytest.mark.parametrize(
+    ("rollout", "near"),
+    [
+        ({}, True),
+        ({"questions": 8}, True),  # 128 rollouts, as timed
+        ({"questions": 2}, True),  # 32, a fourth
+        ({"questions": 1}, False),
+        ({"questions": 33}, False),  # 528, more than four times as many
+        ({"max_turns": 12}, True),
+        ({"max_turns": 13}, False),
+        ({"max_turns": 2}, False),  # a third of the tokens
+        ({"max_tokens": 1024}, True),
+        ({"max_tokens": 1025}, False),
+    ],
+)
+def test_a_timing_holds_for_steps_of_about_the_same_size_alone(
+    tmp_path: Path, rollout: dict[str, int], near: bool
+) -> None:
+    asked = ExperimentConfig.model_validate({**experiment().model_dump(), "rollout": {"group_size": 16, **rollout}})
+    keep_timing(tmp_path, "study-0123ab", replace(TIMING, policy=policy_key(asked)))
+    assert (known_timing(tmp_path, "study", asked) is not None) is near
 
 
 def test_a_study_that_was_never_timed_borrows_from_one_with_the_same_policy(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_words_say_what_was_not_shown() -> None:
     for part in (
         "The ceiling",
         "Every arm had a format penalty of -1 on the malformed turn. The paper has it in the outcomes' pool",
-        "made on purpose",
+        "is made by the warm start's demonstrations",
         "5 seeds cannot carry one: 7 can",
         "the interval is the range of the differences, which covers at most 94%",
         "data: lookup",

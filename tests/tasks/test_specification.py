@@ -146,6 +146,15 @@ def test_a_change_that_cannot_be_made_is_refused_before_a_run_exists(
         load_specification(write(tmp_path, GOOD), changes)
 
 
+def test_a_list_is_not_told_to_be_short_where_what_is_in_it_is_at_fault(tmp_path: Path) -> None:
+    stage = {"steps": 5, "demonstrations": {"kind": "lookup"}}
+    for stages, told in (([stage], "base.warm_start.stages.0.learning_rate: Field required"), ([], "at least 1 item")):
+        given = write(tmp_path, {**GOOD, "base": {**GOOD["base"], "warm_start": {"stages": stages}}})
+        with pytest.raises(ConfigError) as caught:
+            load_specification(given)
+        assert len(str(caught.value).splitlines()) == 2 and told in str(caught.value)
+
+
 def test_what_arms_or_factors_set_is_not_changed_behind_their_back(tmp_path: Path) -> None:
     factors = {"group": {"4": {"rollout.group_size": 4}, "8": {"rollout.group_size": 8}}}
     for asked in ({"rollout.group_size": 16}, {"rollout": {"group_size": 16, "max_turns": 3}}):

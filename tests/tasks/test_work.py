@@ -18,7 +18,9 @@ from tasks.specification.presets import load_specification
 
 def timing_of(specification: AblationSpecification, rollout: float = 0.01, **fields: Any) -> Timing:
     key = policy_key(specification.base)
-    return Timing(0.5, rollouts=4, rollout=rollout, warm_start=10.0, weights=10**6, policy=key, **fields)
+    return Timing(
+        0.5, rollouts=4, rollout=rollout, warm_start=10.0, weights=10**6, policy=key, sampled=64, longest=256, **fields
+    )
 
 
 def test_a_broken_preset_has_no_time_and_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
