@@ -111,8 +111,8 @@ def test_a_timing_holds_for_the_same_policy_device_threads_and_engine_alone(tmp_
         ({"max_turns": 12}, True),
         ({"max_turns": 13}, False),
         ({"max_turns": 2}, False),  # a third of the tokens
-        ({"max_tokens": 1024}, True),
-        ({"max_tokens": 1025}, False),
+        ({"max_tokens": 256}, True),
+        ({"max_tokens": 255}, False),
     ],
 )
 def test_a_timing_holds_for_steps_of_about_the_same_size_alone(
