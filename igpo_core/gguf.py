@@ -146,7 +146,7 @@ def _convert(file: Path, folder: Path) -> Source:
             read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)
     except (OSError, *UNLOADABLE) as error:
         raise CheckpointError(
-            f"{file} cannot be read as a model: {error}. Give a GGUF file of an architecture that transformers reads"
+            f"{file} cannot be read as a model: {error}. Give a whole GGUF file, of an architecture that transformers reads"
         ) from error
     require_turns_end(tokenizer, file)
     # what was read counts as quantized, which transformers does not save: its numbers go into a plain model
