@@ -5,10 +5,12 @@ python -m benchmarks.contrast --run <run_key> [--questions 64] [--members 8]
 
 Makes the warm start of each seed, or takes that of a run in IGPO_HOME, samples 64 questions x 8 rollouts from it, and reads the
 belief in the gold answer and in other answers that stand nowhere in the history. One line for each fact that a turn's search
-found; of questions that are not synthetic one for each turn. Minutes a seed.
+found; of questions that are not synthetic one for each turn, and one for what its search showed: a supporting title or the gold
+answer's text that had not been shown yet. Minutes a seed.
 """
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,16 @@ from igpo_core.checkpoints import load_weights
 from igpo_core.config import ExperimentConfig
 from igpo_core.config.reward import OutcomeAndGain
 from igpo_core.data import to_questions
+from igpo_core.data.schema import normalised
 from igpo_core.environments import atlas, lookup, open_environment
 from igpo_core.environments.base import Environment
 from igpo_core.metrics import mean
 from igpo_core.policies import build_policy
 from igpo_core.rewards.contrast import Contrast, contrast_pool
-from igpo_core.rewards.gains import LogProbDiff
+from igpo_core.rewards.gains import LogProbDiff, ProbDiff
 from igpo_core.rewards.scoring import answer_probes, reward_trajectories
 from igpo_core.rollout.transformers_engine import rollout
+from igpo_core.trajectory import Episode
 from igpo_core.warmstart import run_warm_start
 from tasks.lab.home import home
 from tasks.runs.models import with_its_model
@@ -42,10 +46,13 @@ QUESTIONS, MEMBERS = 64, 8
 class Found:
     """One searching turn."""
 
-    kind: str
-    """Which fact of the chain its search found, "fact 1" and so on, or "nothing"; "turn 1" and so on where no facts are known."""
+    kinds: tuple[str, ...]
+    """Which fact of the chain its search found, "fact 1" and so on, or "nothing"; where no facts are known "turn 1" and so on,
+    and what was shown for the first time."""
     plain: float
     """s_t - s_{t-1} of the gold answer, nats."""
+    probability: float
+    """p_t - p_{t-1} of the gold answer."""
     contrasted: float
     """The same less the mean of the absent names, nats."""
 
@@ -91,28 +98,45 @@ def turns_of(
     )  # fmt: skip
     for item in reward_trajectories(policy, environment, trajectories, reward, contrast=contrast):
         assert item.beliefs is not None and item.gains is not None
-        plain = LogProbDiff().gains(item.beliefs)
-        for number, (turn, own, contrasted) in enumerate(
-            zip(item.trajectory.turns, plain, item.gains, strict=False), 1
-        ):
-            yield Found(_kind(turn.label, number), own, contrasted)
+        plain, probability = LogProbDiff().gains(item.beliefs), ProbDiff().gains(item.beliefs)
+        shown = _shown(environment, item.trajectory.episode)
+        for turn, kinds, *gains in zip(item.trajectory.turns, shown, plain, probability, item.gains, strict=False):
+            yield Found(_fact(turn.label) or kinds, *gains)
 
 
-def _kind(label: str | None, turn: int) -> str:
+def _fact(label: str | None) -> tuple[str, ...]:
     if label is None:
-        return f"turn {turn}"
-    return "nothing" if label == "miss" else label.replace("hop_", "fact ")
+        return ()
+    return ("nothing" if label == "miss" else label.replace("hop_", "fact "),)
+
+
+def _shown(environment: Environment, episode: Episode) -> Iterator[tuple[str, ...]]:
+    """Yield of each observation its turn, and whether it shows evidence or the gold answer that none before it had."""
+    evidence = environment.evidence(episode) or [0.0] * len(episode.observations)
+    answers = [f" {normalised(answer)} " for answer in episode.question.answers]
+    found, known = 0.0, False
+    for number, (observation, share) in enumerate(zip(episode.observations, evidence, strict=True), 1):
+        text = f" {normalised(observation.text)} "
+        answered = not known and any(answer in text for answer in answers)
+        what = [name for name, new in (("evidence", share > found), ("answer", answered)) if new]
+        yield f"turn {number}", f"shows {' and '.join(what) or 'neither'}"
+        found, known = share, known or answered
 
 
 def show(seed: int, turns: Iterator[Found]) -> None:
     """Print a line for each kind of turn."""
     rows: dict[str, list[Found]] = defaultdict(list)
     for found in turns:
-        rows[found.kind].append(found)
+        for kind in found.kinds:
+            rows[kind].append(found)
     for name, of_kind in sorted(rows.items()):
         plain, contrasted = mean([turn.plain for turn in of_kind]), mean([turn.contrasted for turn in of_kind])
+        probability = [turn.probability for turn in of_kind]
+        up = mean([float(gain > 0) for gain in probability])
+        size = math.sqrt(mean([gain**2 for gain in probability]))
         print(
-            f"{seed:4d}  {name:19s}  {len(of_kind):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}",
+            f"{seed:4d}  {name:25s}  {len(of_kind):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}  "
+            f"{mean(probability):+14.4f}  {size:16.4f}  {up:5.2f}",
             flush=True,
         )
 
@@ -131,7 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{given.run or given.preset}, {given.questions} x {given.members} rollouts from each warm start, {given.names} other "
         f"answers; {machine()}"
     )
-    print("seed  a search that finds  turns  gain of the gold  of absent names  contrast  [nats]")
+    print("of nats: gain, of absent names, contrast; of the probability: its mean, root mean square, share above 0")
+    print(
+        "seed  a search that finds        turns  gain of the gold  of absent names  contrast  in probability  root mean square  "
+        "above"
+    )
     if given.run:
         run = with_its_model(open_run(home(), given.run), print)
         config = run.spec.experiment
