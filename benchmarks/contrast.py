@@ -111,15 +111,18 @@ def _fact(label: str | None) -> tuple[str, ...]:
 
 
 def _shown(environment: Environment, episode: Episode) -> Iterator[tuple[str, ...]]:
-    """Yield of each observation its turn, and whether it shows evidence or the gold answer that none before it had."""
+    """Yield of each observation its turn, whether it shows evidence or the gold answer that none before it had, and the same with
+    whether the question gives the answer to choose from: names it, or asks for yes or no."""
     evidence = environment.evidence(episode) or [0.0] * len(episode.observations)
     answers = [f" {normalised(answer)} " for answer in episode.question.answers]
-    found, known = 0.0, False
+    asked, found, known = f" {normalised(episode.question.text)} ", 0.0, False
+    given = any(answer in asked or answer in (" yes ", " no ") for answer in answers)
     for number, (observation, share) in enumerate(zip(episode.observations, evidence, strict=True), 1):
         text = f" {normalised(observation.text)} "
         answered = not known and any(answer in text for answer in answers)
         what = [name for name, new in (("evidence", share > found), ("answer", answered)) if new]
-        yield f"turn {number}", f"shows {' and '.join(what) or 'neither'}"
+        shows = f"shows {' and '.join(what) or 'neither'}"
+        yield f"turn {number}", shows, f"{'given' if given else 'not given'}: {shows}"
         found, known = share, known or answered
 
 
@@ -135,7 +138,7 @@ def show(seed: int, turns: Iterator[Found]) -> None:
         up = mean([float(gain > 0) for gain in probability])
         size = math.sqrt(mean([gain**2 for gain in probability]))
         print(
-            f"{seed:4d}  {name:25s}  {len(of_kind):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}  "
+            f"{seed:4d}  {name:30s}  {len(of_kind):5d}  {plain:+16.3f}  {plain - contrasted:+15.3f}  {contrasted:+8.3f}  "
             f"{mean(probability):+14.4f}  {size:16.4f}  {up:5.2f}",
             flush=True,
         )
@@ -157,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print("of nats: gain, of absent names, contrast; of the probability: its mean, root mean square, share above 0")
     print(
-        "seed  a search that finds        turns  gain of the gold  of absent names  contrast  in probability  root mean square  "
-        "above"
+        "seed  a search that finds             turns  gain of the gold  of absent names  contrast  in probability  root mean "
+        "square  above"
     )
     if given.run:
         run = with_its_model(open_run(home(), given.run), print)
