@@ -43,13 +43,25 @@ def evaluate(
     ranks: Ranks = ALONE,
     engine: Engine = rollout,
 ) -> EvaluationResult:
-    """One trajectory for each of the first `limit` questions of the split, in table order: the same questions and, for
+    """One trajectory for each of `limit` questions of the split, as `of_each_source` chooses them: the same questions and, for
     `sampled`, the same random numbers at every step and in every arm. Makes no scoring pass."""
-    questions = list(environment.tasks(split))[:limit]
+    questions = of_each_source(environment.tasks(split), limit)
     return evaluate_questions(
         policy, environment, config,
         questions=questions, split=split, decoding=decoding, step=step, ranks=ranks, engine=engine,
     )  # fmt: skip
+
+
+def of_each_source(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """Return so many questions in table order, the first ones of each source and of each alike, as long as it has some: tables as
+    a rule have one source behind another. None: all."""
+    seen: dict[str, int] = {}
+    ranks = []
+    for question in questions:
+        ranks.append(seen.get(question.source, 0))
+        seen[question.source] = ranks[-1] + 1
+    in_turn = sorted(range(len(questions)), key=lambda place: (ranks[place], place))
+    return [questions[place] for place in sorted(in_turn[:limit])]
 
 
 def evaluate_questions(

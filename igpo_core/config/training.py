@@ -195,8 +195,8 @@ class EvaluationConfig(Settings):
     """What is evaluated. Dev during training; test once, at the end."""
 
     every: int = Field(5, ge=1, description="Steps between evaluations on dev.")
-    dev_questions: int = Field(128, ge=1, description="The first so many of split dev.")
-    test_questions: int = Field(512, ge=1, description="The first so many of split test.")
+    dev_questions: int = Field(128, ge=1, description="So many of split dev, the first of each source alike.")
+    test_questions: int = Field(512, ge=1, description="So many of split test, the first of each source alike.")
     decoding: tuple[Decoding, ...] = Field(
         ("sampled", "greedy"),
         min_length=1,

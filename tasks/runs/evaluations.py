@@ -47,7 +47,7 @@ class DataSet:
     sources: tuple[str, ...]
     """These alone; empty: all."""
     most: int | None = None
-    """Questions at most in all, from the table's beginning."""
+    """Questions at most in all, the first of each source alike, as a run's evaluations take them."""
 
     def identity(self) -> list[Any]:
         """Return what decides which questions are asked, and how."""
@@ -191,7 +191,9 @@ class Environments:
 
     def questions(self, data: DataSet) -> "list[Question]":
         """Return the questions that are asked: the first of each source, in table order. Raises ConfigError where none are."""
-        every = self.of(data).tasks(data.split)[: data.most]
+        from igpo_core.evaluation import of_each_source
+
+        every = of_each_source(self.of(data).tasks(data.split), data.most)
         known = sorted({question.source for question in every})
         taken: dict[str, int] = {}
         found = []

@@ -8,7 +8,7 @@ from igpo_core.config import reward_of
 from igpo_core.credit import assign_credit
 from igpo_core.environments.qa import CorpusEnvironment
 from igpo_core.environments.searching import search_for
-from igpo_core.evaluation import _slices
+from igpo_core.evaluation import _slices, of_each_source
 from igpo_core.metrics import rollout_metrics
 from igpo_core.rewards.scoring import Scored
 from igpo_core.trajectory import Final, Malformed, Question, RolloutStatus, Trajectory, Turn
@@ -91,3 +91,21 @@ def test_slices_of_a_source_with_one_length_are_not_doubled() -> None:
     ]
     names = [name for name, _ in _slices(questions, items)]
     assert names == ["all", "lookup", "musique", "musique/hops_2", "musique/hops_3"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "limit", "chosen"),
+    [
+        ("aaabbc", 4, [0, 1, 3, 5]),  # one of each, then the next of the first
+        ("aaabbc", 3, [0, 3, 5]),
+        ("aaabbc", 2, [0, 3]),
+        ("aaabbc", 5, [0, 1, 3, 4, 5]),
+        ("aaabbc", 9, [0, 1, 2, 3, 4, 5]),
+        ("aaabbc", None, [0, 1, 2, 3, 4, 5]),
+        ("aaaa", 2, [0, 1]),  # of one source its first
+        ("abaab", 3, [0, 1, 2]),
+    ],
+)
+def test_questions_are_taken_of_each_source_alike(sources: str, limit: int | None, chosen: list[int]) -> None:
+    table = [Question(f"q{place}", source, "dev", "?", ("a",)) for place, source in enumerate(sources)]
+    assert [question.id for question in of_each_source(table, limit)] == [f"q{place}" for place in chosen]
