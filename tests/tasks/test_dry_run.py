@@ -392,7 +392,7 @@ def test_of_a_known_card_its_own_memory_decides(tmp_path: Path, monkeypatch: pyt
     for card, fits in (("tiny", False), ("huge", True), (None, True)):
         monkeypatch.setattr("tasks.runs.dry_run.card_here", lambda card=card: card)
         lines = list(dry_run(changed(tmp_path, training={"device": "cuda"})))
-        told = [line.split(":")[0] for line in lines if "; a step takes" in line]
+        told = [line.split(":")[0] for line in lines if "; a step of the longest" in line]
         assert told == ([f"  {card} of this machine"] if card else ["  tiny", "  huge"])
         assert lines[-1].endswith(", but memory does") is not fits
 

@@ -140,12 +140,12 @@ def test_seconds_of_a_warm_start_on_an_h100_are_a_third_too_few() -> None:
 
 
 def test_memory_of_a_run_on_a_cpu() -> None:
-    """Preset real-laptop in bfloat16, its process at most: 8.4 to 10.5 GiB in the second to tenth step on other tables
-    (2026-11-28)."""
+    """Preset real-laptop in bfloat16, the most that its process was seen to take on other tables: 10.5 GiB in ten steps, 11.4 in
+    25, 12.7 in 18 of the other arm (2026-11-28)."""
     base = load_specification("real-laptop").base
     policy = base.policy.model_copy(update={"dtype": "bfloat16"})
     taken = on_a_cpu(memory(SMOLLM2, base.model_copy(update={"policy": policy})).total) / GIB
-    assert 0.75 * 10.5 < taken < 1.25 * 8.4
+    assert all(0.75 * seen < taken < 1.25 * seen for seen in (10.5, 11.44, 12.69))
 
 
 # A square product on the machine that timed both dtypes; its bandwidth is what makes a decoding step of 32 rows of 400 columns,
@@ -199,11 +199,9 @@ def test_seconds_of_the_model_alone(dtype: str, speed: Speed, seen: float) -> No
 
 
 def test_the_dry_run_tells_the_memory_of_a_cpu_with_its_gaps() -> None:
-    """A run that holds 10 GiB at most takes 1.75 x 10 + .586 = 18.1; the line has that of real-laptop. The most that its passes
-    were seen to take, in a process of 18 and one of 25 steps, is near it."""
+    """A run that holds 10 GiB at most takes 1.75 x 10 + .586 = 18.1; the line has that of real-laptop."""
     assert on_a_cpu(10 * GIB) / GIB == pytest.approx(18.086, abs=1e-3)
-    base = load_specification("real-laptop", {"policy.dtype": "bfloat16"}).base
+    base = load_specification("real-laptop").base
     taken = on_a_cpu(memory(SMOLLM2, base).total) / GIB
-    assert all(0.75 < taken / seen < 1.25 for seen in (11.44, 12.69))
     (line,) = needs(base, SMOLLM2, Lengths(400, 20, 700, 900), 1)
     assert line.startswith(f"memory: {taken:.3g} GiB a run, 1 at a time; this machine has ")
