@@ -8,8 +8,7 @@ import pytest
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import ConfigError
 from tasks.data.publishing import prepare
-from tasks.runs.evaluations import DataSet, Environments
-from tasks.runs.taught import about_warm_start, learnt_by_heart, require_verdict, taught_by_heart
+from tasks.runs.taught import about_warm_start, by_heart, learnt_by_heart, require_verdict, taught_by_heart
 from tasks.specification.presets import load_specification
 from tests.tasks.tables import GOOD, files, lines, trajectory
 
@@ -46,8 +45,7 @@ def test_trajectories_that_are_left_out_are_counted_and_few_are_learnt_by_heart(
     searches = taught_of("searches", tmp_path, rollout={"max_turns": 4})
     (heart,) = about_warm_start(searches, folder)
     assert "made of 1 train questions, 4800 times each" in heart
-    asked = DataSet("mine", "v1", folder, searches, "test", None, ())  # what a comparison of its models says
-    assert Environments(asked).by_heart() == [heart]
+    assert by_heart(searches, folder) == [heart]  # what a comparison of its models says
     assert learnt_by_heart(taught, 1, 480) == [] and len(learnt_by_heart(taught, 10**6, 479)) == 1
 
 
