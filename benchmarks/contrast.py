@@ -54,7 +54,7 @@ class Found:
     probability: float
     """p_t - p_{t-1} of the gold answer."""
     contrasted: float
-    """The same less the mean of the absent names, nats."""
+    """The plain gain less the mean of the absent names, nats."""
 
 
 def world(config: ExperimentConfig) -> Environment:

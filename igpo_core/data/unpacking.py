@@ -159,8 +159,8 @@ PACKINGS = (
         "zip",
         b"PK\x03\x04",
         _open_zip,
-        # zipfile raises NotImplementedError for a compression that it does not know; ValueError and OverflowError for places
-        # beyond the file and names that are no text
+        # What zipfile raises of a damaged archive. NotImplementedError is its own word for a compression that it does not know;
+        # ValueError and OverflowError are for places beyond the file and names that are no text
         (
             zipfile.BadZipFile,
             NotImplementedError,

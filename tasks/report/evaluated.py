@@ -56,9 +56,11 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
             own[question] = record[settings.headline]
     scores = compare([Draw(*key, found) for key, found in draws.items()], asked, margin)
     by_heart = {unit.model.name: unit.model.by_heart for unit, _ in results if unit.model.by_heart}
-    if results[0][0].model.name in by_heart:
-        scores = [_without_verdict(row) for row in scores]
-    scores = [_without_verdict(row) if row.model in by_heart else row for row in scores]
+    first = results[0][0].model.name
+    scores = [
+        replace(row, verdict=row.verdict and "learnt by heart", p=None) if {row.model, first} & by_heart.keys() else row
+        for row in scores
+    ]
     unseen = frozenset(name for (_, source), name in named.items() if source not in trained_on)
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split
@@ -67,10 +69,6 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
     told = [f"{', '.join(name for name, lines in by_heart.items() if line in lines)}: {line}" for line in reasons]
     words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *told, *computed])
     return Compared(scores, unseen, settings.headline_title, words)
-
-
-def _without_verdict(row: Score) -> Score:
-    return replace(row, verdict=row.verdict and "learnt by heart", p=None)
 
 
 def mean_metrics(results: Results) -> dict[str, float]:

@@ -65,7 +65,6 @@ class Spread:
 
     runs: int
     cards: int = 0
-
     assumed: bool = False
     """Whether they are as many as the runs need, and not those that this machine has."""
 

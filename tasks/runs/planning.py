@@ -72,6 +72,11 @@ class Timing:
     sampled: int = 0
     longest: int = 0
 
+    @property
+    def size(self) -> "Size":
+        """Return the size of the step that was timed."""
+        return Size(self.rollouts, self.sampled, self.longest)
+
 
 def start_of(experiment: ExperimentConfig) -> str:
     """Return what the arms of a seed start from, in words."""
@@ -158,7 +163,7 @@ def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing
     key, size, found = policy_key(experiment), size_of(experiment), []
     for path in (home / "timings").glob("*.json"):
         timing = Timing(**json.loads(path.read_text()))
-        if timing.policy == key and size.is_near(Size(timing.rollouts, timing.sampled, timing.longest)):
+        if timing.policy == key and size.is_near(timing.size):
             own = re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}-{key}", path.stem) is not None
             found.append((own, timing.warm_start is not None, path.stat().st_mtime, timing))
     best = max(found, key=lambda entry: entry[:3], default=None)
@@ -242,11 +247,10 @@ def _counted(experiment: ExperimentConfig, shape: "Shape", tokens: Tokens) -> "t
 
 def _timing(experiment: ExperimentConfig, sampling: float, update: float, lessons: float, weights: int) -> Timing:
     """Return what was counted of a step. lessons: seconds of teaching as many demonstrations as a step has rollouts."""
-    count, taught = experiment.rollout.questions * experiment.rollout.group_size, demonstrations(experiment)
-    learning = lessons / count * taught if taught else None
-    key, size = policy_key(experiment), size_of(experiment)
+    size, taught = size_of(experiment), demonstrations(experiment)
+    learning = lessons / size.rollouts * taught if taught else None
     return Timing(
-        sampling + update, count, sampling / count, learning, weights, key, taught,
+        sampling + update, size.rollouts, sampling / size.rollouts, learning, weights, policy_key(experiment), taught,
         sampled=size.sampled, longest=size.longest,
     )  # fmt: skip
 
