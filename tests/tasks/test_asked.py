@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_a_sweep_ends_with_the_questions_that_its_runs_were_asked() -> None:
     own = found.units[0].data
     every = found.environments.of(own).tasks("test")
     assert len(every) == 16 and found.environments.questions(own) == list(every[:2])
+    assert replace(own, most=3).identity() != own.identity()  # of which measurements are kept
 
 
 SLOTS = {"rollout.engine.kind": "continuous"}

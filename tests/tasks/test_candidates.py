@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from igpo_core.checkpoints import checkpoint_folder, policy_digest, write_folder
 from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, ConfigError
-from tasks.runs.candidates import BASE, find_candidates
+from tasks.runs.candidates import BASE, _registered, find_candidates
 from tasks.runs.planned import Run, write_result, write_run
+from tasks.tracking.registry import Registered
 from tests.tasks.planned import planned
 
 
@@ -123,6 +125,9 @@ def test_a_model_says_that_its_warm_start_is_learnt_by_heart_whatever_it_is_call
     told = {one.by_heart for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")}
     ((line,),) = told
     assert "44 demonstrations are made of 4 train questions, 11 times each" in line
+    registered = Registered(own.folder / "checkpoints" / "step-000004", key)
+    assert _registered("models:/study/1", registered, tmp_path).by_heart == (line,)
+    assert _registered("models:/study/2", replace(registered, run_key=""), tmp_path).by_heart == ()
     others = [BASE, plain.spec.run_key, f"{plain.spec.run_key}@start"]
     assert {one.by_heart for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {()}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from igpo_core.config import ContinuousEngine, ExperimentConfig
+from igpo_core.config import ContinuousEngine, ExperimentConfig, LookupWorld
+from igpo_core.environments.lookup import LookupEnvironment
 from igpo_core.errors import ConfigError
-from igpo_core.evaluation import evaluate_questions
+from igpo_core.evaluation import evaluate, evaluate_questions
 from igpo_core.policies import save_policy
 from igpo_core.rollout.continuous_engine import ContinuousRollout
 from igpo_core.rollout.slots import SlotModel
@@ -36,6 +37,17 @@ def setting(
 def units(home: Path, data: DataSet, draws: tuple[int, ...] = (5, 6)) -> list[Unit]:
     models = find_candidates([str(home / "model"), "base"], home, data.experiment, data.version)
     return units_of(models, [data], draws)
+
+
+def test_a_run_is_evaluated_on_questions_of_each_source(taught: tuple[ExperimentConfig, Any, Any]) -> None:
+    """The last question of dev has a source of its own: two questions are the first of either source."""
+    config, environment, policy = taught
+    assert isinstance(config.data, LookupWorld)
+    dev = list(environment.tasks("dev"))
+    dev[-1] = replace(dev[-1], source="other")
+    two = LookupEnvironment(config.data, [*environment.tasks("train"), *dev], config.rollout.max_turns)
+    result = evaluate(policy, two, config, split="dev", limit=2, decoding="greedy", step=0)
+    assert [row["id"] for row in result.records] == [dev[0].id, dev[-1].id]
 
 
 def test_greedy_is_measured_once_and_sampled_with_every_seed(setting: tuple[Path, DataSet]) -> None:
