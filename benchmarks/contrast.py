@@ -3,10 +3,10 @@
 python -m benchmarks.contrast [PRESET] [--seeds 0,1] [--names 8]
 python -m benchmarks.contrast --run <run_key> [--questions 64] [--members 8]
 
-Makes the warm start of each seed, or takes that of a run in IGPO_HOME, samples 64 questions x 8 rollouts from it, and reads the
-belief in the gold answer and in other answers that stand nowhere in the history. One line for each fact that a turn's search
-found; of questions that are not synthetic one for each turn, and one for what its search showed: a supporting title or the gold
-answer's text that had not been shown yet. Minutes a seed.
+Makes the warm start of each seed, or takes that of a run in IGPO_HOME, samples 64 questions x 8 rollouts from it, as many of
+each source, and reads the belief in the gold answer and in other answers that stand nowhere in the history. One line for each
+fact that a turn's search found; of questions that are not synthetic one for each turn, and one for what its search showed: a
+supporting title or the gold answer's text that had not been shown yet. Minutes a seed.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from igpo_core.data import to_questions
 from igpo_core.data.schema import normalised
 from igpo_core.environments import atlas, lookup, open_environment
 from igpo_core.environments.base import Environment
+from igpo_core.evaluation import of_each_source
 from igpo_core.metrics import mean
 from igpo_core.policies import build_policy
 from igpo_core.rewards.contrast import Contrast, contrast_pool
@@ -93,7 +94,7 @@ def turns_of(
     reward = OutcomeAndGain(gain=LogProbDiff(contrast=names))
     contrast = Contrast(environment, contrast_pool(environment), names, config.seed, 0)
     trajectories = rollout(
-        policy, environment, environment.tasks("train")[:questions], config.rollout,
+        policy, environment, of_each_source(environment.tasks("train"), questions), config.rollout,
         members=members, key=(config.seed, "benchmark", 0), probes=answer_probes(policy, environment, reward, contrast),
     )  # fmt: skip
     for item in reward_trajectories(policy, environment, trajectories, reward, contrast=contrast):
@@ -112,16 +113,19 @@ def _fact(label: str | None) -> tuple[str, ...]:
 
 def _shown(environment: Environment, episode: Episode) -> Iterator[tuple[str, ...]]:
     """Yield of each observation its turn, whether it shows evidence or the gold answer that none before it had, and the same with
-    whether the question gives the answer to choose from: names it, or asks for yes or no."""
-    evidence = environment.evidence(episode) or [0.0] * len(episode.observations)
+    whether the question gives the answer to choose from: names it, or asks for yes or no. Nothing is said to show no evidence of
+    a question that names none."""
+    evidence = environment.evidence(episode)
+    shares = [0.0] * len(episode.observations) if evidence is None else evidence
     answers = [f" {normalised(answer)} " for answer in episode.question.answers]
     asked, found, known = f" {normalised(episode.question.text)} ", 0.0, False
     given = any(answer in asked or answer in (" yes ", " no ") for answer in answers)
-    for number, (observation, share) in enumerate(zip(episode.observations, evidence, strict=True), 1):
+    for number, (observation, share) in enumerate(zip(episode.observations, shares, strict=True), 1):
         text = f" {normalised(observation.text)} "
         answered = not known and any(answer in text for answer in answers)
         what = [name for name, new in (("evidence", share > found), ("answer", answered)) if new]
-        shows = f"shows {' and '.join(what) or 'neither'}"
+        shows = f"shows {' and '.join(what) or ('neither' if evidence is not None else 'no answer')}"
+        shows += "" if evidence is not None else " (evidence unknown)"
         yield f"turn {number}", shows, f"{'given' if given else 'not given'}: {shows}"
         found, known = share, known or answered
 

@@ -32,7 +32,6 @@ from tasks.lab.terminal import hush_tasks
 from tasks.report.reporting import Report
 from tasks.report.statistics import seeds_for_verdict
 from tasks.runs.asked import Ending, plan_sweep_evaluation, require_one_cell
-from tasks.runs.devices import require_accelerators
 from tasks.runs.locks import SWEEP, locked
 from tasks.runs.models import ready
 from tasks.runs.planned import Run, write_plan
@@ -144,9 +143,8 @@ def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict
     if all(run.finished for run in runs):
         say("every run was there")
     else:
-        if where == "processes":
-            require_accelerators(runs[0].spec.experiment.training)
-        reasons = run_all(runs, children_of(str(flow_run.id), where), workers, say)
+        children = children_of(str(flow_run.id), where, runs[0].spec.experiment.training)
+        reasons = run_all(runs, children, workers, say)
         failed = {name: reason for name, reason in reasons.items() if reason}
     require_same_code()
     if failed:

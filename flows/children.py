@@ -16,11 +16,13 @@ from uuid import UUID
 import psutil
 
 from flows.train import FLOWS
+from igpo_core.config import TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.lab.ending import end, end_when
 from tasks.lab.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
 from tasks.lab.terminal import follow_parent
 from tasks.runs.children import Children, Name
+from tasks.runs.devices import require_accelerators
 
 Where = Literal["processes", "pool"]
 END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
@@ -189,9 +191,11 @@ def _start_on_pool(name: Name, run_key: str, key: str) -> tuple[Any, bool]:
     return run, outcome is None
 
 
-def children_of(flow_run_id: str, where: Where) -> Children:
-    """Raises ConfigError where arms would wait for a slot that their own sweep holds."""
+def children_of(flow_run_id: str, where: Where, training: TrainingConfig) -> Children:
+    """training: of the runs that they make. Raises ConfigError, before any is made, where arms would wait for a slot that their
+    own sweep holds, and where processes of this machine lack the accelerators that a run wants."""
     if where == "processes":
+        require_accelerators(training)
         return Processes(flow_run_id)
     from prefect.client.orchestration import get_client
 

@@ -53,9 +53,9 @@ def look_up(content: Any, path: str) -> Any:
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return the single settings of `after` that `before` lacks or has otherwise, by path: put into `before`, they make `after`.
-    A section of which names are gone (of another kind of a choice, or names that somebody chose) is one, and so is a list of
-    sections where there was none, or one of more or fewer."""
-    if path and before.keys() - after.keys():
+    A section of another kind is one, with all that its kind needs; so is one of which names are gone that somebody chose, and a
+    list of sections where there was none, or one of more or fewer."""
+    if path and (before.keys() - after.keys() or before.get("kind") != after.get("kind")):
         return {path: dict(after)}
     found: dict[str, Any] = {}
     for name, value in after.items():

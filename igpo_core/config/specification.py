@@ -286,8 +286,8 @@ class AblationSpecification(Truthless):
             raise ConfigError(
                 f"{where}: no arm would notice {', '.join(asked)}: each sets it for itself, or ignores it"
             )
-        told = changed(self.base.computed(), chosen.base.computed())
-        made = {path: _without_texts(look_up(after, path)) for path in told if not path.endswith("gain.source")}
+        told = [_as_a_whole(path, after) for path in changed(self.base.computed(), chosen.base.computed())]
+        made = {path: _without_texts(look_up(after, path)) for path in told}
         return chosen.model_copy(update={"changes": {**self.changes, **made}})
 
     def departures(self, chosen: "AblationSpecification") -> list[str]:
@@ -353,6 +353,12 @@ def _with_reward(reward: Any, paths: Sequence[str]) -> Any:
         return reward
     own = {path.split(".")[1] for path in paths if path.startswith("reward.")}
     return settled(reward, {name: value for name, value in reward.items() if name in own}) if own else reward
+
+
+def _as_a_whole(path: str, base: Mapping[str, Any]) -> str:
+    """Return where a setting is told: a function by its whole gain, as it has to be given."""
+    is_function = path.startswith("reward.gain.") and look_up(base, "reward.gain.kind") == "function"
+    return "reward.gain" if is_function else path
 
 
 def _without_texts(value: Any) -> Any:

@@ -6,10 +6,16 @@ from statistics import fmean
 
 from tasks.report import compared_shown as shown
 from tasks.report.compared import Asked, Draw, Question, Score, compare
+from tasks.report.statistics import Verdict
 from tasks.runs.evaluations import Measured, Unit
 from tasks.runs.processors import mixed
 
 Results = Sequence[tuple[Unit, Measured]]
+NOT_KNOWN = (
+    "NOBODY KNOWS HERE WHETHER ITS WARM START IS LEARNT BY HEART: the plan of its run (run.json) is of other code, or the data "
+    "that it was trained on (data/<version>) are not in this IGPO_HOME. So there is no verdict on it. Evaluate it where it was "
+    "trained, or copy the data here"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Compared:
 
 def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> Compared:
     """Compare models on the headline score with the first decoding. trained_on: sources with questions in training. There is no
-    verdict on a model whose warm start is learnt by heart, nor where the first model's is."""
+    verdict on a model whose warm start is learnt by heart, or of which nobody knows, nor where the first model is such a one."""
     sets = {unit.data.version: unit.data for unit, _ in results}
     settings = results[0][0].data.experiment.data
     holding: dict[str, set[str]] = {}  # source -> data sets
@@ -55,12 +61,20 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
             asked[question] = Asked(named[unit.data.version, record["source"]], record["hops"])
             own[question] = record[settings.headline]
     scores = compare([Draw(*key, found) for key, found in draws.items()], asked, margin)
-    by_heart = {unit.model.name: unit.model.by_heart for unit, _ in results if unit.model.by_heart}
+    by_heart: dict[str, dict[str, None]] = {}  # model -> why there is no verdict on it, each reason once
+    for unit, _ in results:
+        lines = (NOT_KNOWN,) if unit.model.by_heart is None else unit.model.by_heart
+        by_heart.setdefault(unit.model.name, {}).update(dict.fromkeys(lines))
     first = results[0][0].model.name
-    scores = [
-        replace(row, verdict=row.verdict and "learnt by heart", p=None) if {row.model, first} & by_heart.keys() else row
-        for row in scores
-    ]
+
+    def without_verdict(row: Score) -> Score:
+        why = {*by_heart[row.model], *by_heart[first]}
+        if not why:
+            return row
+        verdict: Verdict = "start not known" if why == {NOT_KNOWN} else "learnt by heart"
+        return replace(row, verdict=row.verdict and verdict, p=None)
+
+    scores = [without_verdict(row) for row in scores]
     unseen = frozenset(name for (_, source), name in named.items() if source not in trained_on)
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split

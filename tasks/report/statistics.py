@@ -39,7 +39,14 @@ ALPHA = 0.05
 MIN_SEEDS = 6  # 2^(1-6) = 0.031 is the first below ALPHA
 
 Verdict = Literal[
-    "better", "worse", "within margin", "no difference shown", "too few seeds", "runs missing", "learnt by heart"
+    "better",
+    "worse",
+    "within margin",
+    "no difference shown",
+    "too few seeds",
+    "runs missing",
+    "learnt by heart",
+    "start not known",
 ]
 
 

@@ -50,8 +50,9 @@ class Candidate:
     """Of the training run that made it, where one did. What training started from was made by none."""
     revision: str | None = None
     """Commit of a model of the hub, which is loaded at it."""
-    by_heart: tuple[str, ...] = ()
-    """Why the warm start of the run that it is of is learnt by heart, so that no verdict is made of it; empty: it is not."""
+    by_heart: tuple[str, ...] | None = ()
+    """Why the warm start of the run that it is of is learnt by heart, so that no verdict is made of it; empty: it is not. None:
+    nobody knows, and there is no verdict either."""
 
     @property
     def title(self) -> str:
@@ -208,7 +209,9 @@ def _registered(name: str, found: "Registered", home: Path) -> Candidate:
     if verify:
         verify_folder(found.folder)
     digest = policy_digest(found.folder) if verify else fingerprint(checksums(found.folder))
-    known = planned_by_heart(home / "runs" / found.run_key) if found.run_key else ()
+    run = home / "runs" / found.run_key
+    # what a sweep of another machine registered won a verdict there, which no policy does that is learnt by heart
+    known = planned_by_heart(run) if found.run_key and run.is_dir() else ()
     return Candidate(name, str(found.folder), digest, run_key=found.run_key, by_heart=known)
 
 

@@ -111,7 +111,7 @@ def at_a_time(training: TrainingConfig, asked: int | None, devices: Sequence[str
         return asked or 2
     if training.world > 1:  # such a run takes all there is
         return 1
-    if not devices:  # a run's own error says so; a dry run counts for the machine that has them
+    if not devices:  # a sweep is refused (require_accelerators); a dry run counts for the machine that has them
         return asked or on_a_card(training)
     room = len(devices) * on_a_card(training)
     if asked is not None and asked > room:

@@ -40,6 +40,7 @@ from tasks.runs.planning import (
     known_timing,
     measure_speed,
     run_seconds,
+    size_of,
     spell,
     sweep_seconds,
     warm_start_seconds,
@@ -67,9 +68,9 @@ if TYPE_CHECKING:
 NAMED = 3  # quarantined rows of a rule that are named
 PROCESS = 600 * 2**20  # bytes of a run's process before its model, as seen on Linux
 # What a run on a CPU takes of memory for each byte that it holds at most: micro-batches of other lengths leave gaps in the C
-# library's heap, and more of them as a run goes on. SmolLM2 took 8.3 to 12.7 GiB in the second to nineteenth step of a run whose
-# passes are real-laptop's, and 11.4 in the fortieth of another (2026-11-28)
-WITH_GAPS = 1.75
+# library's heap, and more of them as a run goes on. SmolLM2 took 8.3 to 9 GiB in the second step of two runs whose passes are
+# real-laptop's, and at most 11.4 and 12.7 in forty (2026-11-28)
+WITH_GAPS = 1.8
 
 
 def dry_run(
@@ -192,11 +193,15 @@ def spent(
     # of cells with other data nothing was counted
     asked = [with_questions_there(run, counts if run.data == costly.data else None) for run in runs]
 
+    size = size_of(costly)
+    others = sum(not size_of(run).is_near(size) for run in runs)
+
     def told(where: str, timing: Timing, how: str) -> str:
         return (
             f"{where}: about {spell(sweep_seconds(asked, starts, timing, spread))} from nothing, {spread}: a warm "
             f"start about {spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(asked[0], timing))} "
             f"(a step of {timing.rollouts} rollouts {how.format(timing.step)})"
+            + (f"; {others} runs have steps of another size, and count as if theirs took as long" if others else "")
         )
 
     if timing is not None:
@@ -238,7 +243,7 @@ def trained_bytes(config: ExperimentConfig, shape: "Shape") -> int:
 def needed_disk(specification: AblationSpecification, runs: Sequence[Run]) -> int:
     """Return the most bytes that those of these runs that are not finished will take, with their warm starts.
 
-    The weights are as large as in the last sweep of such a policy, or counted where there was none.
+    The weights are as large as in the last sweep of such a policy and steps of about this size, or counted where there was none.
     """
     from tasks.runs.described import describe
 

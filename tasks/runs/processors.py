@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from igpo_core.config import AblationSpecification, ExperimentConfig, PretrainedPolicy
 from igpo_core.errors import ConfigError
@@ -82,7 +82,7 @@ def decided(specification: AblationSpecification) -> AblationSpecification:
     if isinstance(policy, PretrainedPolicy) and policy.dtype == "auto":
         dtype = best_dtype(specification.base.training.device)
         base = specification.base.model_copy(update={"policy": policy.model_copy(update={"dtype": dtype})})
-        told = {**specification.changes, **({DTYPE: dtype} if DTYPE in specification.changes else {})}
+        told = {path: _with_dtype(path, value, dtype) for path, value in specification.changes.items()}
         specification = specification.model_copy(update={"base": base, "changes": told})
     for cell in specification.cells:
         of_cell = specification.cell_base(cell).policy
@@ -91,6 +91,13 @@ def decided(specification: AblationSpecification) -> AblationSpecification:
                 f"cell {cell!r} of {specification.name} has {DTYPE}=auto: a level says float32 or bfloat16, or leaves it to base"
             )
     return specification
+
+
+def _with_dtype(path: str, value: Any, dtype: str) -> Any:
+    """Return a setting of a base as it is told once its dtype is decided: that of the policy, alone or in its section."""
+    if path == DTYPE:
+        return dtype
+    return {**value, "dtype": dtype} if path == "policy" else value
 
 
 def computed_in(experiment: ExperimentConfig) -> str:

@@ -39,15 +39,20 @@ def require_verdict(specification: AblationSpecification, versions: Mapping[str,
         raise ConfigError(f"{specification.name}{f', cell {cell}' if cell else ''}: {what}. {line}")
 
 
-def planned_by_heart(folder: Path) -> tuple[str, ...]:
-    """Return by_heart of the run in a folder; () where no plan says how it was made."""
+def planned_by_heart(folder: Path) -> tuple[str, ...] | None:
+    """Return by_heart of the run in a folder; None where nobody knows, because its plan cannot be read or its data are gone."""
     spec = planned_in(folder)
-    return tuple(by_heart(spec.experiment, folder.parents[1] / "data" / spec.data_version)) if spec else ()
+    if spec is None:
+        return None
+    data = folder.parents[1] / "data" / spec.data_version
+    if _is_taught_of_files(spec.experiment) and not data.is_dir():
+        return None
+    return tuple(by_heart(spec.experiment, data))
 
 
 def by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:
     """Return learnt_by_heart of published data."""
-    if not any(_taught(experiment, use) for use in ("searches", "trajectories")):
+    if not _is_taught_of_files(experiment):
         return []
     short = sum(count <= experiment.rollout.max_turns for count in _turns(experiment, folder))
     return learnt_by_heart(experiment, count_questions(folder)["train"], short)
@@ -76,6 +81,10 @@ def learnt_by_heart(experiment: ExperimentConfig, train: int, trajectories: int 
                 f"nothing of the method: a comparison on such data carries no verdict. Give more {more}"
             )
     return lines
+
+
+def _is_taught_of_files(experiment: ExperimentConfig) -> bool:
+    return any(_taught(experiment, use) for use in ("searches", "trajectories"))
 
 
 def _taught(experiment: ExperimentConfig, use: str) -> int:

@@ -24,6 +24,7 @@ from tasks.runs.planning import (
     data_key,
     estimate,
     known_timing,
+    size_of,
     spell,
     start_of,
     sweep_seconds,
@@ -152,11 +153,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def whole_seconds(specification: AblationSpecification, home: Path) -> float | None:
-    """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed."""
+    """Of a specification from nothing on this machine, servers and data apart; None where nothing like it was timed, or cells
+    differ so much that the timed one does not speak for all."""
     timing = known_timing(home, specification.name, specification.cell_base(specification.cells[0]))
     if timing is None or specification.base.training.world > 1:
         return None
     runs, starts = whole(specification)
+    if not all(size_of(run).is_near(timing.size) for run in runs):
+        return None
     # what other data have is known once they are read
     asked = [with_questions_there(run, timing.questions if data_key(run) == timing.data else None) for run in runs]
     return sweep_seconds(asked, starts, timing, counted(specification))

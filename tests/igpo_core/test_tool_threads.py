@@ -32,7 +32,7 @@ def test_a_call_is_gone_with_its_future(kind: type[Call]) -> None:
     del call
     gc.disable()
     try:
-        wait([future], HANGS)
+        assert wait([future], HANGS).done
         if kind is Call:  # an error has its call in its traceback
             assert future.result() == "found" and held() is None
         del future

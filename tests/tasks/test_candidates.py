@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ def test_a_model_says_that_its_warm_start_is_learnt_by_heart_whatever_it_is_call
     assert _registered("models:/study/2", replace(registered, run_key=""), tmp_path).by_heart == ()
     others = [BASE, plain.spec.run_key, f"{plain.spec.run_key}@start"]
     assert {one.by_heart for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {()}
+    shutil.rmtree(published)  # of an untaught run nothing is read of its data
+    assert {one.by_heart for one in find_candidates([*names, *others], tmp_path, ExperimentConfig(), "data")} == {
+        None,
+        (),
+    }
+    elsewhere = _registered("models:/study/3", registered, tmp_path / "elsewhere")
+    assert elsewhere.by_heart == ()  # a sweep registers the winner of a verdict
+    plan = plain.folder / "run.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "code_of_then": 1}))
+    assert [one.by_heart for one in find_candidates(others[1:2], tmp_path, ExperimentConfig(), "data")] == [None]
 
 
 def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.ablation import make_runs
+from flows import ablation, night
 from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.runs import devices
@@ -36,12 +36,13 @@ def test_a_machine_is_used_whole(training: dict[str, Any], asked: int | None, na
 
 
 def test_a_machine_without_accelerators_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, and by no run: none is left to fail."""
+    """Once, by a sweep and by a night, and by no run: none is left to fail."""
     monkeypatch.setattr(devices, "accelerators", lambda: [])
     monkeypatch.setattr("flows.ablation.mark_whole", lambda *_: None)
     run = planned(tmp_path, ExperimentConfig.model_validate({"training": {"device": "cuda"}}))
-    with pytest.raises(ConfigError, match=r"this machine has 0 such devices\. Start it on a machine that has them"):
-        make_runs([run], "processes", 1, print)
+    for made in (lambda: ablation.make_runs([run], "processes", 1, print), lambda: night.train_all([run], 1, print)):
+        with pytest.raises(ConfigError, match=r"this machine has 0 such devices\. Start it on a machine that has them"):
+            made()
     devices.require_accelerators(TrainingConfig())
     monkeypatch.setattr(devices, "accelerators", lambda: ["0"])
     devices.require_accelerators(TrainingConfig(device="cuda"))

@@ -141,11 +141,11 @@ def test_seconds_of_a_warm_start_on_an_h100_are_a_third_too_few() -> None:
 
 def test_memory_of_a_run_on_a_cpu() -> None:
     """Preset real-laptop in bfloat16, the most that its process was seen to take on other tables: 10.5 GiB in ten steps, 11.4 in
-    25, 12.7 in 18 of the other arm (2026-11-28)."""
+    25, 12.7 in 18 of the other arm (2026-11-28). It is no less, so that what is told to fit does."""
     base = load_specification("real-laptop").base
     policy = base.policy.model_copy(update={"dtype": "bfloat16"})
     taken = on_a_cpu(memory(SMOLLM2, base.model_copy(update={"policy": policy})).total) / GIB
-    assert all(0.75 * seen < taken < 1.25 * seen for seen in (10.5, 11.44, 12.69))
+    assert all(seen <= taken < 1.25 * seen for seen in (10.5, 11.44, 12.69))
 
 
 # A square product on the machine that timed both dtypes; its bandwidth is what makes a decoding step of 32 rows of 400 columns,
@@ -199,8 +199,8 @@ def test_seconds_of_the_model_alone(dtype: str, speed: Speed, seen: float) -> No
 
 
 def test_the_dry_run_tells_the_memory_of_a_cpu_with_its_gaps() -> None:
-    """A run that holds 10 GiB at most takes 1.75 x 10 + .586 = 18.1; the line has that of real-laptop."""
-    assert on_a_cpu(10 * GIB) / GIB == pytest.approx(18.086, abs=1e-3)
+    """A run that holds 10 GiB at most takes 1.8 x 10 + .586 = 18.6; the line has that of real-laptop."""
+    assert on_a_cpu(10 * GIB) / GIB == pytest.approx(18.586, abs=1e-3)
     base = load_specification("real-laptop").base
     taken = on_a_cpu(memory(SMOLLM2, base).total) / GIB
     (line,) = needs(base, SMOLLM2, Lengths(400, 20, 700, 900), 1)

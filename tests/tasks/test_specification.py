@@ -227,7 +227,7 @@ def test_what_is_set_is_told_setting_by_setting(tmp_path: Path) -> None:
         (
             {"rollout": {"engine": {"kind": "transformers"}}},
             {"rollout.engine.kind": "continuous"},
-            "rollout.engine.kind=continuous",
+            'rollout.engine={"kind":"continuous"}',
         ),
     ],
 )  # fmt: skip
@@ -245,31 +245,59 @@ def test_what_is_taken_away_is_told_and_can_be_asked_for_again(
     assert named[0] != named[1] == named[2]
 
 
+FUNCTION = {"kind": "function", "path": "my_reward.py:rises"}
+SERVED = {"kind": "vllm", "urls": ["http://127.0.0.1:1"], "weights": "/w"}
+MODEL_BASE = {"policy": {"kind": "pretrained", "name": "/model"}}
+
+
 @pytest.mark.parametrize(
-    "asked",
+    ("base", "asked"),
     [
-        {"policy": {"kind": "pretrained", "name": "/model"}},
-        {"warm_start": {"stages": [{"steps": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}]}},
-        {"data": {"kind": "atlas", "hops": 2}, "optimizer.learning_rate": 1e-5},
-        {"reward.gain": {"kind": "function", "path": "my_reward.py:rises"}},
+        ({}, {"policy": {"kind": "pretrained", "name": "/model"}}),
+        ({}, {"policy": {"kind": "pretrained", "name": "/model", "dtype": "auto"}}),
+        (MODEL_BASE, {"policy": {"kind": "new"}}),
+        (MODEL_BASE, {"policy.dtype": "auto"}),
+        (
+            {},
+            {"warm_start": {"stages": [{"steps": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}]}},
+        ),
+        ({}, {"data": {"kind": "atlas", "hops": 2}, "optimizer.learning_rate": 1e-5}),
+        (MODEL_BASE, {"rollout.engine": SERVED}),
+        ({**MODEL_BASE, "rollout": {"engine": SERVED}}, {"rollout.engine": {"kind": "continuous"}}),
+        ({"reward": {"gain": FUNCTION}}, {"reward.gain": {"kind": "function", "path": "my_reward.py:falls"}}),
+        ({"reward": {"gain": FUNCTION}}, {"reward.gain": "prob_diff"}),
+        *(
+            ({"reward": {"gain": gain}}, {"reward.gain": FUNCTION})
+            for gain in ("log_prob_diff", "prob_diff", "log_ratio_gap", "watermark", "first_exposure")
+        ),
     ],
 )
-def test_whole_sections_can_be_asked_for_again(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """Of another kind, or where there was none: a list of sections is not taken apart."""
-    (tmp_path / "my_reward.py").write_text("def rises(played):\n    return [0.0] * (len(played.turns) - 1)\n")
-    path = write(tmp_path, {**GOOD, "arms": {**GOOD["arms"], "as_base": {}}})
+def test_whole_sections_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    """Of another kind, or where there was none; a list of sections and a function are not taken apart."""
+    monkeypatch.setattr("tasks.runs.processors.best_dtype", lambda device: "bfloat16")
+    rise = "return [0.0] * (len(played.turns) - 1)\n"
+    (tmp_path / "my_reward.py").write_text(f"def rises(played):\n    {rise}\n\ndef falls(played):\n    {rise}")
+    own = {**GOOD["base"], **base, "reward": {**GOOD["base"]["reward"], **base.get("reward", {})}}
+    arms = {**GOOD["arms"], "gain": {"gain": "leave_one_turn_out"}, "as_base": {}}
+    path = write(tmp_path, {**GOOD, "base": own, "arms": arms})
     request = resolve(path, asked)
     assert "def rises" not in request.command
     words = shlex.split(shlex.split(request.command)[-1].removeprefix("ARGS="))
     again = resolve(path, dict(setting(told) for option, told in itertools.pairwise(words) if option == "--set"))
-    assert again.specification == request.specification != resolve(path).specification
+    assert again.specification.base == request.specification.base != resolve(path).specification.base
+    assert again.specification.changes == request.specification.changes
 
 
 def test_settings_that_changed_are_told_at_the_place_where_they_make_the_others() -> None:
     before = {"a": {"kind": "x", "own": 1}, "b": [{"c": 1}, {"c": 2}], "d": None, "e": {"f": 1, "g": 2}, "h": [1]}
     assert changed(before, before) == {}
     assert changed(before, {**before, "a": {"kind": "y"}}) == {"a": {"kind": "y"}}  # y has no `own`
-    assert changed(before, {**before, "a": {"kind": "y", "own": 1, "more": 2}}) == {"a.kind": "y", "a.more": 2}
+    other = {"kind": "y", "own": 1, "more": 2}  # which needs `more`, so that its kind alone could not be set
+    assert changed(before, {**before, "a": other}) == {"a": other}
+    assert changed(before, {**before, "a": {"kind": "x", "own": 2}}) == {"a.own": 2}
+    assert changed(before, {**before, "d": {"i": {"kind": "z", "j": 4}}}) == {"d.i": {"kind": "z", "j": 4}}
     assert changed(before, {**before, "b": [{"c": 1}, {"c": 3}]}) == {"b.1.c": 3}
     assert changed(before, {**before, "b": [{"c": 1}]}) == {"b": [{"c": 1}]}
     assert changed(before, {**before, "b": [*before["b"], {"c": 3}]}) == {"b": [{"c": 1}, {"c": 2}, {"c": 3}]}

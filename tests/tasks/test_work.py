@@ -49,6 +49,17 @@ def test_no_minutes_of_another_device(tmp_path: Path) -> None:
     assert whole_seconds(cpu, tmp_path) == pytest.approx(28.56)
 
 
+def test_no_minutes_where_the_timed_step_does_not_speak_for_all_cells(tmp_path: Path) -> None:
+    tiny = load_specification("tiny")
+    keep_timing(tmp_path, "tiny-0123ab", timing_of(tiny))
+    few, many = ({"rollout.max_turns": turns} for turns in (2, 9))
+    near, apart = (
+        AblationSpecification.model_validate({**tiny.model_dump(), "factors": {"turns": {"few": few, "more": more}}})
+        for more in ({"rollout.max_turns": 3}, many)
+    )
+    assert whole_seconds(near, tmp_path) is not None and whole_seconds(apart, tmp_path) is None
+
+
 def test_minutes_count_no_more_questions_than_the_timed_data_have(tmp_path: Path) -> None:
     """4 + 4 x .5 s, and 1 s a question. tiny asks 5 x 16 dev and 3 x 16 test ones, which take a run to 134 s; with 5 and 7 there
     5 x 5 and 3 x 7 take it to 52. Four runs and two warm starts of 14 s, two at a time."""
