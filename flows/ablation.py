@@ -143,8 +143,7 @@ def make_runs(runs: Sequence[Run], where: Where, workers: int, say: Say) -> dict
     if all(run.finished for run in runs):
         say("every run was there")
     else:
-        children = children_of(str(flow_run.id), where, runs[0].spec.experiment.training)
-        reasons = run_all(runs, children, workers, say)
+        reasons = run_all(runs, children_of(str(flow_run.id), where, runs), workers, say)
         failed = {name: reason for name, reason in reasons.items() if reason}
     require_same_code()
     if failed:

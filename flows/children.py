@@ -8,6 +8,7 @@ whose process dies is started again and goes on from its checkpoint; one that fa
 import itertools
 import multiprocessing
 import time
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing import forkserver
 from typing import Any, Literal
@@ -16,13 +17,13 @@ from uuid import UUID
 import psutil
 
 from flows.train import FLOWS
-from igpo_core.config import TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.lab.ending import end, end_when
 from tasks.lab.prefect_runs import Ended, crash_without_worker, ended, patiently, settle_child
 from tasks.lab.terminal import follow_parent
 from tasks.runs.children import Children, Name
 from tasks.runs.devices import require_accelerators
+from tasks.runs.planned import Run
 
 Where = Literal["processes", "pool"]
 END_SECONDS = 28.0  # of the 30 s that most senders of SIGTERM grant
@@ -191,11 +192,13 @@ def _start_on_pool(name: Name, run_key: str, key: str) -> tuple[Any, bool]:
     return run, outcome is None
 
 
-def children_of(flow_run_id: str, where: Where, training: TrainingConfig) -> Children:
-    """training: of the runs that they make. Raises ConfigError, before any is made, where arms would wait for a slot that their
-    own sweep holds, and where processes of this machine lack the accelerators that a run wants."""
+def children_of(flow_run_id: str, where: Where, runs: Sequence[Run]) -> Children:
+    """runs: that they make. Raises ConfigError, before any is made, where arms would wait for a slot that their own sweep holds,
+    and where processes of this machine lack the accelerators that a run wants."""
     if where == "processes":
-        require_accelerators(training)
+        for run in runs:
+            if not run.finished:
+                require_accelerators(run.spec.experiment.training)
         return Processes(flow_run_id)
     from prefect.client.orchestration import get_client
 

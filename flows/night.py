@@ -236,7 +236,7 @@ def train_all(runs: Sequence[Run], workers: int, say: Say) -> None:
     """
     if all(run.finished for run in runs):
         return
-    children = children_of(str(flow_run.id), "processes", runs[0].spec.experiment.training)
+    children = children_of(str(flow_run.id), "processes", runs)
     reasons = run_all(runs, children, workers, say, scores=False)
     require_same_code()
     failed = [f"{name}: {why}" for name, why in reasons.items() if why]

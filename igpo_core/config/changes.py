@@ -1,7 +1,7 @@
 """Settings by their path, as factors and the start of a sweep name them: "rollout.group_size", "warm_start.stages.2.steps"."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -51,6 +51,20 @@ def look_up(content: Any, path: str) -> Any:
     return content
 
 
+def differing(before: Any, after: Any) -> list[str]:
+    """Return the path of every single setting that only one of two bases has, or each otherwise."""
+    one, other = dict(_leaves(before)), dict(_leaves(after))
+    return [path for path in {**one, **other} if one.get(path, _MISSING) != other.get(path, _MISSING)]
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    parts = content if isinstance(content, Mapping) else dict(enumerate(content)) if _is_sections(content) else {}
+    if not parts:
+        yield path, content
+    for name, value in parts.items():
+        yield from _leaves(value, f"{path}.{name}" if path else str(name))
+
+
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return the single settings of `after` that `before` lacks or has otherwise, by path: put into `before`, they make `after`.
     A section of another kind is one, with all that its kind needs; so is one of which names are gone that somebody chose, and a
@@ -69,7 +83,11 @@ _MISSING = object()
 def _changed_at(before: Any, after: Any, path: str) -> dict[str, Any]:
     """Return the same of what stands at one place."""
     if isinstance(after, Mapping):
-        return changed(before, after, path) if isinstance(before, Mapping) else changed({}, after, path) or {path: {}}
+        if isinstance(before, Mapping):
+            return changed(before, after, path)
+        if before is not _MISSING and before is not None:  # a number cannot be given parts
+            return {path: dict(after)}
+        return changed({}, after, path) or {path: {}}
     if _is_sections(before) and _is_sections(after) and len(before) == len(after):
         pairs = zip(before, after, strict=True)
         parts = [_changed_at(one, other, f"{path}.{place}") for place, (one, other) in enumerate(pairs)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from igpo_core.config.changes import changed, look_up, of_cell, put
+from igpo_core.config.changes import changed, differing, look_up, of_cell, put
 from igpo_core.config.data import DataConfig
 from igpo_core.config.experiment import ExperimentConfig
 from igpo_core.config.faults import ARM, cut, faults_of_arms
@@ -273,7 +273,7 @@ class AblationSpecification(Truthless):
         chosen = validated({**self.model_dump(), "base": base, "changes": {}}, where)
         chosen = chosen.model_copy(update={"base": chosen.base.model_copy(update={"data": placed(chosen.base.data)})})
         before, after = self.base.model_dump(mode="json"), chosen.base.model_dump(mode="json")
-        asked = changed(before, after)
+        asked = differing(before, after)
         for path in asked:
             for factor, levels in self.factors.items():
                 if any(_overlap(path, place) for level in levels.values() for place in level):

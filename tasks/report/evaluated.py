@@ -11,11 +11,6 @@ from tasks.runs.evaluations import Measured, Unit
 from tasks.runs.processors import mixed
 
 Results = Sequence[tuple[Unit, Measured]]
-NOT_KNOWN = (
-    "NOBODY KNOWS HERE WHETHER ITS WARM START IS LEARNT BY HEART: the plan of its run (run.json) is of other code, or the data "
-    "that it was trained on (data/<version>) are not in this IGPO_HOME. So there is no verdict on it. Evaluate it where it was "
-    "trained, or copy the data here"
-)
 
 
 @dataclass(frozen=True)
@@ -61,17 +56,22 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
             asked[question] = Asked(named[unit.data.version, record["source"]], record["hops"])
             own[question] = record[settings.headline]
     scores = compare([Draw(*key, found) for key, found in draws.items()], asked, margin)
-    by_heart: dict[str, dict[str, None]] = {}  # model -> why there is no verdict on it, each reason once
+    without: dict[str, dict[str, Verdict]] = {
+        unit.model.name: {} for unit, _ in results
+    }  # model -> why, in place of what
     for unit, _ in results:
-        lines = (NOT_KNOWN,) if unit.model.by_heart is None else unit.model.by_heart
-        by_heart.setdefault(unit.model.name, {}).update(dict.fromkeys(lines))
+        taught = unit.model.taught
+        without[unit.model.name] |= dict.fromkeys(taught.by_heart, "learnt by heart")
+        if taught.unknown:
+            line = f"NOBODY KNOWS WHETHER ITS WARM START IS LEARNT BY HEART, so there is no verdict: {taught.unknown}"
+            without[unit.model.name][line] = "start not known"
     first = results[0][0].model.name
 
     def without_verdict(row: Score) -> Score:
-        why = {*by_heart[row.model], *by_heart[first]}
-        if not why:
+        told = {*without[row.model].values(), *without[first].values()}
+        if not told:
             return row
-        verdict: Verdict = "start not known" if why == {NOT_KNOWN} else "learnt by heart"
+        verdict: Verdict = "learnt by heart" if "learnt by heart" in told else "start not known"
         return replace(row, verdict=row.verdict and verdict, p=None)
 
     scores = [without_verdict(row) for row in scores]
@@ -79,8 +79,8 @@ def compared_of(results: Results, trained_on: frozenset[str], margin: float) -> 
     sampled = len({draw for _, _, draw in draws})
     split = next(iter(sets.values())).split
     computed = mixed((unit.model.title, measured.processor) for unit, measured in results)
-    reasons = dict.fromkeys(line for lines in by_heart.values() for line in lines)
-    told = [f"{', '.join(name for name, lines in by_heart.items() if line in lines)}: {line}" for line in reasons]
+    reasons = dict.fromkeys(line for lines in without.values() for line in lines)
+    told = [f"{', '.join(name for name, lines in without.items() if line in lines)}: {line}" for line in reasons]
     words = "\n".join([shown.told(scores, split, settings.headline_title, sampled), *told, *computed])
     return Compared(scores, unseen, settings.headline_title, words)
 

@@ -12,7 +12,7 @@ any other text           the folder of a checkpoint or model
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -23,7 +23,7 @@ from igpo_core.folders import checksums
 from igpo_core.hub import require_model
 from tasks.runs.planned import PLAN, Run, planned_start, told_name
 from tasks.runs.stored_models import HUB_NAME, locate
-from tasks.runs.taught import planned_by_heart
+from tasks.runs.taught import Taught, planned_taught
 
 if TYPE_CHECKING:
     from tasks.tracking.registry import Registered
@@ -50,9 +50,8 @@ class Candidate:
     """Of the training run that made it, where one did. What training started from was made by none."""
     revision: str | None = None
     """Commit of a model of the hub, which is loaded at it."""
-    by_heart: tuple[str, ...] | None = ()
-    """Why the warm start of the run that it is of is learnt by heart, so that no verdict is made of it; empty: it is not. None:
-    nobody knows, and there is no verdict either."""
+    taught: Taught = field(default_factory=Taught)
+    """Of the run that it is of. There is no verdict where its warm start is learnt by heart, or nobody knows."""
 
     @property
     def title(self) -> str:
@@ -118,8 +117,8 @@ def _candidates(name: str, home: Path, experiment: ExperimentConfig, data_versio
     place = locate(name, home)
     run = next((parent for parent in Path(place).resolve().parents if (parent / PLAN).is_file()), None)
     weights, revision = weights_of(place, experiment)
-    known = planned_by_heart(run) if run else ()
-    return [Candidate(name, place, weights, run_key=run.name if run else "", revision=revision, by_heart=known)]
+    taught = planned_taught(run) if run else Taught()
+    return [Candidate(name, place, weights, run_key=run.name if run else "", revision=revision, taught=taught)]
 
 
 def _split(name: str) -> tuple[str, Which]:
@@ -181,7 +180,7 @@ def _of_run(folder: Path, which: Which, title: str) -> Candidate:
     place = checkpoint_of(folder, which)
     verify_folder(place)
     run_key = "" if which == "start" else folder.name
-    return Candidate(title, str(place), policy_digest(place), run_key=run_key, by_heart=planned_by_heart(folder))
+    return Candidate(title, str(place), policy_digest(place), run_key=run_key, taught=planned_taught(folder))
 
 
 def checkpoint_of(folder: Path, which: Which) -> Path:
@@ -209,10 +208,21 @@ def _registered(name: str, found: "Registered", home: Path) -> Candidate:
     if verify:
         verify_folder(found.folder)
     digest = policy_digest(found.folder) if verify else fingerprint(checksums(found.folder))
+    return Candidate(name, str(found.folder), digest, run_key=found.run_key, taught=_taught(found, home))
+
+
+def _taught(found: "Registered", home: Path) -> Taught:
+    """Return what is known of a registered model: what its sweep said, else what its run's folder does where it is here."""
+    from tasks.tracking.registry import NOT_BY_HEART, TAUGHT
+
+    if found.taught == NOT_BY_HEART or not found.run_key:
+        return Taught()
     run = home / "runs" / found.run_key
-    # what a sweep of another machine registered won a verdict there, which no policy does that is learnt by heart
-    known = planned_by_heart(run) if found.run_key and run.is_dir() else ()
-    return Candidate(name, str(found.folder), digest, run_key=found.run_key, by_heart=known)
+    if run.is_dir():
+        return planned_taught(run)
+    return Taught(
+        unknown=f"its version in MLflow has no tag {TAUGHT}={NOT_BY_HEART}, and {run} is not here: copy it here"
+    )
 
 
 def weights_of(place: str, experiment: ExperimentConfig) -> tuple[str, str | None]:

@@ -40,7 +40,7 @@ from tasks.runs.planning import (
     known_timing,
     measure_speed,
     run_seconds,
-    size_of,
+    speaks_for,
     spell,
     sweep_seconds,
     warm_start_seconds,
@@ -193,15 +193,17 @@ def spent(
     # of cells with other data nothing was counted
     asked = [with_questions_there(run, counts if run.data == costly.data else None) for run in runs]
 
-    size = size_of(costly)
-    others = sum(not size_of(run).is_near(size) for run in runs)
-
     def told(where: str, timing: Timing, how: str) -> str:
+        others = sum(not speaks_for(timing, run) for run in runs)
         return (
             f"{where}: about {spell(sweep_seconds(asked, starts, timing, spread))} from nothing, {spread}: a warm "
             f"start about {spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(asked[0], timing))} "
             f"(a step of {timing.rollouts} rollouts {how.format(timing.step)})"
-            + (f"; {others} runs have steps of another size, and count as if theirs took as long" if others else "")
+            + (
+                f"; {others} runs have another policy or steps of another size, and count as if theirs took as long"
+                if others
+                else ""
+            )
         )
 
     if timing is not None:

@@ -157,13 +157,18 @@ def demonstrations(experiment: ExperimentConfig) -> int:
     return sum(stage.steps * stage.batch_size for stage in experiment.warm_start.stages) if experiment.warm_start else 0
 
 
+def speaks_for(timing: Timing, experiment: ExperimentConfig) -> bool:
+    """Return whether a timed step says how long this experiment's take: of such a policy, and about as large."""
+    return timing.policy == policy_key(experiment) and size_of(experiment).is_near(timing.size)
+
+
 def known_timing(home: Path, study: str, experiment: ExperimentConfig) -> Timing | None:
     """The newest on this machine of the same policy_key: of the study, of whatever code and data, else of another one. One that
     timed a warm start comes first. Steps of another size do not count."""
-    key, size, found = policy_key(experiment), size_of(experiment), []
+    key, found = policy_key(experiment), []
     for path in (home / "timings").glob("*.json"):
         timing = Timing(**json.loads(path.read_text()))
-        if timing.policy == key and size.is_near(timing.size):
+        if speaks_for(timing, experiment):
             own = re.fullmatch(rf"{re.escape(study)}-[0-9a-f]{{6}}-{key}", path.stem) is not None
             found.append((own, timing.warm_start is not None, path.stat().st_mtime, timing))
     best = max(found, key=lambda entry: entry[:3], default=None)

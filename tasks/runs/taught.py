@@ -1,13 +1,14 @@
 """What a warm start is taught of published data: which trajectories are left out, and whether it is learnt by heart."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from igpo_core.config import AblationSpecification, ExperimentConfig, FileDemonstrations
 from igpo_core.errors import ConfigError
 from tasks.data.published import count_questions, trajectory_turns
 from tasks.lab.home import data_folder
-from tasks.runs.planned import planned_in
+from tasks.runs.planned import PLAN, planned_in
 
 MOST_REPEATS = 10  # demonstrations of a question from files; 2.7 were seen to leave room to learn
 
@@ -39,15 +40,29 @@ def require_verdict(specification: AblationSpecification, versions: Mapping[str,
         raise ConfigError(f"{specification.name}{f', cell {cell}' if cell else ''}: {what}. {line}")
 
 
-def planned_by_heart(folder: Path) -> tuple[str, ...] | None:
-    """Return by_heart of the run in a folder; None where nobody knows, because its plan cannot be read or its data are gone."""
+@dataclass(frozen=True)
+class Taught:
+    """Whether what a policy was taught before its training forbids a verdict on it."""
+
+    by_heart: tuple[str, ...] = ()
+    """Why its warm start is learnt by heart; empty: it is not, as far as is known."""
+    unknown: str = ""
+    """Why nobody knows here, and what to do; empty: it is known."""
+
+
+def planned_taught(folder: Path) -> Taught:
+    """Return what is known of the warm start of the run in a folder, by its plan and its data."""
     spec = planned_in(folder)
     if spec is None:
-        return None
+        return Taught(
+            unknown=f"{folder / PLAN} is no plan that this code can read: evaluate it with the code that planned it"
+        )
     data = folder.parents[1] / "data" / spec.data_version
     if _is_taught_of_files(spec.experiment) and not data.is_dir():
-        return None
-    return tuple(by_heart(spec.experiment, data))
+        return Taught(
+            unknown=f"{data}, which run {folder.name} was taught of, is not here: copy it from where it was trained"
+        )
+    return Taught(tuple(by_heart(spec.experiment, data)))
 
 
 def by_heart(experiment: ExperimentConfig, folder: Path) -> list[str]:

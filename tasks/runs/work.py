@@ -24,7 +24,7 @@ from tasks.runs.planning import (
     data_key,
     estimate,
     known_timing,
-    size_of,
+    speaks_for,
     spell,
     start_of,
     sweep_seconds,
@@ -159,7 +159,7 @@ def whole_seconds(specification: AblationSpecification, home: Path) -> float | N
     if timing is None or specification.base.training.world > 1:
         return None
     runs, starts = whole(specification)
-    if not all(size_of(run).is_near(timing.size) for run in runs):
+    if not all(speaks_for(timing, run) for run in runs):
         return None
     # what other data have is known once they are read
     asked = [with_questions_there(run, timing.questions if data_key(run) == timing.data else None) for run in runs]

@@ -211,7 +211,11 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def _spell_setting(path: str, value: Any) -> str:
-    return f"{path}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+    """Return what `setting` reads as these: a text that would be read as something else has quotes."""
+    plain = f"{path}={value}"
+    if isinstance(value, str) and setting(plain) == (path, value):
+        return plain
+    return f"{path}={json.dumps(value, separators=(',', ':'))}"
 
 
 def _derived(given: dict[str, Any], where: str, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
 ALIAS = "best"
 EXPLORATORY = "exploratory"
+TAUGHT, NOT_BY_HEART = "warm_start", "not learnt by heart"
 LONGEST = 200  # characters of an alias; MLflow takes 255
 
 
@@ -35,6 +36,8 @@ class Registered:
     folder: Path
     run_key: str
     """Of the run that made it; empty where none of ours did."""
+    taught: str = ""
+    """Whether its warm start was learnt by heart, as the sweep said that registered it; empty: nobody said."""
 
 
 def alias_of(cell: str, exploratory: bool = False) -> str:
@@ -83,6 +86,7 @@ def register_winner(
         "policy_sha256": digest,
         "report": report,
         "exploratory": "; ".join(departures),
+        TAUGHT: NOT_BY_HEART,  # a sweep whose warm start is has no winner
     }
     mlflow = client()
     version = _known(study, tags) or _new(study, sent.run_id, folder, step, tags)
@@ -140,13 +144,14 @@ def find_registered(name: str, home: Path) -> Registered:
     with answering():
         version = _version(name)
         digest, run_key = version.tags.get("policy_sha256"), _run_key(name, version.tags)
+        taught = version.tags.get(TAUGHT, "")
         own = _own(name, version.tags, home)
         if own is not None and (own / MANIFEST).is_file() and policy_digest(own) == digest:
-            return Registered(own, run_key)
+            return Registered(own, run_key, taught)
         folder = _fetched(version, own, home)
         if digest is not None and (not (folder / MANIFEST).is_file() or policy_digest(folder) != digest):
             raise CheckpointError(f"model {name}: MLflow has other files than were registered: register it again")
-        return Registered(folder, run_key)
+        return Registered(folder, run_key, taught)
 
 
 def _own(name: str, tags: Mapping[str, str], home: Path) -> Path | None:

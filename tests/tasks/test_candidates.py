@@ -14,7 +14,8 @@ from igpo_core.config import ExperimentConfig
 from igpo_core.errors import CheckpointError, ConfigError
 from tasks.runs.candidates import BASE, _registered, find_candidates
 from tasks.runs.planned import Run, write_result, write_run
-from tasks.tracking.registry import Registered
+from tasks.runs.taught import Taught
+from tasks.tracking.registry import NOT_BY_HEART, Registered
 from tests.tasks.planned import planned
 
 
@@ -123,24 +124,26 @@ def test_a_model_says_that_its_warm_start_is_learnt_by_heart_whatever_it_is_call
     plain, own = finished(tmp_path, "igpo", 0), finished(tmp_path, "mine", 1, sweep="files", **taught)
     key = own.spec.run_key
     names = [key, f"{key}@best", f"{key}@start", "sweep:/files@start", str(own.folder / "checkpoints" / "step-000004")]
-    told = {one.by_heart for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")}
-    ((line,),) = told
+    ((line,),) = {one.taught.by_heart for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")}
     assert "44 demonstrations are made of 4 train questions, 11 times each" in line
     registered = Registered(own.folder / "checkpoints" / "step-000004", key)
-    assert _registered("models:/study/1", registered, tmp_path).by_heart == (line,)
-    assert _registered("models:/study/2", replace(registered, run_key=""), tmp_path).by_heart == ()
+    assert _registered("models:/study/1", registered, tmp_path).taught == Taught((line,))
+    assert _registered("models:/study/2", replace(registered, run_key=""), tmp_path).taught == Taught()
+    elsewhere = tmp_path / "elsewhere"
+    assert "elsewhere/runs/" in _registered("models:/study/3", registered, elsewhere).taught.unknown
+    said = replace(registered, taught=NOT_BY_HEART)  # by the sweep, whose word counts on every machine
+    assert _registered("models:/study/4", said, elsewhere).taught == Taught()
     others = [BASE, plain.spec.run_key, f"{plain.spec.run_key}@start"]
-    assert {one.by_heart for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {()}
-    shutil.rmtree(published)  # of an untaught run nothing is read of its data
-    assert {one.by_heart for one in find_candidates([*names, *others], tmp_path, ExperimentConfig(), "data")} == {
-        None,
-        (),
-    }
-    elsewhere = _registered("models:/study/3", registered, tmp_path / "elsewhere")
-    assert elsewhere.by_heart == ()  # a sweep registers the winner of a verdict
+    assert {one.taught for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {Taught()}
+    shutil.rmtree(published)
+    (gone,) = {one.taught.unknown for one in find_candidates(names, tmp_path, ExperimentConfig(), "data")}
+    assert gone.startswith(f"{published}, which run {key} was taught of, is not here")
+    # of a run that was taught nothing of files nothing is read of its data
+    assert {one.taught for one in find_candidates(others, tmp_path, ExperimentConfig(), "data")} == {Taught()}
     plan = plain.folder / "run.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "code_of_then": 1}))
-    assert [one.by_heart for one in find_candidates(others[1:2], tmp_path, ExperimentConfig(), "data")] == [None]
+    (one,) = find_candidates(others[1:2], tmp_path, ExperimentConfig(), "data")
+    assert one.taught.unknown.startswith(f"{plan} is no plan that this code can read")
 
 
 def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:

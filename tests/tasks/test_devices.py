@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows import ablation, night
+from flows.children import children_of
 from igpo_core.config import ExperimentConfig, TrainingConfig
 from igpo_core.errors import ConfigError
 from tasks.runs import devices
@@ -43,6 +44,10 @@ def test_a_machine_without_accelerators_is_told_before_any_run(tmp_path: Path, m
     for made in (lambda: ablation.make_runs([run], "processes", 1, print), lambda: night.train_all([run], 1, print)):
         with pytest.raises(ConfigError, match=r"this machine has 0 such devices\. Start it on a machine that has them"):
             made()
+    on_the_cpu = planned(tmp_path)
+    with pytest.raises(ConfigError, match="this machine has 0 such devices"):  # one of several, of another cell
+        children_of("", "processes", [on_the_cpu, run])
+    children_of("", "processes", [on_the_cpu])
     devices.require_accelerators(TrainingConfig())
     monkeypatch.setattr(devices, "accelerators", lambda: ["0"])
     devices.require_accelerators(TrainingConfig(device="cuda"))

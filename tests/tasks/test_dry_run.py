@@ -177,14 +177,14 @@ def test_no_more_questions_are_counted_than_there_are() -> None:
     assert "about 4 min from nothing" in line and "a run about 52 s" in line
 
 
-def test_runs_whose_steps_are_of_another_size_are_told() -> None:
-    """tiny samples 2 turns of 16 tokens; nine turns are more than twice as many. Two arms, two seeds, two cells."""
+@pytest.mark.parametrize(("path", "own", "other"), [("rollout.max_turns", 4, 9), ("policy.width", 32, 1536)])
+def test_runs_of_which_the_timed_step_says_nothing_are_told(path: str, own: int, other: int) -> None:
+    """tiny samples 4 turns of 16 tokens; nine turns are more than twice as many. Two arms, two seeds, two cells."""
     timed_on_the_cpu()
     (line,) = time_of()
-    assert "another size" not in line
-    sizes = {"turns": {"few": {"rollout.max_turns": 2}, "many": {"rollout.max_turns": 9}}}
-    (line,) = time_of(factors=sizes)
-    assert line.endswith("; 4 runs have steps of another size, and count as if theirs took as long")
+    assert "count as if" not in line
+    (line,) = time_of(factors={"form": {"own": {path: own}, "other": {path: other}}})
+    assert line.endswith("; 4 runs have another policy or steps of another size, and count as if theirs took as long")
 
 
 @pytest.fixture
@@ -195,7 +195,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Speed]:
     def count(experiment: Any, shape: Shape, tokens: Tokens, sheet: Speed, weights: int) -> Timing:
         assert shape == SHAPE and tokens == Tokens(10, 4, 0, 20)
         sheets.append(sheet)
-        return Timing(900 * 67e12 / sheet.operations, 4, 0.01, 10.0, weights, demonstrations=480)
+        return Timing(
+            900 * 67e12 / sheet.operations, 4, 0.01, 10.0, weights, policy_key(experiment), 480, sampled=64, longest=256
+        )
 
     monkeypatch.setattr("tasks.runs.dry_run.count_gpu_timing", count)
     return sheets

@@ -16,10 +16,11 @@ from igpo_core.policies import save_policy
 from igpo_core.rollout.continuous_engine import ContinuousRollout
 from igpo_core.rollout.slots import SlotModel
 from tasks.data.publishing import prepare
-from tasks.report.evaluated import NOT_KNOWN, compared_of, metrics_of
+from tasks.report.evaluated import compared_of, metrics_of
 from tasks.runs import evaluations
 from tasks.runs.candidates import find_candidates
 from tasks.runs.evaluations import DataSet, Environments, Unit, measure, missing, results_of, units_of
+from tasks.runs.taught import Taught
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +146,18 @@ def test_the_presets_engine_samples_and_other_processors_are_told(
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-    ("by_heart", "line", "verdict"),
-    [(("BY HEART",), "BY HEART", "learnt by heart"), (None, NOT_KNOWN, "start not known")],
+    ("given", "line", "verdict"),
+    [
+        (Taught(("BY HEART",)), "BY HEART", "learnt by heart"),
+        (
+            Taught(unknown="gone"),
+            "NOBODY KNOWS WHETHER ITS WARM START IS LEARNT BY HEART, so there is no verdict: gone",
+            "start not known",
+        ),
+    ],
 )
 def test_a_model_of_a_warm_start_that_is_learnt_by_heart_has_no_verdict(
-    setting: tuple[Path, DataSet], which: int, by_heart: tuple[str, ...] | None, line: str, verdict: str
+    setting: tuple[Path, DataSet], which: int, given: Taught, line: str, verdict: str
 ) -> None:
     """Nor has another model that is compared with it, nor one of which nobody knows."""
     home, data = setting
@@ -159,7 +167,7 @@ def test_a_model_of_a_warm_start_that_is_learnt_by_heart_has_no_verdict(
     results = results_of(every, home)
     name = list(dict.fromkeys(unit.model.name for unit in every))[which]
     taught = [
-        (replace(unit, model=replace(unit.model, by_heart=by_heart)) if unit.model.name == name else unit, one)
+        (replace(unit, model=replace(unit.model, taught=given)) if unit.model.name == name else unit, one)
         for unit, one in results
     ]
     plain, heart = (compared_of(found, frozenset(), 0.03) for found in (results, taught))

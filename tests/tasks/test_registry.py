@@ -66,7 +66,7 @@ def test_the_run_that_was_best_on_dev_is_registered_once_with_what_it_is(mlflow_
     (model,) = client().search_logged_models([sent.experiment_id])
     assert version.source == f"models:/{model.model_id}"
     found = find_registered("models:/one@best", tmp_path)
-    assert (found.folder, found.run_key) == (folder, best.spec.run_key)
+    assert (found.folder, found.run_key, found.taught) == (folder, best.spec.run_key, "not learnt by heart")
     assert find_registered("models:/one/1", tmp_path) == found
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from flows.ablation import more_seeds
 from igpo_core.config import AblationSpecification, make_plan
-from igpo_core.config.changes import changed
+from igpo_core.config.changes import changed, differing
 from igpo_core.config.specification import spell_changes
 from igpo_core.errors import ConfigError
 from tasks.lab.home import PROJECT
@@ -160,6 +160,9 @@ def test_what_arms_or_factors_set_is_not_changed_behind_their_back(tmp_path: Pat
     for asked in ({"rollout.group_size": 16}, {"rollout": {"group_size": 16, "max_turns": 3}}):
         with pytest.raises(ConfigError, match=r"factor group sets rollout\.group_size in every cell"):
             load_specification(write(tmp_path, {**GOOD, "factors": factors}), asked)
+    floors = {"floor": {name: {"reward.normalization.floor": size} for name, size in (("a", 1e-4), ("b", 0.1))}}
+    beside = load_specification(write(tmp_path, {**GOOD, "factors": floors}), {"reward.normalization.kind": "raw"})
+    assert list(beside.changes) == ["reward.normalization"]  # told whole, and the factor sets only a part of it
     arms = {"a": {"gain": "prob_diff", "gamma": 0.9}, "b": {"gain": "log_prob_diff", "gamma": 0.8}}
     given = write(tmp_path, {**GOOD, "arms": arms, "baseline": "a"})
     with pytest.raises(ConfigError, match=r"no arm would notice reward\.gamma"):
@@ -257,6 +260,8 @@ MODEL_BASE = {"policy": {"kind": "pretrained", "name": "/model"}}
         ({}, {"policy": {"kind": "pretrained", "name": "/model", "dtype": "auto"}}),
         (MODEL_BASE, {"policy": {"kind": "new"}}),
         (MODEL_BASE, {"policy.dtype": "auto"}),
+        (MODEL_BASE, {"policy.revision": "1234567"}),  # a text that reads as a number
+        ({}, {"reward.gain_weight": {"start": 1, "end": 0.5, "steps": 10}}),  # a section in a number's place
         (
             {},
             {"warm_start": {"stages": [{"steps": 5, "learning_rate": 1e-3, "demonstrations": {"kind": "lookup"}}]}},
@@ -297,6 +302,8 @@ def test_settings_that_changed_are_told_at_the_place_where_they_make_the_others(
     other = {"kind": "y", "own": 1, "more": 2}  # which needs `more`, so that its kind alone could not be set
     assert changed(before, {**before, "a": other}) == {"a": other}
     assert changed(before, {**before, "a": {"kind": "x", "own": 2}}) == {"a.own": 2}
+    assert changed(before, {**before, "e": 1}) == {"e": 1} and changed({"e": 1}, {"e": {"f": 1}}) == {"e": {"f": 1}}
+    assert differing(before, {**before, "a": other, "b": [{"c": 3}]}) == ["a.kind", "b.0.c", "b.1.c", "a.more"]
     assert changed(before, {**before, "d": {"i": {"kind": "z", "j": 4}}}) == {"d.i": {"kind": "z", "j": 4}}
     assert changed(before, {**before, "b": [{"c": 1}, {"c": 3}]}) == {"b.1.c": 3}
     assert changed(before, {**before, "b": [{"c": 1}]}) == {"b": [{"c": 1}]}

@@ -52,12 +52,17 @@ def test_no_minutes_of_another_device(tmp_path: Path) -> None:
 def test_no_minutes_where_the_timed_step_does_not_speak_for_all_cells(tmp_path: Path) -> None:
     tiny = load_specification("tiny")
     keep_timing(tmp_path, "tiny-0123ab", timing_of(tiny))
-    few, many = ({"rollout.max_turns": turns} for turns in (2, 9))
-    near, apart = (
-        AblationSpecification.model_validate({**tiny.model_dump(), "factors": {"turns": {"few": few, "more": more}}})
-        for more in ({"rollout.max_turns": 3}, many)
+    near, *apart = (
+        AblationSpecification.model_validate(
+            {**tiny.model_dump(), "factors": {"form": {"own": {path: own}, "other": {path: other}}}}
+        )
+        for path, own, other in (
+            ("rollout.max_turns", 4, 3),
+            ("rollout.max_turns", 4, 9),
+            ("policy.width", 32, 1536),
+        )
     )
-    assert whole_seconds(near, tmp_path) is not None and whole_seconds(apart, tmp_path) is None
+    assert whole_seconds(near, tmp_path) is not None and [whole_seconds(one, tmp_path) for one in apart] == [None, None]
 
 
 def test_minutes_count_no_more_questions_than_the_timed_data_have(tmp_path: Path) -> None:
