@@ -159,7 +159,8 @@ def test_every_place_that_names_a_function_gets_its_own_text(tmp_path: Path) -> 
     plain = str(two(tmp_path))
     other = load_specification(plain, {"reward.gain": {"kind": "function", "path": "b.py:bonus"}})
     assert "[1.0]" in source(load_specification(plain)) and "[2.0]" in source(other)
-    assert other.changes == {"reward.gain.path": "b.py:bonus"} and other.select(None, None).changes == other.changes
+    told = {"kind": "function", "path": "b.py:bonus", "beliefs": True, "settings": {}}  # whole, and without the text
+    assert other.changes == {"reward.gain": told} and other.select(None, None).changes == other.changes
     derived = tmp_path / "derived.yaml"
     content = yaml.safe_load((tmp_path / "two.yaml").read_text())
     derived.write_text(yaml.safe_dump({**content, "name": "derived", "base": {"from": plain}}))

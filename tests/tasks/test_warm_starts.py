@@ -10,9 +10,13 @@ import torch
 from igpo_core.config import ExperimentConfig, PretrainedPolicy, WarmStart
 from igpo_core.errors import ConfigError
 from igpo_core.policies import save_policy
+from tasks.data.publishing import prepare
 from tasks.runs import warm_starts
 from tasks.runs.devices import device
+from tasks.runs.planning import speaks_for
+from tasks.runs.training import time_a_step
 from tasks.runs.warm_starts import ensure_warm_start
+from tasks.specification.presets import load_specification
 from tests.tasks.planned import planned
 
 STAGE = {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "demonstrations": {"kind": "lookup"}}
@@ -36,6 +40,15 @@ def test_nothing_of_it_stays_on_the_accelerator(
     assert (folder / "model.safetensors").is_file()
     assert bool(asked) is stages
     assert moved[-2:] == ["cpu", "emptied"]
+
+
+def test_a_step_that_is_timed_speaks_for_runs_like_its_own(tmp_path: Path) -> None:
+    base = load_specification("tiny", {"warm_start": None}).experiment("igpo", 0)
+    run = planned(tmp_path, base, data_version=prepare(base.data, tmp_path).version)
+    ensure_warm_start(run, lambda line: None)
+    timing = time_a_step(run, 3.0, lambda line: None)
+    assert speaks_for(timing, base) and timing.warm_start == 3
+    assert 0 < timing.rollout * timing.rollouts < timing.step and timing.questions["dev"] == 16
 
 
 @pytest.mark.parametrize("told", [True, False])
