@@ -159,8 +159,9 @@ PACKINGS = (
         "zip",
         b"PK\x03\x04",
         _open_zip,
-        # What zipfile raises of a damaged archive. NotImplementedError is its own word for a compression that it does not know;
-        # ValueError and OverflowError are for places beyond the file and names that are no text
+        # What zipfile raises of an archive that is damaged or foreign to it. NotImplementedError is its own word for what it does
+        # not read: a compression, a version, patched data, strong encryption. ValueError and OverflowError are for places beyond
+        # the file and names that are no text
         (
             zipfile.BadZipFile,
             NotImplementedError,
