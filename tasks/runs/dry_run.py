@@ -32,6 +32,7 @@ from tasks.runs.planning import (
     Timing,
     Tokens,
     about_template,
+    brief,
     count_gpu_timing,
     count_timing,
     disk,
@@ -198,7 +199,7 @@ def spent(
         return (
             f"{where}: about {spell(sweep_seconds(asked, starts, timing, spread))} from nothing, {spread}: a warm "
             f"start about {spell(warm_start_seconds(starts[0], timing))}, a run about {spell(run_seconds(asked[0], timing))} "
-            f"(a step of {timing.rollouts} rollouts {how.format(timing.step)})"
+            f"(a step of {timing.rollouts} rollouts {how.format(brief(timing.step))})"
             + (
                 f"; {others} runs have another policy or steps of another size, and count as if theirs took as long"
                 if others
@@ -207,11 +208,11 @@ def spent(
         )
 
     if timing is not None:
-        yield told("time on this machine", timing, "took {:.2g} s here")
+        yield told("time on this machine", timing, "took {} s here")
     elif training.device == "cpu":
         speed = measure_speed(training.threads, dtype)
         how = (
-            "{:.2g} s by its operations, of which "
+            "{} s by its operations, of which "
             f"{REACHED[dtype].passes:.0%} of {speed.operations / 1e9:.0f} GFLOP/s in {dtype} are reached, as "
             f"{training.threads} threads were just seen to; the sweep times one after its first warm start"
         )
@@ -227,7 +228,7 @@ def spent(
             _, in_half, in_single, bandwidth = ACCELERATORS[name]
             sheet = Speed(in_half if dtype == "bfloat16" else in_single, bandwidth)
             where = f"  on the {name} of this machine" if card else f"  {name}"
-            yield told(where, count_gpu_timing(costly, shape, usual, sheet, weights), "{:.2g} s")
+            yield told(where, count_gpu_timing(costly, shape, usual, sheet, weights), "{} s")
     busy, there = spread.runs * training.threads, psutil.cpu_count() or 1
     if training.device == "cpu" and busy > there:
         yield (
@@ -301,7 +302,7 @@ def needs(config: ExperimentConfig, shape: "Shape", lengths: "Lengths", at_a_tim
         some |= fits
         yield (
             f"  {name}{' of this machine' if card else ''}: {f'fits{part}' if fits else f'does not fit{part}: {remedy}'}; a step "
-            f"of the longest trajectories takes about {seconds:.2g} s, by how steps ran on an H100 (docs/scale.md)"
+            f"of the longest trajectories takes about {brief(seconds)} s, by how steps ran on an H100 (docs/scale.md)"
         )
     if not some:
         yield f"  warning: it {'does not fit' if card else 'fits none of these accelerators'}"

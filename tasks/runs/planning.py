@@ -338,10 +338,15 @@ def estimate(
     free = free_space(place)
     text = (
         f"about {spell(sweep_seconds(runs, starts, timing, spread))} for {len(runs)} runs of about {spell(each)} (a step of "
-        f"{timing.rollouts} rollouts took {timing.step:.2g} s here){spread.shared}, {needed / 1e9:.1f} GB on "
+        f"{timing.rollouts} rollouts took {brief(timing.step)} s here){spread.shared}, {needed / 1e9:.1f} GB on "
         f"disk, where {free / 1e9:.0f} GB are free"
     )
     return text if needed < free else f"{text}\nwarning: the disk will be full before the sweep ends"
+
+
+def brief(seconds: float) -> str:
+    """Return seconds of a step with two digits, and from a hundred on as a whole number."""
+    return f"{seconds:.2g}" if seconds < 99.5 else f"{seconds:.0f}"
 
 
 def spell(seconds: float) -> str:

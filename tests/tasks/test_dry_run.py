@@ -212,11 +212,11 @@ def test_hours_on_every_card_of_the_table_where_none_is_here(counted: list[Speed
         f"  {name}: about {whole} from nothing, 1 at a time: a warm start about 14 s, a run about {run} (a step of 4 rollouts "
         f"{step} s)"
         for name, whole, run, step in (
-            ("L4 24 GB", "8.9 h", "2.2 h", "2e+03"),
-            ("A100 80 GB PCIe", "13.8 h", "3.4 h", "3.1e+03"),
-            ("A100 80 GB SXM", "13.8 h", "3.4 h", "3.1e+03"),
-            ("H100 80 GB SXM", "4.0 h", "60 min", "9e+02"),
-            ("H200 141 GB SXM", "4.0 h", "60 min", "9e+02"),
+            ("L4 24 GB", "8.9 h", "2.2 h", "2010"),
+            ("A100 80 GB PCIe", "13.8 h", "3.4 h", "3092"),
+            ("A100 80 GB SXM", "13.8 h", "3.4 h", "3092"),
+            ("H100 80 GB SXM", "4.0 h", "60 min", "900"),
+            ("H200 141 GB SXM", "4.0 h", "60 min", "900"),
         )
     ]
     a100, hopper = (19.5e12, 1.94e12, 2.0e12), (67e12, 3.35e12, 4.8e12)
